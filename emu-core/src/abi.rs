@@ -1,0 +1,130 @@
+//! The contract between host and device: a VM's state and the reasons it stops.
+//!
+//! Everything here is `#[repr(C)]` with sized integers, so that the host build and the GPU build
+//! agree on every offset. Change [`VERSION`] with any change of layout.
+
+use crate::csr::Csrs;
+use crate::dev::Devices;
+use crate::layout::MachineKind;
+use crate::machine::Clock;
+use crate::mmu::{Context, Tlb};
+
+/// Layout version; host and device refuse to work together when it differs.
+pub const VERSION: u32 = 1;
+
+/// One VM at rest, in the order of use: hot (every instruction), warm (traps and CSRs), cold
+/// (devices). Guest RAM is not part of it.
+#[derive(Clone)]
+#[repr(C)]
+pub struct Vm {
+    /// Touched by every instruction; small enough for a GPU's shared memory.
+    pub hot: Hot,
+    /// Time and retired instructions.
+    pub clock: Clock,
+    /// Control and status registers.
+    pub csr: Csrs,
+    /// Devices on the bus.
+    pub dev: Devices,
+    /// The memory map.
+    pub kind: MachineKind,
+    /// Non-zero when supervisor calls are answered by the built-in SBI instead of trapping to
+    /// M-mode firmware.
+    pub sbi: u32,
+    /// Non-zero while the hart waits for an interrupt.
+    pub waiting: u32,
+    /// `pc` of the last exception taken straight from a trap vector, to notice endless traps.
+    pub trap_loop: u32,
+}
+
+/// Registers and cached translations.
+#[derive(Clone)]
+#[repr(C)]
+pub struct Hot {
+    /// Integer registers; `x[0]` is always zero.
+    pub x: [u32; 32],
+    /// Program counter, always a multiple of four.
+    pub pc: u32,
+    /// Physical address of the LR reservation; odd when there is none.
+    pub reservation: u32,
+    /// What the TLB checks depend on: privilege, SUM, MPRV.
+    pub ctx: Context,
+    /// Cached translations. Not part of the architectural state.
+    pub tlb: Tlb,
+}
+
+/// Value of [`Hot::reservation`] without a reservation.
+pub const NO_RESERVATION: u32 = 1;
+
+/// Why [`crate::machine::Machine::run`] returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Exit {
+    /// The reason.
+    pub code: ExitCode,
+    /// Finisher exit status, or the [`FaultCode`], or zero.
+    pub arg: u32,
+}
+
+/// Reasons to return to the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum ExitCode {
+    /// The budget is used up; runnable.
+    Budget = 0,
+    /// Waiting for an interrupt; run again at `clock.timecmp` or when there is input.
+    Idle = 1,
+    /// The port has no room for output; run again when it has been drained.
+    Stalled = 2,
+    /// No frame for a private page; run again when frames were freed.
+    NoFrame = 3,
+    /// Powered off. The argument is the exit status.
+    PowerOff = 4,
+    /// The guest asked for a reset.
+    Reset = 5,
+    /// The guest cannot go on. The argument is a [`FaultCode`].
+    Fault = 6,
+}
+
+/// What was wrong with a guest that cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum FaultCode {
+    /// A trap vector that traps at once, for ever.
+    TrapLoop = 1,
+    /// The system reset call reported a failure.
+    SystemFailure = 2,
+    /// The state handed to the core has another layout version or is damaged.
+    BadState = 3,
+}
+
+impl Exit {
+    pub(crate) const fn new(code: ExitCode) -> Self {
+        Self { code, arg: 0 }
+    }
+}
+
+impl Vm {
+    /// A machine after power-on: M-mode, everything zero, `pc` 0.
+    pub const fn new(kind: MachineKind) -> Self {
+        Self {
+            hot: Hot {
+                x: [0; 32],
+                pc: 0,
+                reservation: NO_RESERVATION,
+                ctx: Context::RESET,
+                tlb: Tlb::EMPTY,
+            },
+            clock: Clock::new(kind.map().timebase),
+            csr: Csrs::RESET,
+            dev: Devices::new(kind),
+            kind,
+            sbi: 0,
+            waiting: 0,
+            trap_loop: 0,
+        }
+    }
+}
+
+// A VM of a large fleet keeps `Hot` in shared memory and must fit 32 KiB with its frame table.
+const _: () = assert!(size_of::<Hot>() <= 832);
+const _: () = assert!(size_of::<Vm>() <= 4096);

@@ -1,0 +1,40 @@
+//! Devices: pure state machines with a guest side (`read`, `write` of registers) and a level
+//! (`irq`). None of them waits, and none touches anything but its own state, guest RAM through
+//! [`crate::mem::Dma`] and the VM's [`crate::port::Port`].
+
+pub mod finisher;
+pub mod plic;
+pub mod rtc;
+pub mod uart;
+pub mod virtio;
+
+use crate::layout::{MachineKind, virtio_slot};
+
+/// All devices of one VM.
+#[derive(Clone)]
+#[repr(C)]
+pub struct Devices {
+    /// 16550 UART.
+    pub uart: uart::Uart,
+    /// Platform-level interrupt controller.
+    pub plic: plic::Plic,
+    /// Goldfish real-time clock.
+    pub rtc: rtc::Rtc,
+    /// virtio-net, virtio-rng, virtio-blk, by [`virtio_slot`].
+    pub virtio: [virtio::Virtio; virtio_slot::COUNT],
+    /// Source of randomness for virtio-rng, seeded by the host.
+    pub rng: crate::chacha::ChaCha,
+}
+
+impl Devices {
+    /// All devices after reset; those that the host must attach (net, disk) are absent.
+    pub const fn new(kind: MachineKind) -> Self {
+        Self {
+            uart: uart::Uart::RESET,
+            plic: plic::Plic::new(kind.map().plic_sources),
+            rtc: rtc::Rtc::RESET,
+            virtio: [const { virtio::Virtio::ABSENT }; virtio_slot::COUNT],
+            rng: crate::chacha::ChaCha::new([0; 8]),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Guest-physical addresses and interrupt numbers of the two machines.
+//!
+//! [`VIRT`] follows QEMU's `virt`, so that kernels, firmware and riscv-tests made for it run here
+//! unchanged. [`SEMU`] follows the machine of the semu emulator. The device trees in `dts/` and
+//! the blob that the host emits are tested against this file.
+
+/// Which memory map a VM has. Stored in the VM's state, hence the fixed representation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum MachineKind {
+    /// QEMU's `virt` machine.
+    Virt = 0,
+    /// The semu emulator's machine.
+    Semu = 1,
+}
+
+/// A range of guest-physical addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Region {
+    /// First address.
+    pub base: u32,
+    /// Length in bytes; zero when the machine lacks the device.
+    pub size: u32,
+}
+
+impl Region {
+    const fn new(base: u32, size: u32) -> Self {
+        Self { base, size }
+    }
+
+    /// The machine does not have this device.
+    pub const NONE: Self = Self::new(0, 0);
+
+    /// Offset of `addr` in the region, if it lies inside.
+    #[inline]
+    pub const fn offset(self, addr: u32) -> Option<u32> {
+        let off = addr.wrapping_sub(self.base);
+        if off < self.size { Some(off) } else { None }
+    }
+}
+
+/// A virtio-mmio transport: its registers and its PLIC source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VirtioSlot {
+    /// Register window.
+    pub mmio: Region,
+    /// PLIC source number.
+    pub irq: u32,
+}
+
+/// Position of each virtio device in [`Map::virtio`] and in the VM's state.
+pub mod virtio_slot {
+    /// virtio-net.
+    pub const NET: usize = 0;
+    /// virtio-rng.
+    pub const RNG: usize = 1;
+    /// virtio-blk.
+    pub const BLK: usize = 2;
+    /// How many transports a machine has.
+    pub const COUNT: usize = 3;
+}
+
+/// One machine's memory map.
+#[derive(Clone, Copy, Debug)]
+pub struct Map {
+    /// First address of RAM.
+    pub ram_base: u32,
+    /// Most RAM the map has room for, in bytes.
+    pub ram_max: u32,
+    /// Core-local interruptor: `msip`, `mtimecmp`, `mtime`.
+    pub clint: Region,
+    /// Platform-level interrupt controller.
+    pub plic: Region,
+    /// Highest PLIC source number.
+    pub plic_sources: u32,
+    /// The PLIC context that raises the hart's machine external interrupt, if any.
+    pub plic_context_m: Option<u32>,
+    /// The PLIC context that raises the hart's supervisor external interrupt.
+    pub plic_context_s: u32,
+    /// 16550 UART.
+    pub uart: Region,
+    /// The UART's PLIC source.
+    pub uart_irq: u32,
+    /// The UART's input clock in Hz.
+    pub uart_clock: u32,
+    /// Test finisher, also the syscon behind poweroff and reboot.
+    pub finisher: Region,
+    /// Goldfish real-time clock.
+    pub rtc: Region,
+    /// The clock's PLIC source.
+    pub rtc_irq: u32,
+    /// virtio-mmio transports, by [`virtio_slot`].
+    pub virtio: [VirtioSlot; virtio_slot::COUNT],
+    /// Ticks of `time` a second.
+    pub timebase: u32,
+}
+
+/// The default map, that of QEMU's `virt`.
+pub const VIRT: Map = Map {
+    ram_base: 0x8000_0000,
+    ram_max: 0x4000_0000,
+    clint: Region::new(0x0200_0000, 0x1_0000),
+    plic: Region::new(0x0c00_0000, 0x60_0000),
+    plic_sources: 95,
+    plic_context_m: Some(0),
+    plic_context_s: 1,
+    uart: Region::new(0x1000_0000, 0x100),
+    uart_irq: 10,
+    uart_clock: 3_686_400,
+    finisher: Region::new(0x0010_0000, 0x1000),
+    rtc: Region::new(0x0010_1000, 0x1000),
+    rtc_irq: 11,
+    virtio: [
+        VirtioSlot { mmio: Region::new(0x1000_1000, 0x1000), irq: 1 },
+        VirtioSlot { mmio: Region::new(0x1000_2000, 0x1000), irq: 2 },
+        VirtioSlot { mmio: Region::new(0x1000_3000, 0x1000), irq: 3 },
+    ],
+    timebase: 10_000_000,
+};
+
+/// The semu emulator's map. Its CLINT, finisher and clock do not exist; poweroff goes through SBI.
+pub const SEMU: Map = Map {
+    ram_base: 0,
+    ram_max: 0x2000_0000,
+    clint: Region::NONE,
+    plic: Region::new(0xf000_0000, 0x400_0000),
+    plic_sources: 31,
+    plic_context_m: None,
+    plic_context_s: 0,
+    uart: Region::new(0xf400_0000, 0x1000),
+    uart_irq: 1,
+    uart_clock: 5_000_000,
+    finisher: Region::NONE,
+    rtc: Region::NONE,
+    rtc_irq: 0,
+    virtio: [
+        VirtioSlot { mmio: Region::new(0xf410_0000, 0x1000), irq: 2 },
+        VirtioSlot { mmio: Region::new(0xf430_0000, 0x1000), irq: 4 },
+        VirtioSlot { mmio: Region::new(0xf420_0000, 0x1000), irq: 3 },
+    ],
+    timebase: 65_000_000,
+};
+
+impl MachineKind {
+    /// The memory map of this machine.
+    #[inline]
+    pub const fn map(self) -> &'static Map {
+        match self {
+            Self::Virt => &VIRT,
+            Self::Semu => &SEMU,
+        }
+    }
+}
+
+impl Map {
+    /// Every register window, absent ones with size zero.
+    pub const fn windows(&self) -> [Region; 8] {
+        [
+            self.clint,
+            self.plic,
+            self.uart,
+            self.finisher,
+            self.rtc,
+            self.virtio[0].mmio,
+            self.virtio[1].mmio,
+            self.virtio[2].mmio,
+        ]
+    }
+
+    const fn is_disjoint(&self) -> bool {
+        let w = self.windows();
+        let ram = Region::new(self.ram_base, self.ram_max);
+        let mut i = 0;
+        while i < w.len() {
+            if overlaps(w[i], ram) {
+                return false;
+            }
+            let mut j = i + 1;
+            while j < w.len() {
+                if overlaps(w[i], w[j]) {
+                    return false;
+                }
+                j += 1;
+            }
+            i += 1;
+        }
+        true
+    }
+}
+
+const fn overlaps(a: Region, b: Region) -> bool {
+    a.size != 0
+        && b.size != 0
+        && (a.base as u64) < b.base as u64 + b.size as u64
+        && (b.base as u64) < a.base as u64 + a.size as u64
+}
+
+const _: () = assert!(VIRT.is_disjoint() && SEMU.is_disjoint());

@@ -1,0 +1,224 @@
+//! Guest memory as 4 KiB frames, and checked access to it by guest-physical address.
+
+/// log2 of the frame size.
+pub const FRAME_SHIFT: u32 = 12;
+/// Bytes in a frame; the size of an Sv32 page.
+pub const FRAME_SIZE: u32 = 1 << FRAME_SHIFT;
+const OFFSET_MASK: u32 = FRAME_SIZE - 1;
+
+/// The name of a frame in its [`Memory`]. Frame 0 always exists and is all zero.
+///
+/// Only implementations of [`Memory`] make frames; everything else keeps and returns what it was
+/// given. That is what lets an implementation trust the number on the hot path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Frame(u32);
+
+impl Frame {
+    /// The frame that is all zero and never written.
+    pub const ZERO: Self = Self(0);
+
+    /// Names a frame. For implementations of [`Memory`] only.
+    #[inline]
+    pub const fn new(index: u32) -> Self {
+        Self(index)
+    }
+
+    /// The frame's number.
+    #[inline]
+    pub const fn index(self) -> u32 {
+        self.0
+    }
+}
+
+/// There is no free frame left for a private copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoFrame;
+
+/// One VM's memory (or disk): a table from page number to frame.
+///
+/// A frame is *shared* (read-only, part of the base image, one copy for the fleet) or *private*
+/// (made by [`Memory::make_private`] before the first write). Offsets are taken modulo the frame
+/// size and aligned down to the access size.
+pub trait Memory {
+    /// Number of pages.
+    fn pages(&self) -> u32;
+    /// The frame behind page `page`, or `None` past the end.
+    fn frame(&self, page: u32) -> Option<Frame>;
+    /// Whether the frame may be written.
+    fn is_private(&self, frame: Frame) -> bool;
+    /// Gives page `page` a private frame, a copy of the one it has. Does nothing when it has one.
+    fn make_private(&mut self, page: u32) -> Result<Frame, NoFrame>;
+
+    /// Reads a byte.
+    fn load8(&self, frame: Frame, offset: u32) -> u32;
+    /// Reads an aligned half word.
+    fn load16(&self, frame: Frame, offset: u32) -> u32;
+    /// Reads an aligned word.
+    fn load32(&self, frame: Frame, offset: u32) -> u32;
+    /// Writes a byte. The frame must be private.
+    fn store8(&mut self, frame: Frame, offset: u32, value: u32);
+    /// Writes an aligned half word. The frame must be private.
+    fn store16(&mut self, frame: Frame, offset: u32, value: u32);
+    /// Writes an aligned word. The frame must be private.
+    fn store32(&mut self, frame: Frame, offset: u32, value: u32);
+
+    /// The frame's bytes.
+    fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize];
+    /// A private frame's bytes, for writing.
+    fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize];
+}
+
+/// Why an access by guest-physical address did not happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DmaError {
+    /// Some of the range is not RAM.
+    OutOfRange,
+    /// A private frame was needed and none is left. The access can be repeated later.
+    NoFrame,
+}
+
+/// A VM's RAM as devices see it: guest-physical addresses, every range checked before use.
+///
+/// Remembers whether a shared frame was replaced by a private one, because cached translations
+/// must then be dropped ([`Dma::replaced`]).
+pub struct Dma<'a, M> {
+    mem: &'a mut M,
+    base: u32,
+    replaced: bool,
+}
+
+impl<'a, M: Memory> Dma<'a, M> {
+    /// Views `mem` as RAM that starts at guest-physical address `base`.
+    pub fn new(mem: &'a mut M, base: u32) -> Self {
+        Self { mem, base, replaced: false }
+    }
+
+    /// Whether a write replaced a frame since this view was made.
+    pub fn replaced(&self) -> bool {
+        self.replaced
+    }
+
+    /// Whether all of `len` bytes at `addr` are RAM.
+    pub fn contains(&self, addr: u64, len: u32) -> bool {
+        let base = u64::from(self.base);
+        let size = u64::from(self.mem.pages()) << FRAME_SHIFT;
+        addr >= base
+            && addr - base <= size
+            && u64::from(len) <= size - (addr - base)
+    }
+
+    fn page_of(&self, addr: u64, len: u32) -> Result<(u32, u32), DmaError> {
+        if !self.contains(addr, len) {
+            return Err(DmaError::OutOfRange);
+        }
+        let off = addr - u64::from(self.base);
+        Ok(((off >> FRAME_SHIFT) as u32, off as u32 & OFFSET_MASK))
+    }
+
+    /// Calls `f` with each piece of the range in turn (its position in the range, its bytes).
+    pub fn read_with(
+        &self,
+        addr: u64,
+        len: u32,
+        mut f: impl FnMut(u32, &[u8]),
+    ) -> Result<(), DmaError> {
+        let (mut page, mut off) = self.page_of(addr, len)?;
+        let mut done = 0;
+        while done < len {
+            let n = (FRAME_SIZE - off).min(len - done);
+            let frame = self.mem.frame(page).ok_or(DmaError::OutOfRange)?;
+            if let Some(piece) = self.mem.bytes(frame).get(off as usize..(off + n) as usize) {
+                f(done, piece);
+            }
+            done += n;
+            off = 0;
+            page += 1;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with each piece of the range in turn, to be filled.
+    ///
+    /// All frames are made private first, so that [`DmaError::NoFrame`] leaves memory unchanged
+    /// and the call can be repeated.
+    pub fn write_with(
+        &mut self,
+        addr: u64,
+        len: u32,
+        mut f: impl FnMut(u32, &mut [u8]),
+    ) -> Result<(), DmaError> {
+        let (first, start) = self.page_of(addr, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let last = ((u64::from(start) + u64::from(len) - 1) >> FRAME_SHIFT) as u32 + first;
+        for page in first..=last {
+            self.private(page)?;
+        }
+        let (mut page, mut off, mut done) = (first, start, 0);
+        while done < len {
+            let n = (FRAME_SIZE - off).min(len - done);
+            let frame = self.private(page)?;
+            let piece = self.mem.bytes_mut(frame).get_mut(off as usize..(off + n) as usize);
+            if let Some(piece) = piece {
+                f(done, piece);
+            }
+            done += n;
+            off = 0;
+            page += 1;
+        }
+        Ok(())
+    }
+
+    fn private(&mut self, page: u32) -> Result<Frame, DmaError> {
+        let frame = self.mem.frame(page).ok_or(DmaError::OutOfRange)?;
+        if self.mem.is_private(frame) {
+            return Ok(frame);
+        }
+        self.replaced = true;
+        self.mem.make_private(page).map_err(|NoFrame| DmaError::NoFrame)
+    }
+
+    /// Copies bytes out of RAM.
+    pub fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), DmaError> {
+        self.read_with(addr, dst.len() as u32, |at, piece| {
+            if let Some(d) = dst.get_mut(at as usize..at as usize + piece.len()) {
+                d.copy_from_slice(piece);
+            }
+        })
+    }
+
+    /// Copies bytes into RAM.
+    pub fn write(&mut self, addr: u64, src: &[u8]) -> Result<(), DmaError> {
+        self.write_with(addr, src.len() as u32, |at, piece| {
+            if let Some(s) = src.get(at as usize..at as usize + piece.len()) {
+                piece.copy_from_slice(s);
+            }
+        })
+    }
+
+    /// Reads a little-endian half word.
+    pub fn read_u16(&self, addr: u64) -> Result<u16, DmaError> {
+        let mut b = [0; 2];
+        self.read(addr, &mut b)?;
+        Ok(u16::from_le_bytes(b))
+    }
+
+    /// Reads a little-endian word.
+    pub fn read_u32(&self, addr: u64) -> Result<u32, DmaError> {
+        let mut b = [0; 4];
+        self.read(addr, &mut b)?;
+        Ok(u32::from_le_bytes(b))
+    }
+
+    /// Writes a little-endian half word.
+    pub fn write_u16(&mut self, addr: u64, value: u16) -> Result<(), DmaError> {
+        self.write(addr, &value.to_le_bytes())
+    }
+
+    /// Writes a little-endian word.
+    pub fn write_u32(&mut self, addr: u64, value: u32) -> Result<(), DmaError> {
+        self.write(addr, &value.to_le_bytes())
+    }
+}

@@ -1,0 +1,53 @@
+//! What a VM exchanges with the outside: console bytes and network frames.
+//!
+//! The core never waits. A port that has no room says so, and the VM stops until it has
+//! ([`crate::abi::ExitCode::Stalled`]), so that nothing is lost and guest-visible state does not
+//! depend on how fast the host drains.
+
+/// Largest Ethernet frame a VM may send or receive, without the frame check sequence, in bytes.
+pub const FRAME_MAX: u32 = 1518;
+
+/// One VM's connection to the host.
+pub trait Port {
+    /// Takes one console byte from the guest; `false` when there is no room.
+    fn console_put(&mut self, byte: u8) -> bool;
+    /// The next console byte for the guest, if any.
+    fn console_get(&mut self) -> Option<u8>;
+
+    /// Makes room for a frame of `len` bytes from the guest; `false` when there is none.
+    fn net_tx_begin(&mut self, len: u32) -> bool;
+    /// Fills the frame from byte `at`.
+    fn net_tx_write(&mut self, at: u32, bytes: &[u8]);
+    /// Publishes the frame.
+    fn net_tx_end(&mut self);
+
+    /// Length of the next frame for the guest, if any.
+    fn net_rx_len(&mut self) -> Option<u32>;
+    /// Copies from byte `at` of that frame.
+    fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]);
+    /// Drops that frame.
+    fn net_rx_end(&mut self);
+}
+
+/// A port to nowhere: output is dropped and no input comes.
+#[derive(Debug, Default)]
+pub struct NullPort;
+
+impl Port for NullPort {
+    fn console_put(&mut self, _: u8) -> bool {
+        true
+    }
+    fn console_get(&mut self) -> Option<u8> {
+        None
+    }
+    fn net_tx_begin(&mut self, _: u32) -> bool {
+        true
+    }
+    fn net_tx_write(&mut self, _: u32, _: &[u8]) {}
+    fn net_tx_end(&mut self) {}
+    fn net_rx_len(&mut self) -> Option<u32> {
+        None
+    }
+    fn net_rx_read(&mut self, _: u32, _: &mut [u8]) {}
+    fn net_rx_end(&mut self) {}
+}
