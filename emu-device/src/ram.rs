@@ -1,0 +1,223 @@
+//! Frame memory: one arena of 4 KiB frames for a fleet, one table a VM.
+//!
+//! Frames below [`Arena::shared`] are the base image: written before the fleet starts, read-only
+//! since. Every other frame belongs to at most one VM, the one whose table names it. That makes
+//! concurrent use by many VMs free of data races, on the CPU and on the GPU.
+
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, Frame, Memory, NoFrame};
+
+/// Where private frames come from.
+pub trait FrameSource {
+    /// Takes a free frame out of the arena, any content. Frames handed out are below the arena's
+    /// frame count, not shared, and owned by nobody else.
+    fn take(&mut self) -> Option<u32>;
+}
+
+/// The fleet's frames.
+#[derive(Clone, Copy, Debug)]
+pub struct Arena {
+    base: *mut u8,
+    frames: u32,
+    shared: u32,
+}
+
+// SAFETY: an `Arena` is an address and two limits; the access rules are those of `FrameMemory`.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Describes an arena.
+    ///
+    /// # Safety
+    /// `base` must be 4 KiB aligned and valid for reads and writes of `frames` frames for as long
+    /// as the value or a copy is used. Frame 0 must be zero, `shared` at least 1, and nobody may
+    /// write the first `shared` frames while a [`FrameMemory`] over this arena exists.
+    pub const unsafe fn new(base: *mut u8, frames: u32, shared: u32) -> Self {
+        Self { base, frames, shared }
+    }
+
+    /// Number of frames that are read-only and common to the fleet.
+    pub const fn shared(&self) -> u32 {
+        self.shared
+    }
+
+    /// Number of frames, shared and private.
+    pub const fn frames(&self) -> u32 {
+        self.frames
+    }
+}
+
+/// One VM's memory: its page table of frames over the arena.
+pub struct FrameMemory<'a, S> {
+    arena: Arena,
+    table: &'a mut [u32],
+    source: S,
+}
+
+impl<'a, S: FrameSource> FrameMemory<'a, S> {
+    /// The memory that `table` describes, one entry a page.
+    ///
+    /// # Safety
+    /// Every entry must be below `arena.frames()`, and an entry that is not shared must be in no
+    /// other table. A [`Frame`] cached in a VM's state must come from this same table.
+    pub unsafe fn new(arena: Arena, table: &'a mut [u32], source: S) -> Self {
+        debug_assert!(table.iter().all(|&f| f < arena.frames));
+        Self { arena, table, source }
+    }
+
+    #[inline(always)]
+    fn at(&self, frame: Frame, offset: u32) -> *mut u8 {
+        debug_assert!(frame.index() < self.arena.frames);
+        let byte = (frame.index() as usize) << FRAME_SHIFT | (offset & (FRAME_SIZE - 1)) as usize;
+        // SAFETY: frames are made from table entries, which are inside the arena (`new`).
+        unsafe { self.arena.base.add(byte) }
+    }
+}
+
+impl<S: FrameSource> Memory for FrameMemory<'_, S> {
+    fn pages(&self) -> u32 {
+        self.table.len() as u32
+    }
+
+    #[inline]
+    fn frame(&self, page: u32) -> Option<Frame> {
+        self.table.get(page as usize).copied().map(Frame::new)
+    }
+
+    #[inline]
+    fn is_private(&self, frame: Frame) -> bool {
+        frame.index() >= self.arena.shared
+    }
+
+    fn make_private(&mut self, page: u32) -> Result<Frame, NoFrame> {
+        let old = self.frame(page).ok_or(NoFrame)?;
+        if self.is_private(old) {
+            return Ok(old);
+        }
+        let new = Frame::new(self.source.take().ok_or(NoFrame)?);
+        debug_assert!(self.is_private(new));
+        // SAFETY: both are whole frames of the arena; `new` is private and `old` is not, so they
+        // differ.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                self.at(old, 0).cast::<u64>(),
+                self.at(new, 0).cast::<u64>(),
+                FRAME_SIZE as usize / 8,
+            );
+        }
+        if let Some(entry) = self.table.get_mut(page as usize) {
+            *entry = new.index();
+        }
+        Ok(new)
+    }
+
+    #[inline(always)]
+    fn load8(&self, frame: Frame, offset: u32) -> u32 {
+        // SAFETY: `at` is inside the arena; see the module text for who may write it.
+        unsafe { self.at(frame, offset).read() as u32 }
+    }
+
+    #[inline(always)]
+    fn load16(&self, frame: Frame, offset: u32) -> u32 {
+        // SAFETY: as `load8`; the offset is aligned down and the arena is aligned.
+        unsafe { self.at(frame, offset & !1).cast::<u16>().read() as u32 }
+    }
+
+    #[inline(always)]
+    fn load32(&self, frame: Frame, offset: u32) -> u32 {
+        // SAFETY: as `load16`.
+        unsafe { self.at(frame, offset & !3).cast::<u32>().read() }
+    }
+
+    #[inline(always)]
+    fn store8(&mut self, frame: Frame, offset: u32, value: u32) {
+        debug_assert!(self.is_private(frame));
+        // SAFETY: as `load8`; the frame is private, so no other VM sees it.
+        unsafe { self.at(frame, offset).write(value as u8) }
+    }
+
+    #[inline(always)]
+    fn store16(&mut self, frame: Frame, offset: u32, value: u32) {
+        debug_assert!(self.is_private(frame));
+        // SAFETY: as `store8`, aligned as `load16`.
+        unsafe { self.at(frame, offset & !1).cast::<u16>().write(value as u16) }
+    }
+
+    #[inline(always)]
+    fn store32(&mut self, frame: Frame, offset: u32, value: u32) {
+        debug_assert!(self.is_private(frame));
+        // SAFETY: as `store8`, aligned as `load32`.
+        unsafe { self.at(frame, offset & !3).cast::<u32>().write(value) }
+    }
+
+    #[inline]
+    fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize] {
+        // SAFETY: a whole frame of the arena. This VM cannot write it while `self` is borrowed,
+        // and no other VM ever does.
+        unsafe { &*self.at(frame, 0).cast() }
+    }
+
+    #[inline]
+    fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize] {
+        assert!(self.is_private(frame), "a shared frame is read-only");
+        // SAFETY: a whole private frame, reachable through `self` alone, which is borrowed.
+        unsafe { &mut *self.at(frame, 0).cast() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[repr(align(4096))]
+    #[derive(Clone)]
+    struct Page([u8; 4096]);
+
+    struct Upto(u32, u32);
+    impl FrameSource for Upto {
+        fn take(&mut self) -> Option<u32> {
+            (self.0 < self.1).then(|| {
+                self.0 += 1;
+                self.0 - 1
+            })
+        }
+    }
+
+    fn arena(pages: &mut [Page], shared: u32) -> Arena {
+        // SAFETY: the pages outlive the arena in each test, and frame 0 is zero.
+        unsafe { Arena::new(pages.as_mut_ptr().cast(), pages.len() as u32, shared) }
+    }
+
+    #[test]
+    fn first_write_copies_the_shared_frame_and_leaves_it_alone() {
+        let mut pages = vec![Page([0; 4096]); 4];
+        pages[1].0[8..12].copy_from_slice(&7u32.to_le_bytes());
+        let arena = arena(&mut pages, 2);
+        let mut table = [1, 0, 1];
+        // SAFETY: entries are inside the arena and shared.
+        let mut ram = unsafe { FrameMemory::new(arena, &mut table, Upto(2, 4)) };
+
+        let private = ram.make_private(0).unwrap();
+        ram.store32(private, 8, 9);
+
+        assert_eq!(ram.load32(private, 8), 9);
+        assert_eq!(ram.load32(ram.frame(2).unwrap(), 8), 7);
+        assert_eq!(ram.make_private(0), Ok(private));
+    }
+
+    #[test]
+    fn make_private_says_when_no_frame_is_left() {
+        let mut pages = vec![Page([0; 4096]); 2];
+        let arena = arena(&mut pages, 1);
+        let mut table = [0, 0];
+        // SAFETY: entries are inside the arena and shared.
+        let mut ram = unsafe { FrameMemory::new(arena, &mut table, Upto(1, 2)) };
+
+        assert!(ram.make_private(0).is_ok());
+        assert_eq!(ram.make_private(1), Err(NoFrame));
+        assert_eq!(ram.frame(1), Some(Frame::ZERO));
+        assert_eq!(ram.frame(2), None);
+    }
+}

@@ -1,0 +1,1 @@
+//! pxvm as a library.
