@@ -2,6 +2,65 @@
 //! (`irq`). None of them waits, and none touches anything but its own state, guest RAM through
 //! [`crate::mem::Dma`] and the VM's [`crate::port::Port`].
 
+/// Which accesses a register answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Reads only.
+    R,
+    /// Writes only.
+    W,
+    /// Both.
+    RW,
+}
+
+impl Access {
+    const fn reads(self) -> bool {
+        matches!(self, Self::R | Self::RW)
+    }
+
+    const fn writes(self) -> bool {
+        matches!(self, Self::W | Self::RW)
+    }
+}
+
+/// Declares a device's 32-bit registers once: name, offset, access.
+macro_rules! registers {
+    (
+        $(#[$doc:meta])*
+        enum $Registers:ident { $($(#[$reg_doc:meta])* $Name:ident = $offset:literal, $access:ident;)* }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        #[cfg_attr(test, derive(Debug))]
+        enum $Registers { $($(#[$reg_doc])* $Name,)* }
+
+        impl $Registers {
+            /// The register that a load from `offset` reads.
+            const fn for_read(offset: u32) -> Option<Self> {
+                match Self::at(offset) {
+                    Some((register, access)) if access.reads() => Some(register),
+                    _ => None,
+                }
+            }
+
+            /// The register that a store to `offset` writes.
+            const fn for_write(offset: u32) -> Option<Self> {
+                match Self::at(offset) {
+                    Some((register, access)) if access.writes() => Some(register),
+                    _ => None,
+                }
+            }
+
+            const fn at(offset: u32) -> Option<(Self, $crate::dev::Access)> {
+                $(if offset == $offset {
+                    return Some((Self::$Name, $crate::dev::Access::$access));
+                })*
+                None
+            }
+        }
+    };
+}
+
 pub mod finisher;
 pub mod plic;
 pub mod rtc;

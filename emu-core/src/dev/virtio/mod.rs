@@ -1,0 +1,213 @@
+//! virtio devices (virtio 1.2) behind the MMIO transport, in three layers: the register file
+//! ([`mmio`]), the split virtqueue ([`queue`]) and the devices proper ([`net`], [`rng`], [`blk`]).
+//!
+//! A driver that breaks the rules of the ring gets DEVICE_NEEDS_RESET and no further service
+//! until it resets the device. Nothing it writes reaches beyond its own machine.
+//!
+//! Work is done when the driver notifies a queue. What cannot be done then (the host has no room
+//! for a frame, or the request would hold up the other machines) is left over for
+//! [`Virtio::poll`].
+
+pub mod blk;
+#[cfg(any())]
+pub mod driver;
+pub mod mmio;
+pub mod net;
+pub mod queue;
+pub mod rng;
+
+use crate::chacha::ChaCha;
+use crate::mem::{Dma, Memory};
+use crate::port::Port;
+use crate::trap::Trap;
+use mmio::{Transport, interrupt};
+use queue::{Progress, Queue, QueueError};
+
+/// Device type numbers (section 5).
+pub mod device_id {
+    /// No device behind this transport.
+    pub const ABSENT: u32 = 0;
+    /// Network card.
+    pub const NET: u32 = 1;
+    /// Block device.
+    pub const BLK: u32 = 2;
+    /// Entropy source.
+    pub const RNG: u32 = 4;
+}
+
+/// Feature bits of every device (section 6).
+pub mod feature {
+    /// Interrupts and notifications suppressed by ring index (VIRTIO_F_EVENT_IDX).
+    pub const EVENT_IDX: u64 = 1 << 29;
+    /// Not a legacy device (VIRTIO_F_VERSION_1).
+    pub const VERSION_1: u64 = 1 << 32;
+    pub(super) const COMMON: u64 = VERSION_1 | EVENT_IDX;
+}
+
+/// Most queues that a device has.
+const QUEUES: usize = 2;
+
+/// What a device reaches outside its own state.
+pub struct Io<'a, M, D, P> {
+    /// Guest RAM.
+    pub ram: Dma<'a, M>,
+    /// The disk behind virtio-blk, from its first byte.
+    pub disk: &'a mut D,
+    /// The host.
+    pub port: &'a mut P,
+    /// Randomness for virtio-rng.
+    pub rng: &'a mut ChaCha,
+}
+
+/// What the device shows in its configuration space. Which fields count depends on the device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Config {
+    /// virtio-blk: size in sectors of 512 bytes.
+    pub capacity: u64,
+    /// virtio-net: hardware address.
+    pub mac: [u8; 6],
+    /// virtio-net: link status bits.
+    pub link: u16,
+}
+
+/// What a network card has done, for the host to read. A driver's reset does not clear it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Counters {
+    /// Frames put into the guest's buffers.
+    pub rx_frames: u64,
+    /// Frames dropped on the way to the guest: no driver, or a buffer too small.
+    pub rx_drops: u64,
+    /// Frames taken from the guest.
+    pub tx_frames: u64,
+    /// Runt and giant frames of the guest.
+    pub tx_drops: u64,
+}
+
+/// One virtio device and its transport.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Virtio {
+    transport: Transport,
+    queues: [Queue; QUEUES],
+    /// Configuration space.
+    pub config: Config,
+    /// Statistics.
+    pub counters: Counters,
+}
+
+impl Virtio {
+    /// A transport without a device.
+    pub const ABSENT: Self = Self::new(device_id::ABSENT);
+
+    /// An entropy source.
+    pub const RNG: Self = Self::new(device_id::RNG);
+
+    /// A network card with hardware address `mac`, link up.
+    pub const fn net(mac: [u8; 6]) -> Self {
+        let mut device = Self::new(device_id::NET);
+        device.config.mac = mac;
+        device.config.link = net::LINK_UP;
+        device
+    }
+
+    /// A disk of `capacity` sectors of 512 bytes.
+    pub const fn blk(capacity: u64) -> Self {
+        let mut device = Self::new(device_id::BLK);
+        device.config.capacity = capacity;
+        device
+    }
+
+    const fn new(device_id: u32) -> Self {
+        Self {
+            transport: Transport::new(device_id),
+            queues: [const { Queue::RESET }; QUEUES],
+            config: Config { capacity: 0, mac: [0; 6], link: 0 },
+            counters: Counters { rx_frames: 0, rx_drops: 0, tx_frames: 0, tx_drops: 0 },
+        }
+    }
+
+    /// Which device this is, of [`device_id`].
+    pub const fn device_id(&self) -> u32 {
+        self.transport.device_id
+    }
+
+    /// Level of the interrupt line.
+    pub const fn irq(&self) -> bool {
+        self.transport.interrupt_status != 0
+    }
+
+    /// Whether work is left over that only [`Virtio::poll`] continues. A machine that waits for
+    /// an interrupt must be run again, for it may be this work that brings it.
+    pub const fn is_deferred(&self) -> bool {
+        self.transport.deferred != 0
+    }
+
+    /// Plugs the network cable in or out and tells the driver.
+    pub const fn set_link(&mut self, up: bool) {
+        let link = if up { net::LINK_UP } else { 0 };
+        if self.config.link != link {
+            self.config.link = link;
+            self.transport.config_changed();
+        }
+    }
+
+    /// Continues left-over work and delivers frames from the port, to be called between slices.
+    ///
+    /// [`Trap::NoFrame`] leaves a state from which the same call goes on.
+    pub fn poll<M: Memory, D: Memory, P: Port>(
+        &mut self,
+        io: &mut Io<'_, M, D, P>,
+    ) -> Result<(), Trap> {
+        let deferred = self.transport.deferred;
+        if deferred != 0 {
+            for index in 0..QUEUES as u32 {
+                if deferred & 1 << index != 0 {
+                    self.serve(index, io)?;
+                }
+            }
+        }
+        if self.device_id() == device_id::NET && io.port.net_rx_len().is_some() {
+            if self.transport.is_live() {
+                self.serve(net::RECEIVE_QUEUE, io)?;
+            } else {
+                net::discard(io.port, &mut self.counters);
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves the buffers that the driver made available in queue `index`.
+    fn serve<M: Memory, D: Memory, P: Port>(
+        &mut self,
+        index: u32,
+        io: &mut Io<'_, M, D, P>,
+    ) -> Result<(), Trap> {
+        let event_idx = self.transport.has_feature(feature::EVENT_IDX);
+        let Some(queue) = self.queues.get_mut(index as usize) else { return Ok(()) };
+        if !self.transport.is_live() || !queue.is_ready() {
+            return Ok(());
+        }
+        let used_before = queue.used_idx();
+        let outcome = match (self.transport.device_id, index) {
+            (device_id::NET, net::RECEIVE_QUEUE) => net::receive(queue, io, &mut self.counters),
+            (device_id::NET, net::TRANSMIT_QUEUE) => net::transmit(queue, io, &mut self.counters),
+            (device_id::RNG, 0) => rng::serve(queue, io),
+            (device_id::BLK, 0) => blk::serve(queue, io, self.config.capacity),
+            _ => return Ok(()),
+        };
+        // Also after an error, because what was used before it is done and must be seen.
+        let published = queue.publish(&mut io.ram, used_before, event_idx);
+        if let Ok(true) = published {
+            self.transport.interrupt_status |= interrupt::USED_BUFFER;
+        }
+        match published.and(outcome) {
+            Ok(Progress::Done) => self.transport.deferred &= !(1 << index),
+            Ok(Progress::Deferred) => self.transport.deferred |= 1 << index,
+            Err(QueueError::NoFrame) => return Err(Trap::NoFrame),
+            Err(QueueError::Broken) => self.transport.fail(),
+        }
+        Ok(())
+    }
+}
