@@ -9,6 +9,8 @@ pub const FRAME_MAX: u32 = 1518;
 
 /// One VM's connection to the host.
 pub trait Port {
+    /// How many console bytes from the guest there is room for.
+    fn console_room(&self) -> u32;
     /// Takes one console byte from the guest; `false` when there is no room.
     fn console_put(&mut self, byte: u8) -> bool;
     /// The next console byte for the guest, if any.
@@ -34,6 +36,9 @@ pub trait Port {
 pub struct NullPort;
 
 impl Port for NullPort {
+    fn console_room(&self) -> u32 {
+        u32::MAX
+    }
     fn console_put(&mut self, _: u8) -> bool {
         true
     }

@@ -1,6 +1,8 @@
 //! Traps as values (privileged specification, section 3.1.15).
 
-use crate::abi::FaultCode;
+use crate::abi::{FaultCode, NO_RESERVATION, Vm};
+use crate::csr::{Word, irq, mstatus};
+use crate::mmu::Privilege;
 
 /// Exception and interrupt numbers as they stand in `mcause` and `scause`.
 pub mod cause {
@@ -68,5 +70,104 @@ impl Trap {
     #[inline]
     pub const fn illegal(insn: u32) -> Self {
         Self::new(cause::ILLEGAL_INSN, insn)
+    }
+}
+
+/// Interrupts in the order in which they are taken (section 3.1.9).
+const PRIORITY: [(u32, u32); 6] = [
+    (irq::MEI, 11),
+    (irq::MSI, 3),
+    (irq::MTI, 7),
+    (irq::SEI, 9),
+    (irq::SSI, 1),
+    (irq::STI, 5),
+];
+
+impl Vm {
+    /// The interrupt to take now, as its cause without the interrupt bit.
+    pub(crate) fn pending_interrupt(&self) -> Option<u32> {
+        let pending = self.csr.mip() & self.csr.get(Word::Mie);
+        if pending == 0 {
+            return None;
+        }
+        let status = self.csr.get(Word::Mstatus);
+        let delegated = self.csr.get(Word::Mideleg);
+        let privilege = self.hot.ctx.privilege;
+        let m_enabled = privilege != Privilege::Machine || status & mstatus::MIE != 0;
+        let s_enabled = privilege == Privilege::User
+            || privilege == Privilege::Supervisor && status & mstatus::SIE != 0;
+        let machine = if m_enabled { pending & !delegated } else { 0 };
+        let supervisor = if s_enabled { pending & delegated } else { 0 };
+        let take = if machine != 0 { machine } else { supervisor };
+        PRIORITY.iter().find(|(bit, _)| take & bit != 0).map(|&(_, number)| number)
+    }
+
+    /// Enters the trap handler for the instruction at `hot.pc`.
+    pub(crate) fn take_trap(&mut self, cause: u32, tval: u32) {
+        let number = cause & 31;
+        let deleg = if cause & cause::INTERRUPT != 0 { Word::Mideleg } else { Word::Medeleg };
+        let from = self.hot.ctx.privilege;
+        let pc = self.hot.pc;
+        let mut status = self.csr.get(Word::Mstatus);
+        let to_supervisor =
+            from != Privilege::Machine && self.csr.get(deleg) >> number & 1 != 0;
+        let (epc, cause_word, tval_word, tvec, to) = if to_supervisor {
+            let ie = status & mstatus::SIE != 0;
+            status &= !(mstatus::SIE | mstatus::SPIE | mstatus::SPP);
+            status |= if ie { mstatus::SPIE } else { 0 };
+            status |= if from == Privilege::Supervisor { mstatus::SPP } else { 0 };
+            (Word::Sepc, Word::Scause, Word::Stval, Word::Stvec, Privilege::Supervisor)
+        } else {
+            let ie = status & mstatus::MIE != 0;
+            status &= !(mstatus::MIE | mstatus::MPIE | mstatus::MPP);
+            status |= if ie { mstatus::MPIE } else { 0 };
+            status |= (from as u32) << mstatus::MPP_SHIFT;
+            (Word::Mepc, Word::Mcause, Word::Mtval, Word::Mtvec, Privilege::Machine)
+        };
+        self.csr.set(Word::Mstatus, status);
+        self.csr.set(epc, pc);
+        self.csr.set(cause_word, cause);
+        self.csr.set(tval_word, tval);
+        let vector = self.csr.get(tvec);
+        let base = vector & !3;
+        let vectored = vector & 1 != 0 && cause & cause::INTERRUPT != 0;
+        self.hot.pc = base.wrapping_add(if vectored { 4 * number } else { 0 });
+        self.hot.reservation = NO_RESERVATION;
+        self.set_privilege(to);
+    }
+
+    /// MRET; the caller has checked the privilege.
+    pub(crate) fn mret(&mut self) {
+        let mut status = self.csr.get(Word::Mstatus);
+        let to = match (status & mstatus::MPP) >> mstatus::MPP_SHIFT {
+            0 => Privilege::User,
+            1 => Privilege::Supervisor,
+            _ => Privilege::Machine,
+        };
+        let ie = status & mstatus::MPIE != 0;
+        status &= !(mstatus::MIE | mstatus::MPP);
+        status |= mstatus::MPIE | if ie { mstatus::MIE } else { 0 };
+        if to != Privilege::Machine {
+            status &= !mstatus::MPRV;
+        }
+        self.xret(status, to, Word::Mepc);
+    }
+
+    /// SRET; the caller has checked the privilege.
+    pub(crate) fn sret(&mut self) {
+        let mut status = self.csr.get(Word::Mstatus);
+        let to =
+            if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User };
+        let ie = status & mstatus::SPIE != 0;
+        status &= !(mstatus::SIE | mstatus::SPP | mstatus::MPRV);
+        status |= mstatus::SPIE | if ie { mstatus::SIE } else { 0 };
+        self.xret(status, to, Word::Sepc);
+    }
+
+    fn xret(&mut self, status: u32, to: Privilege, epc: Word) {
+        self.csr.set(Word::Mstatus, status);
+        self.hot.pc = self.csr.get(epc);
+        self.hot.reservation = NO_RESERVATION;
+        self.set_privilege(to);
     }
 }

@@ -61,6 +61,7 @@ macro_rules! registers {
     };
 }
 
+pub mod clint;
 pub mod finisher;
 pub mod plic;
 pub mod rtc;
@@ -73,6 +74,8 @@ use crate::layout::{MachineKind, virtio_slot};
 #[derive(Clone)]
 #[repr(C)]
 pub struct Devices {
+    /// Core-local interruptor.
+    pub clint: clint::Clint,
     /// 16550 UART.
     pub uart: uart::Uart,
     /// Platform-level interrupt controller.
@@ -89,6 +92,7 @@ impl Devices {
     /// All devices after reset; those that the host must attach (net, disk) are absent.
     pub const fn new(kind: MachineKind) -> Self {
         Self {
+            clint: clint::Clint::RESET,
             uart: uart::Uart::RESET,
             plic: plic::Plic::new(kind.map().plic_sources),
             rtc: rtc::Rtc::RESET,

@@ -1,0 +1,85 @@
+//! What lies behind guest-physical addresses that are not RAM.
+
+use crate::dev::finisher;
+use crate::layout::Map;
+use crate::machine::Machine;
+use crate::mem::Memory;
+use crate::port::Port;
+use crate::trap::Trap;
+
+/// A device and the offset in its register window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Device {
+    Clint(u32),
+    Plic(u32),
+    Uart(u32),
+    Finisher(u32),
+    Rtc(u32),
+    Virtio(usize, u32),
+}
+
+fn route(map: &Map, addr: u32) -> Option<Device> {
+    if let Some(off) = map.uart.offset(addr) {
+        return Some(Device::Uart(off));
+    }
+    if let Some(off) = map.plic.offset(addr) {
+        return Some(Device::Plic(off));
+    }
+    for (slot, transport) in map.virtio.iter().enumerate() {
+        if let Some(off) = transport.mmio.offset(addr) {
+            return Some(Device::Virtio(slot, off));
+        }
+    }
+    if let Some(off) = map.clint.offset(addr) {
+        return Some(Device::Clint(off));
+    }
+    if let Some(off) = map.finisher.offset(addr) {
+        return Some(Device::Finisher(off));
+    }
+    map.rtc.offset(addr).map(Device::Rtc)
+}
+
+/// No device answers at this address, or not to this size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NoDevice;
+
+impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
+    /// Reads a device register of `size` bytes.
+    pub(crate) fn bus_read(&mut self, addr: u32, size: u32) -> Result<u32, NoDevice> {
+        let device = route(self.vm.kind.map(), addr).ok_or(NoDevice)?;
+        // Reading may take input or acknowledge an interrupt.
+        self.recheck = true;
+        let vm = &mut *self.vm;
+        Ok(match device {
+            Device::Uart(off) => vm.dev.uart.read(off, self.port),
+            Device::Plic(off) => vm.dev.plic.read(off),
+            Device::Clint(off) => vm.dev.clint.read(&vm.clock, off),
+            Device::Finisher(_) => 0,
+            Device::Rtc(off) => vm.dev.rtc.read(off, vm.clock.now_ns()),
+            Device::Virtio(slot, off) => {
+                vm.dev.virtio.get_mut(slot).map_or(0, |device| device.read(off, size))
+            }
+        })
+    }
+
+    /// Writes a device register of `size` bytes.
+    pub(crate) fn bus_write(&mut self, addr: u32, size: u32, value: u32) -> Result<Result<(), Trap>, NoDevice> {
+        let device = route(self.vm.kind.map(), addr).ok_or(NoDevice)?;
+        self.recheck = true;
+        let vm = &mut *self.vm;
+        match device {
+            Device::Uart(off) => return Ok(vm.dev.uart.write(off, value, self.port)),
+            Device::Plic(off) => vm.dev.plic.write(off, value),
+            Device::Clint(off) => vm.dev.clint.write(&mut vm.clock, off, value),
+            Device::Finisher(0) => self.exit = finisher::decode(value).or(self.exit.take()),
+            Device::Finisher(_) => {}
+            Device::Rtc(off) => vm.dev.rtc.write(off, value, vm.clock.now_ns()),
+            Device::Virtio(slot, off) => {
+                return Ok(self
+                    .with_virtio(slot, |device, io| device.write(off, size, value, io))
+                    .and_then(|result| result));
+            }
+        }
+        Ok(Ok(()))
+    }
+}

@@ -1,0 +1,575 @@
+//! Control and status registers.
+//!
+//! One table says what each number shows: a constant, a masked view of a stored word, or one of
+//! the few registers with behaviour. Privilege and read-only follow from the number's bits.
+
+use crate::abi::Vm;
+use crate::mmu::Privilege;
+use crate::pmp::{self, Pmp};
+
+/// Bits of `mstatus`.
+#[allow(missing_docs)]
+pub mod mstatus {
+    pub const SIE: u32 = 1 << 1;
+    pub const MIE: u32 = 1 << 3;
+    pub const SPIE: u32 = 1 << 5;
+    pub const MPIE: u32 = 1 << 7;
+    pub const SPP: u32 = 1 << 8;
+    pub const MPP_SHIFT: u32 = 11;
+    pub const MPP: u32 = 3 << MPP_SHIFT;
+    pub const MPRV: u32 = 1 << 17;
+    pub const SUM: u32 = 1 << 18;
+    pub const MXR: u32 = 1 << 19;
+    pub const TVM: u32 = 1 << 20;
+    pub const TW: u32 = 1 << 21;
+    pub const TSR: u32 = 1 << 22;
+    pub(super) const S_VIEW: u32 = SIE | SPIE | SPP | SUM | MXR;
+    pub(super) const WRITABLE: u32 = S_VIEW | MIE | MPIE | MPP | MPRV | TVM | TW | TSR;
+}
+
+/// Bits of `mip`, `mie` and `mideleg`.
+#[allow(missing_docs)]
+pub mod irq {
+    pub const SSI: u32 = 1 << 1;
+    pub const MSI: u32 = 1 << 3;
+    pub const STI: u32 = 1 << 5;
+    pub const MTI: u32 = 1 << 7;
+    pub const SEI: u32 = 1 << 9;
+    pub const MEI: u32 = 1 << 11;
+    pub const S_ALL: u32 = SSI | STI | SEI;
+    pub const ALL: u32 = S_ALL | MSI | MTI | MEI;
+}
+
+/// Exceptions that can be delegated: all but environment calls from M-mode.
+pub const MEDELEG_WRITABLE: u32 = 0xb3ff;
+/// `satp.MODE`: Sv32 when set. ASIDs are not implemented: the field is hardwired to zero.
+pub const SATP_MODE: u32 = 1 << 31;
+const SATP_PPN: u32 = 0x003f_ffff;
+/// RV32 with A, I, M, S and U.
+const MISA: u32 = 1 << 30 | 1 << 20 | 1 << 18 | 1 << 12 | 1 << 8 | 1;
+const COUNTERS: u32 = 0b111;
+const COUNT_INHIBIT: u32 = 0b101;
+const ENVCFG_FIOM: u32 = 1;
+
+/// CSR numbers that other modules use.
+#[allow(missing_docs)]
+pub mod number {
+    pub const MEDELEG: u32 = 0x302;
+    pub const MIDELEG: u32 = 0x303;
+    pub const MCOUNTEREN: u32 = 0x306;
+    pub const SCOUNTEREN: u32 = 0x106;
+    pub const SIP: u32 = 0x144;
+    pub const MIP: u32 = 0x344;
+}
+
+/// Stored words.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Word {
+    Mstatus,
+    Medeleg,
+    Mideleg,
+    Mie,
+    Mtvec,
+    Mcounteren,
+    Menvcfg,
+    Mcountinhibit,
+    Mscratch,
+    Mepc,
+    Mcause,
+    Mtval,
+    Stvec,
+    Scounteren,
+    Senvcfg,
+    Sscratch,
+    Sepc,
+    Scause,
+    Stval,
+    Satp,
+}
+const WORDS: usize = Word::Satp as usize + 1;
+
+/// Registers with behaviour of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Special {
+    Mstatus,
+    Sstatus,
+    Sie,
+    Mip,
+    Sip,
+    Satp,
+    Mcountinhibit,
+    Pmpcfg,
+    Pmpaddr,
+    Cycle,
+    CycleHigh,
+    Time,
+    TimeHigh,
+    Instret,
+    InstretHigh,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum View {
+    /// Reads as a constant; writes are ignored where the number allows them.
+    Fixed(u32),
+    /// A stored word of which the masked bits can be written.
+    Word(Word, u32),
+    Special(Special),
+}
+
+const ALL: u32 = u32::MAX;
+
+#[inline]
+const fn view(number: u32) -> Option<View> {
+    use View::{Fixed, Special as S, Word as W};
+    Some(match number {
+        // Unprivileged counters and their machine-mode, writable names.
+        0xc00 | 0xb00 => S(Special::Cycle),
+        0xc80 | 0xb80 => S(Special::CycleHigh),
+        0xc01 => S(Special::Time),
+        0xc81 => S(Special::TimeHigh),
+        0xc02 | 0xb02 => S(Special::Instret),
+        0xc82 | 0xb82 => S(Special::InstretHigh),
+        // hpmcounter3..31, mhpmcounter3..31 and their high halves, mhpmevent3..31: none counts.
+        0xc03..=0xc1f | 0xc83..=0xc9f | 0xb03..=0xb1f | 0xb83..=0xb9f | 0x323..=0x33f => Fixed(0),
+        // Supervisor.
+        0x100 => S(Special::Sstatus),
+        0x104 => S(Special::Sie),
+        0x105 => W(Word::Stvec, !2),
+        0x106 => W(Word::Scounteren, COUNTERS),
+        0x10a => W(Word::Senvcfg, ENVCFG_FIOM),
+        0x140 => W(Word::Sscratch, ALL),
+        0x141 => W(Word::Sepc, !3),
+        0x142 => W(Word::Scause, ALL),
+        0x143 => W(Word::Stval, ALL),
+        0x144 => S(Special::Sip),
+        0x180 => S(Special::Satp),
+        // Machine information: mvendorid, marchid, mimpid, mhartid, mconfigptr.
+        0xf11..=0xf15 => Fixed(0),
+        // Machine.
+        0x300 => S(Special::Mstatus),
+        0x301 => Fixed(MISA),
+        0x302 => W(Word::Medeleg, MEDELEG_WRITABLE),
+        0x303 => W(Word::Mideleg, irq::S_ALL),
+        0x304 => W(Word::Mie, irq::ALL),
+        0x305 => W(Word::Mtvec, !2),
+        0x306 => W(Word::Mcounteren, COUNTERS),
+        0x30a => W(Word::Menvcfg, ENVCFG_FIOM),
+        // mstatush, medelegh, menvcfgh.
+        0x310 | 0x312 | 0x31a => Fixed(0),
+        0x320 => S(Special::Mcountinhibit),
+        0x340 => W(Word::Mscratch, ALL),
+        0x341 => W(Word::Mepc, !3),
+        0x342 => W(Word::Mcause, ALL),
+        0x343 => W(Word::Mtval, ALL),
+        0x344 => S(Special::Mip),
+        0x3a0..=0x3a3 => S(Special::Pmpcfg),
+        0x3b0..=0x3bf => S(Special::Pmpaddr),
+        // tselect, tdata1..3: no trigger exists (tdata1.type is 0).
+        0x7a0..=0x7a3 => Fixed(0),
+        _ => return None,
+    })
+}
+
+/// The CSRs' state.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Csrs {
+    words: [u32; WORDS],
+    /// `mip` bits that software set.
+    mip_soft: u32,
+    /// `mip` bits that devices drive.
+    pub mip_lines: u32,
+    /// `mcycle` minus retired instructions; the value itself while inhibited.
+    cycle: u64,
+    /// `minstret`, likewise.
+    instret: u64,
+    /// Physical memory protection.
+    pub pmp: Pmp,
+}
+
+impl Csrs {
+    /// Values after reset.
+    pub const RESET: Self = Self {
+        words: [0; WORDS],
+        mip_soft: 0,
+        mip_lines: 0,
+        cycle: 0,
+        instret: 0,
+        pmp: Pmp::RESET,
+    };
+
+    /// A stored word.
+    #[inline]
+    pub fn get(&self, word: Word) -> u32 {
+        self.words[word as usize]
+    }
+
+    /// Replaces a stored word; for the trap unit, which keeps to legal values.
+    #[inline]
+    pub fn set(&mut self, word: Word, value: u32) {
+        self.words[word as usize] = value;
+    }
+
+    /// `mip`: what software set and what devices drive.
+    #[inline]
+    pub fn mip(&self) -> u32 {
+        self.mip_soft | self.mip_lines
+    }
+
+    /// Sets or clears a software-writable bit of `mip`.
+    pub fn set_pending(&mut self, bits: u32, on: bool) {
+        self.mip_soft = if on { self.mip_soft | bits } else { self.mip_soft & !bits };
+    }
+
+    fn merge(&mut self, word: Word, mask: u32, value: u32) {
+        let slot = &mut self.words[word as usize];
+        *slot = *slot & !mask | value & mask;
+    }
+
+    fn merge_status(&mut self, mask: u32, value: u32) {
+        let old = self.get(Word::Mstatus);
+        let mut new = old & !mask | value & mask;
+        // MPP is WARL: 2 is no privilege.
+        if new & mstatus::MPP == 2 << mstatus::MPP_SHIFT {
+            new = new & !mstatus::MPP | old & mstatus::MPP;
+        }
+        self.set(Word::Mstatus, new);
+    }
+}
+
+/// A CSR instruction is illegal here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IllegalCsr;
+
+/// What a CSR instruction does with the old value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CsrOp {
+    /// `csrrw`
+    Write,
+    /// `csrrs`
+    Set,
+    /// `csrrc`
+    Clear,
+}
+
+fn low(v: u64) -> u32 {
+    v as u32
+}
+fn high(v: u64) -> u32 {
+    (v >> 32) as u32
+}
+fn with_low(v: u64, new: u32) -> u64 {
+    v >> 32 << 32 | u64::from(new)
+}
+fn with_high(v: u64, new: u32) -> u64 {
+    u64::from(new) << 32 | v & 0xffff_ffff
+}
+
+impl Vm {
+    /// Executes a CSR instruction. `operand` is `None` when nothing is written. Answers the old
+    /// value and whether the machine must look at interrupts and translation again.
+    ///
+    /// `clock.retired` must not yet count this instruction.
+    pub fn csr_access(
+        &mut self,
+        number: u32,
+        op: CsrOp,
+        operand: Option<u32>,
+    ) -> Result<(u32, bool), IllegalCsr> {
+        let v = view(number).ok_or(IllegalCsr)?;
+        self.check_privilege(number, operand.is_some())?;
+        let old = self.csr_read(number, v);
+        let Some(operand) = operand else { return Ok((old, false)) };
+        // Read-modify-write of mip works on the software bits alone, else a device's line would
+        // be latched.
+        let base = match v {
+            View::Special(Special::Mip) => self.csr.mip_soft,
+            View::Special(Special::Sip) => self.csr.mip_soft & self.csr.get(Word::Mideleg),
+            _ => old,
+        };
+        let new = match op {
+            CsrOp::Write => operand,
+            CsrOp::Set => base | operand,
+            CsrOp::Clear => base & !operand,
+        };
+        Ok((old, self.csr_write(number, v, new)))
+    }
+
+    fn check_privilege(&self, number: u32, write: bool) -> Result<(), IllegalCsr> {
+        let privilege = self.hot.ctx.privilege;
+        if (privilege as u32) < number >> 8 & 3 || write && number >> 10 == 3 {
+            return Err(IllegalCsr);
+        }
+        let enabled = match number {
+            0xc00..=0xc9f => {
+                let bit = 1u32 << (number & 31);
+                (privilege == Privilege::Machine || self.csr.get(Word::Mcounteren) & bit != 0)
+                    && (privilege != Privilege::User || self.csr.get(Word::Scounteren) & bit != 0)
+            }
+            0x180 => {
+                privilege == Privilege::Machine
+                    || self.csr.get(Word::Mstatus) & mstatus::TVM == 0
+            }
+            _ => true,
+        };
+        if enabled { Ok(()) } else { Err(IllegalCsr) }
+    }
+
+    fn counter(&self, base: u64, bit: u32) -> u64 {
+        if self.csr.get(Word::Mcountinhibit) & bit != 0 {
+            base
+        } else {
+            base.wrapping_add(self.clock.retired)
+        }
+    }
+
+    fn cycle(&self) -> u64 {
+        self.counter(self.csr.cycle, 1)
+    }
+
+    fn instret(&self) -> u64 {
+        self.counter(self.csr.instret, 4)
+    }
+
+    fn csr_read(&self, number: u32, view: View) -> u32 {
+        let csr = &self.csr;
+        match view {
+            View::Fixed(v) => v,
+            View::Word(word, _) => csr.get(word),
+            View::Special(special) => match special {
+                Special::Mstatus => csr.get(Word::Mstatus),
+                Special::Sstatus => csr.get(Word::Mstatus) & mstatus::S_VIEW,
+                Special::Sie => csr.get(Word::Mie) & csr.get(Word::Mideleg),
+                Special::Mip => csr.mip(),
+                Special::Sip => csr.mip() & csr.get(Word::Mideleg),
+                Special::Satp => csr.get(Word::Satp),
+                Special::Mcountinhibit => csr.get(Word::Mcountinhibit),
+                Special::Pmpcfg => csr.pmp.read_cfg((number & 3) as usize),
+                Special::Pmpaddr => csr.pmp.read_addr((number & 15) as usize),
+                Special::Cycle => low(self.cycle()),
+                Special::CycleHigh => high(self.cycle()),
+                Special::Time => low(self.clock.now()),
+                Special::TimeHigh => high(self.clock.now()),
+                Special::Instret => low(self.instret()),
+                Special::InstretHigh => high(self.instret()),
+            },
+        }
+    }
+
+    /// Writes and answers whether interrupts or translation may have changed.
+    fn csr_write(&mut self, number: u32, view: View, value: u32) -> bool {
+        let csr = &mut self.csr;
+        match view {
+            View::Fixed(_) => false,
+            View::Word(word, mask) => {
+                csr.merge(word, mask, value);
+                matches!(word, Word::Mie | Word::Mideleg)
+            }
+            View::Special(special) => {
+                self.csr_write_special(number, special, value);
+                true
+            }
+        }
+    }
+
+    fn csr_write_special(&mut self, number: u32, special: Special, value: u32) {
+        // A counter written by an instruction does not count that instruction.
+        let next = self.clock.retired.wrapping_add(1);
+        let csr = &mut self.csr;
+        match special {
+            Special::Mstatus | Special::Sstatus => {
+                let old = csr.get(Word::Mstatus);
+                csr.merge_status(
+                    if special == Special::Mstatus { mstatus::WRITABLE } else { mstatus::S_VIEW },
+                    value,
+                );
+                if (old ^ csr.get(Word::Mstatus)) & mstatus::MXR != 0 {
+                    self.hot.tlb.flush();
+                }
+                self.sync_context();
+            }
+            Special::Sie => {
+                let mask = csr.get(Word::Mideleg);
+                csr.merge(Word::Mie, mask, value);
+            }
+            Special::Mip => csr.mip_soft = value & irq::S_ALL,
+            Special::Sip => {
+                let mask = irq::SSI & csr.get(Word::Mideleg);
+                csr.mip_soft = csr.mip_soft & !mask | value & mask;
+            }
+            Special::Satp => {
+                csr.set(Word::Satp, value & (SATP_MODE | SATP_PPN));
+                self.hot.tlb.flush();
+                self.hot.reservation = crate::abi::NO_RESERVATION;
+            }
+            Special::Mcountinhibit => {
+                let (cycle, instret) = (self.cycle(), self.instret());
+                self.csr.set(Word::Mcountinhibit, value & COUNT_INHIBIT);
+                self.set_counters(cycle, instret, self.clock.retired);
+            }
+            Special::Pmpcfg => {
+                csr.pmp.write_cfg((number & 3) as usize, value);
+                self.hot.tlb.flush();
+            }
+            Special::Pmpaddr => {
+                csr.pmp.write_addr((number & (pmp::ENTRIES as u32 - 1)) as usize, value);
+                self.hot.tlb.flush();
+            }
+            Special::Cycle => self.set_cycle(with_low(self.cycle(), value), next),
+            Special::CycleHigh => self.set_cycle(with_high(self.cycle(), value), next),
+            Special::Instret => self.set_instret(with_low(self.instret(), value), next),
+            Special::InstretHigh => self.set_instret(with_high(self.instret(), value), next),
+            Special::Time | Special::TimeHigh => {}
+        }
+    }
+
+    fn set_counters(&mut self, cycle: u64, instret: u64, at: u64) {
+        self.set_cycle(cycle, at);
+        self.set_instret(instret, at);
+    }
+
+    fn set_cycle(&mut self, value: u64, at: u64) {
+        let inhibited = self.csr.get(Word::Mcountinhibit) & 1 != 0;
+        self.csr.cycle = if inhibited { value } else { value.wrapping_sub(at) };
+    }
+
+    fn set_instret(&mut self, value: u64, at: u64) {
+        let inhibited = self.csr.get(Word::Mcountinhibit) & 4 != 0;
+        self.csr.instret = if inhibited { value } else { value.wrapping_sub(at) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::MachineKind;
+
+    fn access(vm: &mut Vm, number: u32, op: CsrOp, operand: Option<u32>) -> Result<u32, IllegalCsr> {
+        vm.csr_access(number, op, operand).map(|(old, _)| old)
+    }
+
+    fn read(vm: &mut Vm, number: u32) -> Result<u32, IllegalCsr> {
+        access(vm, number, CsrOp::Set, None)
+    }
+
+    fn write(vm: &mut Vm, number: u32, value: u32) {
+        access(vm, number, CsrOp::Write, Some(value)).unwrap();
+    }
+
+    fn machine() -> Vm {
+        Vm::new(MachineKind::Virt)
+    }
+
+    #[test]
+    fn unknown_numbers_are_illegal() {
+        for number in [0x200, 0x5c0, 0x7b0, 0xfff, 0x1000] {
+            assert_eq!(read(&mut machine(), number), Err(IllegalCsr));
+        }
+    }
+
+    #[test]
+    fn read_only_numbers_refuse_writes() {
+        let mut vm = machine();
+        assert_eq!(access(&mut vm, 0xf14, CsrOp::Write, Some(1)), Err(IllegalCsr));
+        assert_eq!(read(&mut vm, 0xf14), Ok(0));
+    }
+
+    #[test]
+    fn lower_privilege_sees_only_its_own() {
+        let mut vm = machine();
+        vm.set_privilege(Privilege::Supervisor);
+        assert_eq!(read(&mut vm, 0x300), Err(IllegalCsr));
+        assert!(read(&mut vm, 0x100).is_ok());
+        vm.set_privilege(Privilege::User);
+        assert_eq!(read(&mut vm, 0x100), Err(IllegalCsr));
+    }
+
+    #[test]
+    fn sstatus_is_a_masked_view_of_mstatus() {
+        let mut vm = machine();
+        write(&mut vm, 0x300, mstatus::TSR | mstatus::SUM);
+        assert_eq!(read(&mut vm, 0x100), Ok(mstatus::SUM));
+        write(&mut vm, 0x100, mstatus::SIE | mstatus::MIE);
+        assert_eq!(read(&mut vm, 0x300), Ok(mstatus::TSR | mstatus::SIE));
+    }
+
+    #[test]
+    fn mpp_keeps_legal_values() {
+        let mut vm = machine();
+        write(&mut vm, 0x300, 1 << mstatus::MPP_SHIFT);
+        write(&mut vm, 0x300, 2 << mstatus::MPP_SHIFT);
+        assert_eq!(read(&mut vm, 0x300), Ok(1 << mstatus::MPP_SHIFT));
+    }
+
+    #[test]
+    fn sie_and_sip_show_delegated_interrupts_only() {
+        let mut vm = machine();
+        write(&mut vm, 0x304, irq::ALL);
+        write(&mut vm, 0x303, irq::STI);
+        assert_eq!(read(&mut vm, 0x104), Ok(irq::STI));
+        write(&mut vm, 0x344, irq::SSI | irq::STI);
+        assert_eq!(read(&mut vm, 0x144), Ok(irq::STI));
+    }
+
+    #[test]
+    fn setting_a_bit_of_mip_does_not_latch_a_device_line() {
+        let mut vm = machine();
+        vm.csr.mip_lines = irq::SEI;
+        access(&mut vm, 0x344, CsrOp::Set, Some(irq::SSI)).unwrap();
+        vm.csr.mip_lines = 0;
+        assert_eq!(read(&mut vm, 0x344), Ok(irq::SSI));
+    }
+
+    #[test]
+    fn counters_need_both_enables_in_user_mode() {
+        let mut vm = machine();
+        vm.set_privilege(Privilege::User);
+        vm.csr.set(Word::Mcounteren, 1);
+        assert_eq!(read(&mut vm, 0xc00), Err(IllegalCsr));
+        vm.csr.set(Word::Scounteren, 1);
+        assert!(read(&mut vm, 0xc00).is_ok());
+    }
+
+    #[test]
+    fn tvm_takes_satp_away_from_supervisor() {
+        let mut vm = machine();
+        write(&mut vm, 0x300, mstatus::TVM);
+        vm.set_privilege(Privilege::Supervisor);
+        assert_eq!(read(&mut vm, 0x180), Err(IllegalCsr));
+    }
+
+    #[test]
+    fn a_written_counter_counts_from_the_next_instruction() {
+        let mut vm = machine();
+        vm.clock.retired = 100;
+        write(&mut vm, 0xb02, 7);
+        vm.clock.retired = 101;
+        assert_eq!(read(&mut vm, 0xb02), Ok(7));
+        vm.clock.retired = 103;
+        assert_eq!(read(&mut vm, 0xb02), Ok(9));
+    }
+
+    #[test]
+    fn an_inhibited_counter_stands_still_and_goes_on() {
+        let mut vm = machine();
+        vm.clock.retired = 5;
+        write(&mut vm, 0x320, 4);
+        vm.clock.retired = 50;
+        assert_eq!(read(&mut vm, 0xb02), Ok(5));
+        write(&mut vm, 0x320, 0);
+        vm.clock.retired = 51;
+        assert_eq!(read(&mut vm, 0xb02), Ok(6));
+    }
+
+    #[test]
+    fn triggers_are_present_and_inert() {
+        let mut vm = machine();
+        for number in 0x7a0..=0x7a3 {
+            write(&mut vm, number, u32::MAX);
+            assert_eq!(read(&mut vm, number), Ok(0));
+        }
+    }
+}

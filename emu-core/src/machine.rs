@@ -1,0 +1,340 @@
+//! A VM with its memory and its port: budget and time in, exit out.
+
+use crate::abi::{Exit, ExitCode, FaultCode, Vm};
+use crate::csr::{MEDELEG_WRITABLE, Word, irq};
+use crate::layout::virtio_slot;
+use crate::mem::{Dma, Memory};
+use crate::mmu::Privilege;
+use crate::port::Port;
+use crate::trace::{NoTrace, Trace};
+use crate::trap::{Trap, cause};
+
+/// Instructions that a second of guest time has under the `instret` clock.
+pub const INSTRET_CLOCK_IPS: u32 = 50_000_000;
+const RATE_SHIFT: u32 = 24;
+
+/// Guest time, as a function of retired instructions.
+///
+/// Between two settings by the host, `time` advances by [`Clock::rate`] ticks an instruction, so
+/// that a delay loop ends inside a slice and time under the `instret` clock is deterministic.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Clock {
+    /// Instructions retired since reset. No guest can write it.
+    pub retired: u64,
+    /// `mtimecmp`, or what SBI's `set_timer` was given.
+    pub timecmp: u64,
+    /// Value of `retired` at which the timer is due.
+    deadline: u64,
+    base_retired: u64,
+    base_ticks: u64,
+    /// Ticks an instruction, with 24 fractional bits.
+    rate: u32,
+    /// The machine's ticks a second.
+    timebase: u32,
+}
+
+/// The time, as the host gives it at the start of a slice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Now {
+    /// Time follows retired instructions, at [`INSTRET_CLOCK_IPS`]; WFI jumps to the timer.
+    Instret,
+    /// Time is the host's; WFI ends the slice.
+    Host {
+        /// `time` now, in ticks of the machine's timebase. Time never goes back: a value below
+        /// the VM's own time is ignored.
+        ticks: u64,
+        /// Expected ticks an instruction, with 24 fractional bits.
+        rate: u32,
+    },
+}
+
+impl Clock {
+    pub(crate) const fn new(timebase: u32) -> Self {
+        Self {
+            retired: 0,
+            timecmp: u64::MAX,
+            deadline: u64::MAX,
+            base_retired: 0,
+            base_ticks: 0,
+            rate: Self::instret_rate(timebase),
+            timebase,
+        }
+    }
+
+    const fn instret_rate(timebase: u32) -> u32 {
+        (((timebase as u64) << RATE_SHIFT) / INSTRET_CLOCK_IPS as u64) as u32
+    }
+
+    /// `time`.
+    pub fn now(&self) -> u64 {
+        let n = self.retired.wrapping_sub(self.base_retired);
+        let rate = u64::from(self.rate);
+        let part = n & ((1 << RATE_SHIFT) - 1);
+        let ticks = (n >> RATE_SHIFT).wrapping_mul(rate).wrapping_add(part * rate >> RATE_SHIFT);
+        self.base_ticks.wrapping_add(ticks)
+    }
+
+    /// Nanoseconds of guest time.
+    pub fn now_ns(&self) -> u64 {
+        let (now, hz) = (self.now(), u64::from(self.timebase.max(1)));
+        now / hz * 1_000_000_000 + now % hz * 1_000_000_000 / hz
+    }
+
+    /// Sets `mtimecmp`.
+    pub fn set_timecmp(&mut self, ticks: u64) {
+        self.timecmp = ticks;
+        self.schedule();
+    }
+
+    /// Sets `mtime`.
+    pub(crate) fn set_now(&mut self, ticks: u64) {
+        self.base_retired = self.retired;
+        self.base_ticks = ticks;
+        self.schedule();
+    }
+
+    fn due(&self) -> bool {
+        self.now() >= self.timecmp
+    }
+
+    fn begin(&mut self, now: Now) {
+        match now {
+            Now::Instret => {
+                let rate = Self::instret_rate(self.timebase);
+                if self.rate != rate {
+                    let ticks = self.now();
+                    self.rate = rate;
+                    self.set_now(ticks);
+                }
+            }
+            Now::Host { ticks, rate } => {
+                let ticks = ticks.max(self.now());
+                self.rate = rate.max(1);
+                self.set_now(ticks);
+            }
+        }
+        self.schedule();
+    }
+
+    /// Finds how many instructions there are until the timer.
+    fn schedule(&mut self) {
+        // 2^39 ticks are hours away; `begin` comes here again long before.
+        let diff = self.timecmp.saturating_sub(self.base_ticks);
+        self.deadline = if diff >> 39 != 0 {
+            u64::MAX
+        } else {
+            let rate = u64::from(self.rate);
+            self.base_retired.saturating_add((diff << RATE_SHIFT).div_ceil(rate.max(1)))
+        };
+    }
+
+    fn until_deadline(&self) -> u64 {
+        self.deadline.saturating_sub(self.retired)
+    }
+}
+
+/// A VM together with what its instructions reach.
+pub struct Machine<'a, M, D, P> {
+    /// State at rest.
+    pub vm: &'a mut Vm,
+    /// Guest RAM.
+    pub ram: &'a mut M,
+    /// The disk behind virtio-blk.
+    pub disk: &'a mut D,
+    /// Console and network.
+    pub port: &'a mut P,
+    /// The hart must look at interrupts and translation before the next instruction.
+    pub(crate) recheck: bool,
+    /// A device or firmware call ended the run.
+    pub(crate) exit: Option<Exit>,
+}
+
+impl<'a, M: Memory, D: Memory, P: Port> Machine<'a, M, D, P> {
+    /// Puts a VM together.
+    pub fn new(vm: &'a mut Vm, ram: &'a mut M, disk: &'a mut D, port: &'a mut P) -> Self {
+        Self { vm, ram, disk, port, recheck: false, exit: None }
+    }
+
+    /// Executes at most `budget` instructions. Input that arrived on the port is seen at the
+    /// start; everything else depends on the VM's state alone, not on how a run is cut in slices.
+    pub fn run(&mut self, budget: u32, now: Now) -> Exit {
+        self.run_traced(budget, now, &mut NoTrace)
+    }
+
+    /// [`Machine::run`], watched.
+    pub fn run_traced<T: Trace>(&mut self, budget: u32, now: Now, trace: &mut T) -> Exit {
+        self.vm.clock.begin(now);
+        if let Err(trap) = self.poll_devices() {
+            return self.stopped(trap);
+        }
+        let mut left = budget;
+        loop {
+            if let Some(exit) = self.exit.take() {
+                return exit;
+            }
+            self.update_lines();
+            if let Some(number) = self.vm.pending_interrupt() {
+                self.vm.waiting = 0;
+                trace.trap(self.vm.hot.pc, cause::INTERRUPT | number, 0);
+                self.vm.take_trap(cause::INTERRUPT | number, 0);
+                continue;
+            }
+            if left == 0 {
+                return Exit::new(ExitCode::Budget);
+            }
+            if self.vm.waiting != 0 && !self.end_wait(now) {
+                return Exit::new(ExitCode::Idle);
+            }
+            if self.vm.waiting != 0 {
+                continue;
+            }
+            let until = self.vm.clock.until_deadline();
+            let n = if until == 0 { left } else { until.min(u64::from(left)) as u32 };
+            let (spent, result) = self.execute(n, trace);
+            left -= spent;
+            match result {
+                Ok(()) => {}
+                Err(Trap::Exception { cause, tval }) => {
+                    left -= 1;
+                    if !self.exception(cause, tval, spent, trace) {
+                        return fault(FaultCode::TrapLoop);
+                    }
+                }
+                Err(trap) => return self.stopped(trap),
+            }
+        }
+    }
+
+    /// Takes an exception; `false` when the handler itself has done nothing but trap again.
+    fn exception<T: Trace>(&mut self, cause: u32, tval: u32, spent: u32, trace: &mut T) -> bool {
+        let pc = self.vm.hot.pc;
+        trace.trap(pc, cause, tval);
+        self.vm.take_trap(cause, tval);
+        // A handler whose first instruction traps to itself never gets anywhere: registers,
+        // privilege and translation are the same each time round.
+        let here = pc | 1;
+        if self.vm.hot.pc == pc && spent == 0 {
+            if self.vm.trap_loop == here {
+                return false;
+            }
+            self.vm.trap_loop = here;
+        } else {
+            self.vm.trap_loop = 0;
+        }
+        true
+    }
+
+    fn stopped(&self, trap: Trap) -> Exit {
+        match trap {
+            Trap::Stall => Exit::new(ExitCode::Stalled),
+            Trap::NoFrame => Exit::new(ExitCode::NoFrame),
+            Trap::Fault(code) => fault(code),
+            Trap::Exception { .. } => fault(FaultCode::BadState),
+        }
+    }
+
+    /// Wakes a waiting hart if it may go on; under the `instret` clock time jumps to the timer.
+    /// `false` when there is nothing to do but wait.
+    fn end_wait(&mut self, now: Now) -> bool {
+        let enabled = self.vm.csr.get(Word::Mie);
+        if self.vm.csr.mip() & enabled != 0 {
+            self.vm.waiting = 0;
+            return true;
+        }
+        let timer = if self.vm.sbi != 0 { irq::STI } else { irq::MTI };
+        if now == Now::Instret && enabled & timer != 0 && self.vm.clock.timecmp != u64::MAX {
+            let due = self.vm.clock.timecmp;
+            self.vm.clock.set_now(due.max(self.vm.clock.now()));
+            return true;
+        }
+        false
+    }
+
+    /// Drives the interrupt lines that devices and the timer have on the hart.
+    fn update_lines(&mut self) {
+        let vm = &mut *self.vm;
+        let map = vm.kind.map();
+        vm.dev.plic.set_level(map.uart_irq, vm.dev.uart.irq());
+        for (slot, device) in map.virtio.iter().zip(&vm.dev.virtio) {
+            vm.dev.plic.set_level(slot.irq, device.irq());
+        }
+        if map.rtc.size != 0 {
+            vm.dev.plic.set_level(map.rtc_irq, vm.dev.rtc.irq());
+        }
+        let mut lines = 0;
+        if vm.dev.plic.pending(map.plic_context_s) {
+            lines |= irq::SEI;
+        }
+        if map.plic_context_m.is_some_and(|context| vm.dev.plic.pending(context)) {
+            lines |= irq::MEI;
+        }
+        if vm.clock.due() {
+            lines |= if vm.sbi != 0 { irq::STI } else { irq::MTI };
+        }
+        if vm.dev.clint.msip != 0 {
+            lines |= irq::MSI;
+        }
+        vm.csr.mip_lines = lines;
+    }
+
+    /// Lets devices take what arrived since the last slice.
+    fn poll_devices(&mut self) -> Result<(), Trap> {
+        self.vm.dev.uart.poll(self.port);
+        self.vm.dev.rtc.poll(self.vm.clock.now_ns());
+        for slot in 0..virtio_slot::COUNT {
+            self.with_virtio(slot, |device, io| device.poll(io)).and_then(|result| result)?;
+        }
+        Ok(())
+    }
+
+    /// Calls a virtio device with what it needs, and drops translations if it replaced frames.
+    pub(crate) fn with_virtio<R>(
+        &mut self,
+        slot: usize,
+        f: impl FnOnce(&mut crate::dev::virtio::Virtio, &mut crate::dev::virtio::Io<'_, M, D, P>) -> R,
+    ) -> Result<R, Trap> {
+        let vm = &mut *self.vm;
+        let mut io = crate::dev::virtio::Io {
+            ram: Dma::new(self.ram, vm.kind.map().ram_base),
+            disk: self.disk,
+            port: self.port,
+            rng: &mut vm.dev.rng,
+        };
+        let device = vm.dev.virtio.get_mut(slot).ok_or(Trap::Fault(FaultCode::BadState))?;
+        let result = f(device, &mut io);
+        if io.ram.replaced() {
+            vm.hot.tlb.flush();
+        }
+        Ok(result)
+    }
+}
+
+fn fault(code: FaultCode) -> Exit {
+    Exit { code: ExitCode::Fault, arg: code as u32 }
+}
+
+impl Vm {
+    /// Starts in S-mode under the built-in SBI, as a Linux kernel expects: `a0` is the hart id,
+    /// `a1` the address of the device tree.
+    pub fn boot_supervisor(&mut self, entry: u32, a0: u32, a1: u32) {
+        self.boot(entry, a0, a1, Privilege::Supervisor);
+        self.sbi = 1;
+        self.csr.set(Word::Medeleg, MEDELEG_WRITABLE & !(1 << cause::ECALL_S));
+        self.csr.set(Word::Mideleg, irq::S_ALL);
+        self.csr.set(Word::Mcounteren, 0b111);
+    }
+
+    /// Starts in M-mode: firmware or a bare-metal program.
+    pub fn boot_machine(&mut self, entry: u32, a0: u32, a1: u32) {
+        self.boot(entry, a0, a1, Privilege::Machine);
+        self.sbi = 0;
+    }
+
+    fn boot(&mut self, entry: u32, a0: u32, a1: u32, privilege: Privilege) {
+        self.hot.pc = entry & !3;
+        self.hot.x[10] = a0;
+        self.hot.x[11] = a1;
+        self.set_privilege(privilege);
+    }
+}

@@ -1,0 +1,449 @@
+//! Sv32 translation (privileged specification, section 10.3) and the software TLB.
+//!
+//! A TLB entry carries the frame behind a page and, in the low bits of its tag, one *deny* bit for
+//! every (privilege, access) pair. A hit is therefore one comparison that checks page, alignment
+//! and permission together, and changes of privilege or SUM need no flush.
+
+use crate::abi::{NO_RESERVATION, Vm};
+use crate::csr::{SATP_MODE, Word, mstatus};
+use crate::mem::{FRAME_SHIFT, Frame, Memory};
+use crate::pmp;
+use crate::trap::{Trap, cause};
+
+/// Privilege modes, with the specification's encoding.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
+#[repr(u32)]
+#[allow(missing_docs)]
+pub enum Privilege {
+    User = 0,
+    Supervisor = 1,
+    Machine = 3,
+}
+
+/// What an access is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AccessType {
+    /// A load or LR.
+    Load,
+    /// A store, SC or AMO.
+    Store,
+    /// An instruction fetch.
+    Fetch,
+}
+
+impl AccessType {
+    fn page_fault(self, va: u32) -> Trap {
+        Trap::new(
+            match self {
+                Self::Load => cause::LOAD_PAGE,
+                Self::Store => cause::STORE_PAGE,
+                Self::Fetch => cause::INSN_PAGE,
+            },
+            va,
+        )
+    }
+
+    pub(crate) fn access_fault(self, va: u32) -> Trap {
+        Trap::new(
+            match self {
+                Self::Load => cause::LOAD_ACCESS,
+                Self::Store => cause::STORE_ACCESS,
+                Self::Fetch => cause::INSN_ACCESS,
+            },
+            va,
+        )
+    }
+}
+
+/// Low bits of a tag. The two lowest stay zero so that the comparison also checks alignment.
+mod deny {
+    pub const U_R: u32 = 1 << 2;
+    pub const U_W: u32 = 1 << 3;
+    pub const S_R: u32 = 1 << 4;
+    pub const S_W: u32 = 1 << 5;
+    /// S-mode while `mstatus.SUM` is set.
+    pub const SUM_R: u32 = 1 << 6;
+    pub const SUM_W: u32 = 1 << 7;
+    pub const M_R: u32 = 1 << 8;
+    pub const M_W: u32 = 1 << 9;
+    pub const U_X: u32 = 1 << 2;
+    pub const S_X: u32 = 1 << 3;
+    pub const M_X: u32 = 1 << 4;
+    pub const ALL: u32 = 0x3fc;
+    /// Not a permission: the entry is a piece of a superpage.
+    pub const SUPERPAGE: u32 = 1 << 10;
+}
+
+/// Mask of the page number in an address.
+pub const PAGE_MASK: u32 = !((1 << FRAME_SHIFT) - 1);
+
+/// The hart's state that translation depends on, kept ready for the TLB comparison.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Context {
+    /// Current privilege.
+    pub privilege: Privilege,
+    /// The deny bit that a load tests.
+    pub load: u32,
+    /// The deny bit that a store tests.
+    pub store: u32,
+    /// The deny bit that a fetch tests.
+    pub fetch: u32,
+}
+
+impl Context {
+    /// M-mode.
+    pub const RESET: Self = Self {
+        privilege: Privilege::Machine,
+        load: deny::M_R,
+        store: deny::M_W,
+        fetch: deny::M_X,
+    };
+}
+
+/// A cached translation.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct TlbEntry {
+    tag: u32,
+    frame: Frame,
+}
+
+impl TlbEntry {
+    const EMPTY: Self = Self { tag: deny::ALL, frame: Frame::ZERO };
+
+    #[inline(always)]
+    fn hit(self, va: u32, align: u32, denied: u32) -> bool {
+        (self.tag ^ va) & (PAGE_MASK | align) | self.tag & denied == 0
+    }
+}
+
+const DATA_ENTRIES: usize = 64;
+const INSN_ENTRIES: usize = 16;
+
+/// Direct-mapped translations for data and for instructions.
+///
+/// The size is the same everywhere: a guest that changes page tables without SFENCE.VMA can see
+/// it, and the CPU and the GPU must agree.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Tlb {
+    data: [TlbEntry; DATA_ENTRIES],
+    insn: [TlbEntry; INSN_ENTRIES],
+    /// Non-zero when a frame was replaced since the loop last looked.
+    replaced: u32,
+}
+
+impl Tlb {
+    /// Nothing cached.
+    pub const EMPTY: Self =
+        Self {
+            data: [TlbEntry::EMPTY; DATA_ENTRIES],
+            insn: [TlbEntry::EMPTY; INSN_ENTRIES],
+            replaced: 0,
+        };
+
+    /// Looks up data at `va`; `align` is the access size minus one.
+    #[inline(always)]
+    pub fn data(&self, va: u32, align: u32, denied: u32) -> Option<Frame> {
+        let e = self.data[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES];
+        if e.hit(va, align, denied) { Some(e.frame) } else { None }
+    }
+
+    #[inline(always)]
+    fn insn(&self, va: u32, denied: u32) -> Option<Frame> {
+        let e = self.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
+        if e.hit(va, 0, denied) { Some(e.frame) } else { None }
+    }
+
+    /// Forgets everything.
+    #[inline(never)]
+    pub fn flush(&mut self) {
+        self.retain(|_| false);
+    }
+
+    fn retain(&mut self, keep: impl Fn(&TlbEntry) -> bool) {
+        for e in self.data.iter_mut().chain(&mut self.insn) {
+            if !keep(e) {
+                *e = TlbEntry::EMPTY;
+            }
+        }
+    }
+
+    /// Forgets the page of `va`. Superpages are cached in pieces, so all pieces go.
+    pub fn flush_page(&mut self, va: u32) {
+        self.retain(|e| e.tag & deny::SUPERPAGE == 0 && (e.tag ^ va) & PAGE_MASK != 0);
+    }
+
+    /// Forgets a frame that is no longer part of the VM's memory.
+    fn forget(&mut self, frame: Frame) {
+        self.retain(|e| e.frame != frame);
+        self.replaced = 1;
+    }
+
+    /// Whether a frame was replaced since this was last asked: whoever holds one looks it up
+    /// again.
+    pub(crate) fn take_replaced(&mut self) -> bool {
+        core::mem::take(&mut self.replaced) != 0
+    }
+}
+
+/// Page table entry bits.
+mod pte {
+    pub const V: u32 = 1 << 0;
+    pub const R: u32 = 1 << 1;
+    pub const W: u32 = 1 << 2;
+    pub const X: u32 = 1 << 3;
+    pub const U: u32 = 1 << 4;
+    pub const A: u32 = 1 << 6;
+    pub const D: u32 = 1 << 7;
+}
+
+/// The result of a walk: where a page is and who may do what.
+struct Leaf {
+    /// Physical page number, up to 22 bits.
+    ppn: u32,
+    /// PTE bits that apply to the page; a page without translation has all of them.
+    bits: u32,
+    superpage: bool,
+}
+
+/// Where an access goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// RAM; for stores the frame is private.
+    Ram(Frame),
+    /// Anything else, by physical address.
+    Mmio(u32),
+}
+
+impl Vm {
+    /// Changes the privilege mode.
+    pub fn set_privilege(&mut self, privilege: Privilege) {
+        self.hot.ctx.privilege = privilege;
+        self.sync_context();
+    }
+
+    /// Recomputes the context after a change of privilege or `mstatus`.
+    pub(crate) fn sync_context(&mut self) {
+        let status = self.csr.get(Word::Mstatus);
+        let data_privilege = self.data_privilege();
+        let ctx = &mut self.hot.ctx;
+        ctx.fetch = match ctx.privilege {
+            Privilege::User => deny::U_X,
+            Privilege::Supervisor => deny::S_X,
+            Privilege::Machine => deny::M_X,
+        };
+        (ctx.load, ctx.store) = match data_privilege {
+            Privilege::User => (deny::U_R, deny::U_W),
+            Privilege::Supervisor if status & mstatus::SUM != 0 => (deny::SUM_R, deny::SUM_W),
+            Privilege::Supervisor => (deny::S_R, deny::S_W),
+            Privilege::Machine => (deny::M_R, deny::M_W),
+        };
+    }
+
+    /// The privilege of loads and stores: `mstatus.MPP` under MPRV.
+    fn data_privilege(&self) -> Privilege {
+        let status = self.csr.get(Word::Mstatus);
+        if status & mstatus::MPRV == 0 {
+            return self.hot.ctx.privilege;
+        }
+        match (status & mstatus::MPP) >> mstatus::MPP_SHIFT {
+            0 => Privilege::User,
+            1 => Privilege::Supervisor,
+            _ => Privilege::Machine,
+        }
+    }
+
+    fn allowed(&self, leaf: &Leaf, access: AccessType, privilege: Privilege) -> bool {
+        let status = self.csr.get(Word::Mstatus);
+        let mode = match privilege {
+            Privilege::Machine => true,
+            Privilege::User => leaf.bits & pte::U != 0,
+            Privilege::Supervisor => {
+                leaf.bits & pte::U == 0
+                    || access != AccessType::Fetch && status & mstatus::SUM != 0
+            }
+        };
+        let need = match access {
+            AccessType::Load if status & mstatus::MXR != 0 => pte::R | pte::X,
+            AccessType::Load => pte::R,
+            AccessType::Store => pte::W,
+            AccessType::Fetch => pte::X,
+        };
+        mode && leaf.bits & need != 0
+    }
+
+    /// Walks the page table. Sets A, and D for stores, as the specification's hardware scheme.
+    fn walk<M: Memory>(
+        &mut self,
+        ram: &mut M,
+        va: u32,
+        access: AccessType,
+        privilege: Privilege,
+    ) -> Result<Leaf, Trap> {
+        let satp = self.csr.get(Word::Satp);
+        if privilege == Privilege::Machine || satp & SATP_MODE == 0 {
+            return Ok(Leaf { ppn: va >> FRAME_SHIFT, bits: !pte::U, superpage: false });
+        }
+        let mut table = satp & 0x003f_ffff;
+        for level in [1u32, 0] {
+            let index = va >> (FRAME_SHIFT + 10 * level) & 0x3ff;
+            let page = self.ram_page(ram, table, access, va, false)?;
+            let frame = ram.frame(page).ok_or(access.access_fault(va))?;
+            let entry = ram.load32(frame, index * 4);
+            if entry & pte::V == 0 || entry & (pte::R | pte::W) == pte::W {
+                return Err(access.page_fault(va));
+            }
+            let ppn = entry >> 10;
+            if entry & (pte::R | pte::X) == 0 {
+                // A pointer to the next level: D, A and U are reserved there.
+                if entry & (pte::D | pte::A | pte::U) != 0 {
+                    return Err(access.page_fault(va));
+                }
+                table = ppn;
+                continue;
+            }
+            let low = va >> FRAME_SHIFT & ((1 << (10 * level)) - 1);
+            if ppn & ((1 << (10 * level)) - 1) != 0 {
+                return Err(access.page_fault(va));
+            }
+            let leaf = Leaf { ppn: ppn | low, bits: entry, superpage: level == 1 };
+            if !self.allowed(&leaf, access, privilege) {
+                return Err(access.page_fault(va));
+            }
+            let dirty = if access == AccessType::Store { pte::D } else { 0 };
+            let updated = entry | pte::A | dirty;
+            if updated != entry {
+                self.ram_page(ram, table, access, va, true)?;
+                let frame = self.private(ram, page)?;
+                ram.store32(frame, index * 4, updated);
+            }
+            return Ok(Leaf { bits: updated, ..leaf });
+        }
+        Err(access.page_fault(va))
+    }
+
+    /// The RAM page of a page table, checked as an implicit supervisor access.
+    fn ram_page<M: Memory>(
+        &self,
+        ram: &M,
+        ppn: u32,
+        access: AccessType,
+        va: u32,
+        write: bool,
+    ) -> Result<u32, Trap> {
+        let allowed = self.csr.pmp.check(u64::from(ppn) << FRAME_SHIFT, false);
+        let page = ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
+        if page < ram.pages() && allowed.r && (!write || allowed.w) {
+            Ok(page)
+        } else {
+            Err(access.access_fault(va))
+        }
+    }
+
+    /// Makes a RAM page private, dropping translations to the frame it had.
+    fn private<M: Memory>(&mut self, ram: &mut M, page: u32) -> Result<Frame, Trap> {
+        let old = ram.frame(page).unwrap_or(Frame::ZERO);
+        if ram.is_private(old) {
+            return Ok(old);
+        }
+        let new = ram.make_private(page).map_err(|_| Trap::NoFrame)?;
+        self.hot.tlb.forget(old);
+        Ok(new)
+    }
+
+    /// Translates a data access that missed the TLB and caches the result.
+    #[inline(never)]
+    pub(crate) fn data_target<M: Memory>(
+        &mut self,
+        ram: &mut M,
+        va: u32,
+        access: AccessType,
+    ) -> Result<Target, Trap> {
+        let privilege = self.data_privilege();
+        let leaf = self.walk(ram, va, access, privilege)?;
+        let physical = u64::from(leaf.ppn) << FRAME_SHIFT;
+        let allowed = self.csr.pmp.check(physical, privilege == Privilege::Machine);
+        if !(if access == AccessType::Store { allowed.w } else { allowed.r }) {
+            return Err(access.access_fault(va));
+        }
+        let page = leaf.ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
+        if page >= ram.pages() {
+            let addr = u32::try_from(physical).map_err(|_| access.access_fault(va))?;
+            return Ok(Target::Mmio(addr | va & !PAGE_MASK));
+        }
+        let frame = match access {
+            AccessType::Store => self.private(ram, page)?,
+            _ => ram.frame(page).ok_or(access.access_fault(va))?,
+        };
+        let denied = self.data_deny(&leaf, privilege, allowed, ram.is_private(frame));
+        self.hot.tlb.data[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES] =
+            TlbEntry { tag: va & PAGE_MASK | denied, frame };
+        Ok(Target::Ram(frame))
+    }
+
+    fn data_deny(
+        &self,
+        leaf: &Leaf,
+        privilege: Privilege,
+        pmp: pmp::Access,
+        private: bool,
+    ) -> u32 {
+        let mxr = self.csr.get(Word::Mstatus) & mstatus::MXR != 0;
+        let r = pmp.r && leaf.bits & (if mxr { pte::R | pte::X } else { pte::R }) != 0;
+        // The first store must come here: to set D, or to get a private frame.
+        let w = pmp.w && private && leaf.bits & pte::W != 0 && leaf.bits & pte::D != 0;
+        let (read, write) = if privilege == Privilege::Machine {
+            (deny::M_R, deny::M_W)
+        } else if self.csr.get(Word::Satp) & SATP_MODE == 0 {
+            (deny::U_R | deny::S_R | deny::SUM_R, deny::U_W | deny::S_W | deny::SUM_W)
+        } else if leaf.bits & pte::U != 0 {
+            (deny::U_R | deny::SUM_R, deny::U_W | deny::SUM_W)
+        } else {
+            (deny::S_R | deny::SUM_R, deny::S_W | deny::SUM_W)
+        };
+        let allowed = if r { read } else { 0 } | if w { write } else { 0 };
+        let superpage = if leaf.superpage { deny::SUPERPAGE } else { 0 };
+        deny::ALL & !allowed | superpage
+    }
+
+    /// The frame that instructions at `va` are fetched from.
+    #[inline]
+    pub(crate) fn fetch_frame<M: Memory>(&mut self, ram: &mut M, va: u32) -> Result<Frame, Trap> {
+        match self.hot.tlb.insn(va, self.hot.ctx.fetch) {
+            Some(frame) => Ok(frame),
+            None => self.fetch_miss(ram, va),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fetch_miss<M: Memory>(&mut self, ram: &mut M, va: u32) -> Result<Frame, Trap> {
+        let access = AccessType::Fetch;
+        let privilege = self.hot.ctx.privilege;
+        let leaf = self.walk(ram, va, access, privilege)?;
+        let physical = u64::from(leaf.ppn) << FRAME_SHIFT;
+        let page = leaf.ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
+        let allowed = self.csr.pmp.check(physical, privilege == Privilege::Machine).x;
+        let frame = ram.frame(page).filter(|_| allowed).ok_or(access.access_fault(va))?;
+        let x = if privilege != Privilege::Machine && self.csr.get(Word::Satp) & SATP_MODE == 0 {
+            deny::U_X | deny::S_X
+        } else {
+            self.hot.ctx.fetch
+        };
+        let superpage = if leaf.superpage { deny::SUPERPAGE } else { 0 };
+        self.hot.tlb.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES] =
+            TlbEntry { tag: va & PAGE_MASK | deny::ALL & !x | superpage, frame };
+        Ok(frame)
+    }
+
+    /// SFENCE.VMA; `None` orders all addresses.
+    pub(crate) fn sfence_vma(&mut self, va: Option<u32>) {
+        self.hot.reservation = NO_RESERVATION;
+        match va {
+            Some(va) => self.hot.tlb.flush_page(va),
+            None => self.hot.tlb.flush(),
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The built-in supervisor binary interface (SBI specification 2.0), one hart.
+
+use crate::abi::{Exit, ExitCode, FaultCode};
+use crate::csr::irq;
+use crate::machine::Machine;
+use crate::mem::{Dma, Memory};
+use crate::port::Port;
+use crate::trap::Trap;
+
+/// Extension ids.
+#[allow(missing_docs)]
+pub mod eid {
+    pub const LEGACY_SET_TIMER: u32 = 0;
+    pub const LEGACY_CONSOLE_PUTCHAR: u32 = 1;
+    pub const LEGACY_CONSOLE_GETCHAR: u32 = 2;
+    pub const LEGACY_CLEAR_IPI: u32 = 3;
+    pub const LEGACY_SEND_IPI: u32 = 4;
+    pub const LEGACY_REMOTE_FENCE_I: u32 = 5;
+    pub const LEGACY_REMOTE_SFENCE_VMA: u32 = 6;
+    pub const LEGACY_REMOTE_SFENCE_VMA_ASID: u32 = 7;
+    pub const LEGACY_SHUTDOWN: u32 = 8;
+    pub const BASE: u32 = 0x10;
+    pub const TIME: u32 = 0x5449_4d45;
+    pub const IPI: u32 = 0x0073_5049;
+    pub const RFENCE: u32 = 0x5246_4e43;
+    pub const HSM: u32 = 0x0048_534d;
+    pub const SRST: u32 = 0x5352_5354;
+    pub const DBCN: u32 = 0x4442_434e;
+}
+
+const SPEC_VERSION: u32 = 2 << 24;
+/// Not a registered id: "pxvm".
+const IMPL_ID: u32 = 0x7078_766d;
+const IMPL_VERSION: u32 = 1;
+/// Most bytes that one DBCN call moves; callers repeat the call for the rest.
+const DBCN_BYTES_MAX: u32 = 64;
+
+/// Error codes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(i32)]
+enum Error {
+    NotSupported = -2,
+    InvalidParam = -3,
+    InvalidAddress = -5,
+    AlreadyAvailable = -6,
+}
+
+type Answer = Result<u32, Error>;
+
+impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
+    fn arg(&self, n: usize) -> u32 {
+        self.vm.hot.x[10 + (n & 7)]
+    }
+
+    /// Answers an environment call from S-mode: `a7` extension, `a6` function, `a0`... arguments;
+    /// `a0` error and `a1` value.
+    pub(crate) fn sbi_call(&mut self) -> Result<(), Trap> {
+        let (extension, function) = (self.arg(7), self.arg(6));
+        if extension <= eid::LEGACY_SHUTDOWN {
+            // Legacy calls answer in a0 alone.
+            self.vm.hot.x[10] = self.legacy(extension)?;
+            return Ok(());
+        }
+        let answer = match extension {
+            eid::BASE => self.base(function),
+            eid::TIME if function == 0 => {
+                self.set_timer();
+                Ok(0)
+            }
+            eid::IPI if function == 0 => self.send_ipi(),
+            eid::RFENCE => self.rfence(function),
+            eid::HSM => self.hart_state(function),
+            eid::SRST if function == 0 => self.system_reset(),
+            eid::DBCN => self.debug_console(function)?,
+            _ => Err(Error::NotSupported),
+        };
+        let (error, value) = match answer {
+            Ok(value) => (0, value),
+            Err(error) => (error as i32 as u32, 0),
+        };
+        self.vm.hot.x[10] = error;
+        self.vm.hot.x[11] = value;
+        Ok(())
+    }
+
+    fn legacy(&mut self, extension: u32) -> Result<u32, Trap> {
+        match extension {
+            eid::LEGACY_SET_TIMER => self.set_timer(),
+            eid::LEGACY_CONSOLE_PUTCHAR => self.put(self.arg(0) as u8)?,
+            eid::LEGACY_CONSOLE_GETCHAR => {
+                return Ok(self.port.console_get().map_or(u32::MAX, u32::from));
+            }
+            eid::LEGACY_CLEAR_IPI => self.vm.csr.set_pending(irq::SSI, false),
+            eid::LEGACY_SEND_IPI => self.vm.csr.set_pending(irq::SSI, true),
+            eid::LEGACY_REMOTE_SFENCE_VMA | eid::LEGACY_REMOTE_SFENCE_VMA_ASID => {
+                self.vm.sfence_vma(None);
+            }
+            eid::LEGACY_SHUTDOWN => self.exit = Some(Exit::new(ExitCode::PowerOff)),
+            _ => {}
+        }
+        Ok(0)
+    }
+
+    fn base(&self, function: u32) -> Answer {
+        match function {
+            0 => Ok(SPEC_VERSION),
+            1 => Ok(IMPL_ID),
+            2 => Ok(IMPL_VERSION),
+            3 => Ok(u32::from(matches!(
+                self.arg(0),
+                0..=eid::BASE
+                    | eid::TIME
+                    | eid::IPI
+                    | eid::RFENCE
+                    | eid::HSM
+                    | eid::SRST
+                    | eid::DBCN
+            ) && !(eid::LEGACY_SHUTDOWN + 1..eid::BASE).contains(&self.arg(0)))),
+            // mvendorid, marchid, mimpid.
+            4..=6 => Ok(0),
+            _ => Err(Error::NotSupported),
+        }
+    }
+
+    fn set_timer(&mut self) {
+        let ticks = u64::from(self.arg(1)) << 32 | u64::from(self.arg(0));
+        self.vm.clock.set_timecmp(ticks);
+    }
+
+    /// Whether a hart mask names hart 0, and nothing that does not exist.
+    fn names_hart(&self) -> Result<bool, Error> {
+        match (self.arg(0), self.arg(1)) {
+            (_, u32::MAX) => Ok(true),
+            (0, _) => Ok(false),
+            (1, 0) => Ok(true),
+            _ => Err(Error::InvalidParam),
+        }
+    }
+
+    fn send_ipi(&mut self) -> Answer {
+        if self.names_hart()? {
+            self.vm.csr.set_pending(irq::SSI, true);
+        }
+        Ok(0)
+    }
+
+    fn rfence(&mut self, function: u32) -> Answer {
+        match function {
+            0 => {
+                self.names_hart()?;
+            }
+            1 | 2 => {
+                if self.names_hart()? {
+                    self.vm.sfence_vma(None);
+                }
+            }
+            _ => return Err(Error::NotSupported),
+        }
+        Ok(0)
+    }
+
+    fn hart_state(&mut self, function: u32) -> Answer {
+        const STARTED: u32 = 0;
+        const RETENTIVE_SUSPEND: u32 = 0;
+        let hart = self.arg(0);
+        match function {
+            0 if hart == 0 => Err(Error::AlreadyAvailable),
+            0 | 2 if hart != 0 => Err(Error::InvalidParam),
+            2 => Ok(STARTED),
+            // hart_stop on the only hart: nothing could start it again.
+            1 => {
+                self.exit = Some(Exit::new(ExitCode::PowerOff));
+                Ok(0)
+            }
+            3 if hart == RETENTIVE_SUSPEND => {
+                self.vm.waiting = 1;
+                Ok(0)
+            }
+            _ => Err(Error::NotSupported),
+        }
+    }
+
+    fn system_reset(&mut self) -> Answer {
+        const SHUTDOWN: u32 = 0;
+        const COLD_REBOOT: u32 = 1;
+        const WARM_REBOOT: u32 = 2;
+        const REASON_FAILURE: u32 = 1;
+        let exit = match (self.arg(0), self.arg(1)) {
+            (SHUTDOWN, REASON_FAILURE) => {
+                Exit { code: ExitCode::Fault, arg: FaultCode::SystemFailure as u32 }
+            }
+            (SHUTDOWN, _) => Exit::new(ExitCode::PowerOff),
+            (COLD_REBOOT | WARM_REBOOT, _) => Exit::new(ExitCode::Reset),
+            _ => return Err(Error::InvalidParam),
+        };
+        self.exit = Some(exit);
+        Ok(0)
+    }
+
+    fn debug_console(&mut self, function: u32) -> Result<Answer, Trap> {
+        let len = self.arg(0).min(DBCN_BYTES_MAX);
+        let addr = u64::from(self.arg(2)) << 32 | u64::from(self.arg(1));
+        Ok(match function {
+            0 => self.console_write(addr, len)?,
+            1 => self.console_read(addr, len)?,
+            2 => {
+                self.put(self.arg(0) as u8)?;
+                Ok(0)
+            }
+            _ => Err(Error::NotSupported),
+        })
+    }
+
+    fn put(&mut self, byte: u8) -> Result<(), Trap> {
+        if self.port.console_put(byte) { Ok(()) } else { Err(Trap::Stall) }
+    }
+
+    fn console_write(&mut self, addr: u64, len: u32) -> Result<Answer, Trap> {
+        // All or nothing, so that what the guest sees does not depend on how full the port is.
+        if self.port.console_room() < len {
+            return Err(Trap::Stall);
+        }
+        let port = &mut *self.port;
+        let ram = Dma::new(self.ram, self.vm.kind.map().ram_base);
+        let done = ram.read_with(addr, len, |_, piece| {
+            for &byte in piece {
+                port.console_put(byte);
+            }
+        });
+        Ok(done.map(|()| len).map_err(|_| Error::InvalidAddress))
+    }
+
+    fn console_read(&mut self, addr: u64, len: u32) -> Result<Answer, Trap> {
+        let mut done = 0;
+        while done < len {
+            // The place is made writable before a byte is taken, so that none is lost.
+            let mut ram = Dma::new(self.ram, self.vm.kind.map().ram_base);
+            let at = addr.wrapping_add(u64::from(done));
+            let mut took = false;
+            let port = &mut *self.port;
+            let result = ram.write_with(at, 1, |_, piece| {
+                if let (Some(slot), Some(byte)) = (piece.first_mut(), port.console_get()) {
+                    *slot = byte;
+                    took = true;
+                }
+            });
+            if ram.replaced() {
+                self.vm.hot.tlb.flush();
+            }
+            match result {
+                Ok(()) => {}
+                Err(crate::mem::DmaError::OutOfRange) => return Ok(Err(Error::InvalidAddress)),
+                Err(crate::mem::DmaError::NoFrame) if done == 0 => return Err(Trap::NoFrame),
+                Err(crate::mem::DmaError::NoFrame) => break,
+            }
+            if !took {
+                break;
+            }
+            done += 1;
+        }
+        Ok(Ok(done))
+    }
+}
