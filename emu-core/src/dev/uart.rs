@@ -66,8 +66,6 @@ mod fcr {
 mod lcr {
     /// Divisor latch access bit.
     pub const DLAB: u8 = 1 << 7;
-    /// After reset: 8 data bits.
-    pub const RESET: u8 = 0b11;
 }
 
 /// Modem control register.
@@ -201,7 +199,7 @@ impl Uart {
         rx_len: 0,
         ier: 0,
         fcr: 0,
-        lcr: lcr::RESET,
+        lcr: 0,
         mcr: 0,
         msr: msr::CONNECTED,
         scr: 0,

@@ -5,11 +5,10 @@
 //! until it resets the device. Nothing it writes reaches beyond its own machine.
 //!
 //! Work is done when the driver notifies a queue. What cannot be done then (the host has no room
-//! for a frame, or the request would hold up the other machines) is left over for
-//! [`Virtio::poll`].
+//! for a frame, or the slice's work is used up) is left over for [`Virtio::poll`].
 
 pub mod blk;
-#[cfg(any())]
+#[cfg(any(test, feature = "test-util"))]
 pub mod driver;
 pub mod mmio;
 pub mod net;
@@ -21,7 +20,7 @@ use crate::mem::{Dma, Memory};
 use crate::port::Port;
 use crate::trap::Trap;
 use mmio::{Transport, interrupt};
-use queue::{Progress, Queue, QueueError};
+use queue::{Progress, Queue, QueueError, Work};
 
 /// Device type numbers (section 5).
 pub mod device_id {
@@ -85,6 +84,15 @@ pub struct Counters {
     pub tx_drops: u64,
 }
 
+/// Why a device stopped before it had done all it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Deferred {
+    /// The port has no room; go on when the host has drained it.
+    Port,
+    /// The slice's work is used up; go on in the next slice.
+    Work,
+}
+
 /// One virtio device and its transport.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[repr(C)]
@@ -95,6 +103,8 @@ pub struct Virtio {
     pub config: Config,
     /// Statistics.
     pub counters: Counters,
+    /// Outside the transport: a driver's reset does not renew it.
+    work: Work,
 }
 
 impl Virtio {
@@ -125,6 +135,7 @@ impl Virtio {
             queues: [const { Queue::RESET }; QUEUES],
             config: Config { capacity: 0, mac: [0; 6], link: 0 },
             counters: Counters { rx_frames: 0, rx_drops: 0, tx_frames: 0, tx_drops: 0 },
+            work: Work::FULL,
         }
     }
 
@@ -138,10 +149,18 @@ impl Virtio {
         self.transport.interrupt_status != 0
     }
 
-    /// Whether work is left over that only [`Virtio::poll`] continues. A machine that waits for
-    /// an interrupt must be run again, for it may be this work that brings it.
-    pub const fn is_deferred(&self) -> bool {
-        self.transport.deferred != 0
+    /// Why work is left over that only [`Virtio::poll`] continues, if there is any.
+    ///
+    /// A machine that executes no instruction until it is done makes a notification atomic: the
+    /// guest then sees neither how fast the host drains nor where slices end.
+    pub const fn deferred(&self) -> Option<Deferred> {
+        if self.transport.deferred == 0 {
+            None
+        } else if self.work.is_used_up() {
+            Some(Deferred::Work)
+        } else {
+            Some(Deferred::Port)
+        }
     }
 
     /// Plugs the network cable in or out and tells the driver.
@@ -160,6 +179,7 @@ impl Virtio {
         &mut self,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<(), Trap> {
+        self.work = Work::FULL;
         let deferred = self.transport.deferred;
         if deferred != 0 {
             for index in 0..QUEUES as u32 {
@@ -187,14 +207,20 @@ impl Virtio {
         let event_idx = self.transport.has_feature(feature::EVENT_IDX);
         let Some(queue) = self.queues.get_mut(index as usize) else { return Ok(()) };
         if !self.transport.is_live() || !queue.is_ready() {
+            self.transport.deferred &= !(1 << index);
             return Ok(());
         }
         let used_before = queue.used_idx();
+        let work = &mut self.work;
         let outcome = match (self.transport.device_id, index) {
-            (device_id::NET, net::RECEIVE_QUEUE) => net::receive(queue, io, &mut self.counters),
-            (device_id::NET, net::TRANSMIT_QUEUE) => net::transmit(queue, io, &mut self.counters),
-            (device_id::RNG, 0) => rng::serve(queue, io),
-            (device_id::BLK, 0) => blk::serve(queue, io, self.config.capacity),
+            (device_id::NET, net::RECEIVE_QUEUE) => {
+                net::receive(queue, io, work, &mut self.counters)
+            }
+            (device_id::NET, net::TRANSMIT_QUEUE) => {
+                net::transmit(queue, io, work, &mut self.counters)
+            }
+            (device_id::RNG, 0) => rng::serve(queue, io, work),
+            (device_id::BLK, 0) => blk::serve(queue, io, work, self.config.capacity),
             _ => return Ok(()),
         };
         // Also after an error, because what was used before it is done and must be seen.

@@ -1,6 +1,6 @@
 //! virtio-net (section 5.1): one queue pair, no offloads.
 
-use super::queue::{Progress, Queue, QueueError, SIZE_MAX};
+use super::queue::{Progress, Queue, QueueError, SIZE_MAX, Work};
 use super::{Config, Counters, Io, feature};
 use crate::mem::Memory;
 use crate::port::{FRAME_MAX, Port};
@@ -37,15 +37,21 @@ pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
 pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
+    work: &mut Work,
     counters: &mut Counters,
 ) -> Result<Progress, QueueError> {
     for _ in 0..queue.available(&mut io.ram)? {
+        if work.is_used_up() {
+            return Ok(Progress::Deferred);
+        }
         let head = queue.head(&io.ram)?;
         let lengths = queue.measure(&io.ram, head)?;
         if lengths.writable != 0 {
             return Err(QueueError::Broken);
         }
-        match frame_len(lengths.readable) {
+        let frame_len = frame_len(lengths.readable);
+        work.spend(&lengths, frame_len.unwrap_or(0));
+        match frame_len {
             Some(len) => {
                 if !io.port.net_tx_begin(len) {
                     return Ok(Progress::Deferred);
@@ -76,6 +82,7 @@ fn frame_len(len: u64) -> Option<u32> {
 pub(super) fn receive<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
+    work: &mut Work,
     counters: &mut Counters,
 ) -> Result<Progress, QueueError> {
     if io.port.net_rx_len().is_none() {
@@ -88,12 +95,16 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
             break;
         }
         let Some(frame_len) = io.port.net_rx_len() else { break };
+        if work.is_used_up() {
+            return Ok(Progress::Deferred);
+        }
         let head = queue.head(&io.ram)?;
         let lengths = queue.measure(&io.ram, head)?;
         if lengths.readable != 0 {
             return Err(QueueError::Broken);
         }
         let len = frame_len.saturating_add(HEADER_LEN);
+        work.spend(&lengths, len.min(FRAME_MAX));
         if !(1..=FRAME_MAX).contains(&frame_len) || u64::from(len) > lengths.writable {
             io.port.net_rx_end();
             counters.rx_drops = counters.rx_drops.wrapping_add(1);

@@ -79,13 +79,46 @@ pub struct Queue {
     ready: u16,
 }
 
-/// Total lengths of a chain's two parts.
+/// What a chain consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lengths {
+    /// Number of buffers.
+    pub segments: u32,
     /// Bytes that the device reads.
     pub readable: u64,
     /// Bytes that the device writes.
     pub writable: u64,
+}
+
+/// How much work a device may still do in this slice.
+///
+/// Other machines share the processor, and a few instructions of a guest can ask for a lot of
+/// copying. What goes beyond waits for the next slice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Work {
+    bytes_left: u32,
+}
+
+impl Work {
+    /// Data moved in a slice.
+    const BYTES_MAX: u32 = 128 * 1024;
+    /// What it costs to look at a descriptor, in bytes that could have been moved.
+    const SEGMENT_COST: u32 = 64;
+
+    /// A whole slice's.
+    pub const FULL: Self = Self { bytes_left: Self::BYTES_MAX };
+
+    /// Whether nothing is left.
+    pub const fn is_used_up(&self) -> bool {
+        self.bytes_left == 0
+    }
+
+    /// Accounts for a chain. The last one may go beyond what was left.
+    pub const fn spend(&mut self, lengths: &Lengths, bytes: u32) {
+        let cost = lengths.segments.saturating_mul(Self::SEGMENT_COST).saturating_add(bytes);
+        self.bytes_left = self.bytes_left.saturating_sub(cost);
+    }
 }
 
 /// One buffer of a chain, inside RAM.
@@ -217,11 +250,12 @@ impl Queue {
 
     /// Checks the whole chain and adds up its buffers.
     pub fn measure<M: Memory>(&self, ram: &Dma<'_, M>, head: u16) -> Result<Lengths, QueueError> {
-        let mut lengths = Lengths { readable: 0, writable: 0 };
+        let mut lengths = Lengths { segments: 0, readable: 0, writable: 0 };
         let mut chain = self.chain(head);
         while let Some(segment) = chain.next(self, ram)? {
             let len = u64::from(segment.len);
             // At most 64 lengths of 32 bits: no overflow.
+            lengths.segments += 1;
             if segment.writable {
                 lengths.writable += len;
             } else {
