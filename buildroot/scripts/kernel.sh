@@ -1,4 +1,4 @@
-# The Linux kernel: tinyconfig plus board/pxvm/linux.fragment.
+# The Linux kernel: board/pxvm/linux.base (tinyconfig) plus linux.fragment.
 set -euo pipefail
 . "$BR/scripts/lib.sh"
 
@@ -9,8 +9,7 @@ kmake() {
     make -C "$DIR_linux_src" ARCH=riscv CROSS_COMPILE=riscv64-linux-gnu- O="$WORK" "$@"
 }
 
-kmake tinyconfig
-"$DIR_linux_src/scripts/kconfig/merge_config.sh" -m -O "$WORK" "$WORK/.config" "$fragment"
+"$DIR_linux_src/scripts/kconfig/merge_config.sh" -m -O "$WORK" "$BR/board/pxvm/linux.base" "$fragment"
 kmake olddefconfig
 
 check_fragment "$fragment" "$WORK/.config"

@@ -14,7 +14,7 @@ cp "$libgcc" "$OUT/lib/libgcc.a"
 
 cd "$WORK/src"
 CC="riscv64-linux-gnu-gcc -march=rv32ima -mabi=ilp32" CROSS_COMPILE=riscv64-linux-gnu- \
-    LIBCC="$OUT/lib/libgcc.a" CFLAGS="-O2 -fno-pie -ffile-prefix-map=$WORK/src=musl" \
+    LIBCC="$OUT/lib/libgcc.a" CFLAGS="-fno-pie -ffile-prefix-map=$WORK/src=musl" \
     ./configure --target=riscv32-linux-musl --prefix=/ --disable-shared --disable-wrapper
 make -j"$JOBS"
 make DESTDIR="$OUT" install

@@ -16,14 +16,13 @@
  *   console=TTY           where the shell runs (the last one counts)
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
 #include <net/route.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -82,6 +81,19 @@ static void put_centi(struct text *t, unsigned long whole, unsigned long hundred
 	put_number(t, hundredths, 2);
 }
 
+static void put_address(struct text *t, in_addr_t address)
+{
+	unsigned char byte[4];
+	int i;
+
+	memcpy(byte, &address, 4);
+	for (i = 0; i < 4; i++) {
+		if (i)
+			put(t, ".");
+		put_number(t, byte[i], 1);
+	}
+}
+
 /* Text from a guest or host may hold anything: keep it inert in HTML. */
 static void put_html(struct text *t, const char *s)
 {
@@ -102,8 +114,8 @@ static void say(const char *what, const char *detail, int error)
 	put(&t, what);
 	put(&t, detail);
 	if (error) {
-		put(&t, ": ");
-		put(&t, strerror(error));
+		put(&t, ": error ");
+		put_number(&t, (unsigned long)error, 1);
 	}
 	if (t.at == t.end)
 		t.at--;
@@ -142,6 +154,41 @@ static void host_from_ip(const char *ip)
 	}
 }
 
+/* The number that `*s` starts with; `*s` moves behind it. -1: no number. */
+static long take_number(const char **s, long limit)
+{
+	long value = 0;
+
+	if (**s < '0' || **s > '9')
+		return -1;
+	while (**s >= '0' && **s <= '9') {
+		value = value * 10 + (*(*s)++ - '0');
+		if (value > limit)
+			return -1;
+	}
+	return value;
+}
+
+/* a.b.c.d at `*s`; `*s` moves behind it. */
+static int take_address(const char **s, in_addr_t *address)
+{
+	unsigned char byte[4];
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		long value;
+
+		if (i && *(*s)++ != '.')
+			return 0;
+		value = take_number(s, 255);
+		if (value < 0)
+			return 0;
+		byte[i] = (unsigned char)value;
+	}
+	memcpy(address, byte, 4);
+	return 1;
+}
+
 static void read_cmdline(void)
 {
 	const char *value, *named = NULL, *ip = NULL;
@@ -163,7 +210,7 @@ static void read_cmdline(void)
 		    || is_option(word, "ip=", &ip))
 			continue;
 		if (is_option(word, "pxvm.tick=", &value))
-			tick = strtol(value, NULL, 10);
+			tick = take_number(&value, 1000000);
 		else if (is_option(word, "pxvm.mount=", &value) && mounts < MAX_MOUNTS)
 			opt_mount[mounts++] = value;
 		else if (is_option(word, "console=", &value)) {
@@ -176,7 +223,7 @@ static void read_cmdline(void)
 		}
 	}
 	if (tick < 0)
-		tick = 0;
+		tick = 1;
 	if (named && *named && strlen(named) < sizeof(host))
 		strcpy(host, named);
 	else if (ip)
@@ -258,19 +305,20 @@ static void set_inet(struct sockaddr *where, in_addr_t address)
 
 static void network_from_options(int s)
 {
-	char text[16];
-	size_t n = strcspn(opt_ip, "/");
-	long bits = opt_ip[n] == '/' ? strtol(opt_ip + n + 1, NULL, 10) : 24;
 	struct ifreq ifr = { .ifr_name = "eth0" };
-	struct in_addr ip;
+	const char *at = opt_ip;
+	long bits = 24;
+	in_addr_t ip;
 
-	if (n >= sizeof(text) || bits < 0 || bits > 32)
+	if (!take_address(&at, &ip))
 		goto bad;
-	memcpy(text, opt_ip, n);
-	text[n] = 0;
-	if (!inet_aton(text, &ip))
+	if (*at == '/') {
+		at++;
+		bits = take_number(&at, 32);
+	}
+	if (*at || bits < 0)
 		goto bad;
-	set_inet(&ifr.ifr_addr, ip.s_addr);
+	set_inet(&ifr.ifr_addr, ip);
 	if (ioctl(s, SIOCSIFADDR, &ifr))
 		goto failed;
 	set_inet(&ifr.ifr_netmask, bits ? htonl(~0ul << (32 - bits)) : 0);
@@ -282,13 +330,14 @@ static void network_from_options(int s)
 	if (opt_gw) {
 		struct rtentry route = { .rt_flags = RTF_UP | RTF_GATEWAY };
 
-		set_inet(&route.rt_dst, 0);
-		set_inet(&route.rt_genmask, 0);
-		if (!inet_aton(opt_gw, &ip)) {
+		at = opt_gw;
+		if (!take_address(&at, &ip) || *at) {
 			say("pxvm.gw wants an IPv4 address, not ", opt_gw, 0);
 			return;
 		}
-		set_inet(&route.rt_gateway, ip.s_addr);
+		set_inet(&route.rt_dst, 0);
+		set_inet(&route.rt_genmask, 0);
+		set_inet(&route.rt_gateway, ip);
 		if (ioctl(s, SIOCADDRT, &route) && errno != EEXIST)
 			say("cannot route over ", opt_gw, errno);
 	}
@@ -312,10 +361,12 @@ static void network(void)
 		network_from_options(s);
 	strcpy(ifr.ifr_name, "eth0");
 	if (!ioctl(s, SIOCGIFADDR, &ifr)) {
+		struct text t = { address, address + sizeof(address) - 1 };
 		struct sockaddr_in in;
 
 		memcpy(&in, &ifr.ifr_addr, sizeof(in));
-		inet_ntop(AF_INET, &in.sin_addr, address, sizeof(address));
+		put_address(&t, in.sin_addr.s_addr);
+		*t.at = 0;
 	}
 	close(s);
 }
