@@ -3,7 +3,7 @@
 use crate::dev::finisher;
 use crate::layout::Map;
 use crate::machine::Machine;
-use crate::mem::Memory;
+use crate::mem::{Memory, Ram};
 use crate::port::Port;
 use crate::trap::Trap;
 
@@ -43,7 +43,7 @@ fn route(map: &Map, addr: u32) -> Option<Device> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NoDevice;
 
-impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     /// Reads a device register of `size` bytes.
     pub(crate) fn bus_read(&mut self, addr: u32, size: u32) -> Result<u32, NoDevice> {
         let device = route(self.vm.kind.map(), addr).ok_or(NoDevice)?;

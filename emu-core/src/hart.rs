@@ -7,9 +7,9 @@
 
 use crate::abi::NO_RESERVATION;
 use crate::csr::{CsrOp, Word, mstatus};
-use crate::insn::{Insn, Op, decode};
+use crate::insn::{Decoded, Insn, Op, decode};
 use crate::machine::Machine;
-use crate::mem::{FRAME_SIZE, Frame, Memory};
+use crate::mem::{FRAME_SIZE, Frame, Memory, Ram};
 use crate::mmu::{AccessType, PAGE_MASK, Privilege, Target};
 use crate::port::Port;
 use crate::trace::Trace;
@@ -18,7 +18,7 @@ use crate::trap::{Trap, cause};
 /// Not the address of a page, so that the first instruction fetches one.
 const NO_PAGE: u32 = 1;
 
-impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     /// Executes up to `n` instructions from `hot.pc`. Answers how many retired, and the trap that
     /// the next one raised, if any.
     pub(crate) fn execute<T: Trace>(&mut self, n: u32, trace: &mut T) -> (u32, Result<(), Trap>) {
@@ -29,7 +29,8 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
         let mut dropped = 0;
         let mut synced = n;
         let mut page = NO_PAGE;
-        let mut code = Frame::ZERO;
+        let mut frame = Frame::ZERO;
+        let mut code = self.ram.no_code();
         self.recheck = false;
 
         macro_rules! x {
@@ -37,12 +38,19 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
                 self.vm.hot.x[$r]
             };
         }
+        // `rd` is not x0: decoding sees to that.
         macro_rules! set {
             ($rd:expr, $value:expr) => {{
                 let (rd, value) = ($rd, $value);
-                let x = &mut self.vm.hot.x;
-                x[rd] = value;
-                x[0] = 0;
+                self.vm.hot.x[rd] = value;
+                trace.reg(rd, value);
+            }};
+        }
+        macro_rules! set_or_discard {
+            ($rd:expr, $value:expr) => {{
+                let (rd, value) = ($rd, $value);
+                self.vm.hot.x[rd] = value;
+                self.vm.hot.x[0] = 0;
                 if rd != 0 {
                     trace.reg(rd, value);
                 }
@@ -61,13 +69,13 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
             }
             loop {
                 if pc & PAGE_MASK != page {
-                    match self.vm.fetch_frame(self.ram, pc) {
-                        Ok(frame) => code = frame,
+                    match self.vm.fetch_page(self.ram, pc) {
+                        Ok(fetched) => (frame, code) = fetched,
                         Err(trap) => break 'run Err(trap),
                     }
                     page = pc & PAGE_MASK;
                 }
-                let insn = Insn(self.ram.load32(code, pc));
+                let insn = Decoded(self.ram.decoded(code, pc));
                 let mut next = pc.wrapping_add(4);
                 let privilege = self.vm.hot.ctx.privilege as u32;
 
@@ -90,19 +98,19 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
                 }
                 macro_rules! load {
                     ($size:literal, $get:ident, |$v:ident| $extend:expr) => {{
-                        let va = x!(insn.rs1()).wrapping_add(insn.imm_i());
+                        let va = x!(insn.rs1()).wrapping_add(insn.imm());
                         let hot = &self.vm.hot;
                         let $v = match hot.tlb.data(va, $size - 1, hot.ctx.load) {
                             Some(frame) => self.ram.$get(frame, va),
                             None => slow!(self.load_slow(va, $size)),
                         };
                         trace.load(va);
-                        set!(insn.rd(), $extend);
+                        set_or_discard!(insn.rd(), $extend);
                     }};
                 }
                 macro_rules! store {
                     ($size:literal, $put:ident) => {{
-                        let va = x!(insn.rs1()).wrapping_add(insn.imm_s());
+                        let va = x!(insn.rs1()).wrapping_add(insn.imm());
                         let value = x!(insn.rs2());
                         let hot = &self.vm.hot;
                         match hot.tlb.data(va, $size - 1, hot.ctx.store) {
@@ -115,11 +123,7 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
                 macro_rules! branch {
                     ($taken:expr) => {
                         if $taken {
-                            let target = pc.wrapping_add(insn.imm_b());
-                            if target & 3 != 0 {
-                                break 'run Err(Trap::new(cause::INSN_MISALIGNED, target));
-                            }
-                            next = target;
+                            next = pc.wrapping_add(insn.imm());
                         }
                     };
                 }
@@ -133,30 +137,39 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
                         self.ram.store32(frame, va, new);
                         trace.load(va);
                         trace.store(va, new, 4);
-                        set!(insn.rd(), $old);
+                        set_or_discard!(insn.rd(), $old);
                     }};
                 }
 
-                match decode(insn.0) {
+                match insn.op() {
                     // RV32I
-                    Op::Lui => set!(insn.rd(), insn.imm_u()),
-                    Op::Auipc => set!(insn.rd(), pc.wrapping_add(insn.imm_u())),
+                    Op::Lui => set!(insn.rd(), insn.imm()),
+                    Op::Auipc => set!(insn.rd(), pc.wrapping_add(insn.imm())),
                     Op::Jal => {
-                        let target = pc.wrapping_add(insn.imm_j());
-                        if target & 3 != 0 {
-                            break 'run Err(Trap::new(cause::INSN_MISALIGNED, target));
-                        }
                         set!(insn.rd(), next);
-                        next = target;
+                        next = pc.wrapping_add(insn.imm());
                     }
+                    Op::J => next = pc.wrapping_add(insn.imm()),
                     Op::Jalr => {
-                        let target = x!(insn.rs1()).wrapping_add(insn.imm_i()) & !1;
+                        let target = x!(insn.rs1()).wrapping_add(insn.imm()) & !1;
                         if target & 3 != 0 {
                             break 'run Err(Trap::new(cause::INSN_MISALIGNED, target));
                         }
                         set!(insn.rd(), next);
                         next = target;
                     }
+                    Op::Jr => {
+                        let target = x!(insn.rs1()).wrapping_add(insn.imm()) & !1;
+                        if target & 3 != 0 {
+                            break 'run Err(Trap::new(cause::INSN_MISALIGNED, target));
+                        }
+                        next = target;
+                    }
+                    Op::MisalignedJump => match self.misaligned_jump(insn.insn(), pc) {
+                        Ok(()) => {}
+                        Err(trap) => break 'run Err(trap),
+                    },
+                    Op::Nop => {}
                     Op::Beq => branch!(x!(insn.rs1()) == x!(insn.rs2())),
                     Op::Bne => branch!(x!(insn.rs1()) != x!(insn.rs2())),
                     Op::Blt => branch!((x!(insn.rs1()) as i32) < x!(insn.rs2()) as i32),
@@ -171,18 +184,18 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
                     Op::Sb => store!(1, store8),
                     Op::Sh => store!(2, store16),
                     Op::Sw => store!(4, store32),
-                    Op::Addi => set!(insn.rd(), x!(insn.rs1()).wrapping_add(insn.imm_i())),
+                    Op::Addi => set!(insn.rd(), x!(insn.rs1()).wrapping_add(insn.imm())),
                     Op::Slti => set!(
                         insn.rd(),
-                        u32::from((x!(insn.rs1()) as i32) < insn.imm_i() as i32)
+                        u32::from((x!(insn.rs1()) as i32) < insn.imm() as i32)
                     ),
-                    Op::Sltiu => set!(insn.rd(), u32::from(x!(insn.rs1()) < insn.imm_i())),
-                    Op::Xori => set!(insn.rd(), x!(insn.rs1()) ^ insn.imm_i()),
-                    Op::Ori => set!(insn.rd(), x!(insn.rs1()) | insn.imm_i()),
-                    Op::Andi => set!(insn.rd(), x!(insn.rs1()) & insn.imm_i()),
-                    Op::Slli => set!(insn.rd(), x!(insn.rs1()) << insn.shamt()),
-                    Op::Srli => set!(insn.rd(), x!(insn.rs1()) >> insn.shamt()),
-                    Op::Srai => set!(insn.rd(), (x!(insn.rs1()) as i32 >> insn.shamt()) as u32),
+                    Op::Sltiu => set!(insn.rd(), u32::from(x!(insn.rs1()) < insn.imm())),
+                    Op::Xori => set!(insn.rd(), x!(insn.rs1()) ^ insn.imm()),
+                    Op::Ori => set!(insn.rd(), x!(insn.rs1()) | insn.imm()),
+                    Op::Andi => set!(insn.rd(), x!(insn.rs1()) & insn.imm()),
+                    Op::Slli => set!(insn.rd(), x!(insn.rs1()) << (insn.imm() & 31)),
+                    Op::Srli => set!(insn.rd(), x!(insn.rs1()) >> (insn.imm() & 31)),
+                    Op::Srai => set!(insn.rd(), (x!(insn.rs1()) as i32 >> (insn.imm() & 31)) as u32),
                     Op::Add => set!(insn.rd(), x!(insn.rs1()).wrapping_add(x!(insn.rs2()))),
                     Op::Sub => set!(insn.rd(), x!(insn.rs1()).wrapping_sub(x!(insn.rs2()))),
                     Op::Sll => set!(insn.rd(), x!(insn.rs1()) << (x!(insn.rs2()) & 31)),
@@ -219,7 +232,7 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
                         let va = x!(insn.rs1());
                         let value = slow!(self.load_reserved(va));
                         trace.load(va);
-                        set!(insn.rd(), value);
+                        set_or_discard!(insn.rd(), value);
                     }
                     Op::ScW => {
                         let va = x!(insn.rs1());
@@ -228,7 +241,7 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
                         if done {
                             trace.store(va, value, 4);
                         }
-                        set!(insn.rd(), u32::from(!done));
+                        set_or_discard!(insn.rd(), u32::from(!done));
                     }
                     Op::AmoswapW => amo!(|_old, v| v),
                     Op::AmoaddW => amo!(|old, v| old.wrapping_add(v)),
@@ -242,15 +255,23 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
 
                     // Zicsr and privileged instructions
                     Op::Csrrw | Op::Csrrs | Op::Csrrc | Op::Csrrwi | Op::Csrrsi | Op::Csrrci => {
-                        let old = slow!(self.csr_insn(insn, trace));
-                        set!(insn.rd(), old);
+                        let old = slow!(self.csr_insn(insn.insn(), trace));
+                        set_or_discard!(insn.rd(), old);
                     }
                     Op::Ecall | Op::Ebreak | Op::Sret | Op::Mret | Op::Wfi | Op::SfenceVma => {
-                        next = slow!(self.system(insn, next));
+                        next = slow!(self.system(insn.insn(), next));
                     }
-                    Op::Illegal => break 'run Err(Trap::illegal(insn.0)),
+                    Op::Illegal => break 'run Err(Trap::illegal(insn.imm())),
+                    Op::Undecoded => {
+                        let decoded = Decoded::new(self.ram.load32(frame, pc));
+                        self.ram.set_decoded(code, pc, decoded.0);
+                        continue;
+                    }
                 }
-                trace.retire(self.vm, pc, insn.0, privilege);
+                if T::ENABLED {
+                    let word = self.ram.load32(frame, pc);
+                    trace.retire(self.vm, pc, word, privilege);
+                }
                 pc = next;
                 left -= 1;
                 if left == 0 {
@@ -305,6 +326,12 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
     }
 
     fn target(&mut self, va: u32, access: AccessType) -> Result<Target, Trap> {
+        if access == AccessType::Store
+            && let Some(frame) = self.vm.store_to_code(self.ram, va)
+        {
+            self.recheck = true;
+            return Ok(Target::Ram(frame));
+        }
         let target = self.vm.data_target(self.ram, va, access)?;
         // The page that instructions come from may have another frame now.
         self.recheck |= self.vm.hot.tlb.take_replaced();
@@ -387,6 +414,27 @@ impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
             self.ram.store32(frame, va, value);
         }
         Ok(reserved)
+    }
+
+    /// A jump whose target is misaligned traps, if it is taken.
+    #[cold]
+    #[inline(never)]
+    fn misaligned_jump(&mut self, insn: Insn, pc: u32) -> Result<(), Trap> {
+        let x = |r: usize| self.vm.hot.x[r];
+        let (a, b) = (x(insn.rs1()), x(insn.rs2()));
+        let (taken, offset) = match decode(insn.0) {
+            Op::Jal => (true, insn.imm_j()),
+            Op::Beq => (a == b, insn.imm_b()),
+            Op::Bne => (a != b, insn.imm_b()),
+            Op::Blt => ((a as i32) < b as i32, insn.imm_b()),
+            Op::Bge => (a as i32 >= b as i32, insn.imm_b()),
+            Op::Bltu => (a < b, insn.imm_b()),
+            _ => (a >= b, insn.imm_b()),
+        };
+        if taken {
+            return Err(Trap::new(cause::INSN_MISALIGNED, pc.wrapping_add(offset)));
+        }
+        Ok(())
     }
 
     fn csr_insn<T: Trace>(&mut self, insn: Insn, trace: &mut T) -> Result<u32, Trap> {

@@ -133,18 +133,50 @@ pub struct Row {
 
 macro_rules! define_ops {
     ($(($name:literal, $op:ident, $match:literal, $mask:literal, $format:ident),)*) => {
-        /// An operation; the variants stand in the order of [`ROWS`].
+        /// An operation: the table's, and the few special cases that [`Decoded`] tells apart.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u8)]
         pub enum Op {
+            /// Not looked at yet.
+            Undecoded,
             $(#[doc = concat!("`", $name, "`")] $op,)*
-            /// Anything else.
+            /// In no row of the table.
             Illegal,
+            /// Computes into `x0`: nothing to do.
+            Nop,
+            /// `jal x0`
+            J,
+            /// `jalr x0`
+            Jr,
+            /// A jump or branch whose target is not a multiple of four.
+            MisalignedJump,
+        }
+
+        impl Op {
+            #[inline(always)]
+            #[allow(non_upper_case_globals)]
+            const fn from_number(n: u8) -> Self {
+                $(const $op: u8 = Op::$op as u8;)*
+                const Undecoded: u8 = Op::Undecoded as u8;
+                const Nop: u8 = Op::Nop as u8;
+                const J: u8 = Op::J as u8;
+                const Jr: u8 = Op::Jr as u8;
+                const MisalignedJump: u8 = Op::MisalignedJump as u8;
+                match n {
+                    Undecoded => Self::Undecoded,
+                    $($op => Self::$op,)*
+                    Nop => Self::Nop,
+                    J => Self::J,
+                    Jr => Self::Jr,
+                    MisalignedJump => Self::MisalignedJump,
+                    _ => Self::Illegal,
+                }
+            }
         }
 
         const OPS: &[Op] = &[$(Op::$op),*];
 
-        /// The table, in the order of [`Op`].
+        /// The table, in the order of [`Op`] from the second variant on.
         pub const ROWS: &[Row] = &[
             $(Row { name: $name, matches: $match, mask: $mask, format: Format::$format },)*
         ];
@@ -185,29 +217,24 @@ static DECODE: [Op; KEYS] = {
     table
 };
 
-// Matches nothing: the fixed bits disagree with their mask.
-const NEVER: (u32, u32) = (0, 1);
-static CHECK: [(u32, u32); 128] = {
-    let mut check = [NEVER; 128];
-    let mut row = 0;
-    while row < ROWS.len() {
-        check[row] = (ROWS[row].mask, ROWS[row].matches);
-        row += 1;
+impl Op {
+    /// The operation's row, if it stands in the table.
+    pub fn row(self) -> Option<&'static Row> {
+        ROWS.get((self as usize).wrapping_sub(1))
     }
-    check
-};
+}
 
-/// Finds the operation of an instruction.
-#[inline(always)]
+/// Finds the operation of an instruction word.
 pub fn decode(insn: u32) -> Op {
     let op = DECODE[key(insn)];
-    let (mask, matches) = CHECK[op as usize & 127];
-    if insn & mask == matches { op } else { decode_slow(insn) }
+    match op.row() {
+        Some(row) if insn & row.mask == row.matches => op,
+        _ => search(insn),
+    }
 }
 
 #[cold]
-#[inline(never)]
-fn decode_slow(insn: u32) -> Op {
+fn search(insn: u32) -> Op {
     for (row, op) in ROWS.iter().zip(OPS) {
         if insn & row.mask == row.matches {
             return *op;
@@ -270,6 +297,77 @@ impl Insn {
     }
 }
 
+/// An instruction taken apart, in one word that a table can hold: operation, registers, and the
+/// immediate (or the whole instruction where the operation wants other fields).
+///
+/// Operations that only compute into `x0` become [`Op::Nop`], so that the others can write their
+/// register without a check. Zero stands for "not decoded yet".
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Decoded(pub u64);
+
+#[allow(missing_docs)]
+impl Decoded {
+    /// Takes an instruction word apart.
+    pub fn new(word: u32) -> Self {
+        let insn = Insn(word);
+        let op = decode(word);
+        let format = op.row().map_or(Format::None, |row| row.format);
+        let imm = match format {
+            Format::I | Format::Load => insn.imm_i(),
+            Format::Shift => insn.shamt(),
+            Format::S => insn.imm_s(),
+            Format::B => insn.imm_b(),
+            Format::U => insn.imm_u(),
+            Format::J => insn.imm_j(),
+            _ => word,
+        };
+        let computes = matches!(format, Format::R | Format::I | Format::Shift | Format::U);
+        let op = match op {
+            _ if computes && insn.rd() == 0 => Op::Nop,
+            _ if matches!(format, Format::B | Format::J) && imm & 3 != 0 => {
+                return Self::pack(Op::MisalignedJump, insn, word);
+            }
+            Op::Jal if insn.rd() == 0 => Op::J,
+            Op::Jalr if insn.rd() == 0 => Op::Jr,
+            op => op,
+        };
+        Self::pack(op, insn, imm)
+    }
+
+    fn pack(op: Op, insn: Insn, imm: u32) -> Self {
+        let fields = insn.rd() << 8 | insn.rs1() << 16 | insn.rs2() << 24;
+        Self(u64::from(imm) << 32 | fields as u64 | op as u64)
+    }
+
+    #[inline(always)]
+    pub const fn op(self) -> Op {
+        Op::from_number(self.0 as u8)
+    }
+    #[inline(always)]
+    pub const fn rd(self) -> usize {
+        (self.0 >> 8) as usize & 31
+    }
+    #[inline(always)]
+    pub const fn rs1(self) -> usize {
+        (self.0 >> 16) as usize & 31
+    }
+    #[inline(always)]
+    pub const fn rs2(self) -> usize {
+        (self.0 >> 24) as usize & 31
+    }
+    /// The immediate.
+    #[inline(always)]
+    pub const fn imm(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+    /// The instruction word, for operations without an immediate.
+    #[inline(always)]
+    pub const fn insn(self) -> Insn {
+        Insn(self.imm())
+    }
+}
+
 const ABI_NAMES: [&str; 32] = [
     "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
     "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
@@ -280,7 +378,7 @@ const ABI_NAMES: [&str; 32] = [
 impl fmt::Display for Insn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let op = decode(self.0);
-        let Some(row) = ROWS.get(op as usize) else {
+        let Some(row) = op.row() else {
             return write!(f, ".word {:#010x}", self.0);
         };
         let (rd, rs1, rs2) = (ABI_NAMES[self.rd()], ABI_NAMES[self.rs1()], ABI_NAMES[self.rs2()]);

@@ -3,7 +3,7 @@
 use crate::abi::{Exit, ExitCode, FaultCode, Vm};
 use crate::csr::{MEDELEG_WRITABLE, Word, irq};
 use crate::layout::virtio_slot;
-use crate::mem::{Dma, Memory};
+use crate::mem::{Dma, Memory, Ram};
 use crate::mmu::Privilege;
 use crate::port::Port;
 use crate::trace::{NoTrace, Trace};
@@ -150,7 +150,7 @@ pub struct Machine<'a, M, D, P> {
     pub(crate) exit: Option<Exit>,
 }
 
-impl<'a, M: Memory, D: Memory, P: Port> Machine<'a, M, D, P> {
+impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// Puts a VM together.
     pub fn new(vm: &'a mut Vm, ram: &'a mut M, disk: &'a mut D, port: &'a mut P) -> Self {
         Self { vm, ram, disk, port, recheck: false, exit: None }

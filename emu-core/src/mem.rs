@@ -69,6 +69,30 @@ pub trait Memory {
     fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize];
 }
 
+/// Guest RAM: memory that instructions are fetched from.
+///
+/// Keeps pages of decoded instructions ([`crate::insn::Decoded`]), filled one by one as they are
+/// executed. Shared frames never change; before a private frame with decoded instructions is
+/// written, [`Ram::drop_code`] must be called, and that it is needed shows in
+/// [`Ram::is_code`].
+pub trait Ram: Memory {
+    /// A frame's decoded instructions.
+    type Code: Copy;
+    /// No frame's: never read.
+    fn no_code(&self) -> Self::Code;
+    /// The decoded instructions of `frame`. Makes an empty page for it if there is none; a page
+    /// got earlier is then no longer valid.
+    fn code(&mut self, frame: Frame) -> Self::Code;
+    /// Whether `frame` is private and has decoded instructions.
+    fn is_code(&self, frame: Frame) -> bool;
+    /// Forgets the decoded instructions of a private frame.
+    fn drop_code(&mut self, frame: Frame);
+    /// The decoded instruction at `offset`, zero if it has not been decoded.
+    fn decoded(&self, code: Self::Code, offset: u32) -> u64;
+    /// Sets the decoded instruction at `offset`.
+    fn set_decoded(&mut self, code: Self::Code, offset: u32, decoded: u64);
+}
+
 /// Why an access by guest-physical address did not happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DmaError {

@@ -6,7 +6,7 @@
 
 use crate::abi::{NO_RESERVATION, Vm};
 use crate::csr::{SATP_MODE, Word, mstatus};
-use crate::mem::{FRAME_SHIFT, Frame, Memory};
+use crate::mem::{FRAME_SHIFT, Frame, Memory, Ram};
 use crate::pmp;
 use crate::trap::{Trap, cause};
 
@@ -72,6 +72,8 @@ mod deny {
     pub const ALL: u32 = 0x3fc;
     /// Not a permission: the entry is a piece of a superpage.
     pub const SUPERPAGE: u32 = 1 << 10;
+    /// Denies every store: the frame has decoded instructions, to be dropped first.
+    pub const CODE: u32 = 1 << 11;
 }
 
 /// Mask of the page number in an address.
@@ -85,7 +87,7 @@ pub struct Context {
     pub privilege: Privilege,
     /// The deny bit that a load tests.
     pub load: u32,
-    /// The deny bit that a store tests.
+    /// The deny bits that a store tests.
     pub store: u32,
     /// The deny bit that a fetch tests.
     pub fetch: u32,
@@ -96,7 +98,7 @@ impl Context {
     pub const RESET: Self = Self {
         privilege: Privilege::Machine,
         load: deny::M_R,
-        store: deny::M_W,
+        store: deny::M_W | deny::CODE,
         fetch: deny::M_X,
     };
 }
@@ -175,6 +177,28 @@ impl Tlb {
         self.retain(|e| e.tag & deny::SUPERPAGE == 0 && (e.tag ^ va) & PAGE_MASK != 0);
     }
 
+    /// Makes stores to `frame` come to the slow path.
+    fn protect_code(&mut self, frame: Frame) {
+        for e in &mut self.data {
+            if e.frame == frame {
+                e.tag |= deny::CODE;
+            }
+        }
+    }
+
+    /// If nothing but decoded instructions keeps a store at `va` from its frame, lets it pass
+    /// from now on and answers the frame.
+    #[inline]
+    fn unprotect_code(&mut self, va: u32, align: u32, denied: u32) -> Option<Frame> {
+        let frame = self.data(va, align, denied & !deny::CODE)?;
+        for e in &mut self.data {
+            if e.frame == frame {
+                e.tag &= !deny::CODE;
+            }
+        }
+        Some(frame)
+    }
+
     /// Forgets a frame that is no longer part of the VM's memory.
     fn forget(&mut self, frame: Frame) {
         self.retain(|e| e.frame != frame);
@@ -240,6 +264,7 @@ impl Vm {
             Privilege::Supervisor => (deny::S_R, deny::S_W),
             Privilege::Machine => (deny::M_R, deny::M_W),
         };
+        ctx.store |= deny::CODE;
     }
 
     /// The privilege of loads and stores: `mstatus.MPP` under MPRV.
@@ -275,7 +300,7 @@ impl Vm {
     }
 
     /// Walks the page table. Sets A, and D for stores, as the specification's hardware scheme.
-    fn walk<M: Memory>(
+    fn walk<M: Ram>(
         &mut self,
         ram: &mut M,
         va: u32,
@@ -317,6 +342,10 @@ impl Vm {
             if updated != entry {
                 self.ram_page(ram, table, access, va, true)?;
                 let frame = self.private(ram, page)?;
+                if ram.is_code(frame) {
+                    ram.drop_code(frame);
+                    self.hot.tlb.replaced = 1;
+                }
                 ram.store32(frame, index * 4, updated);
             }
             return Ok(Leaf { bits: updated, ..leaf });
@@ -353,9 +382,17 @@ impl Vm {
         Ok(new)
     }
 
+    /// Lets a store through that only met decoded instructions, which are dropped.
+    pub(crate) fn store_to_code<M: Ram>(&mut self, ram: &mut M, va: u32) -> Option<Frame> {
+        let frame = self.hot.tlb.unprotect_code(va, 0, self.hot.ctx.store)?;
+        ram.drop_code(frame);
+        self.hot.tlb.replaced = 1;
+        Some(frame)
+    }
+
     /// Translates a data access that missed the TLB and caches the result.
     #[inline(never)]
-    pub(crate) fn data_target<M: Memory>(
+    pub(crate) fn data_target<M: Ram>(
         &mut self,
         ram: &mut M,
         va: u32,
@@ -377,7 +414,15 @@ impl Vm {
             AccessType::Store => self.private(ram, page)?,
             _ => ram.frame(page).ok_or(access.access_fault(va))?,
         };
-        let denied = self.data_deny(&leaf, privilege, allowed, ram.is_private(frame));
+        let mut denied = self.data_deny(&leaf, privilege, allowed, ram.is_private(frame));
+        if ram.is_code(frame) {
+            if access == AccessType::Store {
+                ram.drop_code(frame);
+                self.hot.tlb.replaced = 1;
+            } else {
+                denied |= deny::CODE;
+            }
+        }
         self.hot.tlb.data[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES] =
             TlbEntry { tag: va & PAGE_MASK | denied, frame };
         Ok(Target::Ram(frame))
@@ -408,18 +453,26 @@ impl Vm {
         deny::ALL & !allowed | superpage
     }
 
-    /// The frame that instructions at `va` are fetched from.
+    /// The frame that instructions at `va` are fetched from, and its decoded instructions.
     #[inline]
-    pub(crate) fn fetch_frame<M: Memory>(&mut self, ram: &mut M, va: u32) -> Result<Frame, Trap> {
-        match self.hot.tlb.insn(va, self.hot.ctx.fetch) {
-            Some(frame) => Ok(frame),
-            None => self.fetch_miss(ram, va),
+    pub(crate) fn fetch_page<M: Ram>(
+        &mut self,
+        ram: &mut M,
+        va: u32,
+    ) -> Result<(Frame, M::Code), Trap> {
+        let frame = match self.hot.tlb.insn(va, self.hot.ctx.fetch) {
+            Some(frame) => frame,
+            None => self.fetch_miss(ram, va)?,
+        };
+        if ram.is_private(frame) && !ram.is_code(frame) {
+            self.hot.tlb.protect_code(frame);
         }
+        Ok((frame, ram.code(frame)))
     }
 
     #[cold]
     #[inline(never)]
-    fn fetch_miss<M: Memory>(&mut self, ram: &mut M, va: u32) -> Result<Frame, Trap> {
+    fn fetch_miss<M: Ram>(&mut self, ram: &mut M, va: u32) -> Result<Frame, Trap> {
         let access = AccessType::Fetch;
         let privilege = self.hot.ctx.privilege;
         let leaf = self.walk(ram, va, access, privilege)?;

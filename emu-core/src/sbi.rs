@@ -3,7 +3,7 @@
 use crate::abi::{Exit, ExitCode, FaultCode};
 use crate::csr::irq;
 use crate::machine::Machine;
-use crate::mem::{Dma, Memory};
+use crate::mem::{Dma, Memory, Ram};
 use crate::port::Port;
 use crate::trap::Trap;
 
@@ -47,7 +47,7 @@ enum Error {
 
 type Answer = Result<u32, Error>;
 
-impl<M: Memory, D: Memory, P: Port> Machine<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     fn arg(&self, n: usize) -> u32 {
         self.vm.hot.x[10 + (n & 7)]
     }

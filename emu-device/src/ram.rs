@@ -4,7 +4,9 @@
 //! since. Every other frame belongs to at most one VM, the one whose table names it. That makes
 //! concurrent use by many VMs free of data races, on the CPU and on the GPU.
 
-use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, Frame, Memory, NoFrame};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, Frame, Memory, NoFrame, Ram};
 
 /// Where private frames come from.
 pub trait FrameSource {
@@ -163,6 +165,162 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
         assert!(self.is_private(frame), "a shared frame is read-only");
         // SAFETY: a whole private frame, reachable through `self` alone, which is borrowed.
         unsafe { &mut *self.at(frame, 0).cast() }
+    }
+}
+
+/// Private frames whose decoded instructions are kept.
+const CODE_SLOTS: usize = 64;
+const INSNS: usize = FRAME_SIZE as usize / 4;
+
+/// A frame's decoded instructions. Words are atomic because VMs on several threads fill the
+/// shared ones; they all write the same value.
+pub type CodePage = [AtomicU64; INSNS];
+
+/// Decoded instructions of private frames, for whoever is running a VM. Empty when zeroed.
+///
+/// Another runner may write the frames in between, so it is emptied before each VM's turn.
+#[repr(C)]
+pub struct CodeCache {
+    /// Frame in each slot; 0 for none, as frame 0 is shared.
+    frames: [u32; CODE_SLOTS],
+    pages: [CodePage; CODE_SLOTS],
+}
+
+impl CodeCache {
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        for slot in 0..CODE_SLOTS {
+            if self.frames[slot] != 0 {
+                self.empty(slot);
+                self.frames[slot] = 0;
+            }
+        }
+    }
+
+    fn empty(&mut self, slot: usize) {
+        for word in &mut self.pages[slot % CODE_SLOTS] {
+            *word.get_mut() = 0;
+        }
+    }
+}
+
+/// [`FrameMemory`] to execute from: with decoded instructions.
+pub struct FrameRam<'a, S> {
+    memory: FrameMemory<'a, S>,
+    /// One page for each shared frame.
+    shared: &'a [CodePage],
+    private: &'a mut CodeCache,
+}
+
+impl<'a, S: FrameSource> FrameRam<'a, S> {
+    /// Adds decoded instructions to a memory: `shared` for the arena's shared frames, all zero at
+    /// first and common to the fleet, and `private`, which is emptied.
+    pub fn new(memory: FrameMemory<'a, S>, shared: &'a [CodePage], private: &'a mut CodeCache) -> Self {
+        private.clear();
+        Self { memory, shared, private }
+    }
+}
+
+impl<S: FrameSource> Memory for FrameRam<'_, S> {
+    fn pages(&self) -> u32 {
+        self.memory.pages()
+    }
+    #[inline]
+    fn frame(&self, page: u32) -> Option<Frame> {
+        self.memory.frame(page)
+    }
+    #[inline]
+    fn is_private(&self, frame: Frame) -> bool {
+        self.memory.is_private(frame)
+    }
+    fn make_private(&mut self, page: u32) -> Result<Frame, NoFrame> {
+        self.memory.make_private(page)
+    }
+    #[inline(always)]
+    fn load8(&self, frame: Frame, offset: u32) -> u32 {
+        self.memory.load8(frame, offset)
+    }
+    #[inline(always)]
+    fn load16(&self, frame: Frame, offset: u32) -> u32 {
+        self.memory.load16(frame, offset)
+    }
+    #[inline(always)]
+    fn load32(&self, frame: Frame, offset: u32) -> u32 {
+        self.memory.load32(frame, offset)
+    }
+    #[inline(always)]
+    fn store8(&mut self, frame: Frame, offset: u32, value: u32) {
+        self.memory.store8(frame, offset, value);
+    }
+    #[inline(always)]
+    fn store16(&mut self, frame: Frame, offset: u32, value: u32) {
+        self.memory.store16(frame, offset, value);
+    }
+    #[inline(always)]
+    fn store32(&mut self, frame: Frame, offset: u32, value: u32) {
+        self.memory.store32(frame, offset, value);
+    }
+    #[inline]
+    fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize] {
+        self.memory.bytes(frame)
+    }
+    fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize] {
+        self.drop_code(frame);
+        self.memory.bytes_mut(frame)
+    }
+}
+
+/// A page of decoded instructions that lives as long as the [`FrameRam`] it came from.
+#[derive(Clone, Copy)]
+pub struct CodeRef(*const AtomicU64);
+
+impl<S: FrameSource> Ram for FrameRam<'_, S> {
+    type Code = CodeRef;
+
+    fn no_code(&self) -> CodeRef {
+        CodeRef(self.private.pages[0].as_ptr())
+    }
+
+    #[inline]
+    fn code(&mut self, frame: Frame) -> CodeRef {
+        if let Some(page) = self.shared.get(frame.index() as usize) {
+            return CodeRef(page.as_ptr());
+        }
+        let slot = frame.index() as usize % CODE_SLOTS;
+        if self.private.frames[slot] != frame.index() {
+            if self.private.frames[slot] != 0 {
+                self.private.empty(slot);
+            }
+            self.private.frames[slot] = frame.index();
+        }
+        CodeRef(self.private.pages[slot].as_ptr())
+    }
+
+    #[inline]
+    fn is_code(&self, frame: Frame) -> bool {
+        let kept = self.private.frames[frame.index() as usize % CODE_SLOTS];
+        kept != 0 && kept == frame.index()
+    }
+
+    fn drop_code(&mut self, frame: Frame) {
+        if self.is_code(frame) {
+            let slot = frame.index() as usize % CODE_SLOTS;
+            self.private.empty(slot);
+            self.private.frames[slot] = 0;
+        }
+    }
+
+    #[inline(always)]
+    fn decoded(&self, code: CodeRef, offset: u32) -> u64 {
+        // SAFETY: `code` points to a whole page in `shared` or `private`, both borrowed for as
+        // long as `self` lives, and the index is masked.
+        unsafe { (*code.0.add((offset >> 2) as usize % INSNS)).load(Ordering::Relaxed) }
+    }
+
+    #[inline(always)]
+    fn set_decoded(&mut self, code: CodeRef, offset: u32, decoded: u64) {
+        // SAFETY: as `decoded`.
+        unsafe { (*code.0.add((offset >> 2) as usize % INSNS)).store(decoded, Ordering::Relaxed) }
     }
 }
 
