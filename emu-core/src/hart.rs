@@ -15,20 +15,19 @@ use crate::port::Port;
 use crate::trace::Trace;
 use crate::trap::{Trap, cause};
 
-/// Not the address of a page, so that the first instruction fetches one.
-const NO_PAGE: u32 = 1;
-
 impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     /// Executes up to `n` instructions from `hot.pc`. Answers how many retired, and the trap that
     /// the next one raised, if any.
     pub(crate) fn execute<T: Trace>(&mut self, n: u32, trace: &mut T) -> (u32, Result<(), Trap>) {
-        let mut pc = self.vm.hot.pc;
+        // The instruction is at `page + off`. An offset past the page means that another page must
+        // be fetched, which the first instruction does.
+        let mut page = self.vm.hot.pc.wrapping_sub(FRAME_SIZE);
+        let mut off = FRAME_SIZE;
         let mut left = n;
         // Instructions given up because the loop must end early, and `left` when
         // `clock.retired` was last brought up to date.
         let mut dropped = 0;
         let mut synced = n;
-        let mut page = NO_PAGE;
         let mut frame = Frame::ZERO;
         let mut code = self.ram.no_code();
         self.recheck = false;
@@ -58,7 +57,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         }
         macro_rules! sync {
             () => {
-                self.vm.hot.pc = pc;
+                self.vm.hot.pc = page.wrapping_add(off);
                 self.vm.clock.retired = self.vm.clock.retired.wrapping_add(u64::from(synced - left));
                 synced = left;
             };
@@ -68,16 +67,18 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 break 'run Ok(());
             }
             loop {
-                if pc & PAGE_MASK != page {
+                if off >= FRAME_SIZE {
+                    let pc = page.wrapping_add(off);
                     match self.vm.fetch_page(self.ram, pc) {
                         Ok(fetched) => (frame, code) = fetched,
                         Err(trap) => break 'run Err(trap),
                     }
                     page = pc & PAGE_MASK;
+                    off = pc & !PAGE_MASK;
                 }
-                let insn = Decoded(self.ram.decoded(code, pc));
-                let mut next = pc.wrapping_add(4);
-                let privilege = self.vm.hot.ctx.privilege as u32;
+                let insn = Decoded(self.ram.decoded(code, off));
+                let mut next = off.wrapping_add(4);
+                let privilege = if T::ENABLED { self.vm.hot.ctx.privilege as u32 } else { 0 };
 
                 // Ends the loop after this instruction if a slow path asked for it.
                 macro_rules! slow {
@@ -123,7 +124,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 macro_rules! branch {
                     ($taken:expr) => {
                         if $taken {
-                            next = pc.wrapping_add(insn.imm());
+                            next = off.wrapping_add(insn.imm());
                         }
                     };
                 }
@@ -144,28 +145,28 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 match insn.op() {
                     // RV32I
                     Op::Lui => set!(insn.rd(), insn.imm()),
-                    Op::Auipc => set!(insn.rd(), pc.wrapping_add(insn.imm())),
+                    Op::Auipc => set!(insn.rd(), page.wrapping_add(off).wrapping_add(insn.imm())),
                     Op::Jal => {
-                        set!(insn.rd(), next);
-                        next = pc.wrapping_add(insn.imm());
+                        set!(insn.rd(), page.wrapping_add(next));
+                        next = off.wrapping_add(insn.imm());
                     }
-                    Op::J => next = pc.wrapping_add(insn.imm()),
+                    Op::J => next = off.wrapping_add(insn.imm()),
                     Op::Jalr => {
                         let target = x!(insn.rs1()).wrapping_add(insn.imm()) & !1;
                         if target & 3 != 0 {
                             break 'run Err(Trap::new(cause::INSN_MISALIGNED, target));
                         }
-                        set!(insn.rd(), next);
-                        next = target;
+                        set!(insn.rd(), page.wrapping_add(next));
+                        next = target.wrapping_sub(page);
                     }
                     Op::Jr => {
                         let target = x!(insn.rs1()).wrapping_add(insn.imm()) & !1;
                         if target & 3 != 0 {
                             break 'run Err(Trap::new(cause::INSN_MISALIGNED, target));
                         }
-                        next = target;
+                        next = target.wrapping_sub(page);
                     }
-                    Op::MisalignedJump => match self.misaligned_jump(insn.insn(), pc) {
+                    Op::MisalignedJump => match self.misaligned_jump(insn.insn(), page + off) {
                         Ok(()) => {}
                         Err(trap) => break 'run Err(trap),
                     },
@@ -259,20 +260,22 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                         set_or_discard!(insn.rd(), old);
                     }
                     Op::Ecall | Op::Ebreak | Op::Sret | Op::Mret | Op::Wfi | Op::SfenceVma => {
-                        next = slow!(self.system(insn.insn(), next));
+                        next = slow!(self.system(insn.insn(), page.wrapping_add(next))).wrapping_sub(page);
                     }
                     Op::Illegal => break 'run Err(Trap::illegal(insn.imm())),
                     Op::Undecoded => {
-                        let decoded = Decoded::new(self.ram.load32(frame, pc));
-                        self.ram.set_decoded(code, pc, decoded.0);
-                        continue;
+                        let decoded = Decoded::new(self.ram.load32(frame, off));
+                        self.ram.set_decoded(code, off, decoded.0);
+                        // Once more, now that it is known.
+                        next = off;
+                        left += 1;
                     }
                 }
-                if T::ENABLED {
-                    let word = self.ram.load32(frame, pc);
-                    trace.retire(self.vm, pc, word, privilege);
+                if T::ENABLED && insn.op() != Op::Undecoded {
+                    let word = self.ram.load32(frame, off);
+                    trace.retire(self.vm, page.wrapping_add(off), word, privilege);
                 }
-                pc = next;
+                off = next;
                 left -= 1;
                 if left == 0 {
                     break 'run Ok(());
