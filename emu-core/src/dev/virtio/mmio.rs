@@ -396,3 +396,409 @@ impl Virtio {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use virtio_bindings::{virtio_config, virtio_ids, virtio_mmio};
+
+    use super::super::driver::{
+        Guest, QUEUE_SIZE, RAM_BASE, RAM_END, for_seeds, queue_addresses, reg,
+    };
+    use super::*;
+
+    const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+    const DRIVER_UP: u32 =
+        status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+
+    fn net() -> Guest {
+        Guest::new(Virtio::net(MAC))
+    }
+
+    /// A network card with queue 0 placed where `addresses` says, and started.
+    fn with_queue_at(addresses: [u64; 3], size: u32) -> Guest {
+        let mut guest = net();
+        guest.negotiate(feature::VERSION_1);
+        guest.place_queue(0, addresses, size);
+        guest.write(reg::QUEUE_READY, 1);
+        guest
+    }
+
+    #[test]
+    fn identification_says_virt_version_2() {
+        let guest = net();
+        assert_eq!(guest.read(reg::MAGIC_VALUE), 0x7472_6976);
+        assert_eq!(guest.read(reg::VERSION), 2);
+        assert_eq!(guest.read(reg::DEVICE_ID), 1);
+    }
+
+    #[test]
+    fn an_absent_device_has_device_id_zero_and_ignores_writes() {
+        let mut guest = Guest::new(Virtio::ABSENT);
+        guest.write(reg::STATUS, 1);
+        guest.write(reg::QUEUE_NOTIFY, 0);
+        assert_eq!(guest.read(reg::MAGIC_VALUE), 0x7472_6976);
+        assert_eq!(guest.read(reg::DEVICE_ID), 0);
+        assert_eq!(guest.read(reg::QUEUE_NUM_MAX), 0);
+        assert_eq!(guest.device, Virtio::ABSENT);
+    }
+
+    #[test]
+    fn device_ids_are_those_of_linux() {
+        let ids = [device_id::NET, device_id::BLK, device_id::RNG];
+        let linux =
+            [virtio_ids::VIRTIO_ID_NET, virtio_ids::VIRTIO_ID_BLOCK, virtio_ids::VIRTIO_ID_RNG];
+        assert_eq!(ids, linux);
+    }
+
+    #[test]
+    fn register_offsets_are_those_of_linux() {
+        use Register::*;
+        use virtio_mmio::*;
+        let read = [
+            (VIRTIO_MMIO_MAGIC_VALUE, MagicValue),
+            (VIRTIO_MMIO_VERSION, Version),
+            (VIRTIO_MMIO_DEVICE_ID, DeviceId),
+            (VIRTIO_MMIO_VENDOR_ID, VendorId),
+            (VIRTIO_MMIO_DEVICE_FEATURES, DeviceFeatures),
+            (VIRTIO_MMIO_QUEUE_NUM_MAX, QueueNumMax),
+            (VIRTIO_MMIO_QUEUE_READY, QueueReady),
+            (VIRTIO_MMIO_INTERRUPT_STATUS, InterruptStatus),
+            (VIRTIO_MMIO_STATUS, Status),
+            (VIRTIO_MMIO_SHM_LEN_LOW, ShmLenLow),
+            (VIRTIO_MMIO_SHM_LEN_HIGH, ShmLenHigh),
+            (VIRTIO_MMIO_SHM_BASE_LOW, ShmBaseLow),
+            (VIRTIO_MMIO_SHM_BASE_HIGH, ShmBaseHigh),
+            (VIRTIO_MMIO_CONFIG_GENERATION, ConfigGeneration),
+        ];
+        let write = [
+            (VIRTIO_MMIO_DEVICE_FEATURES_SEL, DeviceFeaturesSel),
+            (VIRTIO_MMIO_DRIVER_FEATURES, DriverFeatures),
+            (VIRTIO_MMIO_DRIVER_FEATURES_SEL, DriverFeaturesSel),
+            (VIRTIO_MMIO_QUEUE_SEL, QueueSel),
+            (VIRTIO_MMIO_QUEUE_NUM, QueueNum),
+            (VIRTIO_MMIO_QUEUE_READY, QueueReady),
+            (VIRTIO_MMIO_QUEUE_NOTIFY, QueueNotify),
+            (VIRTIO_MMIO_INTERRUPT_ACK, InterruptAck),
+            (VIRTIO_MMIO_STATUS, Status),
+            (VIRTIO_MMIO_QUEUE_DESC_LOW, QueueDescLow),
+            (VIRTIO_MMIO_QUEUE_DESC_HIGH, QueueDescHigh),
+            (VIRTIO_MMIO_QUEUE_AVAIL_LOW, QueueDriverLow),
+            (VIRTIO_MMIO_QUEUE_AVAIL_HIGH, QueueDriverHigh),
+            (VIRTIO_MMIO_QUEUE_USED_LOW, QueueDeviceLow),
+            (VIRTIO_MMIO_QUEUE_USED_HIGH, QueueDeviceHigh),
+        ];
+        let readable: Vec<_> = (0..CONFIG_BASE)
+            .filter_map(|offset| Register::for_read(offset).map(|register| (offset, register)))
+            .collect();
+        let writable: Vec<_> = (0..CONFIG_BASE)
+            .filter_map(|offset| Register::for_write(offset).map(|register| (offset, register)))
+            .collect();
+        assert_eq!(readable, read);
+        assert_eq!(writable, write);
+        assert_eq!(CONFIG_BASE, VIRTIO_MMIO_CONFIG);
+    }
+
+    #[test]
+    fn status_and_interrupt_bits_are_those_of_linux() {
+        use virtio_config::*;
+        assert_eq!(status::ACKNOWLEDGE, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+        assert_eq!(status::DRIVER, VIRTIO_CONFIG_S_DRIVER);
+        assert_eq!(status::DRIVER_OK, VIRTIO_CONFIG_S_DRIVER_OK);
+        assert_eq!(status::FEATURES_OK, VIRTIO_CONFIG_S_FEATURES_OK);
+        assert_eq!(status::DEVICE_NEEDS_RESET, VIRTIO_CONFIG_S_NEEDS_RESET);
+        assert_eq!(status::FAILED, VIRTIO_CONFIG_S_FAILED);
+        assert_eq!(interrupt::USED_BUFFER, virtio_mmio::VIRTIO_MMIO_INT_VRING);
+        assert_eq!(interrupt::CONFIG_CHANGE, virtio_mmio::VIRTIO_MMIO_INT_CONFIG);
+        assert_eq!(feature::VERSION_1, 1 << VIRTIO_F_VERSION_1);
+    }
+
+    #[test]
+    fn the_initialisation_sequence_brings_the_driver_up() {
+        let guest = Guest::started(Virtio::net(MAC), 0);
+        assert_eq!(guest.read(reg::STATUS), DRIVER_UP);
+        assert_eq!(guest.read(reg::QUEUE_READY), 1);
+    }
+
+    #[test]
+    fn a_status_step_cannot_be_skipped() {
+        for value in [
+            status::DRIVER,
+            status::ACKNOWLEDGE | status::FEATURES_OK,
+            status::DRIVER_OK,
+            status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK,
+        ] {
+            let mut guest = net();
+            guest.write(reg::STATUS, value);
+            assert_eq!(guest.read(reg::STATUS), 0);
+        }
+    }
+
+    #[test]
+    fn a_status_bit_cannot_be_cleared_one_by_one() {
+        let mut guest = Guest::started(Virtio::net(MAC), 0);
+        guest.write(reg::STATUS, status::ACKNOWLEDGE);
+        assert_eq!(guest.read(reg::STATUS), DRIVER_UP);
+    }
+
+    #[test]
+    fn the_driver_may_give_up_at_any_time() {
+        let mut guest = net();
+        guest.write(reg::STATUS, status::ACKNOWLEDGE);
+        guest.add_status(status::FAILED);
+        assert_eq!(guest.read(reg::STATUS), status::ACKNOWLEDGE | status::FAILED);
+    }
+
+    #[test]
+    fn the_driver_cannot_set_needs_reset() {
+        let mut guest = net();
+        guest.write(reg::STATUS, status::ACKNOWLEDGE | status::DEVICE_NEEDS_RESET);
+        assert_eq!(guest.read(reg::STATUS), status::ACKNOWLEDGE);
+    }
+
+    #[test]
+    fn writing_zero_to_status_resets_all_but_what_the_host_attached() {
+        let mut guest = Guest::started(Virtio::net(MAC), feature::EVENT_IDX);
+        guest.write(reg::STATUS, 0);
+        assert_eq!(guest.device, Virtio::net(MAC));
+    }
+
+    #[test]
+    fn features_ok_needs_version_1() {
+        let mut guest = net();
+        guest.negotiate(0);
+        assert_eq!(guest.read(reg::STATUS), status::ACKNOWLEDGE | status::DRIVER);
+    }
+
+    #[test]
+    fn features_ok_is_refused_with_features_that_were_not_offered() {
+        let mut guest = net();
+        guest.negotiate(feature::VERSION_1 | 1 << 28);
+        assert_eq!(guest.read(reg::STATUS), status::ACKNOWLEDGE | status::DRIVER);
+    }
+
+    #[test]
+    fn driver_ok_is_refused_together_with_bad_features() {
+        let mut guest = net();
+        guest.write_driver_features(u64::MAX);
+        guest.write(reg::STATUS, DRIVER_UP);
+        assert_eq!(guest.read(reg::STATUS), status::ACKNOWLEDGE | status::DRIVER);
+    }
+
+    #[test]
+    fn all_offered_features_can_be_accepted() {
+        let mut guest = net();
+        let features = guest.device_features();
+        guest.negotiate(features);
+        assert_ne!(guest.read(reg::STATUS) & status::FEATURES_OK, 0);
+    }
+
+    #[test]
+    fn features_cannot_change_after_features_ok() {
+        let mut guest = net();
+        guest.negotiate(feature::VERSION_1);
+        guest.write_driver_features(feature::VERSION_1 | feature::EVENT_IDX);
+        assert!(!guest.device.transport.has_feature(feature::EVENT_IDX));
+    }
+
+    #[test]
+    fn there_are_64_feature_bits() {
+        let mut guest = net();
+        guest.write(reg::DEVICE_FEATURES_SEL, 2);
+        assert_eq!(guest.read(reg::DEVICE_FEATURES), 0);
+        guest.write(reg::DRIVER_FEATURES_SEL, 2);
+        guest.write(reg::DRIVER_FEATURES, u32::MAX);
+        assert_eq!(guest.device.transport.driver_features, 0);
+    }
+
+    #[test]
+    fn queue_num_max_is_zero_for_a_queue_that_does_not_exist() {
+        let mut guest = net();
+        guest.write(reg::QUEUE_SEL, 1);
+        assert_eq!(guest.read(reg::QUEUE_NUM_MAX), u32::from(SIZE_MAX));
+        for index in [2, u32::MAX] {
+            guest.write(reg::QUEUE_SEL, index);
+            assert_eq!(guest.read(reg::QUEUE_NUM_MAX), 0);
+        }
+    }
+
+    #[test]
+    fn a_device_with_one_queue_has_no_second() {
+        let mut guest = Guest::new(Virtio::RNG);
+        guest.write(reg::QUEUE_SEL, 1);
+        guest.write(reg::QUEUE_READY, 1);
+        assert_eq!(guest.read(reg::QUEUE_NUM_MAX), 0);
+        assert_eq!(guest.read(reg::QUEUE_READY), 0);
+    }
+
+    #[test]
+    fn linux_can_transmit_with_the_largest_queue() {
+        // Two descriptors and MAX_SKB_FRAGS more must be free (drivers/net/virtio_net.c).
+        const { assert!(SIZE_MAX > 2 + 17) };
+    }
+
+    #[test]
+    fn a_queue_with_a_bad_size_needs_a_reset() {
+        for size in [0, 3, u32::from(SIZE_MAX) * 2, 0x1_0010, u32::MAX] {
+            let guest = with_queue_at(queue_addresses(0), size);
+            assert_eq!(guest.read(reg::QUEUE_READY), 0);
+            assert!(guest.needs_reset());
+        }
+    }
+
+    #[test]
+    fn a_queue_outside_ram_needs_a_reset() {
+        let good = queue_addresses(0);
+        let bad = [0, u64::from(RAM_BASE) - 16, RAM_END - 16, RAM_END, 1 << 32, u64::MAX - 15];
+        for part in 0..3 {
+            for addr in bad {
+                let mut addresses = good;
+                addresses[part] = addr;
+                let guest = with_queue_at(addresses, QUEUE_SIZE.into());
+                assert_eq!(guest.read(reg::QUEUE_READY), 0);
+                assert!(guest.needs_reset());
+            }
+        }
+    }
+
+    #[test]
+    fn an_unaligned_queue_needs_a_reset() {
+        for (part, misalignment) in [(0, 8), (1, 1), (2, 2)] {
+            let mut addresses = queue_addresses(0);
+            addresses[part] += misalignment;
+            assert!(with_queue_at(addresses, QUEUE_SIZE.into()).needs_reset());
+        }
+    }
+
+    #[test]
+    fn a_queue_may_end_with_ram() {
+        let [_, avail, used] = queue_addresses(0);
+        let desc = RAM_END - u64::from(QUEUE_SIZE) * 16;
+        let guest = with_queue_at([desc, avail, used], QUEUE_SIZE.into());
+        assert_eq!(guest.read(reg::QUEUE_READY), 1);
+    }
+
+    #[test]
+    fn a_ready_queue_cannot_move() {
+        let mut guest = with_queue_at(queue_addresses(0), QUEUE_SIZE.into());
+        let before = guest.device.clone();
+        guest.place_queue(0, [0; 3], 3);
+        assert_eq!(guest.device, before);
+    }
+
+    #[test]
+    fn a_queue_can_be_stopped() {
+        let mut guest = with_queue_at(queue_addresses(0), QUEUE_SIZE.into());
+        guest.write(reg::QUEUE_READY, 0);
+        assert_eq!(guest.read(reg::QUEUE_READY), 0);
+    }
+
+    #[test]
+    fn notifications_before_driver_ok_do_nothing() {
+        let mut guest = Guest::new(Virtio::RNG);
+        guest.negotiate(feature::VERSION_1);
+        guest.set_up_queue(0);
+        guest.offer(0, &[(super::super::driver::BUFFERS, 8, super::super::driver::WRITE)]);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), None);
+    }
+
+    #[test]
+    fn notifications_of_queues_that_do_not_exist_do_nothing() {
+        let mut guest = Guest::started(Virtio::net(MAC), 0);
+        let before = guest.device.clone();
+        [2, 31, 32, u32::MAX].into_iter().for_each(|index| guest.kick(index));
+        assert_eq!(guest.device, before);
+    }
+
+    #[test]
+    fn interrupt_ack_clears_the_bits_written() {
+        let mut guest = Guest::started(Virtio::net(MAC), 0);
+        guest.device.transport.interrupt_status = 3;
+        guest.write(reg::INTERRUPT_ACK, 1);
+        assert_eq!(guest.read(reg::INTERRUPT_STATUS), 2);
+        assert!(guest.device.irq());
+        guest.write(reg::INTERRUPT_ACK, 2);
+        assert!(!guest.device.irq());
+    }
+
+    #[test]
+    fn a_link_change_interrupts_and_moves_the_generation() {
+        let mut guest = Guest::started(Virtio::net(MAC), 0);
+        let generation = guest.read(reg::CONFIG_GENERATION);
+        guest.device.set_link(false);
+        assert_eq!(guest.read(reg::INTERRUPT_STATUS), interrupt::CONFIG_CHANGE);
+        assert_ne!(guest.read(reg::CONFIG_GENERATION), generation);
+    }
+
+    #[test]
+    fn a_link_change_does_not_interrupt_without_a_driver() {
+        let mut guest = net();
+        guest.device.set_link(false);
+        assert!(!guest.device.irq());
+    }
+
+    #[test]
+    fn registers_are_accessed_whole() {
+        let mut guest = net();
+        guest.with_io(|device, io| device.write(reg::STATUS, 1, 1, io)).expect("ignored");
+        assert_eq!(guest.read(reg::STATUS), 0);
+        assert_eq!(guest.device.read(reg::MAGIC_VALUE, 1), 0);
+        assert_eq!(guest.read(reg::MAGIC_VALUE + 2), 0);
+    }
+
+    #[test]
+    fn configuration_space_is_read_in_any_size() {
+        let guest = net();
+        assert_eq!(guest.device.read(reg::CONFIG, 1), 0x52);
+        assert_eq!(guest.device.read(reg::CONFIG + 1, 2), 0x0054);
+        assert_eq!(guest.device.read(reg::CONFIG, 4), 0x1200_5452);
+    }
+
+    #[test]
+    fn configuration_space_is_read_only_and_ends() {
+        let mut guest = net();
+        let before = guest.device.clone();
+        guest.write(reg::CONFIG, 0);
+        assert_eq!(guest.device, before);
+        assert_eq!(guest.read(reg::CONFIG + 8), 0);
+        assert_eq!(guest.read(u32::MAX), 0);
+    }
+
+    #[test]
+    fn there_is_no_shared_memory() {
+        let guest = net();
+        assert_eq!(guest.read(reg::SHM_LEN_LOW), u32::MAX);
+        assert_eq!(guest.read(reg::SHM_LEN_HIGH), u32::MAX);
+    }
+
+    #[test]
+    fn no_register_access_panics() {
+        let devices = [Virtio::ABSENT, Virtio::net(MAC), Virtio::RNG, Virtio::blk(64)];
+        for_seeds(0, 200, |rng| {
+            let mut guest = Guest::new(devices[rng.below(4) as usize].clone());
+            if rng.one_in(2) {
+                guest.start(0);
+            }
+            for _ in 0..200 {
+                let offset = rng.below(0x140) & if rng.one_in(8) { u32::MAX } else { !3 };
+                let size = rng.pick(&[1, 2, 4, 4, 4, 4]);
+                let value = match rng.below(4) {
+                    0 => rng.next_u32(),
+                    1 => RAM_BASE + (rng.below(0x4_0000) & !15),
+                    2 => 1 << rng.below(32),
+                    _ => rng.below(16),
+                };
+                guest.device.read(offset, size);
+                let _ = guest.with_io(|device, io| device.write(offset, size, value, io));
+                let _ = guest.try_poll();
+                assert!(guest.device.queues.iter().all(|queue| {
+                    // What is ready was checked.
+                    !queue.is_ready()
+                        || queue.clone().start(&Dma::new(&mut guest.ram, RAM_BASE)).is_ok()
+                }));
+            }
+        });
+    }
+}

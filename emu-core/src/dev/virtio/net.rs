@@ -142,3 +142,378 @@ pub(super) fn discard(port: &mut impl Port, counters: &mut Counters) {
         counters.rx_drops = counters.rx_drops.wrapping_add(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use virtio_bindings::virtio_net::{
+        VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP, virtio_net_hdr_v1,
+    };
+
+    use super::*;
+    use crate::dev::virtio::driver::{BUFFERS, Guest, Prng, QUEUE_SIZE, WRITE, for_seeds, reg};
+    use crate::dev::virtio::{Deferred, Virtio};
+    use crate::trap::Trap;
+
+    const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+    const RX: u32 = RECEIVE_QUEUE;
+    const TX: u32 = TRANSMIT_QUEUE;
+    /// Room for a header and the largest frame.
+    const BUFFER_SIZE: u32 = HEADER_LEN + FRAME_MAX;
+
+    fn guest() -> Guest {
+        Guest::started(Virtio::net(MAC), 0)
+    }
+
+    fn frame(len: u32) -> Vec<u8> {
+        (0..len).map(|i| i as u8 ^ 0x5a).collect()
+    }
+
+    /// Puts header and `frame` into RAM at `addr` and returns their length.
+    fn store_packet(guest: &mut Guest, addr: u64, frame: &[u8]) -> u32 {
+        guest.store(addr, &[0; 12]);
+        guest.store(addr + 12, frame);
+        12 + frame.len() as u32
+    }
+
+    /// Makes `frame` available to be sent.
+    fn offer_frame(guest: &mut Guest, frame: &[u8]) {
+        let len = store_packet(guest, BUFFERS, frame);
+        guest.offer(TX, &[(BUFFERS, len, 0)]);
+    }
+
+    #[test]
+    fn features_and_header_are_those_of_linux() {
+        assert_eq!(F_MAC, 1 << VIRTIO_NET_F_MAC);
+        assert_eq!(F_STATUS, 1 << VIRTIO_NET_F_STATUS);
+        assert_eq!(u32::from(LINK_UP), VIRTIO_NET_S_LINK_UP);
+        assert_eq!(HEADER.len(), size_of::<virtio_net_hdr_v1>());
+        let num_buffers = core::mem::offset_of!(virtio_net_hdr_v1, num_buffers);
+        assert_eq!(HEADER[num_buffers..], [1, 0]);
+    }
+
+    #[test]
+    fn it_offers_mac_and_status_and_no_offloads() {
+        let features = guest().device_features();
+        assert_eq!(features, 1 << 32 | 1 << 29 | 1 << 16 | 1 << 5);
+    }
+
+    #[test]
+    fn configuration_has_mac_and_link_status() {
+        let mut guest = guest();
+        let config: Vec<u8> = (0..8).map(|i| guest.device.read(reg::CONFIG + i, 1) as u8).collect();
+        assert_eq!(config, [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0]);
+        guest.device.set_link(false);
+        assert_eq!(guest.device.read(reg::CONFIG + 6, 2), 0);
+    }
+
+    #[test]
+    fn a_frame_is_sent_without_its_header() {
+        let mut guest = guest();
+        offer_frame(&mut guest, &frame(60));
+        guest.kick(TX);
+        assert_eq!(guest.port.tx, [frame(60)]);
+        assert_eq!(guest.take_used(TX), Some((0, 0)));
+        assert_eq!(guest.device.counters.tx_frames, 1);
+    }
+
+    #[test]
+    fn header_and_frame_may_be_cut_anywhere() {
+        let mut guest = guest();
+        let len = store_packet(&mut guest, BUFFERS, &frame(60));
+        let cuts = [(0u32, 5), (5, 0), (5, 8), (13, 1), (14, len - 14)];
+        let chain = cuts.map(|(at, len)| (BUFFERS + u64::from(at), len, 0));
+        guest.offer(TX, &chain);
+        guest.kick(TX);
+        assert_eq!(guest.port.tx, [frame(60)]);
+    }
+
+    #[test]
+    fn a_frame_may_cross_pages() {
+        let mut guest = guest();
+        let len = store_packet(&mut guest, BUFFERS + 4000, &frame(1000));
+        guest.offer(TX, &[(BUFFERS + 4000, len, 0)]);
+        guest.kick(TX);
+        assert_eq!(guest.port.tx, [frame(1000)]);
+    }
+
+    #[test]
+    fn the_largest_and_the_smallest_frame_are_sent() {
+        let mut guest = guest();
+        offer_frame(&mut guest, &frame(FRAME_MAX));
+        guest.kick(TX);
+        offer_frame(&mut guest, &frame(FRAME_MIN));
+        guest.kick(TX);
+        assert_eq!(guest.port.tx, [frame(FRAME_MAX), frame(FRAME_MIN)]);
+    }
+
+    #[test]
+    fn giants_and_runts_are_dropped_and_counted() {
+        let mut guest = guest();
+        let lens = [FRAME_MAX + 1, 60_000, FRAME_MIN - 1, 0];
+        for len in lens {
+            guest.offer(TX, &[(BUFFERS, HEADER_LEN + len, 0)]);
+        }
+        guest.offer(TX, &[(BUFFERS, HEADER_LEN - 1, 0)]);
+        guest.kick(TX);
+        assert!(guest.port.tx.is_empty());
+        assert_eq!(guest.device.counters.tx_drops, 5);
+        assert_eq!((0..9).filter_map(|_| guest.take_used(TX)).count(), 5);
+    }
+
+    #[test]
+    fn a_writable_buffer_in_the_transmit_queue_needs_a_reset() {
+        let mut guest = guest();
+        guest.offer(TX, &[(BUFFERS, 72, 0), (BUFFERS, 8, WRITE)]);
+        guest.kick(TX);
+        assert!(guest.needs_reset());
+        assert!(guest.port.tx.is_empty());
+    }
+
+    #[test]
+    fn frames_wait_for_room_in_the_port_and_none_is_lost() {
+        let mut guest = guest();
+        (0..3).for_each(|i| {
+            let len = store_packet(&mut guest, BUFFERS + 0x1000 * i, &frame(60 + i as u32));
+            guest.offer(TX, &[(BUFFERS + 0x1000 * i, len, 0)]);
+        });
+        guest.port.tx_room = 1;
+        guest.kick(TX);
+        assert_eq!(guest.port.tx, [frame(60)]);
+        assert_eq!(guest.device.deferred(), Some(Deferred::Port));
+        guest.poll();
+        assert_eq!(guest.device.deferred(), Some(Deferred::Port));
+        guest.port.tx_room = 5;
+        guest.poll();
+        assert_eq!(guest.port.tx, [frame(60), frame(61), frame(62)]);
+        assert_eq!(guest.device.deferred(), None);
+    }
+
+    #[test]
+    fn frames_beyond_a_slices_work_are_sent_in_the_next() {
+        let mut guest = guest();
+        let mut sent = 0;
+        while guest.device.deferred().is_none() {
+            offer_frame(&mut guest, &frame(FRAME_MAX));
+            guest.kick(TX);
+            sent += 1;
+            assert!(sent < 200);
+        }
+        assert_eq!(guest.device.deferred(), Some(Deferred::Work));
+        assert_eq!(guest.port.tx.len(), sent - 1);
+        guest.poll();
+        assert_eq!(guest.port.tx.len(), sent);
+        assert_eq!(guest.device.deferred(), None);
+    }
+
+    #[test]
+    fn a_stopped_queue_has_nothing_left_over() {
+        let mut guest = guest();
+        offer_frame(&mut guest, &frame(60));
+        guest.port.tx_room = 0;
+        guest.kick(TX);
+        guest.write(reg::QUEUE_SEL, TX);
+        guest.write(reg::QUEUE_READY, 0);
+        guest.poll();
+        assert_eq!(guest.device.deferred(), None);
+    }
+
+    #[test]
+    fn a_frame_is_received_behind_a_header() {
+        let mut guest = guest();
+        let head = guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]);
+        guest.port.rx.push_back(frame(60));
+        guest.poll();
+        assert_eq!(guest.take_used(RX), Some((head.into(), 72)));
+        assert_eq!(guest.load(BUFFERS, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(guest.load(BUFFERS + 12, 60), frame(60));
+        assert!(guest.port.rx.is_empty());
+        assert_eq!(guest.device.counters.rx_frames, 1);
+    }
+
+    #[test]
+    fn received_frames_interrupt_once() {
+        let mut guest = guest();
+        (0..3).for_each(|_| _ = guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]));
+        guest.port.rx.extend([frame(60), frame(61), frame(62)]);
+        guest.poll();
+        assert_eq!(guest.read(reg::INTERRUPT_STATUS), 1);
+        assert_eq!((0..9).filter_map(|_| guest.take_used(RX)).count(), 3);
+    }
+
+    #[test]
+    fn a_frame_may_be_received_into_several_buffers() {
+        let mut guest = guest();
+        let across = BUFFERS + 0x1000 - 3;
+        let parts = [(BUFFERS, 10, WRITE), (BUFFERS + 10, 7, WRITE), (across, 2000, WRITE)];
+        guest.offer(RX, &parts);
+        guest.port.rx.push_back(frame(60));
+        guest.poll();
+        assert_eq!(guest.load(BUFFERS + 10, 2), [1, 0]);
+        assert_eq!(guest.load(BUFFERS + 12, 5), frame(60)[..5]);
+        assert_eq!(guest.load(across, 55), frame(60)[5..]);
+    }
+
+    #[test]
+    fn frames_wait_for_buffers() {
+        let mut guest = guest();
+        guest.port.rx.extend([frame(60), frame(61)]);
+        guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]);
+        guest.poll();
+        assert_eq!(guest.port.rx.len(), 1);
+        guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]);
+        guest.kick(RX);
+        assert!(guest.port.rx.is_empty());
+        assert_eq!(guest.load(BUFFERS + 12, 61), frame(61));
+    }
+
+    #[test]
+    fn a_frame_larger_than_the_buffer_is_dropped_and_the_buffer_kept() {
+        let mut guest = guest();
+        guest.offer(RX, &[(BUFFERS, 12 + 60, WRITE)]);
+        guest.port.rx.extend([frame(61), frame(60)]);
+        guest.poll();
+        assert_eq!(guest.take_used(RX), Some((0, 72)));
+        assert_eq!(guest.load(BUFFERS + 12, 60), frame(60));
+        assert_eq!(guest.device.counters.rx_drops, 1);
+    }
+
+    #[test]
+    fn a_host_frame_of_a_length_that_cannot_be_is_dropped() {
+        let mut guest = guest();
+        guest.offer(RX, &[(BUFFERS, 0x4000, WRITE)]);
+        guest.port.rx.extend([frame(0), frame(FRAME_MAX + 1)]);
+        guest.poll();
+        assert_eq!(guest.take_used(RX), None);
+        assert_eq!(guest.device.counters.rx_drops, 2);
+    }
+
+    #[test]
+    fn a_readable_buffer_in_the_receive_queue_needs_a_reset() {
+        let mut guest = guest();
+        guest.offer(RX, &[(BUFFERS, 12, 0), (BUFFERS, 2000, WRITE)]);
+        guest.port.rx.push_back(frame(60));
+        guest.poll();
+        assert!(guest.needs_reset());
+    }
+
+    #[test]
+    fn frames_for_a_guest_without_driver_are_dropped_and_counted() {
+        let mut guest = Guest::new(Virtio::net(MAC));
+        guest.port.rx.push_back(frame(60));
+        guest.poll();
+        assert!(guest.port.rx.is_empty());
+        assert_eq!(guest.device.counters.rx_drops, 1);
+    }
+
+    #[test]
+    fn a_frame_stays_in_the_port_until_there_are_guest_frames_for_it() {
+        let mut guest = guest();
+        let across = BUFFERS + 0x1000 - 30;
+        guest.offer(RX, &[(across, BUFFER_SIZE, WRITE)]);
+        guest.port.rx.push_back(frame(60));
+        guest.ram.frames_left = 1;
+        assert_eq!(guest.try_poll(), Err(Trap::NoFrame));
+        assert_eq!((guest.port.rx.len(), guest.device.counters.rx_frames), (1, 0));
+        guest.ram.frames_left = 1;
+        guest.poll();
+        assert_eq!(guest.take_used(RX), Some((0, 72)));
+        assert_eq!(guest.load(across + 12, 60), frame(60));
+    }
+
+    #[test]
+    fn polling_another_device_leaves_frames_alone() {
+        let mut guest = Guest::started(Virtio::RNG, 0);
+        guest.port.rx.push_back(frame(60));
+        guest.poll();
+        assert_eq!(guest.port.rx.len(), 1);
+    }
+
+    /// What a well-behaved driver and host do, at random; no frame may be lost or changed.
+    fn exchange(rng: &mut Prng) {
+        let features = if rng.one_in(2) { super::feature::EVENT_IDX } else { 0 };
+        let mut guest = Guest::started(Virtio::net(MAC), features);
+        let (mut sent, mut delivered) = (Vec::new(), Vec::new());
+        let (mut posted, mut expected) = (Vec::new(), std::collections::VecDeque::new());
+        let slot = |i: usize| BUFFERS + 0x1000 * i as u64;
+        for _ in 0..150 {
+            match rng.below(6) {
+                0 => {
+                    let frame = frame(FRAME_MIN + rng.below(FRAME_MAX - FRAME_MIN + 1));
+                    guest.port.rx.push_back(frame.clone());
+                    expected.push_back(frame);
+                }
+                1 if posted.len() < usize::from(QUEUE_SIZE) => {
+                    let at = (0..16).find(|i| !posted.contains(i)).expect("a free buffer");
+                    posted.push(at);
+                    guest.offer(RX, &[(slot(at), BUFFER_SIZE, WRITE)]);
+                    guest.kick(RX);
+                }
+                2 => {
+                    let addr = slot(16 + sent.len() % 8);
+                    let frame = frame(FRAME_MIN + rng.below(1000));
+                    let len = store_packet(&mut guest, addr, &frame);
+                    let cut = rng.below(len);
+                    guest.offer(TX, &[(addr, cut, 0), (addr + u64::from(cut), len - cut, 0)]);
+                    guest.kick(TX);
+                    sent.push(frame);
+                    // The ring has room for eight of these.
+                    while guest.device.deferred().is_some() {
+                        guest.port.tx_room = 1 + rng.below(3);
+                        guest.poll();
+                    }
+                    while guest.take_used(TX).is_some() {}
+                }
+                3 => guest.port.tx_room = rng.below(3),
+                4 => guest.write(reg::INTERRUPT_ACK, 3),
+                _ => guest.poll(),
+            }
+            while let Some((_, len)) = guest.take_used(RX) {
+                let at: usize = posted.remove(0);
+                let received = guest.load(slot(at) + 12, len - 12);
+                assert_eq!(Some(&received), expected.front());
+                expected.pop_front();
+                delivered.push(received);
+            }
+            assert!(!guest.needs_reset());
+        }
+        assert_eq!(guest.port.tx, sent);
+        assert_eq!(guest.port.rx, expected);
+        assert_eq!(guest.device.counters.rx_frames, delivered.len() as u64);
+    }
+
+    #[test]
+    fn no_frame_is_lost_or_changed() {
+        for_seeds(0, 100, exchange);
+    }
+
+    #[test]
+    fn no_driver_makes_the_card_panic() {
+        for_seeds(1000, 200, |rng| {
+            let mut guest = guest();
+            for _ in 0..60 {
+                let queue = rng.below(2);
+                let addr = BUFFERS + u64::from(rng.below(0x3_0000));
+                match rng.below(8) {
+                    0..3 => {
+                        let len = rng.below(4000);
+                        let flags = if rng.one_in(8) { rng.below(8) } else { 2 - 2 * queue } as u16;
+                        guest.offer(queue, &[(addr, rng.below(20), flags), (addr, len, flags)]);
+                    }
+                    3 => guest.port.rx.push_back(frame(rng.below(FRAME_MAX + 2))),
+                    4 => guest.port.tx_room = rng.below(3),
+                    5 => {
+                        guest.ram.frames_left = rng.below(4);
+                        let _ = guest.try_write(reg::QUEUE_NOTIFY, queue);
+                        let _ = guest.try_poll();
+                        guest.ram.frames_left = u32::MAX;
+                    }
+                    6 => guest.store(addr & !0xfff, &[rng.next_u32() as u8]),
+                    _ if guest.needs_reset() => guest.start(0),
+                    _ => guest.set_avail_idx(queue, rng.below(0x40) as u16),
+                }
+            }
+        });
+    }
+}

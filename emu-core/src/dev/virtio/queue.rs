@@ -401,3 +401,448 @@ impl Window {
         Some((segment.addr.wrapping_add(skipped), len, position))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use virtio_bindings::virtio_ring;
+
+    use super::super::driver::{
+        BUFFERS, Descriptor, Guest, INDIRECT, NEXT, Prng, QUEUE_SIZE, RAM_BASE, RAM_END, WRITE,
+        for_seeds, queue_addresses, reg,
+    };
+    use super::super::{Virtio, feature, mmio::status};
+    use super::*;
+    use crate::mem::Frame;
+
+    /// Every chain of an entropy source's queue is one request, so it serves to test the queue.
+    fn guest() -> Guest {
+        Guest::started(Virtio::RNG, 0)
+    }
+
+    fn guest_with_event_idx() -> Guest {
+        Guest::started(Virtio::RNG, feature::EVENT_IDX)
+    }
+
+    fn request(guest: &mut Guest) -> u16 {
+        guest.offer(0, &[(BUFFERS, 8, WRITE)])
+    }
+
+    /// Offers one descriptor as it is.
+    fn offer_raw(guest: &mut Guest, descriptor: Descriptor) {
+        guest.write_descriptor(0, 0, descriptor);
+        guest.make_available(0, 0);
+        guest.kick(0);
+    }
+
+    /// The queue of the guest as its device sees it, with a chain of its own choosing.
+    fn queue(guest: &Guest) -> Queue {
+        guest.device.queues[0].clone()
+    }
+
+    #[test]
+    fn flags_and_alignments_are_those_of_linux() {
+        use virtio_ring::*;
+        assert_eq!(u32::from(desc_flag::NEXT), VRING_DESC_F_NEXT);
+        assert_eq!(u32::from(desc_flag::WRITE), VRING_DESC_F_WRITE);
+        assert_eq!(u32::from(desc_flag::INDIRECT), VRING_DESC_F_INDIRECT);
+        assert_eq!(u32::from(AVAIL_NO_INTERRUPT), VRING_AVAIL_F_NO_INTERRUPT);
+        assert_eq!(DESC_ALIGN, u64::from(VRING_DESC_ALIGN_SIZE));
+        assert_eq!(AVAIL_ALIGN, u64::from(VRING_AVAIL_ALIGN_SIZE));
+        assert_eq!(USED_ALIGN, u64::from(VRING_USED_ALIGN_SIZE));
+        assert_eq!(feature::EVENT_IDX, 1 << VIRTIO_RING_F_EVENT_IDX);
+    }
+
+    #[test]
+    fn chains_are_used_in_the_order_in_which_they_were_made_available() {
+        let mut guest = guest();
+        let chains: Vec<u16> =
+            (0..3).map(|_| guest.write_chain(0, &[(BUFFERS, 8, WRITE)])).collect();
+        [2, 0, 1].into_iter().for_each(|i| guest.make_available(0, chains[i]));
+        guest.kick(0);
+        let used = [guest.take_used(0), guest.take_used(0), guest.take_used(0)];
+        assert_eq!(used, [Some((2, 8)), Some((0, 8)), Some((1, 8))]);
+        assert_eq!(guest.take_used(0), None);
+    }
+
+    #[test]
+    fn rings_wrap_around() {
+        let mut guest = guest();
+        for i in 0..3 * u32::from(QUEUE_SIZE) {
+            request(&mut guest);
+            guest.kick(0);
+            assert_eq!(guest.take_used(0), Some((i % u32::from(QUEUE_SIZE), 8)));
+        }
+    }
+
+    #[test]
+    fn ring_indexes_wrap_around_at_2_to_the_16() {
+        let mut guest = guest();
+        for _ in 0..0x1_0000 + 2 {
+            request(&mut guest);
+            guest.kick(0);
+            guest.poll();
+            guest.take_used(0).expect("used");
+        }
+        assert_eq!(queue(&guest).used_idx(), 2);
+    }
+
+    #[test]
+    fn a_full_queue_is_served_at_once() {
+        let mut guest = guest();
+        (0..QUEUE_SIZE).for_each(|_| _ = request(&mut guest));
+        guest.kick(0);
+        assert_eq!((0..20).filter_map(|_| guest.take_used(0)).count(), QUEUE_SIZE.into());
+    }
+
+    #[test]
+    fn a_notification_without_buffers_does_nothing() {
+        let mut guest = guest();
+        let before = guest.device.clone();
+        guest.kick(0);
+        assert_eq!(guest.device, before);
+    }
+
+    #[test]
+    fn a_used_buffer_interrupts() {
+        let mut guest = guest();
+        request(&mut guest);
+        guest.kick(0);
+        assert_eq!(guest.read(reg::INTERRUPT_STATUS), 1);
+    }
+
+    #[test]
+    fn no_interrupt_is_honoured() {
+        let mut guest = guest();
+        guest.set_no_interrupt(0);
+        request(&mut guest);
+        guest.kick(0);
+        assert!(guest.take_used(0).is_some());
+        assert!(!guest.device.irq());
+    }
+
+    #[test]
+    fn event_idx_interrupts_when_the_event_is_reached() {
+        let mut guest = guest_with_event_idx();
+        guest.set_used_event(0, 1);
+        request(&mut guest);
+        guest.kick(0);
+        assert!(!guest.device.irq());
+        request(&mut guest);
+        guest.kick(0);
+        assert!(guest.device.irq());
+    }
+
+    #[test]
+    fn event_idx_interrupts_when_the_event_is_passed_by_a_batch() {
+        let mut guest = guest_with_event_idx();
+        guest.set_used_event(0, 1);
+        (0..4).for_each(|_| _ = request(&mut guest));
+        guest.kick(0);
+        assert!(guest.device.irq());
+    }
+
+    #[test]
+    fn event_idx_does_not_interrupt_for_an_event_of_the_past() {
+        let mut guest = guest_with_event_idx();
+        guest.set_used_event(0, 0xffff);
+        request(&mut guest);
+        guest.kick(0);
+        assert!(!guest.device.irq());
+    }
+
+    #[test]
+    fn event_idx_ignores_the_no_interrupt_flag() {
+        let mut guest = guest_with_event_idx();
+        guest.set_no_interrupt(0);
+        request(&mut guest);
+        guest.kick(0);
+        assert!(guest.device.irq());
+    }
+
+    #[test]
+    fn event_idx_asks_for_a_notification_of_the_next_buffer() {
+        let mut guest = guest_with_event_idx();
+        (0..3).for_each(|_| _ = request(&mut guest));
+        guest.kick(0);
+        assert_eq!(guest.avail_event(0), 3);
+    }
+
+    #[test]
+    fn without_event_idx_nothing_is_written_behind_the_used_ring() {
+        let mut guest = guest();
+        request(&mut guest);
+        guest.kick(0);
+        assert_eq!(guest.avail_event(0), 0);
+    }
+
+    #[test]
+    fn an_available_index_too_far_ahead_needs_a_reset() {
+        for idx in [QUEUE_SIZE + 1, 0x8000, 0xffff] {
+            let mut guest = guest();
+            guest.set_avail_idx(0, idx);
+            guest.kick(0);
+            assert!(guest.needs_reset());
+            assert_eq!(guest.take_used(0), None);
+        }
+    }
+
+    #[test]
+    fn a_head_past_the_queue_needs_a_reset() {
+        for head in [QUEUE_SIZE, 0xffff] {
+            let mut guest = guest();
+            guest.make_available(0, head);
+            guest.kick(0);
+            assert!(guest.needs_reset());
+        }
+    }
+
+    #[test]
+    fn a_next_past_the_queue_needs_a_reset() {
+        let mut guest = guest();
+        let descriptor =
+            Descriptor { addr: BUFFERS, len: 8, flags: WRITE | NEXT, next: QUEUE_SIZE };
+        offer_raw(&mut guest, descriptor);
+        assert!(guest.needs_reset());
+    }
+
+    #[test]
+    fn a_cyclic_chain_needs_a_reset() {
+        let mut guest = guest();
+        let descriptor = Descriptor { addr: BUFFERS, len: 8, flags: WRITE | NEXT, next: 0 };
+        offer_raw(&mut guest, descriptor);
+        assert!(guest.needs_reset());
+    }
+
+    #[test]
+    fn a_chain_may_be_as_long_as_the_queue() {
+        let mut guest = guest();
+        guest.offer(0, &[(BUFFERS, 1, WRITE); QUEUE_SIZE as usize]);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((0, QUEUE_SIZE.into())));
+    }
+
+    #[test]
+    fn an_indirect_descriptor_needs_a_reset() {
+        let mut guest = guest();
+        offer_raw(&mut guest, Descriptor { addr: BUFFERS, len: 16, flags: INDIRECT, next: 0 });
+        assert!(guest.needs_reset());
+    }
+
+    #[test]
+    fn unknown_descriptor_flags_are_ignored() {
+        let mut guest = guest();
+        offer_raw(&mut guest, Descriptor { addr: BUFFERS, len: 8, flags: WRITE | 0xff00, next: 0 });
+        assert_eq!(guest.take_used(0), Some((0, 8)));
+    }
+
+    #[test]
+    fn a_buffer_outside_ram_needs_a_reset() {
+        let outside = [
+            (0, 8),
+            (u64::from(RAM_BASE) - 1, 8),
+            (RAM_END - 7, 8),
+            (RAM_END, 1),
+            (BUFFERS, u32::MAX),
+            (BUFFERS | 1 << 32, 8),
+            (u64::MAX - 3, 8),
+            (u64::MAX, u32::MAX),
+        ];
+        for (addr, len) in outside {
+            let mut guest = guest();
+            offer_raw(&mut guest, Descriptor { addr, len, flags: WRITE, next: 0 });
+            assert!(guest.needs_reset());
+        }
+    }
+
+    #[test]
+    fn a_buffer_may_end_with_ram() {
+        let mut guest = guest();
+        offer_raw(&mut guest, Descriptor { addr: RAM_END - 8, len: 8, flags: WRITE, next: 0 });
+        assert_eq!(guest.take_used(0), Some((0, 8)));
+    }
+
+    #[test]
+    fn a_readable_buffer_behind_a_writable_one_needs_a_reset() {
+        let mut guest = guest();
+        guest.offer(0, &[(BUFFERS, 8, WRITE), (BUFFERS, 8, 0)]);
+        guest.kick(0);
+        assert!(guest.needs_reset());
+    }
+
+    #[test]
+    fn chains_before_a_bad_one_are_used() {
+        let mut guest = guest();
+        request(&mut guest);
+        guest.make_available(0, 0xffff);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((0, 8)));
+        assert_eq!(guest.take_used(0), None);
+        assert_eq!(guest.read(reg::INTERRUPT_STATUS), 3);
+    }
+
+    #[test]
+    fn a_device_that_needs_a_reset_does_no_more_work() {
+        let mut guest = guest();
+        guest.make_available(0, 0xffff);
+        guest.kick(0);
+        guest.set_avail_idx(0, 0);
+        request(&mut guest);
+        guest.kick(0);
+        guest.poll();
+        assert_eq!(guest.take_used(0), None);
+    }
+
+    #[test]
+    fn a_reset_makes_a_broken_device_work_again() {
+        let mut guest = guest();
+        guest.make_available(0, 0xffff);
+        guest.kick(0);
+        guest.start(0);
+        request(&mut guest);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((0, 8)));
+        assert_eq!(guest.read(reg::STATUS) & status::DEVICE_NEEDS_RESET, 0);
+    }
+
+    #[test]
+    fn a_stopped_queue_is_not_served() {
+        let mut guest = guest();
+        request(&mut guest);
+        guest.write(reg::QUEUE_SEL, 0);
+        guest.write(reg::QUEUE_READY, 0);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), None);
+    }
+
+    #[test]
+    fn without_a_frame_for_the_used_ring_nothing_is_done_yet() {
+        let mut guest = guest();
+        let [desc, avail, _] = queue_addresses(0);
+        let shared = BUFFERS + 0x4000;
+        guest.write(reg::QUEUE_SEL, 0);
+        guest.write(reg::QUEUE_READY, 0);
+        guest.place_queue(0, [desc, avail, shared], QUEUE_SIZE.into());
+        guest.write(reg::QUEUE_READY, 1);
+        request(&mut guest);
+        guest.ram.frames_left = 0;
+        let before = guest.device.clone();
+        assert_eq!(guest.try_write(reg::QUEUE_NOTIFY, 0), Err(crate::trap::Trap::NoFrame));
+        assert_eq!(guest.device, before);
+        guest.ram.frames_left = 2;
+        guest.kick(0);
+        assert_eq!(guest.load_u16(shared + 2), 1);
+    }
+
+    #[test]
+    fn without_a_frame_for_a_buffer_the_chains_before_it_are_used() {
+        let mut guest = guest();
+        guest.store(BUFFERS, &[1]);
+        request(&mut guest);
+        guest.offer(0, &[(BUFFERS + 0x1000, 8, WRITE)]);
+        guest.ram.frames_left = 0;
+        assert!(guest.try_write(reg::QUEUE_NOTIFY, 0).is_err());
+        assert_eq!(guest.take_used(0), Some((0, 8)));
+        assert_eq!(guest.take_used(0), None);
+        guest.ram.frames_left = 1;
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((1, 8)));
+    }
+
+    #[test]
+    fn measure_adds_up_both_parts_of_a_chain() {
+        let mut guest = guest();
+        let head = guest.write_chain(0, &[(BUFFERS, 3, 0), (BUFFERS, 4, 0), (BUFFERS, 5, WRITE)]);
+        let queue = queue(&guest);
+        let lengths = guest.dma(|ram| queue.measure(ram, head));
+        assert_eq!(lengths, Ok(Lengths { segments: 3, readable: 7, writable: 5 }));
+    }
+
+    #[test]
+    fn measure_does_not_overflow() {
+        let mut guest = guest();
+        let all = RAM_END as u32 - RAM_BASE;
+        let head = guest.write_chain(0, &[(u64::from(RAM_BASE), all, WRITE); 16]);
+        let queue = queue(&guest);
+        let lengths = guest.dma(|ram| queue.measure(ram, head)).expect("in RAM");
+        assert_eq!(lengths.writable, u64::from(all) * 16);
+    }
+
+    #[test]
+    fn a_range_is_read_across_buffers_and_pages() {
+        let mut guest = guest();
+        let across = BUFFERS + 0x1000 - 2;
+        guest.store(BUFFERS, b"abc");
+        guest.store(across, b"defg");
+        let head = guest.write_chain(
+            0,
+            &[(BUFFERS, 3, 0), (BUFFERS, 0, 0), (across, 4, 0), (BUFFERS, 3, WRITE)],
+        );
+        let queue = queue(&guest);
+        let mut pieces = Vec::new();
+        guest
+            .dma(|ram| {
+                queue.read_with(ram, head, 1, 5, |at, piece| pieces.push((at, piece.to_vec())))
+            })
+            .expect("in RAM");
+        assert_eq!(pieces, [(0, b"bc".to_vec()), (2, b"de".to_vec()), (4, b"f".to_vec())]);
+    }
+
+    #[test]
+    fn a_range_is_written_across_buffers_and_pages() {
+        let mut guest = guest();
+        let across = BUFFERS + 0x1000 - 2;
+        let head =
+            guest.write_chain(0, &[(BUFFERS, 9, 0), (BUFFERS, 3, WRITE), (across, 4, WRITE)]);
+        let queue = queue(&guest);
+        guest
+            .dma(|ram| queue.write_with(ram, head, 2, 4, |at, piece| piece.fill(at as u8 + 1)))
+            .expect("in RAM");
+        assert_eq!(guest.load(BUFFERS, 3), [0, 0, 1]);
+        assert_eq!(guest.load(across, 4), [2, 2, 4, 0]);
+    }
+
+    /// A descriptor that is mostly right: behind the queues, sometimes in them, sometimes wild.
+    fn any_descriptor(rng: &mut Prng) -> Descriptor {
+        Descriptor {
+            addr: match rng.below(16) {
+                0 => rng.next_u64(),
+                1 => u64::from(RAM_BASE) + u64::from(rng.below(0x3000)),
+                _ => BUFFERS + u64::from(rng.below(0x8000)),
+            },
+            len: if rng.one_in(16) { rng.next_u32() } else { rng.below(100) },
+            flags: if rng.one_in(16) { rng.next_u32() } else { 2 + rng.below(2) } as u16,
+            next: if rng.one_in(16) { rng.next_u32() } else { rng.below(16) } as u16,
+        }
+    }
+
+    #[test]
+    fn no_ring_or_table_makes_the_device_panic_or_write_outside_its_buffers() {
+        // A request of an entropy source is at most a page long, also if it starts late.
+        let first_untouched = (BUFFERS as u32 - RAM_BASE + 0x9000) / 4096;
+        for_seeds(0, 300, |rng| {
+            let features = if rng.one_in(2) { feature::EVENT_IDX } else { 0 };
+            let mut guest = Guest::started(Virtio::RNG, features);
+            for _ in 0..50 {
+                match rng.below(8) {
+                    0..4 => {
+                        let at = rng.below(QUEUE_SIZE.into()) as u16;
+                        guest.write_descriptor(0, at, any_descriptor(rng));
+                    }
+                    4..6 => guest.make_available(0, rng.below(17) as u16),
+                    6 => {
+                        guest.ram.frames_left = rng.below(3);
+                        let _ = guest.try_write(reg::QUEUE_NOTIFY, 0);
+                        guest.ram.frames_left = u32::MAX;
+                    }
+                    _ if guest.needs_reset() => guest.start(features),
+                    _ => guest.poll(),
+                }
+            }
+            for page in first_untouched..guest.ram.pages() {
+                assert_eq!(guest.ram.frame(page), Some(Frame::ZERO));
+            }
+        });
+    }
+}

@@ -36,3 +36,72 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
     }
     Ok(Progress::Done)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::chacha::ChaCha;
+    use crate::dev::virtio::Virtio;
+    use crate::dev::virtio::driver::{BUFFERS, Guest, WRITE};
+    use crate::mem::Memory;
+    use crate::trap::Trap;
+
+    fn guest() -> Guest {
+        Guest::started(Virtio::RNG, 0)
+    }
+
+    /// The first bytes of the stream that the mock guest has.
+    fn stream(len: usize) -> std::vec::Vec<u8> {
+        let mut bytes = std::vec![0; len];
+        ChaCha::new([0; 8]).fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_buffer_is_filled_with_random_bytes() {
+        let mut guest = guest();
+        let head = guest.offer(0, &[(BUFFERS, 24, WRITE)]);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((head.into(), 24)));
+        assert_eq!(guest.load(BUFFERS, 24), stream(24));
+    }
+
+    #[test]
+    fn a_large_request_is_answered_in_part() {
+        let mut guest = guest();
+        guest.offer(0, &[(BUFFERS, 0x1_0000, WRITE)]);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((0, 64)));
+        assert_eq!(guest.load(BUFFERS + 64, 64), [0; 64]);
+    }
+
+    #[test]
+    fn an_empty_request_is_answered() {
+        let mut guest = guest();
+        guest.offer(0, &[(BUFFERS, 0, WRITE)]);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((0, 0)));
+    }
+
+    #[test]
+    fn a_readable_buffer_needs_a_reset() {
+        let mut guest = guest();
+        guest.offer(0, &[(BUFFERS, 8, 0)]);
+        guest.kick(0);
+        assert!(guest.needs_reset());
+    }
+
+    #[test]
+    fn running_out_of_frames_uses_up_no_randomness() {
+        let mut guest = guest();
+        let across = BUFFERS + 0x1000 - 8;
+        guest.offer(0, &[(across, 16, WRITE)]);
+        guest.ram.frames_left = 1;
+        assert_eq!(guest.try_write(super::super::driver::reg::QUEUE_NOTIFY, 0), Err(Trap::NoFrame));
+        guest.ram.frames_left = guest.ram.pages();
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((0, 16)));
+        let mut expected = stream(8);
+        expected.extend(&stream(72)[64..]);
+        assert_eq!(guest.load(across, 16), expected);
+    }
+}
