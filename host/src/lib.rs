@@ -1,1 +1,19 @@
-//! pxvm as a library.
+//! pxvm as a library: from images to a running fleet.
+//!
+//! [`image`] reads files, [`machine`] puts a fleet together from them, a [`backend`] steps it,
+//! [`engine`] runs it until the user's condition, [`console`], [`progress`] and [`report`] show
+//! what happens. [`commands`] is what the program `pxvm` does with all that.
+
+pub mod backend;
+pub mod cli;
+pub mod commands;
+pub mod console;
+pub mod dtb;
+pub mod engine;
+pub mod exit;
+pub mod host;
+pub mod image;
+pub mod machine;
+pub mod progress;
+pub mod report;
+pub mod units;

@@ -1,0 +1,339 @@
+//! Guest memory of the CPU backend. The only file of the host with unsafe code.
+//!
+//! One reservation of address space holds the frames of the whole fleet; the system gives it
+//! memory when a frame is first touched. Frame numbers stay inside this file: a [`Guest`] keeps
+//! its tables and the state that caches their entries together, and its tables are only changed
+//! by [`FrameMemory`] over the pool of their arena. That is what makes the unsafe calls sound.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use emu_core::abi::{Exit, Vm};
+use emu_core::machine::{Machine, Now};
+use emu_core::mem::{Dma, DmaError, FRAME_SIZE, Memory, NoFrame};
+use emu_core::mmu::Tlb;
+use emu_core::port::Port;
+use emu_core::trace::Trace;
+use emu_device::ram::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
+use memmap2::{MmapMut, MmapOptions};
+
+use crate::backend::BackendError;
+use crate::machine::{BaseImage, Staged};
+use crate::units::Size;
+
+/// Frames that a thread takes from the pool at a time.
+const MAGAZINE: usize = 64;
+
+/// All frames of a fleet: the shared ones with their contents, and a pool of private ones.
+pub struct HostArena {
+    arena: Arena,
+    pool: Mutex<Pool>,
+    in_use: AtomicU32,
+    /// Keeps the address range that `arena` describes.
+    _map: MmapMut,
+    /// Decoded instructions of shared frames, all zero at first.
+    code: MmapMut,
+}
+
+/// Private frames that nobody has.
+struct Pool {
+    /// Given back.
+    free: Vec<u32>,
+    /// First that was never handed out.
+    fresh: u32,
+    /// One past the last.
+    end: u32,
+}
+
+/// What a thread needs to run guests: a few free frames, so that the pool's lock is rarely taken,
+/// and the decoded instructions of private frames.
+pub struct Lane {
+    magazine: RefCell<Vec<u32>>,
+    code: MmapMut,
+}
+
+/// Takes private frames for one VM.
+pub struct Source<'a> {
+    arena: &'a HostArena,
+    magazine: &'a RefCell<Vec<u32>>,
+}
+
+/// Zeroed, page aligned and given memory by the system when it is touched.
+fn reserve(bytes: u64) -> Result<MmapMut, BackendError> {
+    MmapOptions::new()
+        .len(bytes as usize)
+        .no_reserve_swap()
+        .map_anon()
+        .map_err(|e| BackendError::Reserve(Size(bytes), e))
+}
+
+impl Lane {
+    /// A lane without frames.
+    pub fn new() -> Result<Self, BackendError> {
+        let code = reserve(size_of::<CodeCache>() as u64)?;
+        Ok(Self { magazine: RefCell::default(), code })
+    }
+
+    fn parts(&mut self) -> (&RefCell<Vec<u32>>, &mut CodeCache) {
+        const { assert!(align_of::<CodeCache>() <= FRAME_SIZE as usize) };
+        // SAFETY: the mapping has the size of a `CodeCache` and more than its alignment, was all
+        // zero, which is an empty cache, and is reachable through `self.code` alone.
+        let code = unsafe { &mut *self.code.as_mut_ptr().cast::<CodeCache>() };
+        (&self.magazine, code)
+    }
+}
+
+impl HostArena {
+    /// Reserves room for the frames in `shared`, frame 0 (all zero) first, and `private` more.
+    /// Instructions are expected in the first `code` of the shared frames.
+    pub fn new(shared: &[u8], code: u32, private: u32) -> Result<Self, BackendError> {
+        let first = (shared.len() / FRAME_SIZE as usize) as u32;
+        let frames = first.saturating_add(private);
+        let bytes = u64::from(frames) * u64::from(FRAME_SIZE);
+        let mut map = reserve(bytes)?;
+        let code = reserve(u64::from(code.clamp(1, first.max(1))) * size_of::<CodePage>() as u64)?;
+        map[..shared.len()].copy_from_slice(shared);
+        assert!(first > 0 && map[..FRAME_SIZE as usize].iter().all(|&b| b == 0));
+        // SAFETY: a mapping is page aligned, readable and writable for its whole length, and lives
+        // as long as `self`, which every user borrows (`memory`). Frame 0 was checked just now.
+        // Shared frames are written above only, before any `FrameMemory` exists.
+        let arena = unsafe { Arena::new(map.as_mut_ptr(), frames, first) };
+        let pool = Mutex::new(Pool { free: Vec::new(), fresh: first, end: frames });
+        Ok(Self { arena, pool, in_use: AtomicU32::new(0), _map: map, code })
+    }
+
+    /// The memory that `table` describes.
+    ///
+    /// # Safety
+    /// Every entry is a shared frame of this arena, or was put in by a `FrameMemory` of this
+    /// arena and not given back since. State that caches frames comes from this table.
+    unsafe fn memory<'a>(
+        &'a self,
+        table: &'a mut [u32],
+        magazine: &'a RefCell<Vec<u32>>,
+    ) -> FrameMemory<'a, Source<'a>> {
+        // SAFETY: `Source` hands out frames of this arena that are in no other table: the pool
+        // gives each out once until it comes back in `Guest::drop`. The rest is our own contract.
+        unsafe { FrameMemory::new(self.arena, table, Source { arena: self, magazine }) }
+    }
+
+    fn code(&self) -> &[CodePage] {
+        const { assert!(align_of::<CodePage>() <= FRAME_SIZE as usize) };
+        let pages = self.code.len() / size_of::<CodePage>();
+        // SAFETY: the mapping is aligned, was all zero, has room for so many pages, is borrowed
+        // with `self`, and is only ever seen as these atomic words.
+        unsafe { std::slice::from_raw_parts(self.code.as_ptr().cast(), pages) }
+    }
+
+    fn release(&self, tables: [&mut Vec<u32>; 2]) {
+        let shared = self.arena.shared();
+        let mut pool = self.pool();
+        let before = pool.free.len();
+        for table in tables {
+            pool.free.extend(table.drain(..).filter(|&f| f >= shared));
+        }
+        let released = pool.free.len() - before;
+        self.in_use.fetch_sub(released as u32, Ordering::Relaxed);
+    }
+
+    /// Number of shared frames.
+    pub fn shared(&self) -> u32 {
+        self.arena.shared()
+    }
+
+    /// Number of private frames in use.
+    pub fn in_use(&self) -> u32 {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Pool {
+    fn take(&mut self) -> Option<u32> {
+        self.free.pop().or_else(|| {
+            let frame = self.fresh;
+            (frame < self.end).then(|| {
+                self.fresh += 1;
+                frame
+            })
+        })
+    }
+}
+
+impl FrameSource for Source<'_> {
+    fn take(&mut self) -> Option<u32> {
+        let mut magazine = self.magazine.borrow_mut();
+        if magazine.is_empty() {
+            let mut pool = self.arena.pool();
+            magazine.extend(std::iter::from_fn(|| pool.take()).take(MAGAZINE));
+        }
+        let frame = magazine.pop()?;
+        self.arena.in_use.fetch_add(1, Ordering::Relaxed);
+        Some(frame)
+    }
+}
+
+/// A VM with its memory. Dropping it gives its private frames back.
+pub struct Guest {
+    vm: Vm,
+    ram: Vec<u32>,
+    disk: Vec<u32>,
+    arena: Arc<HostArena>,
+}
+
+/// A guest on a lane: it can run.
+pub struct Session<'a> {
+    vm: &'a mut Vm,
+    ram: FrameRam<'a, Source<'a>>,
+    disk: FrameMemory<'a, Source<'a>>,
+}
+
+impl Guest {
+    /// Puts a staged VM over the base image, which must be the one that `arena` was made with.
+    pub fn new(
+        arena: &Arc<HostArena>,
+        base: &BaseImage,
+        staged: Staged,
+        lane: &Lane,
+    ) -> Result<Self, NoFrame> {
+        let shared = arena.shared();
+        assert!(base.ram.iter().chain(&base.disk).all(|&f| f < shared), "another fleet's base");
+        let mut vm = staged.vm;
+        vm.hot.tlb = Tlb::EMPTY;
+        let (ram, disk) = (base.ram.clone(), base.disk.clone());
+        let mut guest = Self { vm, ram, disk, arena: Arc::clone(arena) };
+        // SAFETY: all entries are shared frames, as asserted; the state caches none.
+        let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &lane.magazine) };
+        for (page, bytes) in staged.pages {
+            let frame = ram.make_private(page)?;
+            ram.bytes_mut(frame).copy_from_slice(&bytes[..]);
+        }
+        drop(ram);
+        Ok(guest)
+    }
+
+    /// The state.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// Brings the guest to a lane. Worth it for more than a few thousand instructions only.
+    pub fn session<'a>(&'a mut self, lane: &'a mut Lane) -> Session<'a> {
+        let (magazine, code) = lane.parts();
+        // SAFETY: both tables started with shared frames of this arena and were changed only by
+        // memories like these. `self.vm` has only ever run with these tables.
+        let (ram, disk) = unsafe {
+            (
+                self.arena.memory(&mut self.ram, magazine),
+                self.arena.memory(&mut self.disk, magazine),
+            )
+        };
+        let ram = FrameRam::new(ram, self.arena.code(), code);
+        Session { vm: &mut self.vm, ram, disk }
+    }
+}
+
+impl Session<'_> {
+    /// The state.
+    pub fn vm(&self) -> &Vm {
+        self.vm
+    }
+
+    /// Runs a slice; see [`Machine::run_traced`].
+    pub fn run<P: Port, T: Trace>(
+        &mut self,
+        port: &mut P,
+        budget: u32,
+        now: Now,
+        trace: &mut T,
+    ) -> Exit {
+        let Self { vm, ram, disk } = self;
+        Machine::new(vm, ram, disk, port).run_traced(budget, now, trace)
+    }
+
+    /// Looks at RAM, or changes it, by guest-physical address.
+    pub fn with_ram<R>(
+        &mut self,
+        f: impl FnOnce(&mut Dma<'_, FrameRam<'_, Source<'_>>>) -> Result<R, DmaError>,
+    ) -> Result<R, DmaError> {
+        let mut dma = Dma::new(&mut self.ram, self.vm.kind.map().ram_base);
+        let result = f(&mut dma);
+        if dma.replaced() {
+            self.vm.hot.tlb = Tlb::EMPTY;
+        }
+        result
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // The state, which may cache frames of the tables, goes with them.
+        self.arena.release([&mut self.ram, &mut self.disk]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use emu_core::layout::MachineKind;
+
+    use super::*;
+
+    const BASE: u32 = emu_core::layout::VIRT.ram_base;
+
+    fn base() -> BaseImage {
+        let mut frames = vec![0; 2 * FRAME_SIZE as usize];
+        frames[FRAME_SIZE as usize] = 7;
+        BaseImage { frames, ram_shared: 2, ram: vec![1, 0, 1], disk: vec![1], disk_len: 4096 }
+    }
+
+    fn guest(arena: &Arc<HostArena>, pages: &[u32]) -> Result<Guest, NoFrame> {
+        let own = |&page: &u32| (page, Box::new([page as u8 + 1; FRAME_SIZE as usize]));
+        let staged =
+            Staged { vm: Vm::new(MachineKind::Virt), pages: pages.iter().map(own).collect() };
+        Guest::new(arena, &base(), staged, &Lane::new().unwrap())
+    }
+
+    fn arena(private: u32) -> Arc<HostArena> {
+        Arc::new(HostArena::new(&base().frames, 2, private).unwrap())
+    }
+
+    #[test]
+    fn a_guest_has_shared_pages_and_its_own() {
+        let mut guest = guest(&arena(1), &[2]).unwrap();
+        let mut lane = Lane::new().unwrap();
+        let mut session = guest.session(&mut lane);
+        let mut word = |page: u32| {
+            session.with_ram(|ram| ram.read_u32(u64::from(BASE + page * FRAME_SIZE)))
+        };
+        assert_eq!(word(0), Ok(7));
+        assert_eq!(word(1), Ok(0));
+        assert_eq!(word(2), Ok(0x0303_0303));
+        assert_eq!(word(3), Err(DmaError::OutOfRange));
+    }
+
+    #[test]
+    fn frames_come_back_when_a_guest_goes_and_show_nothing_of_it() {
+        let arena = arena(1);
+        for _ in 0..3 {
+            let guest = guest(&arena, &[0]).unwrap();
+            assert_eq!(arena.in_use(), 1);
+            drop(guest);
+            assert_eq!(arena.in_use(), 0);
+        }
+        let mut lane = Lane::new().unwrap();
+        let mut guest = guest(&arena, &[]).unwrap();
+        let mut session = guest.session(&mut lane);
+        let at = u64::from(BASE + FRAME_SIZE);
+        session.with_ram(|ram| ram.write_u16(at, 5)).unwrap();
+        assert_eq!(session.with_ram(|ram| ram.read_u32(at + 8)), Ok(0));
+    }
+
+    #[test]
+    fn a_guest_without_frames_is_refused() {
+        assert!(guest(&arena(1), &[0, 1]).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! Host time as guest time.
+
+use std::time::{Duration, Instant};
+
+use emu_core::machine::Now;
+
+use crate::backend::ClockSource;
+
+const RATE_SHIFT: u32 = 24;
+/// Speed that is assumed before it has been measured, in instructions a second.
+const FIRST_IPS: u64 = 200_000_000;
+/// Slices with fewer instructions say nothing about speed.
+const MEASURABLE: u64 = 10_000;
+
+/// One VM's time.
+#[derive(Clone, Debug)]
+pub struct GuestClock {
+    source: ClockSource,
+    /// When the guest's time was zero.
+    origin: Option<Instant>,
+    timebase: u64,
+    /// Expected ticks an instruction, with 24 fractional bits.
+    rate: u64,
+}
+
+impl GuestClock {
+    /// Time that begins with the first slice and has `timebase` ticks a second.
+    pub fn new(source: ClockSource, timebase: u32) -> Self {
+        let timebase = u64::from(timebase);
+        Self { source, origin: None, timebase, rate: (timebase << RATE_SHIFT) / FIRST_IPS }
+    }
+
+    /// What the core needs to know for a slice that starts at `at`.
+    pub fn now(&mut self, at: Instant) -> Now {
+        match self.source {
+            ClockSource::Instret => Now::Instret,
+            ClockSource::Host => {
+                let origin = *self.origin.get_or_insert(at);
+                let ns = at.saturating_duration_since(origin).as_nanos();
+                let ticks = (ns * u128::from(self.timebase) / 1_000_000_000) as u64;
+                Now::Host { ticks, rate: self.rate as u32 }
+            }
+        }
+    }
+
+    /// Learns the speed from a slice.
+    pub fn measured(&mut self, instructions: u64, took: Duration) {
+        if self.source == ClockSource::Instret || instructions < MEASURABLE {
+            return;
+        }
+        let ticks = took.as_nanos() * u128::from(self.timebase) / 1_000;
+        let rate = (ticks << RATE_SHIFT) / (u128::from(instructions) * 1_000_000);
+        // A slice in which the thread was kept waiting by the system must not count for much.
+        let rate = (rate as u64).clamp(1, 4 * self.rate);
+        self.rate = ((7 * self.rate + rate) / 8).clamp(1, u32::MAX.into());
+    }
+
+    /// When `time` reaches `ticks`; `None` for never, or not in this century.
+    pub fn at(&self, ticks: u64) -> Option<Instant> {
+        let ns = u128::from(ticks) * 1_000_000_000 / u128::from(self.timebase);
+        let ns = u64::try_from(ns).ok()?;
+        self.origin?.checked_add(Duration::from_nanos(ns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HZ: u32 = 10_000_000;
+
+    #[test]
+    fn guest_time_starts_with_the_first_slice_and_follows_the_host() {
+        let mut clock = GuestClock::new(ClockSource::Host, HZ);
+        let start = Instant::now();
+        assert!(matches!(clock.now(start), Now::Host { ticks: 0, .. }));
+        let later = start + Duration::from_millis(3);
+        assert!(matches!(clock.now(later), Now::Host { ticks: 30_000, .. }));
+        assert_eq!(clock.at(30_000), Some(later));
+        assert_eq!(clock.at(u64::MAX), None);
+    }
+
+    #[test]
+    fn the_rate_approaches_the_measured_speed() {
+        let mut clock = GuestClock::new(ClockSource::Host, HZ);
+        for _ in 0..100 {
+            clock.measured(1_000_000, Duration::from_millis(10));
+        }
+        // 100 million instructions a second: a tenth of a tick each.
+        let expected = (1u64 << RATE_SHIFT) / 10;
+        assert!(clock.rate.abs_diff(expected) < expected / 50, "{}", clock.rate);
+    }
+
+    #[test]
+    fn the_instret_clock_takes_nothing_from_the_host() {
+        let mut clock = GuestClock::new(ClockSource::Instret, HZ);
+        assert_eq!(clock.now(Instant::now()), Now::Instret);
+    }
+}

@@ -1,0 +1,151 @@
+//! The CPU backend: the reference. Every core runs VMs, a slice at a time.
+
+mod arena;
+mod clock;
+mod port;
+mod sched;
+mod worker;
+
+pub use arena::{Guest, HostArena, Lane, Session};
+pub use port::CpuPort;
+pub use worker::SLICE;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crossbeam_channel::{Receiver, bounded};
+use emu_core::mem::FRAME_SIZE;
+
+use self::sched::Scheduler;
+use self::worker::{Instance, Worker};
+use super::{Backend, BackendError, Event, Settings, Totals};
+use crate::host;
+use crate::machine::Fleet;
+use crate::units::Size;
+
+/// Events that may wait for the listener before workers wait for it.
+const EVENTS_MAX: usize = 1024;
+/// Memory that a VM is expected to take at least: a Linux guest that serves has 3 MiB of private
+/// frames, and 100 KiB of tables and state come on top.
+const VM_MEMORY: Size = Size::mib(4);
+
+/// A VM's place in the backend.
+struct Slot {
+    /// The VM; `None` before its first slice and after its end.
+    instance: Mutex<Option<Instance>>,
+    /// Console input on its way.
+    input: Mutex<VecDeque<u8>>,
+    has_input: AtomicBool,
+    /// Instructions retired at the end of its last slice.
+    instret: AtomicU64,
+}
+
+/// What workers and the backend's owner have in common.
+struct Shared {
+    fleet: Fleet,
+    settings: Settings,
+    arena: Arc<HostArena>,
+    slots: Vec<Slot>,
+    sched: Scheduler,
+    stopped: AtomicBool,
+    instructions: AtomicU64,
+}
+
+/// A fleet on the CPU.
+pub struct CpuBackend {
+    shared: Arc<Shared>,
+    events: Receiver<Event>,
+}
+
+/// Checks that `count` VMs of this memory have a chance on this host.
+pub fn check_count(count: u32, memory: u32) -> Result<(), BackendError> {
+    let each = VM_MEMORY.min(Size(memory.into()));
+    let available = host::memory_available();
+    let fits = available.0 / each.0.max(1);
+    if u64::from(count) > fits {
+        return Err(BackendError::TooMany { count, available, each, fits });
+    }
+    Ok(())
+}
+
+impl CpuBackend {
+    /// Starts a fleet. Its VMs are staged by the workers, one by one.
+    pub fn start(fleet: Fleet, settings: Settings) -> Result<Self, BackendError> {
+        check_count(fleet.count, fleet.plan.memory)?;
+        let pages = (fleet.base.ram.len() + fleet.base.disk.len()) as u64;
+        // More private frames than the host has memory for would let guests exhaust the host.
+        let frames = host::memory_available().0 / u64::from(FRAME_SIZE);
+        let private = (pages * u64::from(fleet.count)).min(frames).min(u64::from(u32::MAX) / 2);
+        let arena = Arc::new(HostArena::new(&fleet.base.frames, fleet.base.ram_shared, private as u32)?);
+        let slot = || Slot {
+            instance: Mutex::new(None),
+            input: Mutex::default(),
+            has_input: AtomicBool::new(false),
+            instret: AtomicU64::new(0),
+        };
+        let (sender, events) = bounded(EVENTS_MAX);
+        let shared = Arc::new(Shared {
+            slots: (0..fleet.count).map(|_| slot()).collect(),
+            sched: Scheduler::new(fleet.count),
+            stopped: AtomicBool::new(false),
+            instructions: AtomicU64::new(0),
+            arena,
+            settings,
+            fleet,
+        });
+        let backend = Self { shared, events };
+        let threads = backend.shared.settings.threads.clamp(1, backend.shared.slots.len().max(1));
+        for i in 0..threads {
+            let (shared, sender) = (Arc::clone(&backend.shared), sender.clone());
+            let lane = Lane::new()?;
+            thread::Builder::new()
+                .name(format!("cpu{i}"))
+                .spawn(move || Worker::new(&shared, sender, lane).work())
+                .map_err(BackendError::Thread)?;
+        }
+        Ok(backend)
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn events(&self) -> &Receiver<Event> {
+        &self.events
+    }
+
+    fn input(&self, vm: u32, bytes: &[u8]) {
+        let Some(slot) = self.shared.slots.get(vm as usize) else { return };
+        slot.input.lock().unwrap_or_else(|e| e.into_inner()).extend(bytes);
+        slot.has_input.store(true, Ordering::Release);
+        self.shared.sched.wake(vm);
+    }
+
+    fn stop(&self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        self.shared.sched.stop();
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            instructions: self.shared.instructions.load(Ordering::Relaxed),
+            shared_frames: self.shared.arena.shared(),
+            private_frames: self.shared.arena.in_use(),
+        }
+    }
+
+    fn instret(&self, vm: u32) -> u64 {
+        let slot = self.shared.slots.get(vm as usize);
+        slot.map_or(0, |s| s.instret.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for CpuBackend {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

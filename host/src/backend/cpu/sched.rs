@@ -1,0 +1,205 @@
+//! Which VM runs next. Runnable VMs queue; idle ones cost nothing until a timer or input.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Instant;
+
+/// What a worker says about the VM that it ran.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rest {
+    /// It has more to do.
+    Runnable,
+    /// It waits for input, and for the time if given.
+    Idle(Option<Instant>),
+    /// It never runs again.
+    Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Status {
+    Queued,
+    Running,
+    /// Running, and input came meanwhile.
+    Poked,
+    Idle,
+    Done,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    status: Status,
+    /// Counts the VM's naps, so that the timer of an earlier one is known for what it is.
+    nap: u32,
+}
+
+struct Inner {
+    vms: Vec<Entry>,
+    queue: VecDeque<u32>,
+    timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    stopped: bool,
+}
+
+/// The queue of a fleet, shared by all workers.
+pub struct Scheduler {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl Scheduler {
+    /// A fleet of `count` VMs, all runnable.
+    pub fn new(count: u32) -> Self {
+        let inner = Inner {
+            vms: vec![Entry { status: Status::Queued, nap: 0 }; count as usize],
+            queue: (0..count).collect(),
+            timers: BinaryHeap::new(),
+            stopped: false,
+        };
+        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+    }
+
+    /// Waits for a runnable VM; `None` when the fleet is stopped.
+    pub fn next(&self) -> Option<u32> {
+        let mut inner = self.lock();
+        loop {
+            if inner.stopped {
+                return None;
+            }
+            let due = inner.wake_due();
+            if let Some(vm) = inner.queue.pop_front() {
+                inner.vms[vm as usize].status = Status::Running;
+                if !inner.queue.is_empty() {
+                    self.changed.notify_one();
+                }
+                return Some(vm);
+            }
+            inner = match due {
+                None => self.changed.wait(inner).unwrap_or_else(|e| e.into_inner()),
+                Some(at) => {
+                    let nap = at.saturating_duration_since(Instant::now());
+                    let waited = self.changed.wait_timeout(inner, nap);
+                    waited.unwrap_or_else(|e| e.into_inner()).0
+                }
+            };
+        }
+    }
+
+    /// Takes back a VM from the worker that got it from [`Scheduler::next`].
+    pub fn put(&self, vm: u32, rest: Rest) {
+        let mut inner = self.lock();
+        let entry = &mut inner.vms[vm as usize];
+        let poked = entry.status == Status::Poked;
+        match rest {
+            Rest::Done => entry.status = Status::Done,
+            Rest::Idle(until) if !poked => {
+                entry.status = Status::Idle;
+                entry.nap = entry.nap.wrapping_add(1);
+                let nap = entry.nap;
+                if let Some(at) = until {
+                    inner.timers.push(Reverse((at, vm, nap)));
+                    // Another worker may sleep on a later timer.
+                    self.changed.notify_one();
+                }
+            }
+            Rest::Idle(_) | Rest::Runnable => {
+                entry.status = Status::Queued;
+                inner.queue.push_back(vm);
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    /// There is input for a VM.
+    pub fn wake(&self, vm: u32) {
+        let mut inner = self.lock();
+        let Some(entry) = inner.vms.get_mut(vm as usize) else { return };
+        match entry.status {
+            Status::Idle => {
+                entry.status = Status::Queued;
+                inner.queue.push_back(vm);
+                self.changed.notify_one();
+            }
+            Status::Running => entry.status = Status::Poked,
+            Status::Queued | Status::Poked | Status::Done => {}
+        }
+    }
+
+    /// Ends [`Scheduler::next`] for all workers.
+    pub fn stop(&self) {
+        self.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Inner {
+    /// Queues VMs whose time has come; returns the time of the next.
+    fn wake_due(&mut self) -> Option<Instant> {
+        let mut now = None;
+        while let Some(&Reverse((at, vm, nap))) = self.timers.peek() {
+            let entry = &mut self.vms[vm as usize];
+            let valid = entry.status == Status::Idle && entry.nap == nap;
+            if valid && at > *now.get_or_insert_with(Instant::now) {
+                return Some(at);
+            }
+            self.timers.pop();
+            if valid {
+                entry.status = Status::Queued;
+                self.queue.push_back(vm);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn runnable_vms_take_turns() {
+        let sched = Scheduler::new(2);
+        assert_eq!(sched.next(), Some(0));
+        sched.put(0, Rest::Runnable);
+        assert_eq!(sched.next(), Some(1));
+        assert_eq!(sched.next(), Some(0));
+    }
+
+    #[test]
+    fn an_idle_vm_runs_at_its_time() {
+        let sched = Scheduler::new(1);
+        let start = Instant::now();
+        sched.next();
+        sched.put(0, Rest::Idle(Some(start + Duration::from_millis(5))));
+        assert_eq!(sched.next(), Some(0));
+        assert!(start.elapsed() >= Duration::from_millis(5));
+    }
+
+    #[test]
+    fn input_wakes_an_idle_vm_once_and_an_old_timer_is_ignored() {
+        let sched = Scheduler::new(1);
+        sched.next();
+        sched.put(0, Rest::Idle(Some(Instant::now())));
+        sched.wake(0);
+        sched.wake(0);
+        assert_eq!(sched.next(), Some(0));
+        sched.put(0, Rest::Done);
+        sched.wake(0);
+        sched.stop();
+        assert_eq!(sched.next(), None);
+    }
+
+    #[test]
+    fn input_that_comes_while_a_vm_runs_is_not_missed() {
+        let sched = Scheduler::new(1);
+        sched.next();
+        sched.wake(0);
+        sched.put(0, Rest::Idle(None));
+        assert_eq!(sched.next(), Some(0));
+    }
+}

@@ -1,0 +1,166 @@
+//! What steps the VMs of a fleet: the CPU now, a GPU next.
+//!
+//! A backend runs on its own threads from the moment it is made. It tells what happens in events,
+//! so that the work of whoever listens is proportional to what the guests do, never to how many
+//! there are.
+
+pub mod cpu;
+
+use std::fmt;
+use std::io;
+
+use crossbeam_channel::Receiver;
+use emu_core::abi::FaultCode;
+
+use crate::console::ready::ReadyPattern;
+use crate::units::Size;
+
+/// Steps a fleet.
+pub trait Backend {
+    /// `cpu` or `cuda`.
+    fn name(&self) -> &'static str;
+
+    /// What happens, in order for each VM. Disconnects after [`Backend::stop`], when every VM
+    /// stands still and the last event has been received.
+    fn events(&self) -> &Receiver<Event>;
+
+    /// Gives a VM bytes of console input.
+    fn input(&self, vm: u32, bytes: &[u8]);
+
+    /// Asks the backend to stop all VMs. Returns at once; go on receiving events.
+    fn stop(&self);
+
+    /// Sums over the fleet, cheap enough for a few calls a second.
+    fn totals(&self) -> Totals;
+
+    /// Instructions that a VM has retired since its first start, up to its last pause.
+    fn instret(&self, vm: u32) -> u64;
+}
+
+/// Something that happened to one VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// Which VM.
+    pub vm: u32,
+    /// Instructions it had retired.
+    pub instret: u64,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What can happen to a VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    /// It wrote to its console.
+    Console(Vec<u8>),
+    /// A line on its console matched the ready pattern, for the first time since its start.
+    Ready,
+    /// It asked for a reset and starts again.
+    Reset,
+    /// It powered off, with a status: 0 for success.
+    Halted(u32),
+    /// It cannot go on.
+    Faulted(Reason),
+}
+
+/// Why a VM cannot go on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// The machine gave up.
+    Fault(FaultCode),
+    /// A fault that this build has no name for.
+    UnknownFault(u32),
+    /// It started [`BOOTS_MAX`] times and was never ready.
+    BootLoop,
+    /// The host has no memory left for it.
+    NoMemory,
+    /// The emulator failed; a bug of ours, not of the guest.
+    Internal(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(FaultCode::TrapLoop) => f.write_str("its trap handler traps for ever"),
+            Self::Fault(FaultCode::SystemFailure) => f.write_str("it reported a system failure"),
+            Self::Fault(FaultCode::BadState) => f.write_str("its state is damaged"),
+            Self::UnknownFault(code) => write!(f, "fault {code}"),
+            Self::BootLoop => write!(f, "it reset {BOOTS_MAX} times without becoming ready"),
+            Self::NoMemory => f.write_str("the host has no memory left for it"),
+            Self::Internal(what) => write!(f, "internal error: {what}"),
+        }
+    }
+}
+
+/// Sums over a fleet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Totals {
+    /// Instructions retired.
+    pub instructions: u64,
+    /// Frames of the base image.
+    pub shared_frames: u32,
+    /// Frames in use by single VMs.
+    pub private_frames: u32,
+}
+
+/// Where guest time comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ClockSource {
+    /// Retired instructions: deterministic, and an idle guest's time jumps to its next timer.
+    Instret,
+    /// The host's clock: idle guests sleep.
+    Host,
+}
+
+/// How a backend runs a fleet.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Host threads; the CPU backend runs as many VMs at once.
+    pub threads: usize,
+    /// Where guest time comes from.
+    pub clock: ClockSource,
+    /// What tells that a VM is ready.
+    pub ready: ReadyPattern,
+    /// Whether being ready is all that is asked: a ready VM stands still, and one that resets
+    /// [`BOOTS_MAX`] times without becoming ready has failed.
+    pub until_ready: bool,
+}
+
+/// Starts that a VM has to become ready, when that is all that is asked.
+pub const BOOTS_MAX: u32 = 5;
+
+/// A backend could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// This build has no such backend.
+    #[error("this build has no CUDA backend yet; use --backend cpu")]
+    NoCuda,
+    /// More VMs than the host's memory can hold.
+    #[error(
+        "--count {count} is more than this host has memory for: it has {available} available, \
+         about {fits} VMs at {each} each"
+    )]
+    TooMany {
+        /// How many were asked for.
+        count: u32,
+        /// Memory that is available.
+        available: Size,
+        /// What a VM is expected to take.
+        each: Size,
+        /// How many would fit.
+        fits: u64,
+    },
+    /// Address space for guest memory was refused.
+    #[error("cannot reserve {0} of address space for guest memory")]
+    Reserve(Size, #[source] io::Error),
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+impl BackendError {
+    /// Whether the user asked for something impossible.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::NoCuda | Self::TooMany { .. })
+    }
+}

@@ -1,0 +1,423 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use emu_core::layout::MachineKind;
+
+use crate::backend::ClockSource;
+use crate::console::ready::ReadyPattern;
+use crate::engine::Until;
+use crate::exit;
+use crate::machine::GuestOptions;
+use crate::units::Size;
+
+/// `pxvm` and its options.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pxvm",
+    version,
+    about = "A fleet of real RISC-V Linux machines",
+    long_about = "Runs one or many RISC-V (rv32ima) Linux machines.\n\n\
+        The guest image is built once by `buildroot/build`; `pxvm doctor` tells what is missing.",
+    after_help = "Examples:\n  \
+        pxvm boot                                  one machine, its console on this terminal\n  \
+        pxvm boot --count 64 --until ready --json  64 machines, until each one serves\n  \
+        pxvm doctor                                what this host has, and what to do about it\n\n\
+        `pxvm help COMMAND` tells more.",
+    after_long_help = exit::HELP,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Say more on standard error (twice: much more); PXVM_LOG takes a tracing filter
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `pxvm` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot one or many Linux machines
+    Boot(Boot),
+    /// Run a bare-metal program (M-mode ELF)
+    Run(Run),
+    /// Run riscv-tests and count
+    Conform(Conform),
+    /// Show the device tree of a machine
+    Dtb(Dtb),
+    /// List the guest images in the cache
+    Images(Images),
+    /// Tell what this host has, what is missing, and what to do about it
+    Doctor(Doctor),
+    /// Print a shell's completion script
+    Completions(Completions),
+    /// Print the manual page, or write all of them to a folder
+    Man(Man),
+}
+
+/// Which machine, and what is in it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct Guest {
+    /// Kernel: RISC-V Image (plain, gzip, xz, zstd) or ELF [default: the image in the cache]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial root file system: cpio (plain, gzip, xz, zstd) [default: none with --kernel, else
+    /// the one in the cache]
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Device tree blob to use instead of the machine's own (see `pxvm dtb`)
+    #[arg(long, value_name = "FILE")]
+    pub dtb: Option<PathBuf>,
+    /// Add to the kernel's command line; where words contradict, the last one counts
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true)]
+    #[arg(allow_hyphen_values = true)]
+    pub append: String,
+    /// RAM of each machine
+    #[arg(long, value_name = "SIZE", default_value = "24M")]
+    pub memory: Size,
+    /// Memory map: that of QEMU's virt, or that of semu
+    #[arg(long, value_enum, default_value_t = Machine::Virt)]
+    pub machine: Machine,
+    /// M-mode firmware (OpenSBI, raw or ELF) instead of the built-in SBI
+    #[arg(long, value_name = "FILE")]
+    pub firmware: Option<PathBuf>,
+    /// Disk image (virtio-blk); all machines read it, what each writes is its own and is lost
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+    /// All randomness of the fleet comes from this number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl Guest {
+    /// The same for the library.
+    pub fn options(self, count: u32, clock: ClockSource) -> GuestOptions {
+        GuestOptions {
+            count,
+            kind: self.machine.into(),
+            memory: self.memory,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            firmware: self.firmware,
+            dtb: self.dtb,
+            disk: self.disk,
+            append: self.append,
+            seed: self.seed,
+            host_time: clock == ClockSource::Host,
+        }
+    }
+}
+
+/// `pxvm boot`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Boot one or many Linux machines.\n\n\
+        One machine has its console here: on a terminal every key goes to the guest, and Ctrl-A x \
+        leaves (Ctrl-A h helps); otherwise standard input is passed on when the guest is ready, \
+        or after 5 seconds. Several machines, or --json, have one log file each, and a line on \
+        standard error tells how they do.",
+    after_help = "Examples:\n  \
+        pxvm boot                                         one machine on this terminal\n  \
+        pxvm boot --count 4 --until ready                 four, until they serve\n  \
+        pxvm boot --count 64 --until ready --timeout 120 --json\n  \
+        echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
+        pxvm boot --machine semu --until ready            semu's memory map\n  \
+        pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
+        pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'",
+    after_long_help = exit::HELP
+)]
+pub struct Boot {
+    /// Number of machines; machine I is the host vmI
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
+    pub count: u32,
+    /// The machines.
+    #[command(flatten)]
+    pub guest: Guest,
+    /// How the machines are run.
+    #[command(flatten)]
+    pub running: Running,
+}
+
+/// Most machines of a fleet; the host's memory usually says less.
+const COUNT_MAX: i64 = 1_000_000;
+
+/// How a fleet is run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub struct Running {
+    /// What runs the machines; auto takes the best that is there
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub backend: BackendChoice,
+    /// Guest time: the host's (idle guests sleep), or retired instructions (the same in every
+    /// run; idle guests skip to their next timer)
+    #[arg(long, value_enum, default_value_t = Clock::Host)]
+    pub clock: Clock,
+    /// Host threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Write each console to DIR/vmI.log [default for several machines:
+    /// ~/.local/state/pxvm/TIME]
+    #[arg(long, value_name = "DIR")]
+    pub console_dir: Option<PathBuf>,
+    /// End when every machine was ready, when every one has powered off, or only by Ctrl-C
+    #[arg(long, value_enum, default_value_t = UntilChoice::Halt)]
+    pub until: UntilChoice,
+    /// A machine is ready when a line of its console matches this regular expression
+    #[arg(long, value_name = "REGEX", default_value = ReadyPattern::DEFAULT)]
+    pub ready_pattern: String,
+    /// Give up after this many seconds (exit code 3)
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Print one JSON object on standard output at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
+    if seconds <= 0.0 {
+        return Err("it must be more than zero".into());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}
+
+/// `--machine`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Machine {
+    /// RAM at 0x8000_0000, as QEMU's virt
+    Virt,
+    /// RAM at 0, as the semu emulator
+    Semu,
+}
+
+impl From<Machine> for MachineKind {
+    fn from(machine: Machine) -> Self {
+        match machine {
+            Machine::Virt => Self::Virt,
+            Machine::Semu => Self::Semu,
+        }
+    }
+}
+
+/// `--backend`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum BackendChoice {
+    /// The best that is there
+    Auto,
+    /// The host's processors
+    Cpu,
+    /// An NVIDIA GPU
+    Cuda,
+}
+
+/// `--clock`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Clock {
+    /// The host's clock
+    Host,
+    /// Retired instructions
+    Instret,
+}
+
+impl From<Clock> for ClockSource {
+    fn from(clock: Clock) -> Self {
+        match clock {
+            Clock::Host => Self::Host,
+            Clock::Instret => Self::Instret,
+        }
+    }
+}
+
+/// `--until`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum UntilChoice {
+    /// Every machine was ready
+    Ready,
+    /// Every machine has powered off
+    Halt,
+    /// Ctrl-C
+    Never,
+}
+
+impl From<UntilChoice> for Until {
+    fn from(until: UntilChoice) -> Self {
+        match until {
+            UntilChoice::Ready => Self::Ready,
+            UntilChoice::Halt => Self::Halt,
+            UntilChoice::Never => Self::Never,
+        }
+    }
+}
+
+/// `pxvm run`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Run a bare-metal program: a 32-bit RISC-V ELF that starts in M-mode at its \
+        entry point.\n\nThe program ends by writing to its symbol `tohost` (1 for success, \
+        2*n+1 for failure n; HTIF characters are printed) or to the test finisher at 0x100000.",
+    after_help = "Examples:\n  \
+        pxvm run rv32ui-p-add\n  \
+        pxvm run prog.elf --trace prog.log --max-instructions 1000000\n  \
+        pxvm run arch-test.elf --signature out.sig",
+    after_long_help = exit::HELP
+)]
+pub struct Run {
+    /// The program
+    #[arg(value_name = "ELF")]
+    pub program: PathBuf,
+    /// Write a commit log in Spike's format, one line an instruction
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Write the words from begin_signature to end_signature, one line each
+    #[arg(long, value_name = "FILE")]
+    pub signature: Option<PathBuf>,
+    /// Give up after this many instructions (exit code 3)
+    #[arg(long, value_name = "N", default_value_t = 1_000_000_000)]
+    pub max_instructions: u64,
+    /// RAM of the machine
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub memory: Size,
+    /// Memory map
+    #[arg(long, value_enum, default_value_t = Machine::Virt)]
+    pub machine: Machine,
+}
+
+/// `pxvm conform`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Run riscv-tests and count what passes.\n\n\
+        Folders are searched for files named rv32{ui,um,ua,si,mi}-{p,v}-NAME; files are run \
+        whatever their name. Tests of other extensions (rv32uc, rv32uf, ...) are listed as \
+        skipped.",
+    after_help = "Examples:\n  \
+        pxvm conform riscv-tests/isa\n  \
+        pxvm conform isa/rv32ui-p-add isa/rv32ui-v-add --json",
+    after_long_help = exit::HELP
+)]
+pub struct Conform {
+    /// Test files, or folders with test files
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+    /// Instructions that each test has
+    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    pub max_instructions: u64,
+    /// Host threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// `pxvm dtb`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    pxvm dtb                          the default machine's tree, as source\n  \
+    pxvm dtb --machine semu --blob semu.dtb")]
+pub struct Dtb {
+    /// The machine.
+    #[command(flatten)]
+    pub guest: Guest,
+    /// Which machine of a fleet
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    pub vm: u32,
+    /// Write the blob to FILE instead of printing source
+    #[arg(long, value_name = "FILE")]
+    pub blob: Option<PathBuf>,
+}
+
+/// `pxvm images`.
+#[derive(Debug, Args)]
+pub struct Images {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pxvm doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pxvm completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+    pxvm completions bash > ~/.local/share/bash-completion/completions/pxvm")]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// `pxvm man`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pxvm man | man -l -\n  pxvm man --dir ~/.local/share/man/man1")]
+pub struct Man {
+    /// Write pxvm.1 and one page for each command to this folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn boot(args: &[&str]) -> Result<Boot, clap::Error> {
+        let args = ["pxvm", "boot"].iter().chain(args);
+        Cli::try_parse_from(args).map(|cli| match cli.command {
+            Command::Boot(boot) => boot,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn boot_has_sensible_defaults() {
+        let boot = boot(&[]).unwrap();
+        assert_eq!((boot.count, boot.guest.memory), (1, Size::mib(24)));
+        assert_eq!(boot.running.until, UntilChoice::Halt);
+        assert_eq!(boot.running.clock, Clock::Host);
+    }
+
+    #[test]
+    fn boot_takes_all_its_options() {
+        let line = "--count 64 --kernel k --initrd i --dtb d --append -x --memory 32M \
+            --machine semu --firmware f --disk q --backend cpu --clock instret --threads 2 \
+            --console-dir c --until ready --ready-pattern ^up --timeout 1.5 --json --seed 9";
+        let boot = boot(&line.split_ascii_whitespace().collect::<Vec<_>>()).unwrap();
+        assert_eq!((boot.count, boot.guest.seed), (64, 9));
+        assert_eq!(boot.guest.append, "-x");
+        assert_eq!(boot.running.timeout, Some(Duration::from_millis(1500)));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for args in [
+            &["--count", "0"][..],
+            &["--count", "99999999999"],
+            &["--memory", "lots"],
+            &["--timeout", "-1"],
+            &["--timeout", "nan"],
+            &["--threads", "0"],
+            &["--machine", "pdp11"],
+        ] {
+            assert!(boot(args).is_err(), "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `pxvm boot`.
+
+use std::io;
+use std::path::PathBuf;
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::printing;
+use crate::backend::cpu::{CpuBackend, check_count};
+use crate::backend::{Backend, BackendError, Settings};
+use crate::cli::{BackendChoice, Boot, Running};
+use crate::console::log::{Logs, Sink, run_name};
+use crate::console::ready::ReadyPattern;
+use crate::console::terminal::{self, RawMode, Screen};
+use crate::engine::{self, Control, Until, Verdict};
+use crate::exit::{Code, Error};
+use crate::host;
+use crate::image::cache;
+use crate::machine::{Fleet, assemble};
+use crate::progress::Progress;
+use crate::report::{BootReport, print_json};
+
+/// Boots a fleet and runs it until the condition.
+pub fn boot(args: Boot) -> Result<Code, Error> {
+    let Boot { count, guest, running } = args;
+    let ready = ReadyPattern::new(&running.ready_pattern)
+        .map_err(|e| Error::Usage(format!("--ready-pattern is no regular expression: {e}")))?;
+    let until = Until::from(running.until);
+    let settings = Settings {
+        threads: running.threads.map_or_else(host::cores, usize::from),
+        clock: running.clock.into(),
+        ready,
+        until_ready: until == Until::Ready,
+    };
+    if running.backend == BackendChoice::Cuda {
+        return Err(BackendError::NoCuda.into());
+    }
+    let fleet = assemble(&guest.options(count, settings.clock))?;
+    check_count(count, fleet.plan.memory)?;
+
+    let mut stage = Stage::new(&running, count)?;
+    let controls = stage.controls(count, &running)?;
+    let backend = start(fleet, settings)?;
+    let options = engine::Options {
+        until,
+        timeout: running.timeout,
+        hold_input: !stage.interactive,
+    };
+    let outcome = engine::run(
+        &backend,
+        count,
+        &options,
+        &controls,
+        stage.sink.as_mut(),
+        &mut stage.progress,
+    )?;
+    drop(stage.raw.take());
+    if stage.interactive && outcome.verdict == Verdict::Left {
+        eprintln!("\npxvm: left the console");
+    }
+    if let (1, Some(reason)) = (count, outcome.vms.first().and_then(|vm| vm.reason.as_ref())) {
+        tracing::debug!(reason, "the machine failed");
+    }
+    if running.json {
+        let report = BootReport::new(&backend, &outcome, stage.logs.as_deref());
+        print_json(&report).map_err(printing)?;
+    }
+    Ok(outcome.verdict.code())
+}
+
+fn start(fleet: Fleet, settings: Settings) -> Result<impl Backend, Error> {
+    Ok(CpuBackend::start(fleet, settings)?)
+}
+
+/// Where consoles and progress go.
+struct Stage {
+    sink: Box<dyn Sink>,
+    progress: Progress,
+    /// The terminal belongs to the guest.
+    interactive: bool,
+    raw: Option<RawMode>,
+    /// The folder of the logs, if there are any.
+    logs: Option<PathBuf>,
+}
+
+impl Stage {
+    fn new(running: &Running, count: u32) -> Result<Self, Error> {
+        let on_screen = count == 1 && !running.json;
+        let logs = match &running.console_dir {
+            Some(dir) => Some(dir.clone()),
+            None if on_screen => None,
+            None => Some(cache::state().join(run_name())),
+        };
+        let open = |dir: &PathBuf| {
+            Logs::new(dir, count)
+                .map_err(|e| Error::io(format!("write console logs to {}", dir.display()), e))
+        };
+        let log = logs.as_ref().map(open).transpose()?;
+        let interactive = on_screen && terminal::is_interactive();
+        let (sink, progress): (Box<dyn Sink>, _) = match log {
+            Some(log) if !on_screen => (Box::new(log), Progress::fleet()),
+            log => (Box::new(Screen { log }), Progress::hidden()),
+        };
+        if let (Some(dir), false) = (&logs, interactive) {
+            progress.say(&format!("consoles: {}", dir.display()));
+        }
+        if interactive {
+            eprintln!("pxvm: Ctrl-A x leaves, Ctrl-A h helps");
+        }
+        Ok(Self { sink, progress, interactive, raw: None, logs })
+    }
+
+    /// Listens to the user from now on.
+    fn controls(&mut self, count: u32, running: &Running) -> Result<Receiver<Control>, Error> {
+        let (sender, controls) = unbounded();
+        let on_signal = sender.clone();
+        // A second Ctrl-C while the first one is still at work changes nothing.
+        let handler = move || drop(on_signal.send(Control::Interrupt));
+        ctrlc::set_handler(handler)
+            .map_err(|e| Error::io("listen for Ctrl-C", io::Error::other(e)))?;
+        if self.interactive {
+            self.raw = Some(RawMode::enter().map_err(|e| Error::io("set up the terminal", e))?);
+        }
+        // A fleet has no input; a person at the keyboard of a run with --json has none either.
+        let piped = !io::IsTerminal::is_terminal(&io::stdin());
+        if self.interactive || (count == 1 && (piped || !running.json)) {
+            terminal::read_input(sender, self.interactive)
+                .map_err(|e| Error::io("read standard input", e))?;
+        } else {
+            // Keeps the channel open; without a handler for signals it would close.
+            std::mem::forget(sender);
+        }
+        Ok(controls)
+    }
+}

@@ -1,0 +1,134 @@
+//! `pxvm doctor`.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+
+use rustix::thread::{CapabilitySet, capabilities};
+use serde::Serialize;
+
+use super::printing;
+use crate::cli::Doctor;
+use crate::exit::{Code, Error};
+use crate::host;
+use crate::image::cache;
+use crate::report::print_json;
+
+const TUN: &str = "/dev/net/tun";
+const CUDA_LIBRARY: &str = "libcuda.so.1";
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    ok: bool,
+    /// What was found.
+    found: String,
+    /// What to do if it should be otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    checks: Vec<Check>,
+}
+
+/// Tells what this host has.
+pub fn doctor(args: Doctor) -> Result<Code, Error> {
+    let checks = vec![cores(), memory(), guest_image(), cuda(), tap()];
+    if args.json {
+        let report = Report { version: env!("CARGO_PKG_VERSION"), checks };
+        print_json(&report).map_err(printing)?;
+        return Ok(Code::Success);
+    }
+    for Check { name, ok, found, advice } in checks {
+        let mark = if ok { "ok" } else { "--" };
+        println!("{mark}  {name:<12} {found}");
+        if let Some(advice) = advice {
+            println!("    {:<12} {advice}", "");
+        }
+    }
+    Ok(Code::Success)
+}
+
+fn cores() -> Check {
+    let n = host::cores();
+    let found = format!("{n} for the CPU backend");
+    Check { name: "cores", ok: true, found, advice: None }
+}
+
+fn memory() -> Check {
+    let available = host::memory_available();
+    let found = match host::memory_total() {
+        Some(total) => format!("{available} of {total} available"),
+        None => format!("{available} assumed"),
+    };
+    Check { name: "memory", ok: true, found, advice: None }
+}
+
+fn guest_image() -> Check {
+    let name = "guest image";
+    match cache::default_image() {
+        Some(image) => {
+            let found = image.kernel.parent().unwrap_or(&image.kernel).display().to_string();
+            Check { name, ok: true, found, advice: None }
+        }
+        None => Check {
+            name,
+            ok: false,
+            found: format!("none in {}", cache::images().join("default").display()),
+            advice: Some("run `buildroot/build` (about 5 minutes), or give --kernel".into()),
+        },
+    }
+}
+
+fn cuda() -> Check {
+    let name = "CUDA";
+    match cuda_library() {
+        Some(path) => Check {
+            name,
+            ok: true,
+            found: format!("{}; this build has no CUDA backend yet", path.display()),
+            advice: None,
+        },
+        None => Check {
+            name,
+            ok: false,
+            found: "libcuda is not installed; machines run on the CPU".into(),
+            advice: Some("for a GPU install NVIDIA's driver, version 570 or later".into()),
+        },
+    }
+}
+
+/// Looks where the loader looks, without loading: that would run the library's initialisers.
+fn cuda_library() -> Option<PathBuf> {
+    let dirs = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let by_path = std::env::split_paths(&dirs).map(|dir| dir.join(CUDA_LIBRARY));
+    let cache = std::fs::read("/etc/ld.so.cache").unwrap_or_default();
+    let by_cache = cache
+        .split(|&b| b == 0)
+        .filter(|s| s.starts_with(b"/") && s.ends_with(CUDA_LIBRARY.as_bytes()))
+        .map(|s| PathBuf::from(String::from_utf8_lossy(s).into_owned()));
+    by_path.chain(by_cache).find(|path| path.is_file())
+}
+
+fn tap() -> Check {
+    let name = "TAP network";
+    let device = OpenOptions::new().read(true).write(true).open(TUN);
+    let admin = capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::NET_ADMIN));
+    let (ok, found, advice) = match (device, admin) {
+        (Ok(_), true) => (true, format!("{TUN} and CAP_NET_ADMIN"), None),
+        (Ok(_), false) => (
+            false,
+            "no right to make interfaces (CAP_NET_ADMIN)".into(),
+            Some("once, as root: ip tuntap add dev pxvm0 mode tap user $USER".to_owned()),
+        ),
+        (Err(e), _) => (
+            false,
+            format!("{TUN} cannot be opened: {e}"),
+            Some("load the kernel module tun, or give the container --device /dev/net/tun".into()),
+        ),
+    };
+    Check { name, ok, found, advice }
+}

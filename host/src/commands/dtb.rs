@@ -1,0 +1,42 @@
+//! `pxvm dtb`.
+
+use super::printing;
+use crate::backend::ClockSource;
+use crate::cli::Dtb;
+use crate::dtb::{self, Chosen, SEED_WORDS, Shape};
+use crate::exit::{Code, Error};
+use crate::image::{Role, cache, disk, load};
+use crate::machine::{assemble, fleet, plan};
+
+/// Prints a VM's device tree, or writes the blob.
+pub fn dtb(args: Dtb) -> Result<Code, Error> {
+    let Dtb { guest, vm, blob: file, .. } = args;
+    let options = guest.options(vm.saturating_add(1), ClockSource::Instret);
+    let blob = if options.kernel.is_some() || cache::default_image().is_some() {
+        assemble(&options)?.blob(vm)
+    } else {
+        // No image: the tree without an initrd.
+        plan::ram(options.kind, options.memory)?;
+        let disk = options.disk.as_ref().map(|path| disk::disk(path)).transpose()?;
+        let memory = options.memory.0 as u32;
+        let shape = Shape { kind: options.kind, memory, disk: disk.is_some() };
+        let tree = match &options.dtb {
+            None => dtb::emit(&shape),
+            Some(path) => dtb::given(&load(Role::DeviceTree, path, Ok)?, &shape)?,
+        };
+        let bootargs = fleet::bootargs(vm, tree.bootargs().as_deref(), &options.append);
+        Some(tree.blob(&Chosen { bootargs, initrd: None, rng_seed: [0; SEED_WORDS] }))
+    };
+    // A fleet that is booted always has a tree.
+    let blob = blob.unwrap_or_default();
+    match file {
+        Some(path) => std::fs::write(&path, blob)
+            .map_err(|e| Error::io(format!("write {}", path.display()), e))?,
+        None => {
+            use std::io::Write;
+            let text = dtb::text(&blob)?;
+            std::io::stdout().write_all(text.as_bytes()).map_err(printing)?;
+        }
+    }
+    Ok(Code::Success)
+}

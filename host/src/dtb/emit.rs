@@ -1,0 +1,184 @@
+//! Builds the device tree of a machine from its memory map.
+
+use dtoolkit::model::{DeviceTree, DeviceTreeNode};
+use emu_core::layout::{MachineKind, Map, Region, virtio_slot};
+
+use super::{Shape, Template, cells, set, strings};
+
+/// Names of nodes that others refer to.
+mod phandle {
+    pub const CPU_INTC: u32 = 1;
+    pub const PLIC: u32 = 2;
+    pub const FINISHER: u32 = 3;
+}
+
+/// Local interrupts of the hart, as the privileged specification numbers them.
+mod local {
+    pub const M_SOFTWARE: u32 = 3;
+    pub const M_TIMER: u32 = 7;
+    pub const S_EXTERNAL: u32 = 9;
+    pub const M_EXTERNAL: u32 = 11;
+}
+
+/// What the finisher takes for "power off" and "reset".
+mod finisher {
+    pub const PASS: u32 = 0x5555;
+    pub const RESET: u32 = 0x7777;
+}
+
+/// The tree of `shape`, with an empty `/chosen` but for `stdout-path`.
+pub fn emit(shape: &Shape) -> Template {
+    let map = shape.kind.map();
+    let mut tree = DeviceTree::new();
+    let root = &mut tree.root;
+    set(root, "#address-cells", 1u32);
+    set(root, "#size-cells", 1u32);
+    match shape.kind {
+        MachineKind::Virt => {
+            set(root, "compatible", "riscv-virtio");
+            set(root, "model", "pxvm,virt");
+        }
+        MachineKind::Semu => {
+            set(root, "compatible", "pxvm,semu");
+            set(root, "model", "semu");
+        }
+    }
+
+    let uart = node_name("serial", map.uart);
+    let chosen = root.add_child_mut(DeviceTreeNode::new_unchecked("chosen"));
+    set(chosen, "stdout-path", format!("/soc/{uart}"));
+    root.add_child(cpus(map));
+    root.add_child(memory(map, shape.memory));
+    root.add_child(soc(map, shape));
+    if map.finisher.size != 0 {
+        root.add_child(syscon("poweroff", "syscon-poweroff", finisher::PASS));
+        root.add_child(syscon("reboot", "syscon-reboot", finisher::RESET));
+    }
+    Template { tree }
+}
+
+fn node_name(name: &str, region: Region) -> String {
+    format!("{name}@{:x}", region.base)
+}
+
+fn device(name: &str, region: Region, compatible: &[&str]) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(node_name(name, region));
+    set(&mut node, "compatible", strings(compatible));
+    set(&mut node, "reg", cells(&[region.base, region.size]));
+    node
+}
+
+fn cpus(map: &Map) -> DeviceTreeNode {
+    let mut cpus = DeviceTreeNode::new_unchecked("cpus");
+    set(&mut cpus, "#address-cells", 1u32);
+    set(&mut cpus, "#size-cells", 0u32);
+    set(&mut cpus, "timebase-frequency", map.timebase);
+
+    let cpu = cpus.add_child_mut(DeviceTreeNode::new_unchecked("cpu@0"));
+    set(cpu, "device_type", "cpu");
+    set(cpu, "reg", 0u32);
+    set(cpu, "status", "okay");
+    set(cpu, "compatible", "riscv");
+    set(cpu, "riscv,isa", "rv32ima");
+    set(cpu, "riscv,isa-base", "rv32i");
+    let extensions = strings(&["i", "m", "a", "zicntr", "zicsr", "zifencei"]);
+    set(cpu, "riscv,isa-extensions", extensions);
+    set(cpu, "mmu-type", "riscv,sv32");
+
+    let intc = cpu.add_child_mut(DeviceTreeNode::new_unchecked("interrupt-controller"));
+    set(intc, "compatible", "riscv,cpu-intc");
+    set(intc, "#interrupt-cells", 1u32);
+    set(intc, "interrupt-controller", Vec::<u8>::new());
+    set(intc, "phandle", phandle::CPU_INTC);
+    cpus
+}
+
+fn memory(map: &Map, size: u32) -> DeviceTreeNode {
+    let region = Region { base: map.ram_base, size };
+    let mut memory = DeviceTreeNode::new_unchecked(node_name("memory", region));
+    set(&mut memory, "device_type", "memory");
+    set(&mut memory, "reg", cells(&[region.base, region.size]));
+    memory
+}
+
+fn soc(map: &Map, shape: &Shape) -> DeviceTreeNode {
+    let mut soc = DeviceTreeNode::new_unchecked("soc");
+    set(&mut soc, "compatible", "simple-bus");
+    set(&mut soc, "#address-cells", 1u32);
+    set(&mut soc, "#size-cells", 1u32);
+    set(&mut soc, "ranges", Vec::<u8>::new());
+    set(&mut soc, "interrupt-parent", phandle::PLIC);
+
+    if map.finisher.size != 0 {
+        let mut node = device("test", map.finisher, &["sifive,test1", "sifive,test0", "syscon"]);
+        set(&mut node, "phandle", phandle::FINISHER);
+        soc.add_child(node);
+    }
+    if map.rtc.size != 0 {
+        let mut node = device("rtc", map.rtc, &["google,goldfish-rtc"]);
+        set(&mut node, "interrupts", map.rtc_irq);
+        soc.add_child(node);
+    }
+    if map.clint.size != 0 {
+        let mut node = device("clint", map.clint, &["sifive,clint0", "riscv,clint0"]);
+        let lines =
+            [phandle::CPU_INTC, local::M_SOFTWARE, phandle::CPU_INTC, local::M_TIMER];
+        set(&mut node, "interrupts-extended", cells(&lines));
+        soc.add_child(node);
+    }
+    soc.add_child(plic(map));
+    soc.add_child(serial(map, shape.kind));
+    soc.add_child(virtio(map, virtio_slot::NET));
+    soc.add_child(virtio(map, virtio_slot::RNG));
+    if shape.disk {
+        soc.add_child(virtio(map, virtio_slot::BLK));
+    }
+    soc
+}
+
+fn plic(map: &Map) -> DeviceTreeNode {
+    let mut node = device("plic", map.plic, &["sifive,plic-1.0.0", "riscv,plic0"]);
+    set(&mut node, "#address-cells", 0u32);
+    set(&mut node, "#interrupt-cells", 1u32);
+    set(&mut node, "interrupt-controller", Vec::<u8>::new());
+    // One line a context, in the order of the contexts.
+    let mut contexts = vec![(map.plic_context_s, local::S_EXTERNAL)];
+    contexts.extend(map.plic_context_m.map(|m| (m, local::M_EXTERNAL)));
+    contexts.sort_unstable();
+    let lines: Vec<u32> =
+        contexts.iter().flat_map(|&(_, line)| [phandle::CPU_INTC, line]).collect();
+    set(&mut node, "interrupts-extended", cells(&lines));
+    set(&mut node, "riscv,ndev", map.plic_sources);
+    set(&mut node, "phandle", phandle::PLIC);
+    node
+}
+
+fn serial(map: &Map, kind: MachineKind) -> DeviceTreeNode {
+    let compatible = match kind {
+        MachineKind::Virt => "ns16550a",
+        MachineKind::Semu => "ns16550",
+    };
+    let mut node = device("serial", map.uart, &[compatible]);
+    set(&mut node, "interrupts", map.uart_irq);
+    set(&mut node, "clock-frequency", map.uart_clock);
+    if kind == MachineKind::Semu {
+        set(&mut node, "no-loopback-test", Vec::<u8>::new());
+    }
+    node
+}
+
+fn virtio(map: &Map, slot: usize) -> DeviceTreeNode {
+    let slot = map.virtio[slot];
+    let mut node = device("virtio", slot.mmio, &["virtio,mmio"]);
+    set(&mut node, "interrupts", slot.irq);
+    node
+}
+
+fn syscon(name: &str, compatible: &str, value: u32) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked(name);
+    set(&mut node, "compatible", compatible);
+    set(&mut node, "regmap", phandle::FINISHER);
+    set(&mut node, "offset", 0u32);
+    set(&mut node, "value", value);
+    node
+}

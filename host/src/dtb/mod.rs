@@ -1,0 +1,117 @@
+//! The device tree: emitted for the machine and its fleet, or given by the user.
+//!
+//! `dts/*.dts` are the sources for people; a test compares them with what is emitted here and
+//! with `emu_core::layout`.
+
+mod emit;
+mod given;
+
+pub use emit::emit;
+pub use given::parse as given;
+
+use std::ops::Range;
+
+use dtoolkit::fdt::Fdt;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use dtoolkit::{Node, Property, ToPropertyValue};
+use emu_core::layout::MachineKind;
+
+/// Largest blob that is accepted, in bytes.
+pub const BLOB_MAX: usize = 64 << 10;
+/// Words of `rng-seed`.
+pub const SEED_WORDS: usize = 8;
+
+/// A device tree that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// Not a blob, or a damaged one.
+    #[error("the device tree is no valid blob")]
+    Blob(#[source] dtoolkit::error::FdtParseError),
+    /// A blob larger than [`BLOB_MAX`].
+    #[error("the device tree has {0} bytes, the limit is {BLOB_MAX}")]
+    TooLarge(usize),
+    /// It describes a machine that is not this one.
+    #[error("the device tree does not fit the machine: {0}")]
+    Misfit(String),
+}
+
+/// The machine that a tree describes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// The memory map.
+    pub kind: MachineKind,
+    /// Bytes of RAM.
+    pub memory: u32,
+    /// Whether there is a disk.
+    pub disk: bool,
+}
+
+/// A fleet's device tree. VMs differ in `/chosen` only.
+#[derive(Clone, Debug)]
+pub struct Template {
+    tree: DeviceTree,
+}
+
+/// What `/chosen` says to one VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    /// The kernel's command line.
+    pub bootargs: String,
+    /// Where the initrd lies.
+    pub initrd: Option<Range<u32>>,
+    /// Start value of the kernel's random numbers.
+    pub rng_seed: [u32; SEED_WORDS],
+}
+
+impl Template {
+    /// The blob for one VM. What a given tree says already is kept; its command line comes first.
+    pub fn blob(&self, chosen: &Chosen) -> Vec<u8> {
+        let mut tree = self.tree.clone();
+        if tree.root.child("chosen").is_none() {
+            tree.root.add_child(DeviceTreeNode::new_unchecked("chosen"));
+        }
+        if let Some(node) = tree.root.child_mut("chosen") {
+            set_default(node, "bootargs", chosen.bootargs.as_str());
+            if let Some(initrd) = &chosen.initrd {
+                set_default(node, "linux,initrd-start", initrd.start);
+                set_default(node, "linux,initrd-end", initrd.end);
+            }
+            set_default(node, "rng-seed", cells(&chosen.rng_seed));
+        }
+        tree.to_dtb()
+    }
+
+    /// The command line that the tree brings along.
+    pub fn bootargs(&self) -> Option<String> {
+        let mut line = value(self.tree.root.child("chosen")?, "bootargs")?;
+        line.pop_if(|last| *last == 0);
+        Some(String::from_utf8_lossy(&line).into_owned())
+    }
+}
+
+/// A blob as source text.
+pub fn text(blob: &[u8]) -> Result<String, TreeError> {
+    Ok(Fdt::new(blob).map_err(TreeError::Blob)?.to_string())
+}
+
+fn value(node: &DeviceTreeNode, name: &str) -> Option<Vec<u8>> {
+    node.property(name).map(|property| property.value().to_vec())
+}
+
+fn set<T: ToPropertyValue>(node: &mut DeviceTreeNode, name: &str, value: T) {
+    node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+}
+
+fn set_default<T: ToPropertyValue>(node: &mut DeviceTreeNode, name: &str, value: T) {
+    if node.property(name).is_none() {
+        set(node, name, value);
+    }
+}
+
+fn cells(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_be_bytes()).collect()
+}
+
+fn strings(list: &[&str]) -> Vec<u8> {
+    list.iter().flat_map(|s| s.bytes().chain([0])).collect()
+}

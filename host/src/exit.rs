@@ -1,0 +1,106 @@
+//! Exit codes of `pxvm`, and what an error becomes when it reaches the user.
+
+use std::error::Error as StdError;
+use std::process::ExitCode;
+
+/// How `pxvm` ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Code {
+    /// The condition was met by all VMs; the tests passed; the command did its job.
+    Success = 0,
+    /// Anything not named by another code.
+    Failure = 1,
+    /// Wrong usage or bad input. Nothing was started.
+    Usage = 2,
+    /// `--timeout` expired first.
+    Timeout = 3,
+    /// A guest faulted or failed.
+    Guest = 4,
+    /// Ended by Ctrl-C or SIGTERM.
+    Interrupted = 130,
+}
+
+/// The same as help text.
+pub const HELP: &str = "\
+Exit codes:
+  0    the condition was met by every VM, every test passed
+  1    anything not named here
+  2    wrong usage or bad input; nothing was started
+  3    --timeout expired first
+  4    a guest faulted or failed
+  130  ended by Ctrl-C or SIGTERM";
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// Everything that can go wrong in `pxvm`, by module.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An input file is not what it must be.
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
+    /// The images do not fit the machine.
+    #[error(transparent)]
+    Plan(#[from] crate::machine::PlanError),
+    /// The device tree does not fit the machine.
+    #[error(transparent)]
+    Tree(#[from] crate::dtb::TreeError),
+    /// The backend could not be made or failed.
+    #[error(transparent)]
+    Backend(#[from] crate::backend::BackendError),
+    /// Options that do not go together.
+    #[error("{0}")]
+    Usage(String),
+    /// A file or terminal could not be used.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// An input or output error while doing `action`.
+    pub fn io(action: impl Into<String>, source: std::io::Error) -> Self {
+        Self::Io { action: action.into(), source }
+    }
+
+    /// The exit code for this error.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Image(_) | Self::Plan(_) | Self::Tree(_) | Self::Usage(_) => Code::Usage,
+            Self::Backend(e) if e.is_usage() => Code::Usage,
+            Self::Backend(_) | Self::Io { .. } => Code::Failure,
+        }
+    }
+}
+
+/// An error and its causes as one sentence.
+pub fn sentence(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        cause = e.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_names_every_cause_once() {
+        let error = Error::io("write the log", std::io::Error::other("disk full"));
+        assert_eq!(sentence(&error), "cannot write the log: disk full");
+        assert_eq!(error.code(), Code::Failure);
+    }
+}

@@ -1,0 +1,38 @@
+//! What the host machine has.
+
+use crate::units::Size;
+
+/// Memory that programs can still get without swapping.
+pub fn memory_available() -> Size {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    // Without the file (not Linux), half of a small machine.
+    meminfo(&info, "MemAvailable:").unwrap_or(Size::mib(4096))
+}
+
+/// All memory.
+pub fn memory_total() -> Option<Size> {
+    meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
+fn meminfo(text: &str, key: &str) -> Option<Size> {
+    let line = text.lines().find(|l| l.starts_with(key))?;
+    let kib: u64 = line.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(Size(kib << 10))
+}
+
+/// Threads that run at once.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_read_in_kib() {
+        let text = "MemTotal:       24000000 kB\nMemAvailable:    2048 kB\n";
+        assert_eq!(meminfo(text, "MemAvailable:"), Some(Size::mib(2)));
+        assert_eq!(meminfo(text, "SwapFree:"), None);
+    }
+}

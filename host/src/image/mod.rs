@@ -1,0 +1,235 @@
+//! Files that go into a guest: kernels, initrds, firmware, programs, disks.
+//!
+//! Nothing here trusts a file: sizes are limited, every offset is checked, and a file that cannot
+//! work is refused with one sentence that says why.
+
+pub mod cache;
+pub mod compress;
+pub mod disk;
+pub mod elf;
+pub mod initrd;
+pub mod kernel;
+
+use std::fmt;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::units::Size;
+
+/// Largest file that is read, and largest size that a compressed one may have expanded.
+pub const LIMIT: Size = Size::mib(1024);
+
+/// What a file is used as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The operating system's kernel.
+    Kernel,
+    /// The initial root file system.
+    Initrd,
+    /// M-mode firmware.
+    Firmware,
+    /// A device tree blob.
+    DeviceTree,
+    /// A disk.
+    Disk,
+    /// A bare-metal program.
+    Program,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+            Self::Firmware => "firmware",
+            Self::DeviceTree => "device tree",
+            Self::Disk => "disk",
+            Self::Program => "program",
+        })
+    }
+}
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{role} {}", path.display())]
+pub struct ImageError {
+    /// What it was meant to be.
+    pub role: Role,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    #[source]
+    pub problem: Problem,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The system does not give it to us.
+    #[error("cannot be read")]
+    Read(#[source] io::Error),
+    /// There is nothing in it.
+    #[error("the file is empty")]
+    Empty,
+    /// A directory or a device.
+    #[error("not a regular file")]
+    NotAFile,
+    /// Larger than any machine's memory.
+    #[error("larger than {LIMIT}, the most a machine can have")]
+    TooLarge,
+    /// Ends before its contents do.
+    #[error("truncated: {0}")]
+    Truncated(String),
+    /// Compressed data that does not decompress.
+    #[error("its {format} data is damaged")]
+    Damaged {
+        /// How it is compressed.
+        format: compress::Format,
+        /// What the decompressor said.
+        source: io::Error,
+    },
+    /// A known compression that is not supported.
+    #[error("compressed with {0}, which is not supported; use gzip, xz or zstd")]
+    Compression(&'static str),
+    /// For another processor.
+    #[error("{0}; this machine is 32-bit RISC-V (rv32ima)")]
+    Architecture(String),
+    /// Not any format that is known.
+    #[error("{0}")]
+    Format(String),
+}
+
+impl Problem {
+    /// Names the file that has this problem.
+    pub fn of(self, role: Role, path: &Path) -> ImageError {
+        ImageError { role, path: path.into(), problem: self }
+    }
+}
+
+/// Reads a regular file of at most [`LIMIT`].
+pub fn read(path: &Path) -> Result<Vec<u8>, Problem> {
+    let file = std::fs::File::open(path).map_err(Problem::Read)?;
+    let meta = file.metadata().map_err(Problem::Read)?;
+    if !meta.is_file() {
+        return Err(Problem::NotAFile);
+    }
+    if meta.len() > LIMIT.0 {
+        return Err(Problem::TooLarge);
+    }
+    let mut bytes = Vec::with_capacity(meta.len() as usize);
+    file.take(LIMIT.0 + 1).read_to_end(&mut bytes).map_err(Problem::Read)?;
+    match bytes.len() as u64 {
+        0 => Err(Problem::Empty),
+        n if n > LIMIT.0 => Err(Problem::TooLarge),
+        _ => Ok(bytes),
+    }
+}
+
+/// Loads with `parse` the file at `path`, and names the file in any error.
+pub fn load<T>(
+    role: Role,
+    path: &Path,
+    parse: impl FnOnce(Vec<u8>) -> Result<T, Problem>,
+) -> Result<T, ImageError> {
+    read(path).and_then(parse).map_err(|problem| problem.of(role, path))
+}
+
+/// A piece of a program in guest memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// First address.
+    pub addr: u32,
+    /// Contents of its first bytes.
+    pub bytes: Vec<u8>,
+    /// Length in memory, at least that of `bytes`; the rest is zero.
+    pub size: u32,
+}
+
+impl Segment {
+    /// One past the last address, which may be 4 GiB.
+    pub fn end(&self) -> u64 {
+        u64::from(self.addr) + u64::from(self.size)
+    }
+}
+
+/// Something that is put into memory and started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Payload {
+    /// Its pieces; at least one.
+    pub segments: Vec<Segment>,
+    /// Where it starts.
+    pub entry: u32,
+    /// Whether the addresses are linked in; otherwise they count from wherever it is put.
+    pub fixed: bool,
+}
+
+impl Payload {
+    /// A flat image that runs at any suitable address and needs `size` bytes of memory.
+    pub fn flat(bytes: Vec<u8>, size: u32) -> Self {
+        let size = size.max(bytes.len() as u32);
+        Self { segments: vec![Segment { addr: 0, bytes, size }], entry: 0, fixed: false }
+    }
+
+    /// First address.
+    pub fn start(&self) -> u32 {
+        self.segments.iter().map(|s| s.addr).min().unwrap_or(0)
+    }
+
+    /// One past the last address.
+    pub fn end(&self) -> u64 {
+        self.segments.iter().map(Segment::end).max().unwrap_or(0)
+    }
+
+    /// The same, moved so that `start()` becomes `base` plus its offset in a page.
+    pub fn moved_to(mut self, base: u32) -> Self {
+        let delta = base.wrapping_sub(self.start() & !0xfff);
+        for segment in &mut self.segments {
+            segment.addr = segment.addr.wrapping_add(delta);
+        }
+        self.entry = self.entry.wrapping_add(delta);
+        self
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Seeded random bytes for the loaders' tests.
+
+    /// A small deterministic generator (xorshift64*).
+    pub struct Random(pub u64);
+
+    impl Random {
+        /// The next number.
+        pub fn next(&mut self) -> u64 {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        }
+
+        /// A number below `n`.
+        pub fn below(&mut self, n: usize) -> usize {
+            (self.next() % n as u64) as usize
+        }
+    }
+
+    /// Calls `f` with `rounds` damaged copies of `seed`: cut short, bytes changed, or both.
+    pub fn damage(seed: &[u8], rounds: u32, mut f: impl FnMut(Vec<u8>)) {
+        let mut random = Random(0x7078_766d);
+        for _ in 0..rounds {
+            let mut bytes = seed.to_vec();
+            if random.below(2) == 0 {
+                bytes.truncate(random.below(seed.len() + 1));
+            }
+            for _ in 0..random.below(8) {
+                if !bytes.is_empty() {
+                    // Headers matter most: half of the changes go to the first 128 bytes.
+                    let reach = if random.below(2) == 0 { bytes.len().min(128) } else { bytes.len() };
+                    let at = random.below(reach);
+                    bytes[at] = random.next() as u8;
+                }
+            }
+            f(bytes);
+        }
+    }
+}

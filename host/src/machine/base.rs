@@ -1,0 +1,90 @@
+//! The base image: what all VMs of a fleet have in common, once, as frames.
+
+use std::collections::HashMap;
+
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
+
+use crate::image::Segment;
+
+const FRAME: usize = FRAME_SIZE as usize;
+
+/// Frames that a fleet shares, and which page of RAM or disk each one backs.
+#[derive(Clone, Debug, Default)]
+pub struct BaseImage {
+    /// Contents of the frames, frame 0 (all zero) first.
+    pub frames: Vec<u8>,
+    /// How many frames RAM has, frame 0 included; those of the disk follow.
+    pub ram_shared: u32,
+    /// For each page of RAM, its frame.
+    pub ram: Vec<u32>,
+    /// For each page of the disk, its frame; empty without a disk.
+    pub disk: Vec<u32>,
+    /// Length of the disk in bytes.
+    pub disk_len: u64,
+}
+
+impl BaseImage {
+    /// Lays out `contents` in `memory` bytes of RAM that start at `ram_base`, and `disk`.
+    ///
+    /// Segments must lie in RAM and not overlap; `Plan` guarantees both. Pages that are all zero
+    /// are frame 0, and equal pages within kernel and initrd are not looked for: there are few.
+    pub fn new(ram_base: u32, memory: u32, contents: &[Segment], disk: Option<&[u8]>) -> Self {
+        let mut pages: HashMap<u32, Box<[u8; FRAME]>> = HashMap::new();
+        for segment in contents {
+            let mut at = segment.addr.wrapping_sub(ram_base) as usize;
+            let mut rest = &segment.bytes[..];
+            while !rest.is_empty() {
+                let offset = at % FRAME;
+                let (piece, more) = rest.split_at(rest.len().min(FRAME - offset));
+                let page = pages.entry((at >> FRAME_SHIFT) as u32).or_insert_with(|| Box::new([0; FRAME]));
+                page[offset..offset + piece.len()].copy_from_slice(piece);
+                at += piece.len();
+                rest = more;
+            }
+        }
+        let mut base = Self { frames: vec![0; FRAME], ..Self::default() };
+        base.ram = (0..memory >> FRAME_SHIFT)
+            .map(|page| pages.get(&page).map_or(0, |bytes| base.add(&bytes[..])))
+            .collect();
+        base.ram_shared = base.shared();
+        if let Some(disk) = disk {
+            base.disk_len = disk.len() as u64;
+            base.disk = disk.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
+        }
+        base
+    }
+
+    /// Number of shared frames, the zero frame included.
+    pub fn shared(&self) -> u32 {
+        (self.frames.len() >> FRAME_SHIFT) as u32
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> u32 {
+        if bytes.iter().all(|&b| b == 0) {
+            return 0;
+        }
+        let frame = self.shared();
+        self.frames.extend_from_slice(bytes);
+        self.frames.resize((frame as usize + 1) << FRAME_SHIFT, 0);
+        frame
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_become_frames_and_zero_pages_share_frame_zero() {
+        let segment =
+            |addr, bytes: &[u8]| Segment { addr, bytes: bytes.to_vec(), size: bytes.len() as u32 };
+        let contents = [segment(0x8000_0ffe, &[1, 2, 3]), segment(0x8000_3000, &[0; 64])];
+        let base = BaseImage::new(0x8000_0000, 5 * 4096, &contents, Some(&[9; 512]));
+
+        assert_eq!(base.ram, [1, 2, 0, 0, 0]);
+        assert_eq!(base.disk, [3]);
+        assert_eq!(base.shared(), 4);
+        assert_eq!(base.frames[4096 + 0xffe..4096 + 0x1001], [1, 2, 3]);
+        assert_eq!(base.frames.len(), 4 * 4096);
+    }
+}

@@ -1,0 +1,202 @@
+//! A fleet: one base image, and what is each VM's own: its device tree, addresses and seeds.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use emu_core::abi::Vm;
+use emu_core::chacha::ChaCha;
+use emu_core::dev::virtio::Virtio;
+use emu_core::layout::virtio_slot;
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
+
+use super::{BaseImage, Plan, plan::Mode};
+use crate::dtb::{Chosen, SEED_WORDS, Template};
+
+const SECTOR: u64 = 512;
+/// Unix time at guest time zero when time is not the host's: the start of 2026.
+const FIXED_EPOCH_NS: u64 = 1_767_225_600 * 1_000_000_000;
+
+/// Everything that is known about a fleet before it starts.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    /// Number of VMs.
+    pub count: u32,
+    /// Where things lie in each VM.
+    pub plan: Plan,
+    /// What the VMs have in common.
+    pub base: BaseImage,
+    /// The device tree; none for bare-metal programs.
+    pub tree: Option<Template>,
+    /// Words for the end of each kernel's command line.
+    pub append: String,
+    /// All randomness of the fleet comes from this number.
+    pub seed: u64,
+    /// Whether guests' clocks show the host's time; otherwise the same time in every run.
+    pub host_time: bool,
+}
+
+/// One VM before its first instruction.
+#[derive(Clone)]
+pub struct Staged {
+    /// Its state.
+    pub vm: Vm,
+    /// Pages of RAM that are its own from the start, with their contents.
+    pub pages: Vec<(u32, Box<[u8; FRAME_SIZE as usize]>)>,
+}
+
+/// The name of a VM, also its host name: `vm3`.
+pub fn name(vm: u32) -> String {
+    format!("vm{vm}")
+}
+
+/// The command line of VM `vm`. The kernel takes the last of two words that contradict.
+///
+/// All guests of a fleet have the same address; who talks to the outside rewrites it there.
+pub fn bootargs(vm: u32, tree: Option<&str>, append: &str) -> String {
+    let host = name(vm);
+    let mut line = match tree {
+        Some(given) => given.to_owned(),
+        None => format!(
+            "console=ttyS0 quiet retain_initrd ip=10.0.2.15::10.0.2.2:255.255.255.0:{host}:eth0:off \
+             panic=1 pxvm.host={host}"
+        ),
+    };
+    if !append.is_empty() {
+        line.push(' ');
+        line.push_str(append);
+    }
+    line
+}
+
+/// The hardware address of a VM's network card: locally administered, "px", then its number.
+pub fn mac(vm: u32) -> [u8; 6] {
+    let [_, b2, b1, b0] = vm.to_be_bytes();
+    [0x02, b'p', b'x', b2, b1, b0]
+}
+
+impl Fleet {
+    /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`].
+    pub fn tree_len(tree: &Template, count: u32, append: &str) -> usize {
+        let bootargs = bootargs(count.saturating_sub(1), tree.bootargs().as_deref(), append);
+        tree.blob(&Chosen { bootargs, initrd: Some(0..0), rng_seed: [0; SEED_WORDS] }).len()
+    }
+
+    /// The device tree of a VM.
+    pub fn blob(&self, vm: u32) -> Option<Vec<u8>> {
+        let tree = self.tree.as_ref()?;
+        let bootargs = bootargs(vm, tree.bootargs().as_deref(), &self.append);
+        let rng_seed = self.randomness(vm, Purpose::Kernel);
+        Some(tree.blob(&Chosen { bootargs, initrd: self.plan.initrd.clone(), rng_seed }))
+    }
+
+    /// VM `vm` before its first instruction, which should follow soon.
+    pub fn stage(&self, vm: u32) -> Staged {
+        let plan = &self.plan;
+        let mut state = Vm::new(plan.kind);
+        let (hart, tree) = (0, plan.tree);
+        match plan.mode {
+            Mode::Supervisor => state.boot_supervisor(plan.entry, hart, tree),
+            Mode::Machine => state.boot_machine(plan.entry, hart, tree),
+        }
+        if let Some(info) = plan.next_stage {
+            const A2: usize = 12;
+            state.hot.x[A2] = info;
+        }
+        state.dev.rtc.epoch_ns = match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(now) if self.host_time => now.as_nanos() as u64,
+            _ => FIXED_EPOCH_NS,
+        };
+        state.dev.rng = ChaCha::new(self.randomness(vm, Purpose::Device));
+        state.dev.virtio[virtio_slot::NET] = Virtio::net(mac(vm));
+        state.dev.virtio[virtio_slot::RNG] = Virtio::RNG;
+        if self.base.disk_len != 0 {
+            state.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
+        }
+        Staged { vm: state, pages: self.own_pages(vm) }
+    }
+
+    /// The pages with the device tree. They hold nothing else: `plan` gives it whole pages.
+    fn own_pages(&self, vm: u32) -> Vec<(u32, Box<[u8; FRAME_SIZE as usize]>)> {
+        let Some(blob) = self.blob(vm) else { return Vec::new() };
+        let first = (self.plan.tree - self.plan.kind.map().ram_base) >> FRAME_SHIFT;
+        let pages = blob.chunks(FRAME_SIZE as usize).map(|chunk| {
+            let mut page = Box::new([0; FRAME_SIZE as usize]);
+            page[..chunk.len()].copy_from_slice(chunk);
+            page
+        });
+        (first..).zip(pages).collect()
+    }
+
+    /// Random words for one purpose of one VM, a function of the fleet's seed.
+    fn randomness(&self, vm: u32, purpose: Purpose) -> [u32; SEED_WORDS] {
+        let (low, high) = (self.seed as u32, (self.seed >> 32) as u32);
+        let key = [low, high, vm, purpose as u32, 0x7078_766d, 0, 0, 0];
+        let mut bytes = [0; 4 * SEED_WORDS];
+        ChaCha::new(key).fill(&mut bytes);
+        let mut words = [0; SEED_WORDS];
+        for (word, piece) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = piece.iter().fold(0, |w, &b| w << 8 | u32::from(b));
+        }
+        words
+    }
+}
+
+/// What randomness is for.
+#[derive(Clone, Copy)]
+enum Purpose {
+    /// `rng-seed` in the device tree.
+    Kernel = 1,
+    /// virtio-rng.
+    Device = 2,
+}
+
+#[cfg(test)]
+mod tests {
+    use emu_core::layout::MachineKind;
+
+    use super::*;
+    use crate::dtb::{Shape, emit};
+    use crate::image::Payload;
+    use crate::machine::plan::{Inputs, plan};
+    use crate::units::Size;
+
+    fn fleet(seed: u64) -> Fleet {
+        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, disk: false };
+        let tree = emit(&shape);
+        let plan = plan(Inputs {
+            kind: shape.kind,
+            memory: Size::mib(24),
+            kernel: Payload::flat(vec![0x13; 64], 64),
+            initrd: Some(vec![5; 100]),
+            firmware: None,
+            tree_len: Fleet::tree_len(&tree, 1000, "debug"),
+        })
+        .unwrap();
+        let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None);
+        let append = "debug".into();
+        Fleet { count: 1000, plan, base, tree: Some(tree), append, seed, host_time: false }
+    }
+
+    #[test]
+    fn vms_differ_in_their_device_tree_pages_only() {
+        let fleet = fleet(1);
+        let (a, b) = (fleet.stage(0), fleet.stage(999));
+        assert_eq!(a.pages.len(), 1);
+        assert_ne!(a.pages[0].1, b.pages[0].1);
+        assert_eq!(a.vm.hot.pc, 0x8000_0000);
+        assert_eq!(a.vm.hot.x[11], fleet.plan.tree);
+    }
+
+    #[test]
+    fn the_seed_decides_all_randomness() {
+        assert_eq!(fleet(1).blob(7), fleet(1).blob(7));
+        assert_ne!(fleet(1).blob(7), fleet(2).blob(7));
+    }
+
+    #[test]
+    fn the_command_line_names_the_host_and_ends_with_what_was_appended() {
+        let line = bootargs(3, None, "panic=5");
+        assert!(line.contains("pxvm.host=vm3"));
+        assert!(line.ends_with(" panic=5"));
+        assert_eq!(bootargs(3, Some("console=hvc0"), ""), "console=hvc0");
+    }
+}

@@ -1,0 +1,14 @@
+//! From images to VMs at their first instruction.
+//!
+//! [`assemble`](mod@assemble) reads the images, [`plan`] decides where everything lies, [`base`] lays it out once as the frames that the fleet
+//! shares, [`fleet`] says what is each VM's own.
+
+pub mod assemble;
+pub mod base;
+pub mod fleet;
+pub mod plan;
+
+pub use assemble::{GuestOptions, assemble};
+pub use base::BaseImage;
+pub use fleet::{Fleet, Staged};
+pub use plan::{Plan, PlanError};

@@ -1,0 +1,339 @@
+//! Where kernel, initrd, firmware and device tree lie in guest memory.
+//!
+//! ```text
+//! RAM base            kernel (S-mode under the built-in SBI)
+//!   or                firmware, and the kernel 4 MiB above it
+//! ...
+//! below the top       initrd, boot information for firmware, device tree, 64 KiB of room
+//! ```
+
+use std::fmt;
+use std::ops::Range;
+
+use emu_core::layout::MachineKind;
+
+use crate::image::{Payload, Segment};
+use crate::units::Size;
+
+/// Where the kernel lies above firmware, and the alignment that an rv32 kernel needs.
+pub const KERNEL_ALIGN: u32 = 4 << 20;
+/// Room above the device tree: firmware lets it grow in place.
+const TREE_ROOM: u64 = 64 << 10;
+const PAGE: u64 = 4096;
+
+/// What has to be placed.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// The memory map.
+    pub kind: MachineKind,
+    /// Bytes of RAM.
+    pub memory: Size,
+    /// The kernel.
+    pub kernel: Payload,
+    /// The initial root file system.
+    pub initrd: Option<Vec<u8>>,
+    /// M-mode firmware; without it the built-in SBI serves the kernel.
+    pub firmware: Option<Payload>,
+    /// Most bytes that a VM's device tree takes.
+    pub tree_len: usize,
+}
+
+/// Which mode a VM starts in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// S-mode, under the built-in SBI.
+    Supervisor,
+    /// M-mode: firmware or a bare-metal program.
+    Machine,
+}
+
+/// Who lies where. What the fleet has in common is in `contents`.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The memory map.
+    pub kind: MachineKind,
+    /// Bytes of RAM.
+    pub memory: u32,
+    /// Common contents of RAM, not overlapping.
+    pub contents: Vec<Segment>,
+    /// First instruction.
+    pub entry: u32,
+    /// Mode at the first instruction.
+    pub mode: Mode,
+    /// Where each VM's device tree goes.
+    pub tree: u32,
+    /// Where the initrd lies.
+    pub initrd: Option<Range<u32>>,
+    /// Where OpenSBI's `fw_dynamic` finds the next stage.
+    pub next_stage: Option<u32>,
+}
+
+/// Images that do not fit the machine.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// More memory than the map has room for, or not whole pages.
+    #[error("--memory {0}: {1}")]
+    Memory(Size, String),
+    /// The images need more than there is.
+    #[error("--memory {have} is too small: {what} need {need}; give --memory {suggest}M")]
+    TooSmall {
+        /// What was given.
+        have: Size,
+        /// What has to fit.
+        what: String,
+        /// The least that fits.
+        need: Size,
+        /// The same, in MiB, rounded up.
+        suggest: u64,
+    },
+    /// Linked to an address that is not RAM.
+    #[error("{what} wants {range}, outside of memory ({ram})")]
+    Outside {
+        /// What does not fit.
+        what: &'static str,
+        /// Where it wants to be.
+        range: Span,
+        /// Where memory is.
+        ram: Span,
+    },
+    /// Two things want the same memory.
+    #[error("{a} at {at_a} and {b} at {at_b} overlap; more --memory may help")]
+    Overlap {
+        /// One of them.
+        a: &'static str,
+        /// Its place.
+        at_a: Span,
+        /// The other.
+        b: &'static str,
+        /// Its place.
+        at_b: Span,
+    },
+}
+
+/// A range of guest-physical addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// First address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}-{:#x}", self.start, self.end)
+    }
+}
+
+impl Span {
+    fn overlaps(&self, other: &Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
+    fn of(payload: &Payload) -> Self {
+        Self { start: u64::from(payload.start()), end: payload.end() }
+    }
+}
+
+/// The machine's RAM, checked against its map.
+pub fn ram(kind: MachineKind, memory: Size) -> Result<Span, PlanError> {
+    let map = kind.map();
+    let refuse = |why: String| Err(PlanError::Memory(memory, why));
+    if memory.0 == 0 {
+        return refuse("a machine needs memory".into());
+    }
+    if memory.0 % PAGE != 0 {
+        return refuse("not a whole number of 4 KiB pages; write it like 24M".into());
+    }
+    if memory.0 > u64::from(map.ram_max) {
+        return refuse(format!("this machine has room for {} at most", Size(map.ram_max.into())));
+    }
+    let start = u64::from(map.ram_base);
+    Ok(Span { start, end: start + memory.0 })
+}
+
+/// Puts a payload to `base` unless it is linked to addresses in RAM.
+fn settle(payload: Payload, base: u64, ram: Span) -> Payload {
+    // A kernel's ELF has load addresses that count from 0 or are virtual.
+    let in_ram = payload.end() > ram.start && u64::from(payload.start()) >= ram.start;
+    if payload.fixed && in_ram && u64::from(payload.start()) < ram.end {
+        payload
+    } else {
+        payload.moved_to(base as u32)
+    }
+}
+
+/// Places everything, or says why it does not fit.
+pub fn plan(inputs: Inputs) -> Result<Plan, PlanError> {
+    let ram = ram(inputs.kind, inputs.memory)?;
+    let up = |n: u64| n.next_multiple_of(PAGE);
+    let kernel_base = match inputs.firmware {
+        Some(_) => ram.start + u64::from(KERNEL_ALIGN),
+        None => ram.start,
+    };
+    let kernel = settle(inputs.kernel, kernel_base, ram);
+    let firmware = inputs.firmware.map(|f| settle(f, ram.start, ram));
+
+    // From the top down. Sizes are far below 4 GiB, so the sums cannot overflow.
+    let tree_len = up(inputs.tree_len as u64) + TREE_ROOM;
+    let info_len = if firmware.is_some() { PAGE } else { 0 };
+    let initrd_len = up(inputs.initrd.as_ref().map_or(0, |i| i.len() as u64));
+    let low_end = firmware.iter().map(Payload::end).fold(kernel.end(), u64::max);
+    let need = up(low_end.saturating_sub(ram.start)) + initrd_len + info_len + tree_len;
+    if need > inputs.memory.0 && low_end >= ram.start {
+        return Err(PlanError::TooSmall {
+            have: inputs.memory,
+            what: match (firmware.is_some(), inputs.initrd.is_some()) {
+                (true, true) => "firmware, kernel, initrd and device tree",
+                (true, false) => "firmware, kernel and device tree",
+                (false, true) => "kernel, initrd and device tree",
+                (false, false) => "kernel and device tree",
+            }
+            .into(),
+            need: Size(need),
+            suggest: need.div_ceil(1 << 20),
+        });
+    }
+    let tree = ram.end - tree_len;
+    let info = tree - info_len;
+    let initrd = info - initrd_len;
+
+    let mut places = vec![("the kernel", Span::of(&kernel))];
+    places.extend(firmware.as_ref().map(|f| ("the firmware", Span::of(f))));
+    if initrd_len != 0 {
+        places.push(("the initrd", Span { start: initrd, end: info }));
+    }
+    places.push(("the device tree", Span { start: info, end: ram.end }));
+    check(&places, ram)?;
+
+    let entry = firmware.as_ref().map_or(kernel.entry, |f| f.entry);
+    let mode = if firmware.is_some() { Mode::Machine } else { Mode::Supervisor };
+    let next_stage = firmware.is_some().then_some(info as u32);
+    let mut contents = Vec::new();
+    if let Some(at) = next_stage {
+        contents.push(fw_dynamic_info(at, kernel.entry));
+    }
+    let initrd_range = inputs.initrd.map(|bytes| {
+        let (addr, size) = (initrd as u32, bytes.len() as u32);
+        contents.push(Segment { addr, bytes, size });
+        addr..addr + size
+    });
+    contents.extend(kernel.segments);
+    contents.extend(firmware.into_iter().flat_map(|f| f.segments));
+    Ok(Plan {
+        kind: inputs.kind,
+        memory: inputs.memory.0 as u32,
+        contents,
+        entry,
+        mode,
+        tree: tree as u32,
+        initrd: initrd_range,
+        next_stage,
+    })
+}
+
+/// A bare-metal program at its own addresses.
+pub fn bare(kind: MachineKind, memory: Size, program: Payload) -> Result<Plan, PlanError> {
+    let ram = ram(kind, memory)?;
+    check(&[("the program", Span::of(&program))], ram)?;
+    Ok(Plan {
+        kind,
+        memory: memory.0 as u32,
+        contents: program.segments,
+        entry: program.entry,
+        mode: Mode::Machine,
+        tree: 0,
+        initrd: None,
+        next_stage: None,
+    })
+}
+
+fn check(places: &[(&'static str, Span)], ram: Span) -> Result<(), PlanError> {
+    for (i, &(what, range)) in places.iter().enumerate() {
+        if range.start < ram.start || range.end > ram.end {
+            return Err(PlanError::Outside { what, range, ram });
+        }
+        for &(b, at_b) in &places[i + 1..] {
+            if range.overlaps(&at_b) {
+                return Err(PlanError::Overlap { a: what, at_a: range, b, at_b });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// OpenSBI's `struct fw_dynamic_info` (include/sbi/fw_dynamic.h).
+fn fw_dynamic_info(addr: u32, next_addr: u32) -> Segment {
+    const MAGIC: u32 = 0x4942_534f;
+    const VERSION: u32 = 2;
+    const NEXT_MODE_S: u32 = 1;
+    const OPTIONS: u32 = 0;
+    const BOOT_HART: u32 = 0;
+    let words = [MAGIC, VERSION, next_addr, NEXT_MODE_S, OPTIONS, BOOT_HART];
+    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let size = bytes.len() as u32;
+    Segment { addr, bytes, size }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inputs() -> Inputs {
+        Inputs {
+            kind: MachineKind::Virt,
+            memory: Size::mib(24),
+            kernel: Payload::flat(vec![1; 5000], 0x30_0000),
+            initrd: Some(vec![2; 9000]),
+            firmware: None,
+            tree_len: 2000,
+        }
+    }
+
+    fn elf_at(addr: u32) -> Payload {
+        let segment = Segment { addr, bytes: vec![1; 64], size: 4096 };
+        Payload { segments: vec![segment], entry: addr + 4, fixed: true }
+    }
+
+    #[test]
+    fn a_kernel_starts_at_the_base_and_the_rest_lies_on_top() {
+        let plan = plan(inputs()).unwrap();
+        assert_eq!((plan.entry, plan.mode), (0x8000_0000, Mode::Supervisor));
+        assert_eq!(plan.tree, 0x8180_0000 - 0x1_0000 - 0x1000);
+        assert_eq!(plan.initrd, Some(plan.tree - 0x3000..plan.tree - 0x3000 + 9000));
+    }
+
+    #[test]
+    fn firmware_takes_the_base_and_is_told_where_the_kernel_is() {
+        let firmware = Some(Payload::flat(vec![3; 100], 100));
+        let plan = plan(Inputs { firmware, ..inputs() }).unwrap();
+        assert_eq!((plan.entry, plan.mode), (0x8000_0000, Mode::Machine));
+        let info = plan.contents.iter().find(|s| Some(s.addr) == plan.next_stage).unwrap();
+        assert_eq!(info.bytes[8..12], 0x8040_0000u32.to_le_bytes());
+    }
+
+    #[test]
+    fn an_elf_stays_where_it_is_linked_or_moves_as_a_whole() {
+        let entry = |addr| plan(Inputs { kernel: elf_at(addr), ..inputs() }).unwrap().entry;
+        assert_eq!(entry(0x8020_0000), 0x8020_0004);
+        assert_eq!(entry(0), 0x8000_0004);
+        assert_eq!(entry(0xc000_0000), 0x8000_0004);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_numbers() {
+        let refused = |inputs| plan(inputs).unwrap_err().to_string();
+        let small = refused(Inputs { memory: Size::mib(2), ..inputs() });
+        assert!(small.contains("give --memory 4M"), "{small}");
+        let large = refused(Inputs { memory: Size::mib(2048), ..inputs() });
+        assert!(large.contains("1 GiB at most"), "{large}");
+        let odd = refused(Inputs { memory: Size(24), ..inputs() });
+        assert!(odd.contains("24M"), "{odd}");
+        let clash = refused(Inputs { kernel: elf_at(0x8000_0000), firmware: Some(elf_at(0x8000_0800)), ..inputs() });
+        assert!(clash.contains("overlap"), "{clash}");
+        let top = refused(Inputs { kernel: elf_at(0x817f_8000), ..inputs() });
+        assert!(top.contains("--memory"), "{top}");
+        let outside = bare(MachineKind::Virt, Size::mib(1), elf_at(0x1000)).unwrap_err();
+        assert!(outside.to_string().contains("outside"), "{outside}");
+    }
+}

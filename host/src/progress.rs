@@ -1,0 +1,144 @@
+//! The fleet line: on a terminal one line that changes, otherwise a plain line now and then.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::backend::Totals;
+use crate::engine::Counts;
+
+/// How often a plain line is printed, if anything changed.
+const PLAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// The bar on the terminal, if there is one; other output must step around it.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Shows how a fleet does, on standard error.
+#[derive(Debug)]
+pub struct Progress {
+    shown: bool,
+    bar: Option<ProgressBar>,
+    /// What was last shown, and when.
+    last: Option<(Counts, Duration)>,
+    /// For the current speed.
+    before: (u64, Duration),
+}
+
+impl Progress {
+    /// Shows nothing: a console has the terminal.
+    pub fn hidden() -> Self {
+        Self { shown: false, bar: None, last: None, before: (0, Duration::ZERO) }
+    }
+
+    /// One line for the fleet.
+    pub fn fleet() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            // The template is fixed and valid.
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        *BAR.lock().unwrap_or_else(|e| e.into_inner()) = bar.clone();
+        Self { shown: true, bar, ..Self::hidden() }
+    }
+
+    /// Shows the state of the fleet.
+    pub fn show(&mut self, counts: Counts, totals: Totals, elapsed: Duration) {
+        if !self.shown {
+            return;
+        }
+        let (instructions, at) = self.before;
+        let span = elapsed.saturating_sub(at).as_secs_f64().max(1e-3);
+        let mips = totals.instructions.saturating_sub(instructions) as f64 / span / 1e6;
+        let text = line(counts, mips, elapsed);
+        match &self.bar {
+            Some(bar) => {
+                self.before = (totals.instructions, elapsed);
+                bar.set_message(text);
+                bar.tick();
+            }
+            None => {
+                let due = match self.last {
+                    Some((before, at)) => before != counts && elapsed >= at + PLAIN_EVERY,
+                    None => elapsed >= PLAIN_EVERY,
+                };
+                if due {
+                    self.before = (totals.instructions, elapsed);
+                    self.last = Some((counts, elapsed));
+                    eprintln!("{text}");
+                }
+            }
+        }
+    }
+
+    /// Prints a message beside the line.
+    pub fn say(&self, text: &str) {
+        // Without standard error there is nobody to tell.
+        let _ = writeln!(Stderr, "{text}");
+    }
+
+    /// Leaves the final state of the fleet, with the average speed.
+    pub fn finish(&mut self, counts: Counts, totals: Totals, elapsed: Duration) {
+        self.clear();
+        if self.shown {
+            let mips = totals.instructions as f64 / elapsed.as_secs_f64().max(1e-3) / 1e6;
+            eprintln!("{}", line(counts, mips, elapsed));
+        }
+    }
+
+    fn clear(&mut self) {
+        *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn line(counts: Counts, mips: f64, elapsed: Duration) -> String {
+    let Counts { booting, ready, halted, faulted } = counts;
+    format!(
+        "{booting} booting, {ready} ready, {halted} halted, {faulted} faulted; \
+         {mips:.0} MIPS; {:.1} s",
+        elapsed.as_secs_f64()
+    )
+}
+
+/// Standard error, around the fleet line.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bar = BAR.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        match bar {
+            Some(bar) => bar.suspend(|| io::stderr().write(bytes)),
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_has_every_state_speed_and_time() {
+        let counts = Counts { booting: 1, ready: 2, halted: 3, faulted: 4 };
+        let text = line(counts, 250.4, Duration::from_millis(1250));
+        assert_eq!(text, "1 booting, 2 ready, 3 halted, 4 faulted; 250 MIPS; 1.2 s");
+    }
+}

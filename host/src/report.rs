@@ -1,0 +1,100 @@
+//! The result of a run as JSON, the stable interface for scripts.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::engine::{Outcome, State};
+
+/// What `pxvm boot --json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct BootReport {
+    /// `cpu` or `cuda`.
+    pub backend: &'static str,
+    /// Number of VMs.
+    pub count: u32,
+    /// VMs that are ready at the end.
+    pub ready: u32,
+    /// VMs that powered off.
+    pub halted: u32,
+    /// VMs that failed.
+    pub faulted: u32,
+    /// From the start of the fleet to its end.
+    pub wall_seconds: f64,
+    /// Retired by all VMs.
+    pub instructions: u64,
+    /// Millions of instructions a second and VM.
+    pub mips_per_vm: f64,
+    /// Billions of instructions a second, all VMs together.
+    pub total_gips: f64,
+    /// 4 KiB frames of the base image, one copy for the fleet.
+    pub shared_frames: u32,
+    /// 4 KiB frames that belong to single VMs.
+    pub private_frames: u32,
+    /// Where the console logs are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console_dir: Option<String>,
+    /// The VMs.
+    pub vms: Vec<VmReport>,
+}
+
+/// One VM in [`BootReport`].
+#[derive(Clone, Debug, Serialize)]
+pub struct VmReport {
+    /// Its number.
+    pub id: u32,
+    /// What it was doing.
+    pub state: State,
+    /// Instructions it retired.
+    pub instret: u64,
+    /// Instructions it had retired when it was ready, rounded up to a slice (32,768).
+    pub ready_instret: Option<u64>,
+    /// How often it started again.
+    pub resets: u32,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl BootReport {
+    /// Sums up a run.
+    pub fn new(backend: &dyn Backend, outcome: &Outcome, console_dir: Option<&Path>) -> Self {
+        let wall_seconds = outcome.wall.as_secs_f64();
+        let instructions = outcome.totals.instructions;
+        let count = outcome.vms.len() as u32;
+        let per_second = instructions as f64 / wall_seconds.max(1e-9);
+        let vms = (0..).zip(&outcome.vms).map(|(id, vm)| VmReport {
+            id,
+            state: vm.state,
+            instret: backend.instret(id),
+            ready_instret: vm.ready_instret,
+            resets: vm.resets,
+            reason: vm.reason.clone(),
+        });
+        Self {
+            backend: backend.name(),
+            count,
+            ready: outcome.counts.ready,
+            halted: outcome.counts.halted,
+            faulted: outcome.counts.faulted,
+            wall_seconds,
+            instructions,
+            mips_per_vm: per_second / f64::from(count.max(1)) / 1e6,
+            total_gips: per_second / 1e9,
+            shared_frames: outcome.totals.shared_frames,
+            private_frames: outcome.totals.private_frames,
+            console_dir: console_dir.map(|d| d.display().to_string()),
+            vms: vms.collect(),
+        }
+    }
+}
+
+/// Prints a value as one line of JSON on standard output.
+pub fn print_json(value: &impl Serialize) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
