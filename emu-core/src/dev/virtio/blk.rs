@@ -431,9 +431,12 @@ mod tests {
 
     #[test]
     fn more_than_a_request_may_have_is_an_error() {
-        let mut guest = Guest::started(Virtio::blk(u64::MAX / 512), 0);
-        let page = (BUFFERS, 0x2_0000, WRITE);
-        assert_eq!(request(&mut guest, 0, 0, &[page, page]), 1);
+        let mut guest = Guest::started(Virtio::blk(8192), 0);
+        guest.disk = MockMemory::new(1024);
+        let part = (BUFFERS + 0x1000, DATA_MAX / 2, WRITE);
+        assert_eq!(request(&mut guest, 0, 0, &[part, part]), 0);
+        guest.poll();
+        assert_eq!(request(&mut guest, 0, 0, &[part, part, (DATA, 512, WRITE)]), 1);
     }
 
     #[test]

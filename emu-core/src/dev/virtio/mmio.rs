@@ -539,6 +539,7 @@ mod tests {
     fn a_status_bit_cannot_be_cleared_one_by_one() {
         let mut guest = Guest::started(Virtio::net(MAC), 0);
         guest.write(reg::STATUS, status::ACKNOWLEDGE);
+        guest.write(reg::STATUS, status::FAILED);
         assert_eq!(guest.read(reg::STATUS), DRIVER_UP);
     }
 

@@ -416,6 +416,9 @@ mod tests {
     use super::*;
     use crate::mem::Frame;
 
+    /// A whole request.
+    const GOOD: Descriptor = Descriptor { addr: BUFFERS, len: 8, flags: WRITE, next: 0 };
+
     /// Every chain of an entropy source's queue is one request, so it serves to test the queue.
     fn guest() -> Guest {
         Guest::started(Virtio::RNG, 0)
@@ -581,6 +584,7 @@ mod tests {
     fn an_available_index_too_far_ahead_needs_a_reset() {
         for idx in [QUEUE_SIZE + 1, 0x8000, 0xffff] {
             let mut guest = guest();
+            (0..QUEUE_SIZE).for_each(|_| _ = request(&mut guest));
             guest.set_avail_idx(0, idx);
             guest.kick(0);
             assert!(guest.needs_reset());
@@ -592,6 +596,7 @@ mod tests {
     fn a_head_past_the_queue_needs_a_reset() {
         for head in [QUEUE_SIZE, 0xffff] {
             let mut guest = guest();
+            guest.write_descriptor(0, QUEUE_SIZE, GOOD);
             guest.make_available(0, head);
             guest.kick(0);
             assert!(guest.needs_reset());
@@ -601,6 +606,7 @@ mod tests {
     #[test]
     fn a_next_past_the_queue_needs_a_reset() {
         let mut guest = guest();
+        guest.write_descriptor(0, QUEUE_SIZE, GOOD);
         let descriptor =
             Descriptor { addr: BUFFERS, len: 8, flags: WRITE | NEXT, next: QUEUE_SIZE };
         offer_raw(&mut guest, descriptor);
