@@ -10,6 +10,7 @@
  *   pxvm.host=NAME        host name (else the name in ip=, else "pxvm")
  *   pxvm.ip=ADDR[/BITS]   address of eth0 (else what the kernel's ip= set up)
  *   pxvm.gw=ADDR          default route, together with pxvm.ip
+ *   pxvm.time=SECONDS     what time it is, in seconds since 1970
  *   pxvm.tick=SECONDS     how often the index page is rewritten, 0 = never (1)
  *   pxvm.root=/dev/vda    mount this ext2 file system and run its /sbin/init
  *   pxvm.mount=DEV:DIR    mount an ext2 file system; may be given several times
@@ -41,7 +42,8 @@ static char cmdline[2048];
 static char host[65] = "";
 static char address[16] = "no address";
 static char tty_path[40] = "/dev/ttyS0";
-static const char *opt_ip, *opt_gw, *opt_root, *opt_mount[MAX_MOUNTS];
+static const char *opt_ip, *opt_gw, *opt_root;
+static const char *opt_mount[MAX_MOUNTS];
 static int mounts;
 static long tick = 1;
 static sigset_t signals;
@@ -155,9 +157,9 @@ static void host_from_ip(const char *ip)
 }
 
 /* The number that `*s` starts with; `*s` moves behind it. -1: no number. */
-static long take_number(const char **s, long limit)
+static long long take_number(const char **s, long long limit)
 {
-	long value = 0;
+	long long value = 0;
 
 	if (**s < '0' || **s > '9')
 		return -1;
@@ -176,7 +178,7 @@ static int take_address(const char **s, in_addr_t *address)
 	int i;
 
 	for (i = 0; i < 4; i++) {
-		long value;
+		long long value;
 
 		if (i && *(*s)++ != '.')
 			return 0;
@@ -187,6 +189,25 @@ static int take_address(const char **s, in_addr_t *address)
 	}
 	memcpy(address, byte, 4);
 	return 1;
+}
+
+/* /dev/NAME of console=NAME,options */
+static void set_tty(const char *console)
+{
+	size_t n = strcspn(console, ",");
+
+	if (n && n < sizeof(tty_path) - 5) {
+		memcpy(tty_path + 5, console, n);
+		tty_path[5 + n] = 0;
+	}
+}
+
+static void set_clock(const char *seconds)
+{
+	struct timespec now = { .tv_sec = take_number(&seconds, 1ll << 40) };
+
+	if (now.tv_sec > 0)
+		clock_settime(CLOCK_REALTIME, &now);
 }
 
 static void read_cmdline(void)
@@ -210,17 +231,13 @@ static void read_cmdline(void)
 		    || is_option(word, "ip=", &ip))
 			continue;
 		if (is_option(word, "pxvm.tick=", &value))
-			tick = take_number(&value, 1000000);
+			tick = (long)take_number(&value, 1000000);
+		else if (is_option(word, "pxvm.time=", &value))
+			set_clock(value);
 		else if (is_option(word, "pxvm.mount=", &value) && mounts < MAX_MOUNTS)
 			opt_mount[mounts++] = value;
-		else if (is_option(word, "console=", &value)) {
-			size_t len = strcspn(value, ",");
-
-			if (len && len < sizeof(tty_path) - 5) {
-				memcpy(tty_path + 5, value, len);
-				tty_path[5 + len] = 0;
-			}
-		}
+		else if (is_option(word, "console=", &value))
+			set_tty(value);
 	}
 	if (tick < 0)
 		tick = 1;
@@ -314,7 +331,7 @@ static void network_from_options(int s)
 		goto bad;
 	if (*at == '/') {
 		at++;
-		bits = take_number(&at, 32);
+		bits = (long)take_number(&at, 32);
 	}
 	if (*at || bits < 0)
 		goto bad;
