@@ -71,7 +71,7 @@ pub struct Exit {
 pub enum ExitCode {
     /// The budget is used up; runnable.
     Budget = 0,
-    /// Waiting for an interrupt; run again at `clock.timecmp` or when there is input.
+    /// Waiting for an interrupt; run again at [`Vm::wake_at`] or when there is input.
     Idle = 1,
     /// The port has no room for output; run again when it has been drained.
     Stalled = 2,

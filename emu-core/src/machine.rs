@@ -2,6 +2,7 @@
 
 use crate::abi::{Exit, ExitCode, FaultCode, Vm};
 use crate::csr::{MEDELEG_WRITABLE, Word, irq};
+use crate::dev::virtio::Deferred;
 use crate::layout::virtio_slot;
 use crate::mem::{Dma, Memory, Ram};
 use crate::mmu::Privilege;
@@ -71,7 +72,7 @@ impl Clock {
         let n = self.retired.wrapping_sub(self.base_retired);
         let rate = u64::from(self.rate);
         let part = n & ((1 << RATE_SHIFT) - 1);
-        let ticks = (n >> RATE_SHIFT).wrapping_mul(rate).wrapping_add(part * rate >> RATE_SHIFT);
+        let ticks = (n >> RATE_SHIFT).wrapping_mul(rate).wrapping_add((part * rate) >> RATE_SHIFT);
         self.base_ticks.wrapping_add(ticks)
     }
 
@@ -119,18 +120,29 @@ impl Clock {
 
     /// Finds how many instructions there are until the timer.
     fn schedule(&mut self) {
-        // 2^39 ticks are hours away; `begin` comes here again long before.
-        let diff = self.timecmp.saturating_sub(self.base_ticks);
-        self.deadline = if diff >> 39 != 0 {
-            u64::MAX
-        } else {
-            let rate = u64::from(self.rate);
-            self.base_retired.saturating_add((diff << RATE_SHIFT).div_ceil(rate.max(1)))
-        };
+        self.deadline = self.retired_at(self.timecmp);
     }
 
     fn until_deadline(&self) -> u64 {
         self.deadline.saturating_sub(self.retired)
+    }
+
+    /// The value of `retired` at which `time` reaches `ticks`.
+    fn retired_at(&self, ticks: u64) -> u64 {
+        // 2^39 ticks are hours away; `begin` comes here again long before.
+        let diff = ticks.saturating_sub(self.base_ticks);
+        if diff >> 39 != 0 {
+            return u64::MAX;
+        }
+        let rate = u64::from(self.rate.max(1));
+        self.base_retired.saturating_add((diff << RATE_SHIFT).div_ceil(rate))
+    }
+
+    /// The first tick at which `ns` nanoseconds of guest time have passed.
+    fn ticks_at_ns(&self, ns: u64) -> u64 {
+        const SECOND: u64 = 1_000_000_000;
+        let hz = u64::from(self.timebase);
+        (ns / SECOND).saturating_mul(hz).saturating_add((ns % SECOND * hz).div_ceil(SECOND))
     }
 }
 
@@ -173,6 +185,9 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
             if let Some(exit) = self.exit.take() {
                 return exit;
             }
+            if let Some(exit) = self.unfinished() {
+                return exit;
+            }
             self.update_lines();
             if let Some(number) = self.vm.pending_interrupt() {
                 self.vm.waiting = 0;
@@ -189,7 +204,7 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
             if self.vm.waiting != 0 {
                 continue;
             }
-            let until = self.vm.clock.until_deadline();
+            let until = self.until_event();
             let n = if until == 0 { left } else { until.min(u64::from(left)) as u32 };
             let (spent, result) = self.execute(n, trace);
             left -= spent;
@@ -242,13 +257,35 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
             self.vm.waiting = 0;
             return true;
         }
-        let timer = if self.vm.sbi != 0 { irq::STI } else { irq::MTI };
-        if now == Now::Instret && enabled & timer != 0 && self.vm.clock.timecmp != u64::MAX {
-            let due = self.vm.clock.timecmp;
+        let due = self.vm.wake_at();
+        if now == Now::Instret && due != u64::MAX {
             self.vm.clock.set_now(due.max(self.vm.clock.now()));
             return true;
         }
         false
+    }
+
+    /// A device that has not finished what the guest asked for keeps the guest from going on, so
+    /// that the guest sees neither how fast the host drains nor where slices end.
+    fn unfinished(&self) -> Option<Exit> {
+        let deferred = self.vm.dev.virtio.iter().find_map(|device| device.deferred())?;
+        Some(Exit::new(match deferred {
+            Deferred::Port => ExitCode::Stalled,
+            Deferred::Work => ExitCode::Budget,
+        }))
+    }
+
+    /// Instructions until the timer or the clock's alarm; zero when the timer is due already.
+    fn until_event(&self) -> u64 {
+        let clock = &self.vm.clock;
+        let timer = clock.until_deadline();
+        match self.vm.dev.rtc.next_alarm() {
+            None => timer,
+            Some(ns) => {
+                let alarm = clock.retired_at(clock.ticks_at_ns(ns)).saturating_sub(clock.retired);
+                if timer == 0 { alarm } else { timer.min(alarm) }
+            }
+        }
     }
 
     /// Drives the interrupt lines that devices and the timer have on the hart.
@@ -260,6 +297,9 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
             vm.dev.plic.set_level(slot.irq, device.irq());
         }
         if map.rtc.size != 0 {
+            if vm.dev.rtc.next_alarm().is_some() {
+                vm.dev.rtc.poll(vm.clock.now_ns());
+            }
             vm.dev.plic.set_level(map.rtc_irq, vm.dev.rtc.irq());
         }
         let mut lines = 0;
@@ -281,7 +321,6 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// Lets devices take what arrived since the last slice.
     fn poll_devices(&mut self) -> Result<(), Trap> {
         self.vm.dev.uart.poll(self.port);
-        self.vm.dev.rtc.poll(self.vm.clock.now_ns());
         for slot in 0..virtio_slot::COUNT {
             self.with_virtio(slot, |device, io| device.poll(io)).and_then(|result| result)?;
         }
@@ -315,6 +354,20 @@ fn fault(code: FaultCode) -> Exit {
 }
 
 impl Vm {
+    /// The `time` at which a waiting hart must run again if no input comes before; the maximum
+    /// when only input can wake it.
+    pub fn wake_at(&self) -> u64 {
+        let enabled = self.csr.get(Word::Mie);
+        let timer = if self.sbi != 0 { irq::STI } else { irq::MTI };
+        let timer = if enabled & timer != 0 { self.clock.timecmp } else { u64::MAX };
+        match self.dev.rtc.next_alarm() {
+            Some(ns) if enabled & (irq::SEI | irq::MEI) != 0 => {
+                timer.min(self.clock.ticks_at_ns(ns))
+            }
+            _ => timer,
+        }
+    }
+
     /// Starts in S-mode under the built-in SBI, as a Linux kernel expects: `a0` is the hart id,
     /// `a1` the address of the device tree.
     pub fn boot_supervisor(&mut self, entry: u32, a0: u32, a1: u32) {

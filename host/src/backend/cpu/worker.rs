@@ -184,7 +184,7 @@ impl<'a> Worker<'a> {
             match exit.code {
                 ExitCode::Budget | ExitCode::Stalled => {}
                 ExitCode::Idle => {
-                    let timer = clock.at(session.vm().clock.timecmp);
+                    let timer = clock.at(session.vm().wake_at());
                     let due = timer.is_some_and(|timer| timer <= at);
                     if !due && port.input.is_empty() {
                         return End::Rest(Rest::Idle(timer));
