@@ -42,7 +42,7 @@ static char cmdline[2048];
 static char host[65] = "";
 static char address[16] = "no address";
 static char tty_path[40] = "/dev/ttyS0";
-static const char *opt_ip, *opt_gw, *opt_root;
+static const char *opt_ip, *opt_gw, *opt_root, *opt_time;
 static const char *opt_mount[MAX_MOUNTS];
 static int mounts;
 static long tick = 1;
@@ -202,12 +202,26 @@ static void set_tty(const char *console)
 	}
 }
 
-static void set_clock(const char *seconds)
+/*
+ * A machine without a clock starts in 1970, and nginx crashes on requests while
+ * time() is 0: no machine is older than this.
+ */
+static void set_clock(void)
 {
-	struct timespec now = { .tv_sec = take_number(&seconds, 1ll << 40) };
+	struct timespec now, oldest = { .tv_sec = 1735689600 }; /* 2025-01-01 */
 
-	if (now.tv_sec > 0)
-		clock_settime(CLOCK_REALTIME, &now);
+	clock_gettime(CLOCK_REALTIME, &now);
+	if (now.tv_sec < oldest.tv_sec)
+		now = oldest;
+	else if (!opt_time)
+		return;
+	if (opt_time) {
+		long long seconds = take_number(&opt_time, 1ll << 40);
+
+		if (seconds > 0)
+			now.tv_sec = seconds;
+	}
+	clock_settime(CLOCK_REALTIME, &now);
 }
 
 static void read_cmdline(void)
@@ -228,12 +242,11 @@ static void read_cmdline(void)
 		    || is_option(word, "pxvm.ip=", &opt_ip)
 		    || is_option(word, "pxvm.gw=", &opt_gw)
 		    || is_option(word, "pxvm.root=", &opt_root)
+		    || is_option(word, "pxvm.time=", &opt_time)
 		    || is_option(word, "ip=", &ip))
 			continue;
 		if (is_option(word, "pxvm.tick=", &value))
 			tick = (long)take_number(&value, 1000000);
-		else if (is_option(word, "pxvm.time=", &value))
-			set_clock(value);
 		else if (is_option(word, "pxvm.mount=", &value) && mounts < MAX_MOUNTS)
 			opt_mount[mounts++] = value;
 		else if (is_option(word, "console=", &value))
@@ -616,6 +629,7 @@ int main(void)
 	mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 	mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755");
 	read_cmdline();
+	set_clock();
 	if (!*host)
 		strcpy(host, "pxvm");
 	sethostname(host, strlen(host));
