@@ -63,7 +63,12 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     }
 
     /// Writes a device register of `size` bytes.
-    pub(crate) fn bus_write(&mut self, addr: u32, size: u32, value: u32) -> Result<Result<(), Trap>, NoDevice> {
+    pub(crate) fn bus_write(
+        &mut self,
+        addr: u32,
+        size: u32,
+        value: u32,
+    ) -> Result<Result<(), Trap>, NoDevice> {
         let device = route(self.vm.kind.map(), addr).ok_or(NoDevice)?;
         self.recheck = true;
         let vm = &mut *self.vm;

@@ -310,8 +310,7 @@ impl Vm {
                     && (privilege != Privilege::User || self.csr.get(Word::Scounteren) & bit != 0)
             }
             0x180 => {
-                privilege == Privilege::Machine
-                    || self.csr.get(Word::Mstatus) & mstatus::TVM == 0
+                privilege == Privilege::Machine || self.csr.get(Word::Mstatus) & mstatus::TVM == 0
             }
             _ => true,
         };
@@ -447,7 +446,12 @@ mod tests {
     use super::*;
     use crate::layout::MachineKind;
 
-    fn access(vm: &mut Vm, number: u32, op: CsrOp, operand: Option<u32>) -> Result<u32, IllegalCsr> {
+    fn access(
+        vm: &mut Vm,
+        number: u32,
+        op: CsrOp,
+        operand: Option<u32>,
+    ) -> Result<u32, IllegalCsr> {
         vm.csr_access(number, op, operand).map(|(old, _)| old)
     }
 

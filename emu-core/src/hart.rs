@@ -58,7 +58,8 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         macro_rules! sync {
             () => {
                 self.vm.hot.pc = page.wrapping_add(off);
-                self.vm.clock.retired = self.vm.clock.retired.wrapping_add(u64::from(synced - left));
+                self.vm.clock.retired =
+                    self.vm.clock.retired.wrapping_add(u64::from(synced - left));
                 synced = left;
             };
         }
@@ -186,31 +187,30 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                     Op::Sh => store!(2, store16),
                     Op::Sw => store!(4, store32),
                     Op::Addi => set!(insn.rd(), x!(insn.rs1()).wrapping_add(insn.imm())),
-                    Op::Slti => set!(
-                        insn.rd(),
-                        u32::from((x!(insn.rs1()) as i32) < insn.imm() as i32)
-                    ),
+                    Op::Slti => {
+                        set!(insn.rd(), u32::from((x!(insn.rs1()) as i32) < insn.imm() as i32))
+                    }
                     Op::Sltiu => set!(insn.rd(), u32::from(x!(insn.rs1()) < insn.imm())),
                     Op::Xori => set!(insn.rd(), x!(insn.rs1()) ^ insn.imm()),
                     Op::Ori => set!(insn.rd(), x!(insn.rs1()) | insn.imm()),
                     Op::Andi => set!(insn.rd(), x!(insn.rs1()) & insn.imm()),
                     Op::Slli => set!(insn.rd(), x!(insn.rs1()) << (insn.imm() & 31)),
                     Op::Srli => set!(insn.rd(), x!(insn.rs1()) >> (insn.imm() & 31)),
-                    Op::Srai => set!(insn.rd(), (x!(insn.rs1()) as i32 >> (insn.imm() & 31)) as u32),
+                    Op::Srai => {
+                        set!(insn.rd(), (x!(insn.rs1()) as i32 >> (insn.imm() & 31)) as u32)
+                    }
                     Op::Add => set!(insn.rd(), x!(insn.rs1()).wrapping_add(x!(insn.rs2()))),
                     Op::Sub => set!(insn.rd(), x!(insn.rs1()).wrapping_sub(x!(insn.rs2()))),
                     Op::Sll => set!(insn.rd(), x!(insn.rs1()) << (x!(insn.rs2()) & 31)),
-                    Op::Slt => set!(
-                        insn.rd(),
-                        u32::from((x!(insn.rs1()) as i32) < x!(insn.rs2()) as i32)
-                    ),
+                    Op::Slt => {
+                        set!(insn.rd(), u32::from((x!(insn.rs1()) as i32) < x!(insn.rs2()) as i32))
+                    }
                     Op::Sltu => set!(insn.rd(), u32::from(x!(insn.rs1()) < x!(insn.rs2()))),
                     Op::Xor => set!(insn.rd(), x!(insn.rs1()) ^ x!(insn.rs2())),
                     Op::Srl => set!(insn.rd(), x!(insn.rs1()) >> (x!(insn.rs2()) & 31)),
-                    Op::Sra => set!(
-                        insn.rd(),
-                        (x!(insn.rs1()) as i32 >> (x!(insn.rs2()) & 31)) as u32
-                    ),
+                    Op::Sra => {
+                        set!(insn.rd(), (x!(insn.rs1()) as i32 >> (x!(insn.rs2()) & 31)) as u32)
+                    }
                     Op::Or => set!(insn.rd(), x!(insn.rs1()) | x!(insn.rs2())),
                     Op::And => set!(insn.rd(), x!(insn.rs1()) & x!(insn.rs2())),
                     // One hart, and devices that act between instructions: always in order.
@@ -260,7 +260,8 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                         set_or_discard!(insn.rd(), old);
                     }
                     Op::Ecall | Op::Ebreak | Op::Sret | Op::Mret | Op::Wfi | Op::SfenceVma => {
-                        next = slow!(self.system(insn.insn(), page.wrapping_add(next))).wrapping_sub(page);
+                        next = slow!(self.system(insn.insn(), page.wrapping_add(next)))
+                            .wrapping_sub(page);
                     }
                     Op::Illegal => break 'run Err(Trap::illegal(insn.imm())),
                     Op::Undecoded => {
@@ -322,9 +323,9 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 }
                 Ok(())
             }
-            Target::Mmio(addr) => self
-                .bus_write(addr, size, value)
-                .map_err(|_| AccessType::Store.access_fault(va))?,
+            Target::Mmio(addr) => {
+                self.bus_write(addr, size, value).map_err(|_| AccessType::Store.access_fault(va))?
+            }
         }
     }
 

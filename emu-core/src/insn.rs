@@ -430,7 +430,9 @@ mod tests {
             let row = ROWS[(i as usize) % ROWS.len()];
             let random = word ^ word >> 15;
             // Both anything at all and something near a real instruction.
-            for insn in [random, random & !row.mask | row.matches, (random & 0xfe00_0000) ^ row.matches] {
+            for insn in
+                [random, random & !row.mask | row.matches, (random & 0xfe00_0000) ^ row.matches]
+            {
                 assert_eq!(decode(insn), search(insn), "{insn:#010x}");
             }
         }

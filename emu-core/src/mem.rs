@@ -127,9 +127,7 @@ impl<'a, M: Memory> Dma<'a, M> {
     pub fn contains(&self, addr: u64, len: u32) -> bool {
         let base = u64::from(self.base);
         let size = u64::from(self.mem.pages()) << FRAME_SHIFT;
-        addr >= base
-            && addr - base <= size
-            && u64::from(len) <= size - (addr - base)
+        addr >= base && addr - base <= size && u64::from(len) <= size - (addr - base)
     }
 
     fn page_of(&self, addr: u64, len: u32) -> Result<(u32, u32), DmaError> {

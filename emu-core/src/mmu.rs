@@ -138,12 +138,11 @@ pub struct Tlb {
 
 impl Tlb {
     /// Nothing cached.
-    pub const EMPTY: Self =
-        Self {
-            data: [TlbEntry::EMPTY; DATA_ENTRIES],
-            insn: [TlbEntry::EMPTY; INSN_ENTRIES],
-            replaced: 0,
-        };
+    pub const EMPTY: Self = Self {
+        data: [TlbEntry::EMPTY; DATA_ENTRIES],
+        insn: [TlbEntry::EMPTY; INSN_ENTRIES],
+        replaced: 0,
+    };
 
     /// Looks up data at `va`; `align` is the access size minus one.
     #[inline(always)]
@@ -286,8 +285,7 @@ impl Vm {
             Privilege::Machine => true,
             Privilege::User => leaf.bits & pte::U != 0,
             Privilege::Supervisor => {
-                leaf.bits & pte::U == 0
-                    || access != AccessType::Fetch && status & mstatus::SUM != 0
+                leaf.bits & pte::U == 0 || access != AccessType::Fetch && status & mstatus::SUM != 0
             }
         };
         let need = match access {
@@ -428,13 +426,7 @@ impl Vm {
         Ok(Target::Ram(frame))
     }
 
-    fn data_deny(
-        &self,
-        leaf: &Leaf,
-        privilege: Privilege,
-        pmp: pmp::Access,
-        private: bool,
-    ) -> u32 {
+    fn data_deny(&self, leaf: &Leaf, privilege: Privilege, pmp: pmp::Access, private: bool) -> u32 {
         let mxr = self.csr.get(Word::Mstatus) & mstatus::MXR != 0;
         let r = pmp.r && leaf.bits & (if mxr { pte::R | pte::X } else { pte::R }) != 0;
         // The first store must come here: to set D, or to get a private frame.

@@ -75,7 +75,9 @@ impl Pmp {
             if new & (cfg::R | cfg::W) == cfg::W {
                 new = new & !(cfg::R | cfg::W | cfg::X) | old & (cfg::R | cfg::W | cfg::X);
             }
-            if old & cfg::L == 0 && let Some(slot) = self.cfg.get_mut(4 * n + i) {
+            if old & cfg::L == 0
+                && let Some(slot) = self.cfg.get_mut(4 * n + i)
+            {
                 *slot = new;
             }
         }
@@ -95,8 +97,8 @@ impl Pmp {
     /// Writes `pmpaddr<i>`, unless it or a locked TOR entry above it forbids that.
     pub fn write_addr(&mut self, i: usize, value: u32) {
         let above = self.cfg_of(i + 1);
-        let locked = self.cfg_of(i) & cfg::L != 0
-            || above & cfg::L != 0 && above & cfg::A == cfg::TOR;
+        let locked =
+            self.cfg_of(i) & cfg::L != 0 || above & cfg::L != 0 && above & cfg::A == cfg::TOR;
         if !locked && let Some(slot) = self.addr.get_mut(i) {
             *slot = value;
         }

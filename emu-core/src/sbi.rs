@@ -106,16 +106,18 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
             0 => Ok(SPEC_VERSION),
             1 => Ok(IMPL_ID),
             2 => Ok(IMPL_VERSION),
-            3 => Ok(u32::from(matches!(
-                self.arg(0),
-                0..=eid::BASE
-                    | eid::TIME
-                    | eid::IPI
-                    | eid::RFENCE
-                    | eid::HSM
-                    | eid::SRST
-                    | eid::DBCN
-            ) && !(eid::LEGACY_SHUTDOWN + 1..eid::BASE).contains(&self.arg(0)))),
+            3 => Ok(u32::from(
+                matches!(
+                    self.arg(0),
+                    0..=eid::BASE
+                        | eid::TIME
+                        | eid::IPI
+                        | eid::RFENCE
+                        | eid::HSM
+                        | eid::SRST
+                        | eid::DBCN
+                ) && !(eid::LEGACY_SHUTDOWN + 1..eid::BASE).contains(&self.arg(0)),
+            )),
             // mvendorid, marchid, mimpid.
             4..=6 => Ok(0),
             _ => Err(Error::NotSupported),

@@ -74,14 +74,8 @@ impl Trap {
 }
 
 /// Interrupts in the order in which they are taken (section 3.1.9).
-const PRIORITY: [(u32, u32); 6] = [
-    (irq::MEI, 11),
-    (irq::MSI, 3),
-    (irq::MTI, 7),
-    (irq::SEI, 9),
-    (irq::SSI, 1),
-    (irq::STI, 5),
-];
+const PRIORITY: [(u32, u32); 6] =
+    [(irq::MEI, 11), (irq::MSI, 3), (irq::MTI, 7), (irq::SEI, 9), (irq::SSI, 1), (irq::STI, 5)];
 
 impl Vm {
     /// The interrupt to take now, as its cause without the interrupt bit.
@@ -109,8 +103,7 @@ impl Vm {
         let from = self.hot.ctx.privilege;
         let pc = self.hot.pc;
         let mut status = self.csr.get(Word::Mstatus);
-        let to_supervisor =
-            from != Privilege::Machine && self.csr.get(deleg) >> number & 1 != 0;
+        let to_supervisor = from != Privilege::Machine && self.csr.get(deleg) >> number & 1 != 0;
         let (epc, cause_word, tval_word, tvec, to) = if to_supervisor {
             let ie = status & mstatus::SIE != 0;
             status &= !(mstatus::SIE | mstatus::SPIE | mstatus::SPP);
@@ -156,8 +149,7 @@ impl Vm {
     /// SRET; the caller has checked the privilege.
     pub(crate) fn sret(&mut self) {
         let mut status = self.csr.get(Word::Mstatus);
-        let to =
-            if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User };
+        let to = if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User };
         let ie = status & mstatus::SPIE != 0;
         status &= !(mstatus::SIE | mstatus::SPP | mstatus::MPRV);
         status |= mstatus::SPIE | if ie { mstatus::SIE } else { 0 };
