@@ -1,0 +1,3 @@
+//! Instructions a second.
+
+fn main() {}

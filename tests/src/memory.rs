@@ -1,0 +1,126 @@
+//! The owner of an arena of frames, and the only unsafe code of this crate.
+//!
+//! Machines that share an [`Arena`](Frames) are a fleet: the same shared frames, private ones
+//! from one pool.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
+
+use emu_core::mem::FRAME_SIZE;
+use emu_device::ram::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
+
+#[repr(C, align(4096))]
+struct Page(UnsafeCell<[u8; FRAME_SIZE as usize]>);
+
+/// An arena of frames with its free list and the decoded pages of its shared frames.
+pub struct Frames {
+    pages: Box<[Page]>,
+    shared: u32,
+    free: RefCell<Vec<u32>>,
+    /// How many more private frames may be handed out.
+    left: Cell<u32>,
+    code: Vec<CodePage>,
+}
+
+impl Frames {
+    /// An arena whose shared frames are a frame of zeros and `image`, and with `private` more.
+    pub fn new(image: &[[u8; FRAME_SIZE as usize]], private: u32) -> Rc<Self> {
+        let shared = image.len() as u32 + 1;
+        let zero = [0; FRAME_SIZE as usize];
+        let filled = std::iter::once(&zero).chain(image).copied();
+        let empty = (0..private).map(|_| zero);
+        Rc::new(Self {
+            pages: filled.chain(empty).map(|p| Page(UnsafeCell::new(p))).collect(),
+            shared,
+            free: RefCell::new((shared..shared + private).rev().collect()),
+            left: Cell::new(u32::MAX),
+            code: (0..shared).map(|_| [const { AtomicU64::new(0) }; 1024]).collect(),
+        })
+    }
+
+    /// Allows `count` more private frames and then no more.
+    pub fn limit(&self, count: u32) {
+        self.left.set(count);
+    }
+
+    /// How many private frames are in use.
+    pub fn private_in_use(&self) -> u32 {
+        self.pages.len() as u32 - self.shared - self.free.borrow().len() as u32
+    }
+
+    /// The bytes of every shared frame, one after the other.
+    pub fn shared_bytes(&self) -> Vec<u8> {
+        let shared = self.pages.iter().take(self.shared as usize);
+        // SAFETY: nobody writes shared frames once the arena is made (`FrameMemory`).
+        shared.flat_map(|p| unsafe { *p.0.get() }).collect()
+    }
+
+    fn arena(&self) -> Arena {
+        let base = self.pages.as_ptr().cast_mut().cast::<u8>();
+        // SAFETY: `Page` is 4 KiB, aligned and in an `UnsafeCell`; the box lives as long as
+        // `self`, which every `FrameMemory` made below borrows. Frame 0 is zero, and shared frames
+        // are written in `new` alone.
+        unsafe { Arena::new(base, self.pages.len() as u32, self.shared) }
+    }
+}
+
+/// Hands out an arena's private frames.
+pub struct Pool<'a>(&'a Frames);
+
+impl FrameSource for Pool<'_> {
+    fn take(&mut self) -> Option<u32> {
+        let left = self.0.left.get().checked_sub(1)?;
+        let frame = self.0.free.borrow_mut().pop()?;
+        self.0.left.set(left);
+        Some(frame)
+    }
+}
+
+/// One VM's memory: its table over an arena, and its decoded instructions.
+pub struct Space {
+    frames: Rc<Frames>,
+    table: Vec<u32>,
+    disk: Vec<u32>,
+    code: Box<CodeCache>,
+}
+
+impl Space {
+    /// Memory whose page `i` is the arena's shared frame `table[i]`, and a disk likewise.
+    pub fn new(frames: &Rc<Frames>, table: Vec<u32>, disk: Vec<u32>) -> Self {
+        assert!(table.iter().chain(&disk).all(|&f| f < frames.shared), "not a shared frame");
+        // SAFETY: a `CodeCache` is integers; all zero is its empty state.
+        let code = unsafe { Box::<CodeCache>::new_zeroed().assume_init() };
+        Self { frames: Rc::clone(frames), table, disk, code }
+    }
+
+    /// The arena.
+    pub fn frames(&self) -> &Rc<Frames> {
+        &self.frames
+    }
+
+    /// Calls `f` with the memory and the disk.
+    ///
+    /// A VM that runs on it must not have run on another [`Space`], because it caches frames.
+    pub fn with<R>(
+        &mut self,
+        f: impl FnOnce(&mut FrameRam<'_, Pool<'_>>, &mut FrameMemory<'_, Pool<'_>>) -> R,
+    ) -> R {
+        let arena = self.frames.arena();
+        // SAFETY: `table` has frames that `new` checked and frames from the pool, which gives each
+        // to one table only. The same holds for `disk`.
+        let memory = unsafe { FrameMemory::new(arena, &mut self.table, Pool(&self.frames)) };
+        // SAFETY: as above.
+        let mut disk = unsafe { FrameMemory::new(arena, &mut self.disk, Pool(&self.frames)) };
+        let mut ram = FrameRam::new(memory, &self.frames.code, &mut self.code);
+        f(&mut ram, &mut disk)
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let shared = self.frames.shared;
+        let private = self.table.iter().chain(&self.disk).filter(|&&frame| frame >= shared);
+        self.frames.free.borrow_mut().extend(private);
+    }
+}
