@@ -19,6 +19,14 @@ pub const VERSION: u32 = 1;
 pub struct Vm {
     /// Touched by every instruction; small enough for a GPU's shared memory.
     pub hot: Hot,
+    /// Everything else.
+    pub sys: System,
+}
+
+/// What traps, CSRs and devices work on.
+#[derive(Clone)]
+#[repr(C)]
+pub struct System {
     /// Time and retired instructions.
     pub clock: Clock,
     /// Control and status registers.
@@ -114,13 +122,15 @@ impl Vm {
                 ctx: Context::RESET,
                 tlb: Tlb::EMPTY,
             },
-            clock: Clock::new(kind.map().timebase),
-            csr: Csrs::RESET,
-            dev: Devices::new(kind),
-            kind,
-            sbi: 0,
-            waiting: 0,
-            trap_loop: 0,
+            sys: System {
+                clock: Clock::new(kind.map().timebase),
+                csr: Csrs::RESET,
+                dev: Devices::new(kind),
+                kind,
+                sbi: 0,
+                waiting: 0,
+                trap_loop: 0,
+            },
         }
     }
 }

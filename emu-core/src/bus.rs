@@ -1,8 +1,9 @@
 //! What lies behind guest-physical addresses that are not RAM.
 
+use crate::abi::Hot;
 use crate::dev::finisher;
 use crate::layout::Map;
-use crate::machine::Machine;
+use crate::machine::Core;
 use crate::mem::{Memory, Ram};
 use crate::port::Port;
 use crate::trap::Trap;
@@ -43,21 +44,21 @@ fn route(map: &Map, addr: u32) -> Option<Device> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NoDevice;
 
-impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Reads a device register of `size` bytes.
     pub(crate) fn bus_read(&mut self, addr: u32, size: u32) -> Result<u32, NoDevice> {
-        let device = route(self.vm.kind.map(), addr).ok_or(NoDevice)?;
+        let device = route(self.sys.kind.map(), addr).ok_or(NoDevice)?;
         // Reading may take input or acknowledge an interrupt.
         self.recheck = true;
-        let vm = &mut *self.vm;
+        let sys = &mut *self.sys;
         Ok(match device {
-            Device::Uart(off) => vm.dev.uart.read(off, self.port),
-            Device::Plic(off) => vm.dev.plic.read(off),
-            Device::Clint(off) => vm.dev.clint.read(&vm.clock, off),
+            Device::Uart(off) => sys.dev.uart.read(off, self.port),
+            Device::Plic(off) => sys.dev.plic.read(off),
+            Device::Clint(off) => sys.dev.clint.read(&sys.clock, off),
             Device::Finisher(_) => 0,
-            Device::Rtc(off) => vm.dev.rtc.read(off, vm.clock.now_ns()),
+            Device::Rtc(off) => sys.dev.rtc.read(off, sys.clock.now_ns()),
             Device::Virtio(slot, off) => {
-                vm.dev.virtio.get_mut(slot).map_or(0, |device| device.read(off, size))
+                sys.dev.virtio.get_mut(slot).map_or(0, |device| device.read(off, size))
             }
         })
     }
@@ -65,23 +66,24 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     /// Writes a device register of `size` bytes.
     pub(crate) fn bus_write(
         &mut self,
+        hot: &mut Hot,
         addr: u32,
         size: u32,
         value: u32,
     ) -> Result<Result<(), Trap>, NoDevice> {
-        let device = route(self.vm.kind.map(), addr).ok_or(NoDevice)?;
+        let device = route(self.sys.kind.map(), addr).ok_or(NoDevice)?;
         self.recheck = true;
-        let vm = &mut *self.vm;
+        let sys = &mut *self.sys;
         match device {
-            Device::Uart(off) => return Ok(vm.dev.uart.write(off, value, self.port)),
-            Device::Plic(off) => vm.dev.plic.write(off, value),
-            Device::Clint(off) => vm.dev.clint.write(&mut vm.clock, off, value),
+            Device::Uart(off) => return Ok(sys.dev.uart.write(off, value, self.port)),
+            Device::Plic(off) => sys.dev.plic.write(off, value),
+            Device::Clint(off) => sys.dev.clint.write(&mut sys.clock, off, value),
             Device::Finisher(0) => self.exit = finisher::decode(value).or(self.exit.take()),
             Device::Finisher(_) => {}
-            Device::Rtc(off) => vm.dev.rtc.write(off, value, vm.clock.now_ns()),
+            Device::Rtc(off) => sys.dev.rtc.write(off, value, sys.clock.now_ns()),
             Device::Virtio(slot, off) => {
                 return Ok(self
-                    .with_virtio(slot, |device, io| device.write(off, size, value, io))
+                    .with_virtio(hot, slot, |device, io| device.write(off, size, value, io))
                     .and_then(|result| result));
             }
         }

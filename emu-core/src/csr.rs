@@ -3,7 +3,7 @@
 //! One table says what each number shows: a constant, a masked view of a stored word, or one of
 //! the few registers with behaviour. Privilege and read-only follow from the number's bits.
 
-use crate::abi::Vm;
+use crate::abi::{Hot, NO_RESERVATION, System};
 use crate::mmu::Privilege;
 use crate::pmp::{self, Pmp};
 
@@ -268,19 +268,20 @@ fn with_high(v: u64, new: u32) -> u64 {
     u64::from(new) << 32 | v & 0xffff_ffff
 }
 
-impl Vm {
+impl System {
     /// Executes a CSR instruction. `operand` is `None` when nothing is written. Answers the old
     /// value and whether the machine must look at interrupts and translation again.
     ///
     /// `clock.retired` must not yet count this instruction.
     pub fn csr_access(
         &mut self,
+        hot: &mut Hot,
         number: u32,
         op: CsrOp,
         operand: Option<u32>,
     ) -> Result<(u32, bool), IllegalCsr> {
         let v = view(number).ok_or(IllegalCsr)?;
-        self.check_privilege(number, operand.is_some())?;
+        self.check_privilege(hot, number, operand.is_some())?;
         let old = self.csr_read(number, v);
         let Some(operand) = operand else { return Ok((old, false)) };
         // Read-modify-write of mip works on the software bits alone, else a device's line would
@@ -295,11 +296,11 @@ impl Vm {
             CsrOp::Set => base | operand,
             CsrOp::Clear => base & !operand,
         };
-        Ok((old, self.csr_write(number, v, new)))
+        Ok((old, self.csr_write(hot, number, v, new)))
     }
 
-    fn check_privilege(&self, number: u32, write: bool) -> Result<(), IllegalCsr> {
-        let privilege = self.hot.ctx.privilege;
+    fn check_privilege(&self, hot: &Hot, number: u32, write: bool) -> Result<(), IllegalCsr> {
+        let privilege = hot.ctx.privilege;
         if (privilege as u32) < number >> 8 & 3 || write && number >> 10 == 3 {
             return Err(IllegalCsr);
         }
@@ -359,7 +360,7 @@ impl Vm {
     }
 
     /// Writes and answers whether interrupts or translation may have changed.
-    fn csr_write(&mut self, number: u32, view: View, value: u32) -> bool {
+    fn csr_write(&mut self, hot: &mut Hot, number: u32, view: View, value: u32) -> bool {
         let csr = &mut self.csr;
         match view {
             View::Fixed(_) => false,
@@ -368,13 +369,13 @@ impl Vm {
                 matches!(word, Word::Mie | Word::Mideleg)
             }
             View::Special(special) => {
-                self.csr_write_special(number, special, value);
+                self.csr_write_special(hot, number, special, value);
                 true
             }
         }
     }
 
-    fn csr_write_special(&mut self, number: u32, special: Special, value: u32) {
+    fn csr_write_special(&mut self, hot: &mut Hot, number: u32, special: Special, value: u32) {
         // A counter written by an instruction does not count that instruction.
         let next = self.clock.retired.wrapping_add(1);
         let csr = &mut self.csr;
@@ -386,9 +387,9 @@ impl Vm {
                     value,
                 );
                 if (old ^ csr.get(Word::Mstatus)) & mstatus::MXR != 0 {
-                    self.hot.tlb.flush();
+                    hot.tlb.flush();
                 }
-                self.sync_context();
+                self.sync_context(hot);
             }
             Special::Sie => {
                 let mask = csr.get(Word::Mideleg);
@@ -401,8 +402,8 @@ impl Vm {
             }
             Special::Satp => {
                 csr.set(Word::Satp, value & (SATP_MODE | SATP_PPN));
-                self.hot.tlb.flush();
-                self.hot.reservation = crate::abi::NO_RESERVATION;
+                hot.tlb.flush();
+                hot.reservation = NO_RESERVATION;
             }
             Special::Mcountinhibit => {
                 let (cycle, instret) = (self.cycle(), self.instret());
@@ -411,11 +412,11 @@ impl Vm {
             }
             Special::Pmpcfg => {
                 csr.pmp.write_cfg((number & 3) as usize, value);
-                self.hot.tlb.flush();
+                hot.tlb.flush();
             }
             Special::Pmpaddr => {
                 csr.pmp.write_addr((number & (pmp::ENTRIES as u32 - 1)) as usize, value);
-                self.hot.tlb.flush();
+                hot.tlb.flush();
             }
             Special::Cycle => self.set_cycle(with_low(self.cycle(), value), next),
             Special::CycleHigh => self.set_cycle(with_high(self.cycle(), value), next),
@@ -444,6 +445,7 @@ impl Vm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::Vm;
     use crate::layout::MachineKind;
 
     fn access(
@@ -452,7 +454,7 @@ mod tests {
         op: CsrOp,
         operand: Option<u32>,
     ) -> Result<u32, IllegalCsr> {
-        vm.csr_access(number, op, operand).map(|(old, _)| old)
+        vm.sys.csr_access(&mut vm.hot, number, op, operand).map(|(old, _)| old)
     }
 
     fn read(vm: &mut Vm, number: u32) -> Result<u32, IllegalCsr> {
@@ -484,10 +486,10 @@ mod tests {
     #[test]
     fn lower_privilege_sees_only_its_own() {
         let mut vm = machine();
-        vm.set_privilege(Privilege::Supervisor);
+        vm.sys.set_privilege(&mut vm.hot, Privilege::Supervisor);
         assert_eq!(read(&mut vm, 0x300), Err(IllegalCsr));
         assert!(read(&mut vm, 0x100).is_ok());
-        vm.set_privilege(Privilege::User);
+        vm.sys.set_privilege(&mut vm.hot, Privilege::User);
         assert_eq!(read(&mut vm, 0x100), Err(IllegalCsr));
     }
 
@@ -521,19 +523,19 @@ mod tests {
     #[test]
     fn setting_a_bit_of_mip_does_not_latch_a_device_line() {
         let mut vm = machine();
-        vm.csr.mip_lines = irq::SEI;
+        vm.sys.csr.mip_lines = irq::SEI;
         access(&mut vm, 0x344, CsrOp::Set, Some(irq::SSI)).unwrap();
-        vm.csr.mip_lines = 0;
+        vm.sys.csr.mip_lines = 0;
         assert_eq!(read(&mut vm, 0x344), Ok(irq::SSI));
     }
 
     #[test]
     fn counters_need_both_enables_in_user_mode() {
         let mut vm = machine();
-        vm.set_privilege(Privilege::User);
-        vm.csr.set(Word::Mcounteren, 1);
+        vm.sys.set_privilege(&mut vm.hot, Privilege::User);
+        vm.sys.csr.set(Word::Mcounteren, 1);
         assert_eq!(read(&mut vm, 0xc00), Err(IllegalCsr));
-        vm.csr.set(Word::Scounteren, 1);
+        vm.sys.csr.set(Word::Scounteren, 1);
         assert!(read(&mut vm, 0xc00).is_ok());
     }
 
@@ -541,30 +543,30 @@ mod tests {
     fn tvm_takes_satp_away_from_supervisor() {
         let mut vm = machine();
         write(&mut vm, 0x300, mstatus::TVM);
-        vm.set_privilege(Privilege::Supervisor);
+        vm.sys.set_privilege(&mut vm.hot, Privilege::Supervisor);
         assert_eq!(read(&mut vm, 0x180), Err(IllegalCsr));
     }
 
     #[test]
     fn a_written_counter_counts_from_the_next_instruction() {
         let mut vm = machine();
-        vm.clock.retired = 100;
+        vm.sys.clock.retired = 100;
         write(&mut vm, 0xb02, 7);
-        vm.clock.retired = 101;
+        vm.sys.clock.retired = 101;
         assert_eq!(read(&mut vm, 0xb02), Ok(7));
-        vm.clock.retired = 103;
+        vm.sys.clock.retired = 103;
         assert_eq!(read(&mut vm, 0xb02), Ok(9));
     }
 
     #[test]
     fn an_inhibited_counter_stands_still_and_goes_on() {
         let mut vm = machine();
-        vm.clock.retired = 5;
+        vm.sys.clock.retired = 5;
         write(&mut vm, 0x320, 4);
-        vm.clock.retired = 50;
+        vm.sys.clock.retired = 50;
         assert_eq!(read(&mut vm, 0xb02), Ok(5));
         write(&mut vm, 0x320, 0);
-        vm.clock.retired = 51;
+        vm.sys.clock.retired = 51;
         assert_eq!(read(&mut vm, 0xb02), Ok(6));
     }
 

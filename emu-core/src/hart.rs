@@ -1,27 +1,32 @@
 //! The instruction loop.
 //!
-//! [`Machine::execute`] runs straight through cached translations; whatever needs more (a TLB
+//! [`Core::execute`] runs straight through cached translations; whatever needs more (a TLB
 //! miss, a device, a CSR) is a call out of the loop. Nothing here looks at interrupts: the caller
 //! bounds the number of instructions by the next timer, and an instruction that may change
 //! anything the loop relies on ends it (`recheck`).
 
-use crate::abi::NO_RESERVATION;
+use crate::abi::{Hot, NO_RESERVATION};
 use crate::csr::{CsrOp, Word, mstatus};
 use crate::insn::{Decoded, Insn, Op, decode};
-use crate::machine::Machine;
-use crate::mem::{FRAME_SIZE, Frame, Memory, Ram};
+use crate::machine::Core;
+use crate::mem::{FRAME_SIZE, Frame, Memory, Ram, Window};
 use crate::mmu::{AccessType, PAGE_MASK, Privilege, Target};
 use crate::port::Port;
 use crate::trace::Trace;
 use crate::trap::{Trap, cause};
 
-impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Executes up to `n` instructions from `hot.pc`. Answers how many retired, and the trap that
     /// the next one raised, if any.
-    pub(crate) fn execute<T: Trace>(&mut self, n: u32, trace: &mut T) -> (u32, Result<(), Trap>) {
+    pub(crate) fn execute<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        n: u32,
+        trace: &mut T,
+    ) -> (u32, Result<(), Trap>) {
         // The instruction is at `page + off`. An offset past the page means that another page must
         // be fetched, which the first instruction does.
-        let mut page = self.vm.hot.pc.wrapping_sub(FRAME_SIZE);
+        let mut page = hot.pc.wrapping_sub(FRAME_SIZE);
         let mut off = FRAME_SIZE;
         let mut left = n;
         // Instructions given up because the loop must end early, and `left` when
@@ -30,26 +35,27 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         let mut synced = n;
         let mut frame = Frame::ZERO;
         let mut code = self.ram.no_code();
+        let ram = self.ram.window();
         self.recheck = false;
 
         macro_rules! x {
             ($r:expr) => {
-                self.vm.hot.x[$r]
+                hot.x[$r]
             };
         }
         // `rd` is not x0: decoding sees to that.
         macro_rules! set {
             ($rd:expr, $value:expr) => {{
                 let (rd, value) = ($rd, $value);
-                self.vm.hot.x[rd] = value;
+                hot.x[rd] = value;
                 trace.reg(rd, value);
             }};
         }
         macro_rules! set_or_discard {
             ($rd:expr, $value:expr) => {{
                 let (rd, value) = ($rd, $value);
-                self.vm.hot.x[rd] = value;
-                self.vm.hot.x[0] = 0;
+                hot.x[rd] = value;
+                hot.x[0] = 0;
                 if rd != 0 {
                     trace.reg(rd, value);
                 }
@@ -57,9 +63,9 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         }
         macro_rules! sync {
             () => {
-                self.vm.hot.pc = page.wrapping_add(off);
-                self.vm.clock.retired =
-                    self.vm.clock.retired.wrapping_add(u64::from(synced - left));
+                hot.pc = page.wrapping_add(off);
+                self.sys.clock.retired =
+                    self.sys.clock.retired.wrapping_add(u64::from(synced - left));
                 synced = left;
             };
         }
@@ -70,7 +76,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
             loop {
                 if off >= FRAME_SIZE {
                     let pc = page.wrapping_add(off);
-                    match self.vm.fetch_page(self.ram, pc) {
+                    match self.sys.fetch_page(hot, self.ram, pc) {
                         Ok(fetched) => (frame, code) = fetched,
                         Err(trap) => break 'run Err(trap),
                     }
@@ -79,7 +85,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 }
                 let insn = Decoded(self.ram.decoded(code, off));
                 let mut next = off.wrapping_add(4);
-                let privilege = if T::ENABLED { self.vm.hot.ctx.privilege as u32 } else { 0 };
+                let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
 
                 // Ends the loop after this instruction if a slow path asked for it.
                 macro_rules! slow {
@@ -101,10 +107,9 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 macro_rules! load {
                     ($size:literal, $get:ident, |$v:ident| $extend:expr) => {{
                         let va = x!(insn.rs1()).wrapping_add(insn.imm());
-                        let hot = &self.vm.hot;
                         let $v = match hot.tlb.data(va, $size - 1, hot.ctx.load) {
-                            Some(frame) => self.ram.$get(frame, va),
-                            None => slow!(self.load_slow(va, $size)),
+                            Some(frame) => ram.$get(frame, va),
+                            None => slow!(self.load_slow(hot, va, $size)),
                         };
                         trace.load(va);
                         set_or_discard!(insn.rd(), $extend);
@@ -114,10 +119,9 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                     ($size:literal, $put:ident) => {{
                         let va = x!(insn.rs1()).wrapping_add(insn.imm());
                         let value = x!(insn.rs2());
-                        let hot = &self.vm.hot;
                         match hot.tlb.data(va, $size - 1, hot.ctx.store) {
-                            Some(frame) => self.ram.$put(frame, va, value),
-                            None => slow!(self.store_slow(va, value, $size)),
+                            Some(frame) => ram.$put(frame, va, value),
+                            None => slow!(self.store_slow(hot, va, value, $size)),
                         }
                         trace.store(va, value, $size);
                     }};
@@ -133,10 +137,10 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                     (|$old:ident, $operand:ident| $new:expr) => {{
                         let va = x!(insn.rs1());
                         let $operand = x!(insn.rs2());
-                        let frame = slow!(self.amo_frame(va));
-                        let $old = self.ram.load32(frame, va);
+                        let frame = slow!(self.amo_frame(hot, va));
+                        let $old = ram.load32(frame, va);
                         let new: u32 = $new;
-                        self.ram.store32(frame, va, new);
+                        ram.store32(frame, va, new);
                         trace.load(va);
                         trace.store(va, new, 4);
                         set_or_discard!(insn.rd(), $old);
@@ -167,7 +171,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                         }
                         next = target.wrapping_sub(page);
                     }
-                    Op::MisalignedJump => match self.misaligned_jump(insn.insn(), page + off) {
+                    Op::MisalignedJump => match misaligned_jump(hot, insn.insn(), page + off) {
                         Ok(()) => {}
                         Err(trap) => break 'run Err(trap),
                     },
@@ -231,14 +235,14 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                     // A
                     Op::LrW => {
                         let va = x!(insn.rs1());
-                        let value = slow!(self.load_reserved(va));
+                        let value = slow!(self.load_reserved(hot, va));
                         trace.load(va);
                         set_or_discard!(insn.rd(), value);
                     }
                     Op::ScW => {
                         let va = x!(insn.rs1());
                         let value = x!(insn.rs2());
-                        let done = slow!(self.store_conditional(va, value));
+                        let done = slow!(self.store_conditional(hot, va, value));
                         if done {
                             trace.store(va, value, 4);
                         }
@@ -256,11 +260,11 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
 
                     // Zicsr and privileged instructions
                     Op::Csrrw | Op::Csrrs | Op::Csrrc | Op::Csrrwi | Op::Csrrsi | Op::Csrrci => {
-                        let old = slow!(self.csr_insn(insn.insn(), trace));
+                        let old = slow!(self.csr_insn(hot, insn.insn(), trace));
                         set_or_discard!(insn.rd(), old);
                     }
                     Op::Ecall | Op::Ebreak | Op::Sret | Op::Mret | Op::Wfi | Op::SfenceVma => {
-                        next = slow!(self.system(insn.insn(), page.wrapping_add(next)))
+                        next = slow!(self.system(hot, insn.insn(), page.wrapping_add(next)))
                             .wrapping_sub(page);
                     }
                     Op::Illegal => break 'run Err(Trap::illegal(insn.imm())),
@@ -274,7 +278,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 }
                 if T::ENABLED && insn.op() != Op::Undecoded {
                     let word = self.ram.load32(frame, off);
-                    trace.retire(self.vm, page.wrapping_add(off), word, privilege);
+                    trace.retire(hot, self.sys, page.wrapping_add(off), word, privilege);
                 }
                 off = next;
                 left -= 1;
@@ -291,11 +295,11 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     /// A load that missed the TLB, is misaligned, or goes to a device.
     #[cold]
     #[inline(never)]
-    fn load_slow(&mut self, va: u32, size: u32) -> Result<u32, Trap> {
+    fn load_slow(&mut self, hot: &mut Hot, va: u32, size: u32) -> Result<u32, Trap> {
         if va & (size - 1) != 0 {
-            return self.load_misaligned(va, size);
+            return self.load_misaligned(hot, va, size);
         }
-        match self.target(va, AccessType::Load)? {
+        match self.target(hot, va, AccessType::Load)? {
             Target::Ram(frame) => Ok(match size {
                 1 => self.ram.load8(frame, va),
                 2 => self.ram.load16(frame, va),
@@ -310,11 +314,11 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     /// A store that missed the TLB, is misaligned, or goes to a device.
     #[cold]
     #[inline(never)]
-    fn store_slow(&mut self, va: u32, value: u32, size: u32) -> Result<(), Trap> {
+    fn store_slow(&mut self, hot: &mut Hot, va: u32, value: u32, size: u32) -> Result<(), Trap> {
         if va & (size - 1) != 0 {
-            return self.store_misaligned(va, value, size);
+            return self.store_misaligned(hot, va, value, size);
         }
-        match self.target(va, AccessType::Store)? {
+        match self.target(hot, va, AccessType::Store)? {
             Target::Ram(frame) => {
                 match size {
                     1 => self.ram.store8(frame, va, value),
@@ -323,27 +327,27 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 }
                 Ok(())
             }
-            Target::Mmio(addr) => {
-                self.bus_write(addr, size, value).map_err(|_| AccessType::Store.access_fault(va))?
-            }
+            Target::Mmio(addr) => self
+                .bus_write(hot, addr, size, value)
+                .map_err(|_| AccessType::Store.access_fault(va))?,
         }
     }
 
-    fn target(&mut self, va: u32, access: AccessType) -> Result<Target, Trap> {
+    fn target(&mut self, hot: &mut Hot, va: u32, access: AccessType) -> Result<Target, Trap> {
         if access == AccessType::Store
-            && let Some(frame) = self.vm.store_to_code(self.ram, va)
+            && let Some(frame) = self.sys.store_to_code(hot, self.ram, va)
         {
             self.recheck = true;
             return Ok(Target::Ram(frame));
         }
-        let target = self.vm.data_target(self.ram, va, access)?;
+        let target = self.sys.data_target(hot, self.ram, va, access)?;
         // The page that instructions come from may have another frame now.
-        self.recheck |= self.vm.hot.tlb.take_replaced();
+        self.recheck |= hot.tlb.take_replaced();
         Ok(target)
     }
 
-    fn ram_frame(&mut self, va: u32, access: AccessType) -> Result<Frame, Trap> {
-        match self.target(va, access)? {
+    fn ram_frame(&mut self, hot: &mut Hot, va: u32, access: AccessType) -> Result<Frame, Trap> {
+        match self.target(hot, va, access)? {
             Target::Ram(frame) => Ok(frame),
             Target::Mmio(_) => Err(access.access_fault(va)),
         }
@@ -354,22 +358,23 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
 
     fn both_frames(
         &mut self,
+        hot: &mut Hot,
         va: u32,
         size: u32,
         access: AccessType,
     ) -> Result<(Frame, Frame), Trap> {
-        let first = self.ram_frame(va, access)?;
+        let first = self.ram_frame(hot, va, access)?;
         let end = va.wrapping_add(size - 1);
         if (va ^ end) & PAGE_MASK == 0 {
             return Ok((first, first));
         }
-        let second = self.ram_frame(end & PAGE_MASK, access)?;
+        let second = self.ram_frame(hot, end & PAGE_MASK, access)?;
         // Making the second page private may have given the first one another frame.
-        Ok((self.ram_frame(va, access)?, second))
+        Ok((self.ram_frame(hot, va, access)?, second))
     }
 
-    fn load_misaligned(&mut self, va: u32, size: u32) -> Result<u32, Trap> {
-        let (first, second) = self.both_frames(va, size, AccessType::Load)?;
+    fn load_misaligned(&mut self, hot: &mut Hot, va: u32, size: u32) -> Result<u32, Trap> {
+        let (first, second) = self.both_frames(hot, va, size, AccessType::Load)?;
         let mut value = 0;
         for i in 0..size {
             let offset = (va & !PAGE_MASK) + i;
@@ -379,8 +384,14 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         Ok(value)
     }
 
-    fn store_misaligned(&mut self, va: u32, value: u32, size: u32) -> Result<(), Trap> {
-        let (first, second) = self.both_frames(va, size, AccessType::Store)?;
+    fn store_misaligned(
+        &mut self,
+        hot: &mut Hot,
+        va: u32,
+        value: u32,
+        size: u32,
+    ) -> Result<(), Trap> {
+        let (first, second) = self.both_frames(hot, va, size, AccessType::Store)?;
         for i in 0..size {
             let offset = (va & !PAGE_MASK) + i;
             let frame = if offset < FRAME_SIZE { first } else { second };
@@ -390,58 +401,41 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
     }
 
     /// The frame that an AMO works on.
-    fn amo_frame(&mut self, va: u32) -> Result<Frame, Trap> {
-        let hot = &self.vm.hot;
+    fn amo_frame(&mut self, hot: &mut Hot, va: u32) -> Result<Frame, Trap> {
         match hot.tlb.data(va, 3, hot.ctx.store) {
             Some(frame) => Ok(frame),
             None if va & 3 != 0 => Err(Trap::new(cause::STORE_MISALIGNED, va)),
-            None => self.ram_frame(va, AccessType::Store),
+            None => self.ram_frame(hot, va, AccessType::Store),
         }
     }
 
-    fn load_reserved(&mut self, va: u32) -> Result<u32, Trap> {
+    fn load_reserved(&mut self, hot: &mut Hot, va: u32) -> Result<u32, Trap> {
         if va & 3 != 0 {
             return Err(Trap::new(cause::LOAD_MISALIGNED, va));
         }
-        let frame = self.ram_frame(va, AccessType::Load)?;
+        let frame = self.ram_frame(hot, va, AccessType::Load)?;
         // Traps and changes of translation drop the reservation, so that the virtual address
         // stands for the physical one as long as it lives.
-        self.vm.hot.reservation = va;
+        hot.reservation = va;
         Ok(self.ram.load32(frame, va))
     }
 
-    fn store_conditional(&mut self, va: u32, value: u32) -> Result<bool, Trap> {
-        let frame = self.amo_frame(va)?;
-        let reserved = self.vm.hot.reservation == va;
-        self.vm.hot.reservation = NO_RESERVATION;
+    fn store_conditional(&mut self, hot: &mut Hot, va: u32, value: u32) -> Result<bool, Trap> {
+        let frame = self.amo_frame(hot, va)?;
+        let reserved = hot.reservation == va;
+        hot.reservation = NO_RESERVATION;
         if reserved {
             self.ram.store32(frame, va, value);
         }
         Ok(reserved)
     }
 
-    /// A jump whose target is misaligned traps, if it is taken.
-    #[cold]
-    #[inline(never)]
-    fn misaligned_jump(&mut self, insn: Insn, pc: u32) -> Result<(), Trap> {
-        let x = |r: usize| self.vm.hot.x[r];
-        let (a, b) = (x(insn.rs1()), x(insn.rs2()));
-        let (taken, offset) = match decode(insn.0) {
-            Op::Jal => (true, insn.imm_j()),
-            Op::Beq => (a == b, insn.imm_b()),
-            Op::Bne => (a != b, insn.imm_b()),
-            Op::Blt => ((a as i32) < b as i32, insn.imm_b()),
-            Op::Bge => (a as i32 >= b as i32, insn.imm_b()),
-            Op::Bltu => (a < b, insn.imm_b()),
-            _ => (a >= b, insn.imm_b()),
-        };
-        if taken {
-            return Err(Trap::new(cause::INSN_MISALIGNED, pc.wrapping_add(offset)));
-        }
-        Ok(())
-    }
-
-    fn csr_insn<T: Trace>(&mut self, insn: Insn, trace: &mut T) -> Result<u32, Trap> {
+    fn csr_insn<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        insn: Insn,
+        trace: &mut T,
+    ) -> Result<u32, Trap> {
         let (op, immediate) = match decode(insn.0) {
             Op::Csrrw => (CsrOp::Write, false),
             Op::Csrrs => (CsrOp::Set, false),
@@ -451,58 +445,79 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
             _ => (CsrOp::Clear, true),
         };
         let field = insn.rs1();
-        let value = if immediate { field as u32 } else { self.vm.hot.x[field] };
+        let value = if immediate { field as u32 } else { hot.x[field] };
         // Setting or clearing no bits does not write at all.
         let operand = if op == CsrOp::Write || field != 0 { Some(value) } else { None };
-        let access = self.vm.csr_access(insn.csr(), op, operand);
+        let access = self.sys.csr_access(hot, insn.csr(), op, operand);
         let (old, recheck) = access.map_err(|_| Trap::illegal(insn.0))?;
         self.recheck |= recheck;
         if T::ENABLED && operand.is_some() {
-            let now = self.vm.csr_access(insn.csr(), CsrOp::Set, None);
+            let now = self.sys.csr_access(hot, insn.csr(), CsrOp::Set, None);
             trace.csr(insn.csr(), now.map_or(old, |(value, _)| value));
         }
         Ok(old)
     }
 
     /// The remaining system instructions. Answers the next `pc`.
-    fn system(&mut self, insn: Insn, next: u32) -> Result<u32, Trap> {
-        let privilege = self.vm.hot.ctx.privilege;
-        let status = self.vm.csr.get(Word::Mstatus);
+    fn system(&mut self, hot: &mut Hot, insn: Insn, next: u32) -> Result<u32, Trap> {
+        let privilege = hot.ctx.privilege;
+        let status = self.sys.csr.get(Word::Mstatus);
         let supervisor = privilege == Privilege::Supervisor;
         let trapped = |bit: u32| supervisor && status & bit != 0;
         let illegal = Err(Trap::illegal(insn.0));
         self.recheck = true;
         match decode(insn.0) {
-            Op::Ecall if supervisor && self.vm.sbi != 0 => {
-                self.sbi_call()?;
+            Op::Ecall if supervisor && self.sys.sbi != 0 => {
+                self.sbi_call(hot)?;
                 Ok(next)
             }
             Op::Ecall => Err(Trap::new(cause::ECALL_U + privilege as u32, 0)),
-            Op::Ebreak => Err(Trap::new(cause::BREAKPOINT, self.vm.hot.pc)),
+            Op::Ebreak => Err(Trap::new(cause::BREAKPOINT, hot.pc)),
             Op::Sret if privilege == Privilege::User || trapped(mstatus::TSR) => illegal,
             Op::Sret => {
-                self.vm.sret();
-                Ok(self.vm.hot.pc)
+                self.sys.sret(hot);
+                Ok(hot.pc)
             }
             Op::Mret if privilege != Privilege::Machine => illegal,
             Op::Mret => {
-                self.vm.mret();
-                Ok(self.vm.hot.pc)
+                self.sys.mret(hot);
+                Ok(hot.pc)
             }
             Op::Wfi if privilege == Privilege::User || trapped(mstatus::TW) => illegal,
             Op::Wfi => {
-                self.vm.waiting = 1;
+                self.sys.waiting = 1;
                 Ok(next)
             }
             Op::SfenceVma if privilege == Privilege::User || trapped(mstatus::TVM) => illegal,
             Op::SfenceVma => {
-                let va = (insn.rs1() != 0).then(|| self.vm.hot.x[insn.rs1()]);
-                self.vm.sfence_vma(va);
+                let va = (insn.rs1() != 0).then(|| hot.x[insn.rs1()]);
+                self.sys.sfence_vma(hot, va);
                 Ok(next)
             }
             _ => illegal,
         }
     }
+}
+
+/// A jump whose target is misaligned traps, if it is taken.
+#[cold]
+#[inline(never)]
+fn misaligned_jump(hot: &Hot, insn: Insn, pc: u32) -> Result<(), Trap> {
+    let x = |r: usize| hot.x[r];
+    let (a, b) = (x(insn.rs1()), x(insn.rs2()));
+    let (taken, offset) = match decode(insn.0) {
+        Op::Jal => (true, insn.imm_j()),
+        Op::Beq => (a == b, insn.imm_b()),
+        Op::Bne => (a != b, insn.imm_b()),
+        Op::Blt => ((a as i32) < b as i32, insn.imm_b()),
+        Op::Bge => (a as i32 >= b as i32, insn.imm_b()),
+        Op::Bltu => (a < b, insn.imm_b()),
+        _ => (a >= b, insn.imm_b()),
+    };
+    if taken {
+        return Err(Trap::new(cause::INSN_MISALIGNED, pc.wrapping_add(offset)));
+    }
+    Ok(())
 }
 
 fn mulh(a: u32, b: u32) -> u32 {

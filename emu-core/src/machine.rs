@@ -1,6 +1,6 @@
 //! A VM with its memory and its port: budget and time in, exit out.
 
-use crate::abi::{Exit, ExitCode, FaultCode, Vm};
+use crate::abi::{Exit, ExitCode, FaultCode, Hot, System, Vm};
 use crate::csr::{MEDELEG_WRITABLE, Word, irq};
 use crate::dev::virtio::Deferred;
 use crate::layout::virtio_slot;
@@ -148,14 +148,17 @@ impl Clock {
 
 /// A VM together with what its instructions reach.
 pub struct Machine<'a, M, D, P> {
-    /// State at rest.
-    pub vm: &'a mut Vm,
-    /// Guest RAM.
-    pub ram: &'a mut M,
-    /// The disk behind virtio-blk.
-    pub disk: &'a mut D,
-    /// Console and network.
-    pub port: &'a mut P,
+    hot: &'a mut Hot,
+    core: Core<'a, M, D, P>,
+}
+
+/// Everything that the instruction loop leaves its registers for. Apart from [`Hot`], so that the
+/// loop can keep the two pointers in registers.
+pub(crate) struct Core<'a, M, D, P> {
+    pub(crate) sys: &'a mut System,
+    pub(crate) ram: &'a mut M,
+    pub(crate) disk: &'a mut D,
+    pub(crate) port: &'a mut P,
     /// The hart must look at interrupts and translation before the next instruction.
     pub(crate) recheck: bool,
     /// A device or firmware call ended the run.
@@ -163,9 +166,11 @@ pub struct Machine<'a, M, D, P> {
 }
 
 impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
-    /// Puts a VM together.
+    /// Puts a VM together: its state at rest, its RAM, the disk behind virtio-blk, and what
+    /// connects it to the host.
     pub fn new(vm: &'a mut Vm, ram: &'a mut M, disk: &'a mut D, port: &'a mut P) -> Self {
-        Self { vm, ram, disk, port, recheck: false, exit: None }
+        let core = Core { sys: &mut vm.sys, ram, disk, port, recheck: false, exit: None };
+        Self { hot: &mut vm.hot, core }
     }
 
     /// Executes at most `budget` instructions. Input that arrived on the port is seen at the
@@ -176,8 +181,14 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
 
     /// [`Machine::run`], watched.
     pub fn run_traced<T: Trace>(&mut self, budget: u32, now: Now, trace: &mut T) -> Exit {
-        self.vm.clock.begin(now);
-        if let Err(trap) = self.poll_devices() {
+        self.core.run(self.hot, budget, now, trace)
+    }
+}
+
+impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
+    fn run<T: Trace>(&mut self, hot: &mut Hot, budget: u32, now: Now, trace: &mut T) -> Exit {
+        self.sys.clock.begin(now);
+        if let Err(trap) = self.poll_devices(hot) {
             return self.stopped(trap);
         }
         let mut left = budget;
@@ -189,30 +200,30 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
                 return exit;
             }
             self.update_lines();
-            if let Some(number) = self.vm.pending_interrupt() {
-                self.vm.waiting = 0;
-                trace.trap(self.vm.hot.pc, cause::INTERRUPT | number, 0);
-                self.vm.take_trap(cause::INTERRUPT | number, 0);
+            if let Some(number) = self.sys.pending_interrupt(hot) {
+                self.sys.waiting = 0;
+                trace.trap(hot.pc, cause::INTERRUPT | number, 0);
+                self.sys.take_trap(hot, cause::INTERRUPT | number, 0);
                 continue;
             }
             if left == 0 {
                 return Exit::new(ExitCode::Budget);
             }
-            if self.vm.waiting != 0 && !self.end_wait(now) {
+            if self.sys.waiting != 0 && !self.end_wait(now) {
                 return Exit::new(ExitCode::Idle);
             }
-            if self.vm.waiting != 0 {
+            if self.sys.waiting != 0 {
                 continue;
             }
             let until = self.until_event();
             let n = if until == 0 { left } else { until.min(u64::from(left)) as u32 };
-            let (spent, result) = self.execute(n, trace);
+            let (spent, result) = self.execute(hot, n, trace);
             left -= spent;
             match result {
                 Ok(()) => {}
                 Err(Trap::Exception { cause, tval }) => {
                     left -= 1;
-                    if !self.exception(cause, tval, spent, trace) {
+                    if !self.exception(hot, cause, tval, spent, trace) {
                         return fault(FaultCode::TrapLoop);
                     }
                 }
@@ -222,20 +233,27 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     }
 
     /// Takes an exception; `false` when the handler itself has done nothing but trap again.
-    fn exception<T: Trace>(&mut self, cause: u32, tval: u32, spent: u32, trace: &mut T) -> bool {
-        let pc = self.vm.hot.pc;
+    fn exception<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        cause: u32,
+        tval: u32,
+        spent: u32,
+        trace: &mut T,
+    ) -> bool {
+        let pc = hot.pc;
         trace.trap(pc, cause, tval);
-        self.vm.take_trap(cause, tval);
+        self.sys.take_trap(hot, cause, tval);
         // A handler whose first instruction traps to itself never gets anywhere: registers,
         // privilege and translation are the same each time round.
         let here = pc | 1;
-        if self.vm.hot.pc == pc && spent == 0 {
-            if self.vm.trap_loop == here {
+        if hot.pc == pc && spent == 0 {
+            if self.sys.trap_loop == here {
                 return false;
             }
-            self.vm.trap_loop = here;
+            self.sys.trap_loop = here;
         } else {
-            self.vm.trap_loop = 0;
+            self.sys.trap_loop = 0;
         }
         true
     }
@@ -252,14 +270,14 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// Wakes a waiting hart if it may go on; under the `instret` clock time jumps to the timer.
     /// `false` when there is nothing to do but wait.
     fn end_wait(&mut self, now: Now) -> bool {
-        let enabled = self.vm.csr.get(Word::Mie);
-        if self.vm.csr.mip() & enabled != 0 {
-            self.vm.waiting = 0;
+        let enabled = self.sys.csr.get(Word::Mie);
+        if self.sys.csr.mip() & enabled != 0 {
+            self.sys.waiting = 0;
             return true;
         }
-        let due = self.vm.wake_at();
+        let due = self.sys.wake_at();
         if now == Now::Instret && due != u64::MAX {
-            self.vm.clock.set_now(due.max(self.vm.clock.now()));
+            self.sys.clock.set_now(due.max(self.sys.clock.now()));
             return true;
         }
         false
@@ -268,7 +286,7 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// A device that has not finished what the guest asked for keeps the guest from going on, so
     /// that the guest sees neither how fast the host drains nor where slices end.
     fn unfinished(&self) -> Option<Exit> {
-        let deferred = self.vm.dev.virtio.iter().find_map(|device| device.deferred())?;
+        let deferred = self.sys.dev.virtio.iter().find_map(|device| device.deferred())?;
         Some(Exit::new(match deferred {
             Deferred::Port => ExitCode::Stalled,
             Deferred::Work => ExitCode::Budget,
@@ -277,9 +295,9 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
 
     /// Instructions until the timer or the clock's alarm; zero when the timer is due already.
     fn until_event(&self) -> u64 {
-        let clock = &self.vm.clock;
+        let clock = &self.sys.clock;
         let timer = clock.until_deadline();
-        match self.vm.dev.rtc.next_alarm() {
+        match self.sys.dev.rtc.next_alarm() {
             None => timer,
             Some(ns) => {
                 let alarm = clock.retired_at(clock.ticks_at_ns(ns)).saturating_sub(clock.retired);
@@ -290,39 +308,39 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
 
     /// Drives the interrupt lines that devices and the timer have on the hart.
     fn update_lines(&mut self) {
-        let vm = &mut *self.vm;
-        let map = vm.kind.map();
-        vm.dev.plic.set_level(map.uart_irq, vm.dev.uart.irq());
-        for (slot, device) in map.virtio.iter().zip(&vm.dev.virtio) {
-            vm.dev.plic.set_level(slot.irq, device.irq());
+        let sys = &mut *self.sys;
+        let map = sys.kind.map();
+        sys.dev.plic.set_level(map.uart_irq, sys.dev.uart.irq());
+        for (slot, device) in map.virtio.iter().zip(&sys.dev.virtio) {
+            sys.dev.plic.set_level(slot.irq, device.irq());
         }
         if map.rtc.size != 0 {
-            if vm.dev.rtc.next_alarm().is_some() {
-                vm.dev.rtc.poll(vm.clock.now_ns());
+            if sys.dev.rtc.next_alarm().is_some() {
+                sys.dev.rtc.poll(sys.clock.now_ns());
             }
-            vm.dev.plic.set_level(map.rtc_irq, vm.dev.rtc.irq());
+            sys.dev.plic.set_level(map.rtc_irq, sys.dev.rtc.irq());
         }
         let mut lines = 0;
-        if vm.dev.plic.pending(map.plic_context_s) {
+        if sys.dev.plic.pending(map.plic_context_s) {
             lines |= irq::SEI;
         }
-        if map.plic_context_m.is_some_and(|context| vm.dev.plic.pending(context)) {
+        if map.plic_context_m.is_some_and(|context| sys.dev.plic.pending(context)) {
             lines |= irq::MEI;
         }
-        if vm.clock.due() {
-            lines |= if vm.sbi != 0 { irq::STI } else { irq::MTI };
+        if sys.clock.due() {
+            lines |= if sys.sbi != 0 { irq::STI } else { irq::MTI };
         }
-        if vm.dev.clint.msip != 0 {
+        if sys.dev.clint.msip != 0 {
             lines |= irq::MSI;
         }
-        vm.csr.mip_lines = lines;
+        sys.csr.mip_lines = lines;
     }
 
     /// Lets devices take what arrived since the last slice.
-    fn poll_devices(&mut self) -> Result<(), Trap> {
-        self.vm.dev.uart.poll(self.port);
+    fn poll_devices(&mut self, hot: &mut Hot) -> Result<(), Trap> {
+        self.sys.dev.uart.poll(self.port);
         for slot in 0..virtio_slot::COUNT {
-            self.with_virtio(slot, |device, io| device.poll(io)).and_then(|result| result)?;
+            self.with_virtio(hot, slot, |device, io| device.poll(io)).and_then(|result| result)?;
         }
         Ok(())
     }
@@ -330,20 +348,21 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// Calls a virtio device with what it needs, and drops translations if it replaced frames.
     pub(crate) fn with_virtio<R>(
         &mut self,
+        hot: &mut Hot,
         slot: usize,
         f: impl FnOnce(&mut crate::dev::virtio::Virtio, &mut crate::dev::virtio::Io<'_, M, D, P>) -> R,
     ) -> Result<R, Trap> {
-        let vm = &mut *self.vm;
+        let sys = &mut *self.sys;
         let mut io = crate::dev::virtio::Io {
-            ram: Dma::new(self.ram, vm.kind.map().ram_base),
+            ram: Dma::new(self.ram, sys.kind.map().ram_base),
             disk: self.disk,
             port: self.port,
-            rng: &mut vm.dev.rng,
+            rng: &mut sys.dev.rng,
         };
-        let device = vm.dev.virtio.get_mut(slot).ok_or(Trap::Fault(FaultCode::BadState))?;
+        let device = sys.dev.virtio.get_mut(slot).ok_or(Trap::Fault(FaultCode::BadState))?;
         let result = f(device, &mut io);
         if io.ram.replaced() {
-            vm.hot.tlb.flush();
+            hot.tlb.flush();
         }
         Ok(result)
     }
@@ -353,10 +372,10 @@ fn fault(code: FaultCode) -> Exit {
     Exit { code: ExitCode::Fault, arg: code as u32 }
 }
 
-impl Vm {
+impl System {
     /// The `time` at which a waiting hart must run again if no input comes before; the maximum
     /// when only input can wake it.
-    pub fn wake_at(&self) -> u64 {
+    fn wake_at(&self) -> u64 {
         let enabled = self.csr.get(Word::Mie);
         let timer = if self.sbi != 0 { irq::STI } else { irq::MTI };
         let timer = if enabled & timer != 0 { self.clock.timecmp } else { u64::MAX };
@@ -367,27 +386,35 @@ impl Vm {
             _ => timer,
         }
     }
+}
+
+impl Vm {
+    /// The `time` at which a VM that is [`ExitCode::Idle`] must run again if no input comes
+    /// before; the maximum when only input can wake it.
+    pub fn wake_at(&self) -> u64 {
+        self.sys.wake_at()
+    }
 
     /// Starts in S-mode under the built-in SBI, as a Linux kernel expects: `a0` is the hart id,
     /// `a1` the address of the device tree.
     pub fn boot_supervisor(&mut self, entry: u32, a0: u32, a1: u32) {
         self.boot(entry, a0, a1, Privilege::Supervisor);
-        self.sbi = 1;
-        self.csr.set(Word::Medeleg, MEDELEG_WRITABLE & !(1 << cause::ECALL_S));
-        self.csr.set(Word::Mideleg, irq::S_ALL);
-        self.csr.set(Word::Mcounteren, 0b111);
+        self.sys.sbi = 1;
+        self.sys.csr.set(Word::Medeleg, MEDELEG_WRITABLE & !(1 << cause::ECALL_S));
+        self.sys.csr.set(Word::Mideleg, irq::S_ALL);
+        self.sys.csr.set(Word::Mcounteren, 0b111);
     }
 
     /// Starts in M-mode: firmware or a bare-metal program.
     pub fn boot_machine(&mut self, entry: u32, a0: u32, a1: u32) {
         self.boot(entry, a0, a1, Privilege::Machine);
-        self.sbi = 0;
+        self.sys.sbi = 0;
     }
 
     fn boot(&mut self, entry: u32, a0: u32, a1: u32, privilege: Privilege) {
         self.hot.pc = entry & !3;
         self.hot.x[10] = a0;
         self.hot.x[11] = a1;
-        self.set_privilege(privilege);
+        self.sys.set_privilege(&mut self.hot, privilege);
     }
 }

@@ -76,6 +76,11 @@ pub trait Memory {
 /// written, [`Ram::drop_code`] must be called, and that it is needed shows in
 /// [`Ram::is_code`].
 pub trait Ram: Memory {
+    /// Access to frames without going through `self`: see [`Window`].
+    type Window: Window;
+    /// The window of this RAM, good for as long as the RAM is.
+    fn window(&self) -> Self::Window;
+
     /// A frame's decoded instructions.
     type Code: Copy;
     /// No frame's: never read.
@@ -91,6 +96,20 @@ pub trait Ram: Memory {
     fn decoded(&self, code: Self::Code, offset: u32) -> u64;
     /// Sets the decoded instruction at `offset`.
     fn set_decoded(&mut self, code: Self::Code, offset: u32, decoded: u64);
+}
+
+/// Loads and stores by frame, as a value that the instruction loop can keep in a register.
+///
+/// The methods are those of [`Memory`]: offsets modulo the frame size and aligned down, stores to
+/// private frames only.
+#[allow(missing_docs)]
+pub trait Window: Copy {
+    fn load8(self, frame: Frame, offset: u32) -> u32;
+    fn load16(self, frame: Frame, offset: u32) -> u32;
+    fn load32(self, frame: Frame, offset: u32) -> u32;
+    fn store8(self, frame: Frame, offset: u32, value: u32);
+    fn store16(self, frame: Frame, offset: u32, value: u32);
+    fn store32(self, frame: Frame, offset: u32, value: u32);
 }
 
 /// Why an access by guest-physical address did not happen.

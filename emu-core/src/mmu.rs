@@ -4,7 +4,7 @@
 //! every (privilege, access) pair. A hit is therefore one comparison that checks page, alignment
 //! and permission together, and changes of privilege or SUM need no flush.
 
-use crate::abi::{NO_RESERVATION, Vm};
+use crate::abi::{Hot, NO_RESERVATION, System};
 use crate::csr::{SATP_MODE, Word, mstatus};
 use crate::mem::{FRAME_SHIFT, Frame, Memory, Ram};
 use crate::pmp;
@@ -240,18 +240,18 @@ pub enum Target {
     Mmio(u32),
 }
 
-impl Vm {
+impl System {
     /// Changes the privilege mode.
-    pub fn set_privilege(&mut self, privilege: Privilege) {
-        self.hot.ctx.privilege = privilege;
-        self.sync_context();
+    pub(crate) fn set_privilege(&self, hot: &mut Hot, privilege: Privilege) {
+        hot.ctx.privilege = privilege;
+        self.sync_context(hot);
     }
 
     /// Recomputes the context after a change of privilege or `mstatus`.
-    pub(crate) fn sync_context(&mut self) {
+    pub(crate) fn sync_context(&self, hot: &mut Hot) {
         let status = self.csr.get(Word::Mstatus);
-        let data_privilege = self.data_privilege();
-        let ctx = &mut self.hot.ctx;
+        let data_privilege = self.data_privilege(hot);
+        let ctx = &mut hot.ctx;
         ctx.fetch = match ctx.privilege {
             Privilege::User => deny::U_X,
             Privilege::Supervisor => deny::S_X,
@@ -267,10 +267,10 @@ impl Vm {
     }
 
     /// The privilege of loads and stores: `mstatus.MPP` under MPRV.
-    fn data_privilege(&self) -> Privilege {
+    fn data_privilege(&self, hot: &Hot) -> Privilege {
         let status = self.csr.get(Word::Mstatus);
         if status & mstatus::MPRV == 0 {
-            return self.hot.ctx.privilege;
+            return hot.ctx.privilege;
         }
         match (status & mstatus::MPP) >> mstatus::MPP_SHIFT {
             0 => Privilege::User,
@@ -299,7 +299,8 @@ impl Vm {
 
     /// Walks the page table. Sets A, and D for stores, as the specification's hardware scheme.
     fn walk<M: Ram>(
-        &mut self,
+        &self,
+        hot: &mut Hot,
         ram: &mut M,
         va: u32,
         access: AccessType,
@@ -339,10 +340,10 @@ impl Vm {
             let updated = entry | pte::A | dirty;
             if updated != entry {
                 self.ram_page(ram, table, access, va, true)?;
-                let frame = self.private(ram, page)?;
+                let frame = self.private(hot, ram, page)?;
                 if ram.is_code(frame) {
                     ram.drop_code(frame);
-                    self.hot.tlb.replaced = 1;
+                    hot.tlb.replaced = 1;
                 }
                 ram.store32(frame, index * 4, updated);
             }
@@ -370,34 +371,40 @@ impl Vm {
     }
 
     /// Makes a RAM page private, dropping translations to the frame it had.
-    fn private<M: Memory>(&mut self, ram: &mut M, page: u32) -> Result<Frame, Trap> {
+    fn private<M: Memory>(&self, hot: &mut Hot, ram: &mut M, page: u32) -> Result<Frame, Trap> {
         let old = ram.frame(page).unwrap_or(Frame::ZERO);
         if ram.is_private(old) {
             return Ok(old);
         }
         let new = ram.make_private(page).map_err(|_| Trap::NoFrame)?;
-        self.hot.tlb.forget(old);
+        hot.tlb.forget(old);
         Ok(new)
     }
 
     /// Lets a store through that only met decoded instructions, which are dropped.
-    pub(crate) fn store_to_code<M: Ram>(&mut self, ram: &mut M, va: u32) -> Option<Frame> {
-        let frame = self.hot.tlb.unprotect_code(va, 0, self.hot.ctx.store)?;
+    pub(crate) fn store_to_code<M: Ram>(
+        &self,
+        hot: &mut Hot,
+        ram: &mut M,
+        va: u32,
+    ) -> Option<Frame> {
+        let frame = hot.tlb.unprotect_code(va, 0, hot.ctx.store)?;
         ram.drop_code(frame);
-        self.hot.tlb.replaced = 1;
+        hot.tlb.replaced = 1;
         Some(frame)
     }
 
     /// Translates a data access that missed the TLB and caches the result.
     #[inline(never)]
     pub(crate) fn data_target<M: Ram>(
-        &mut self,
+        &self,
+        hot: &mut Hot,
         ram: &mut M,
         va: u32,
         access: AccessType,
     ) -> Result<Target, Trap> {
-        let privilege = self.data_privilege();
-        let leaf = self.walk(ram, va, access, privilege)?;
+        let privilege = self.data_privilege(hot);
+        let leaf = self.walk(hot, ram, va, access, privilege)?;
         let physical = u64::from(leaf.ppn) << FRAME_SHIFT;
         let allowed = self.csr.pmp.check(physical, privilege == Privilege::Machine);
         if !(if access == AccessType::Store { allowed.w } else { allowed.r }) {
@@ -409,19 +416,19 @@ impl Vm {
             return Ok(Target::Mmio(addr | va & !PAGE_MASK));
         }
         let frame = match access {
-            AccessType::Store => self.private(ram, page)?,
+            AccessType::Store => self.private(hot, ram, page)?,
             _ => ram.frame(page).ok_or(access.access_fault(va))?,
         };
         let mut denied = self.data_deny(&leaf, privilege, allowed, ram.is_private(frame));
         if ram.is_code(frame) {
             if access == AccessType::Store {
                 ram.drop_code(frame);
-                self.hot.tlb.replaced = 1;
+                hot.tlb.replaced = 1;
             } else {
                 denied |= deny::CODE;
             }
         }
-        self.hot.tlb.data[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES] =
+        hot.tlb.data[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES] =
             TlbEntry { tag: va & PAGE_MASK | denied, frame };
         Ok(Target::Ram(frame))
     }
@@ -448,26 +455,27 @@ impl Vm {
     /// The frame that instructions at `va` are fetched from, and its decoded instructions.
     #[inline]
     pub(crate) fn fetch_page<M: Ram>(
-        &mut self,
+        &self,
+        hot: &mut Hot,
         ram: &mut M,
         va: u32,
     ) -> Result<(Frame, M::Code), Trap> {
-        let frame = match self.hot.tlb.insn(va, self.hot.ctx.fetch) {
+        let frame = match hot.tlb.insn(va, hot.ctx.fetch) {
             Some(frame) => frame,
-            None => self.fetch_miss(ram, va)?,
+            None => self.fetch_miss(hot, ram, va)?,
         };
         if ram.is_private(frame) && !ram.is_code(frame) {
-            self.hot.tlb.protect_code(frame);
+            hot.tlb.protect_code(frame);
         }
         Ok((frame, ram.code(frame)))
     }
 
     #[cold]
     #[inline(never)]
-    fn fetch_miss<M: Ram>(&mut self, ram: &mut M, va: u32) -> Result<Frame, Trap> {
+    fn fetch_miss<M: Ram>(&self, hot: &mut Hot, ram: &mut M, va: u32) -> Result<Frame, Trap> {
         let access = AccessType::Fetch;
-        let privilege = self.hot.ctx.privilege;
-        let leaf = self.walk(ram, va, access, privilege)?;
+        let privilege = hot.ctx.privilege;
+        let leaf = self.walk(hot, ram, va, access, privilege)?;
         let physical = u64::from(leaf.ppn) << FRAME_SHIFT;
         let page = leaf.ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
         let allowed = self.csr.pmp.check(physical, privilege == Privilege::Machine).x;
@@ -475,20 +483,20 @@ impl Vm {
         let x = if privilege != Privilege::Machine && self.csr.get(Word::Satp) & SATP_MODE == 0 {
             deny::U_X | deny::S_X
         } else {
-            self.hot.ctx.fetch
+            hot.ctx.fetch
         };
         let superpage = if leaf.superpage { deny::SUPERPAGE } else { 0 };
-        self.hot.tlb.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES] =
+        hot.tlb.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES] =
             TlbEntry { tag: va & PAGE_MASK | deny::ALL & !x | superpage, frame };
         Ok(frame)
     }
 
     /// SFENCE.VMA; `None` orders all addresses.
-    pub(crate) fn sfence_vma(&mut self, va: Option<u32>) {
-        self.hot.reservation = NO_RESERVATION;
+    pub(crate) fn sfence_vma(&self, hot: &mut Hot, va: Option<u32>) {
+        hot.reservation = NO_RESERVATION;
         match va {
-            Some(va) => self.hot.tlb.flush_page(va),
-            None => self.hot.tlb.flush(),
+            Some(va) => hot.tlb.flush_page(va),
+            None => hot.tlb.flush(),
         }
     }
 }

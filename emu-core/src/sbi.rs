@@ -1,8 +1,8 @@
 //! The built-in supervisor binary interface (SBI specification 2.0), one hart.
 
-use crate::abi::{Exit, ExitCode, FaultCode};
+use crate::abi::{Exit, ExitCode, FaultCode, Hot};
 use crate::csr::irq;
-use crate::machine::Machine;
+use crate::machine::Core;
 use crate::mem::{Dma, Memory, Ram};
 use crate::port::Port;
 use crate::trap::Trap;
@@ -47,53 +47,54 @@ enum Error {
 
 type Answer = Result<u32, Error>;
 
-impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
-    fn arg(&self, n: usize) -> u32 {
-        self.vm.hot.x[10 + (n & 7)]
-    }
+/// Argument register `a<n>`.
+fn arg(hot: &Hot, n: usize) -> u32 {
+    hot.x[10 + (n & 7)]
+}
 
+impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Answers an environment call from S-mode: `a7` extension, `a6` function, `a0`... arguments;
     /// `a0` error and `a1` value.
-    pub(crate) fn sbi_call(&mut self) -> Result<(), Trap> {
-        let (extension, function) = (self.arg(7), self.arg(6));
+    pub(crate) fn sbi_call(&mut self, hot: &mut Hot) -> Result<(), Trap> {
+        let (extension, function) = (arg(hot, 7), arg(hot, 6));
         if extension <= eid::LEGACY_SHUTDOWN {
             // Legacy calls answer in a0 alone.
-            self.vm.hot.x[10] = self.legacy(extension)?;
+            hot.x[10] = self.legacy(hot, extension)?;
             return Ok(());
         }
         let answer = match extension {
-            eid::BASE => self.base(function),
+            eid::BASE => Self::base(hot, function),
             eid::TIME if function == 0 => {
-                self.set_timer();
+                self.set_timer(hot);
                 Ok(0)
             }
-            eid::IPI if function == 0 => self.send_ipi(),
-            eid::RFENCE => self.rfence(function),
-            eid::HSM => self.hart_state(function),
-            eid::SRST if function == 0 => self.system_reset(),
-            eid::DBCN => self.debug_console(function)?,
+            eid::IPI if function == 0 => self.send_ipi(hot),
+            eid::RFENCE => self.rfence(hot, function),
+            eid::HSM => self.hart_state(hot, function),
+            eid::SRST if function == 0 => self.system_reset(hot),
+            eid::DBCN => self.debug_console(hot, function)?,
             _ => Err(Error::NotSupported),
         };
         let (error, value) = match answer {
             Ok(value) => (0, value),
             Err(error) => (error as i32 as u32, 0),
         };
-        self.vm.hot.x[10] = error;
-        self.vm.hot.x[11] = value;
+        hot.x[10] = error;
+        hot.x[11] = value;
         Ok(())
     }
 
-    fn legacy(&mut self, extension: u32) -> Result<u32, Trap> {
+    fn legacy(&mut self, hot: &mut Hot, extension: u32) -> Result<u32, Trap> {
         match extension {
-            eid::LEGACY_SET_TIMER => self.set_timer(),
-            eid::LEGACY_CONSOLE_PUTCHAR => self.put(self.arg(0) as u8)?,
+            eid::LEGACY_SET_TIMER => self.set_timer(hot),
+            eid::LEGACY_CONSOLE_PUTCHAR => self.put(arg(hot, 0) as u8)?,
             eid::LEGACY_CONSOLE_GETCHAR => {
                 return Ok(self.port.console_get().map_or(u32::MAX, u32::from));
             }
-            eid::LEGACY_CLEAR_IPI => self.vm.csr.set_pending(irq::SSI, false),
-            eid::LEGACY_SEND_IPI => self.vm.csr.set_pending(irq::SSI, true),
+            eid::LEGACY_CLEAR_IPI => self.sys.csr.set_pending(irq::SSI, false),
+            eid::LEGACY_SEND_IPI => self.sys.csr.set_pending(irq::SSI, true),
             eid::LEGACY_REMOTE_SFENCE_VMA | eid::LEGACY_REMOTE_SFENCE_VMA_ASID => {
-                self.vm.sfence_vma(None);
+                self.sys.sfence_vma(hot, None);
             }
             eid::LEGACY_SHUTDOWN => self.exit = Some(Exit::new(ExitCode::PowerOff)),
             _ => {}
@@ -101,14 +102,14 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         Ok(0)
     }
 
-    fn base(&self, function: u32) -> Answer {
+    fn base(hot: &Hot, function: u32) -> Answer {
         match function {
             0 => Ok(SPEC_VERSION),
             1 => Ok(IMPL_ID),
             2 => Ok(IMPL_VERSION),
             3 => Ok(u32::from(
                 matches!(
-                    self.arg(0),
+                    arg(hot, 0),
                     0..=eid::BASE
                         | eid::TIME
                         | eid::IPI
@@ -116,7 +117,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                         | eid::HSM
                         | eid::SRST
                         | eid::DBCN
-                ) && !(eid::LEGACY_SHUTDOWN + 1..eid::BASE).contains(&self.arg(0)),
+                ) && !(eid::LEGACY_SHUTDOWN + 1..eid::BASE).contains(&arg(hot, 0)),
             )),
             // mvendorid, marchid, mimpid.
             4..=6 => Ok(0),
@@ -124,14 +125,14 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         }
     }
 
-    fn set_timer(&mut self) {
-        let ticks = u64::from(self.arg(1)) << 32 | u64::from(self.arg(0));
-        self.vm.clock.set_timecmp(ticks);
+    fn set_timer(&mut self, hot: &Hot) {
+        let ticks = u64::from(arg(hot, 1)) << 32 | u64::from(arg(hot, 0));
+        self.sys.clock.set_timecmp(ticks);
     }
 
     /// Whether a hart mask names hart 0, and nothing that does not exist.
-    fn names_hart(&self) -> Result<bool, Error> {
-        match (self.arg(0), self.arg(1)) {
+    fn names_hart(hot: &Hot) -> Result<bool, Error> {
+        match (arg(hot, 0), arg(hot, 1)) {
             (_, u32::MAX) => Ok(true),
             (0, _) => Ok(false),
             (1, 0) => Ok(true),
@@ -139,21 +140,21 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         }
     }
 
-    fn send_ipi(&mut self) -> Answer {
-        if self.names_hart()? {
-            self.vm.csr.set_pending(irq::SSI, true);
+    fn send_ipi(&mut self, hot: &Hot) -> Answer {
+        if Self::names_hart(hot)? {
+            self.sys.csr.set_pending(irq::SSI, true);
         }
         Ok(0)
     }
 
-    fn rfence(&mut self, function: u32) -> Answer {
+    fn rfence(&mut self, hot: &mut Hot, function: u32) -> Answer {
         match function {
             0 => {
-                self.names_hart()?;
+                Self::names_hart(hot)?;
             }
             1 | 2 => {
-                if self.names_hart()? {
-                    self.vm.sfence_vma(None);
+                if Self::names_hart(hot)? {
+                    self.sys.sfence_vma(hot, None);
                 }
             }
             _ => return Err(Error::NotSupported),
@@ -161,10 +162,10 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         Ok(0)
     }
 
-    fn hart_state(&mut self, function: u32) -> Answer {
+    fn hart_state(&mut self, hot: &mut Hot, function: u32) -> Answer {
         const STARTED: u32 = 0;
         const RETENTIVE_SUSPEND: u32 = 0;
-        let hart = self.arg(0);
+        let hart = arg(hot, 0);
         match function {
             0 if hart == 0 => Err(Error::AlreadyAvailable),
             0 | 2 if hart != 0 => Err(Error::InvalidParam),
@@ -175,19 +176,19 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 Ok(0)
             }
             3 if hart == RETENTIVE_SUSPEND => {
-                self.vm.waiting = 1;
+                self.sys.waiting = 1;
                 Ok(0)
             }
             _ => Err(Error::NotSupported),
         }
     }
 
-    fn system_reset(&mut self) -> Answer {
+    fn system_reset(&mut self, hot: &Hot) -> Answer {
         const SHUTDOWN: u32 = 0;
         const COLD_REBOOT: u32 = 1;
         const WARM_REBOOT: u32 = 2;
         const REASON_FAILURE: u32 = 1;
-        let exit = match (self.arg(0), self.arg(1)) {
+        let exit = match (arg(hot, 0), arg(hot, 1)) {
             (SHUTDOWN, REASON_FAILURE) => {
                 Exit { code: ExitCode::Fault, arg: FaultCode::SystemFailure as u32 }
             }
@@ -199,14 +200,14 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         Ok(0)
     }
 
-    fn debug_console(&mut self, function: u32) -> Result<Answer, Trap> {
-        let len = self.arg(0).min(DBCN_BYTES_MAX);
-        let addr = u64::from(self.arg(2)) << 32 | u64::from(self.arg(1));
+    fn debug_console(&mut self, hot: &mut Hot, function: u32) -> Result<Answer, Trap> {
+        let len = arg(hot, 0).min(DBCN_BYTES_MAX);
+        let addr = u64::from(arg(hot, 2)) << 32 | u64::from(arg(hot, 1));
         Ok(match function {
             0 => self.console_write(addr, len)?,
-            1 => self.console_read(addr, len)?,
+            1 => self.console_read(hot, addr, len)?,
             2 => {
-                self.put(self.arg(0) as u8)?;
+                self.put(arg(hot, 0) as u8)?;
                 Ok(0)
             }
             _ => Err(Error::NotSupported),
@@ -223,7 +224,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
             return Err(Trap::Stall);
         }
         let port = &mut *self.port;
-        let ram = Dma::new(self.ram, self.vm.kind.map().ram_base);
+        let ram = Dma::new(self.ram, self.sys.kind.map().ram_base);
         let done = ram.read_with(addr, len, |_, piece| {
             for &byte in piece {
                 port.console_put(byte);
@@ -232,11 +233,11 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
         Ok(done.map(|()| len).map_err(|_| Error::InvalidAddress))
     }
 
-    fn console_read(&mut self, addr: u64, len: u32) -> Result<Answer, Trap> {
+    fn console_read(&mut self, hot: &mut Hot, addr: u64, len: u32) -> Result<Answer, Trap> {
         let mut done = 0;
         while done < len {
             // The place is made writable before a byte is taken, so that none is lost.
-            let mut ram = Dma::new(self.ram, self.vm.kind.map().ram_base);
+            let mut ram = Dma::new(self.ram, self.sys.kind.map().ram_base);
             let at = addr.wrapping_add(u64::from(done));
             let mut took = false;
             let port = &mut *self.port;
@@ -247,7 +248,7 @@ impl<M: Ram, D: Memory, P: Port> Machine<'_, M, D, P> {
                 }
             });
             if ram.replaced() {
-                self.vm.hot.tlb.flush();
+                hot.tlb.flush();
             }
             match result {
                 Ok(()) => {}

@@ -1,6 +1,6 @@
 //! Traps as values (privileged specification, section 3.1.15).
 
-use crate::abi::{FaultCode, NO_RESERVATION, Vm};
+use crate::abi::{FaultCode, Hot, NO_RESERVATION, System};
 use crate::csr::{Word, irq, mstatus};
 use crate::mmu::Privilege;
 
@@ -77,16 +77,16 @@ impl Trap {
 const PRIORITY: [(u32, u32); 6] =
     [(irq::MEI, 11), (irq::MSI, 3), (irq::MTI, 7), (irq::SEI, 9), (irq::SSI, 1), (irq::STI, 5)];
 
-impl Vm {
+impl System {
     /// The interrupt to take now, as its cause without the interrupt bit.
-    pub(crate) fn pending_interrupt(&self) -> Option<u32> {
+    pub(crate) fn pending_interrupt(&self, hot: &Hot) -> Option<u32> {
         let pending = self.csr.mip() & self.csr.get(Word::Mie);
         if pending == 0 {
             return None;
         }
         let status = self.csr.get(Word::Mstatus);
         let delegated = self.csr.get(Word::Mideleg);
-        let privilege = self.hot.ctx.privilege;
+        let privilege = hot.ctx.privilege;
         let m_enabled = privilege != Privilege::Machine || status & mstatus::MIE != 0;
         let s_enabled = privilege == Privilege::User
             || privilege == Privilege::Supervisor && status & mstatus::SIE != 0;
@@ -97,11 +97,11 @@ impl Vm {
     }
 
     /// Enters the trap handler for the instruction at `hot.pc`.
-    pub(crate) fn take_trap(&mut self, cause: u32, tval: u32) {
+    pub(crate) fn take_trap(&mut self, hot: &mut Hot, cause: u32, tval: u32) {
         let number = cause & 31;
         let deleg = if cause & cause::INTERRUPT != 0 { Word::Mideleg } else { Word::Medeleg };
-        let from = self.hot.ctx.privilege;
-        let pc = self.hot.pc;
+        let from = hot.ctx.privilege;
+        let pc = hot.pc;
         let mut status = self.csr.get(Word::Mstatus);
         let to_supervisor = from != Privilege::Machine && self.csr.get(deleg) >> number & 1 != 0;
         let (epc, cause_word, tval_word, tvec, to) = if to_supervisor {
@@ -124,13 +124,13 @@ impl Vm {
         let vector = self.csr.get(tvec);
         let base = vector & !3;
         let vectored = vector & 1 != 0 && cause & cause::INTERRUPT != 0;
-        self.hot.pc = base.wrapping_add(if vectored { 4 * number } else { 0 });
-        self.hot.reservation = NO_RESERVATION;
-        self.set_privilege(to);
+        hot.pc = base.wrapping_add(if vectored { 4 * number } else { 0 });
+        hot.reservation = NO_RESERVATION;
+        self.set_privilege(hot, to);
     }
 
     /// MRET; the caller has checked the privilege.
-    pub(crate) fn mret(&mut self) {
+    pub(crate) fn mret(&mut self, hot: &mut Hot) {
         let mut status = self.csr.get(Word::Mstatus);
         let to = match (status & mstatus::MPP) >> mstatus::MPP_SHIFT {
             0 => Privilege::User,
@@ -143,23 +143,23 @@ impl Vm {
         if to != Privilege::Machine {
             status &= !mstatus::MPRV;
         }
-        self.xret(status, to, Word::Mepc);
+        self.xret(hot, status, to, Word::Mepc);
     }
 
     /// SRET; the caller has checked the privilege.
-    pub(crate) fn sret(&mut self) {
+    pub(crate) fn sret(&mut self, hot: &mut Hot) {
         let mut status = self.csr.get(Word::Mstatus);
         let to = if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User };
         let ie = status & mstatus::SPIE != 0;
         status &= !(mstatus::SIE | mstatus::SPP | mstatus::MPRV);
         status |= mstatus::SPIE | if ie { mstatus::SIE } else { 0 };
-        self.xret(status, to, Word::Sepc);
+        self.xret(hot, status, to, Word::Sepc);
     }
 
-    fn xret(&mut self, status: u32, to: Privilege, epc: Word) {
+    fn xret(&mut self, hot: &mut Hot, status: u32, to: Privilege, epc: Word) {
         self.csr.set(Word::Mstatus, status);
-        self.hot.pc = self.csr.get(epc);
-        self.hot.reservation = NO_RESERVATION;
-        self.set_privilege(to);
+        hot.pc = self.csr.get(epc);
+        hot.reservation = NO_RESERVATION;
+        self.set_privilege(hot, to);
     }
 }

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, Frame, Memory, NoFrame, Ram};
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window};
 
 /// Where private frames come from.
 pub trait FrameSource {
@@ -48,6 +48,56 @@ impl Arena {
     pub const fn frames(&self) -> u32 {
         self.frames
     }
+
+    #[inline(always)]
+    fn at(self, frame: Frame, offset: u32) -> *mut u8 {
+        debug_assert!(frame.index() < self.frames);
+        let byte = (frame.index() as usize) << FRAME_SHIFT | (offset & (FRAME_SIZE - 1)) as usize;
+        // SAFETY: frames are made from table entries, which are inside the arena
+        // (`FrameMemory::new`).
+        unsafe { self.base.add(byte) }
+    }
+}
+
+impl Window for Arena {
+    #[inline(always)]
+    fn load8(self, frame: Frame, offset: u32) -> u32 {
+        // SAFETY: `at` is inside the arena; see the module text for who may write it.
+        unsafe { self.at(frame, offset).read() as u32 }
+    }
+
+    #[inline(always)]
+    fn load16(self, frame: Frame, offset: u32) -> u32 {
+        // SAFETY: as `load8`; the offset is aligned down and the arena is aligned.
+        unsafe { self.at(frame, offset & !1).cast::<u16>().read() as u32 }
+    }
+
+    #[inline(always)]
+    fn load32(self, frame: Frame, offset: u32) -> u32 {
+        // SAFETY: as `load16`.
+        unsafe { self.at(frame, offset & !3).cast::<u32>().read() }
+    }
+
+    #[inline(always)]
+    fn store8(self, frame: Frame, offset: u32, value: u32) {
+        debug_assert!(frame.index() >= self.shared);
+        // SAFETY: as `load8`; the frame is private, so no other VM sees it.
+        unsafe { self.at(frame, offset).write(value as u8) }
+    }
+
+    #[inline(always)]
+    fn store16(self, frame: Frame, offset: u32, value: u32) {
+        debug_assert!(frame.index() >= self.shared);
+        // SAFETY: as `store8`, aligned as `load16`.
+        unsafe { self.at(frame, offset & !1).cast::<u16>().write(value as u16) }
+    }
+
+    #[inline(always)]
+    fn store32(self, frame: Frame, offset: u32, value: u32) {
+        debug_assert!(frame.index() >= self.shared);
+        // SAFETY: as `store8`, aligned as `load32`.
+        unsafe { self.at(frame, offset & !3).cast::<u32>().write(value) }
+    }
 }
 
 /// One VM's memory: its page table of frames over the arena.
@@ -66,14 +116,6 @@ impl<'a, S: FrameSource> FrameMemory<'a, S> {
     pub unsafe fn new(arena: Arena, table: &'a mut [u32], source: S) -> Self {
         debug_assert!(table.iter().all(|&f| f < arena.frames));
         Self { arena, table, source }
-    }
-
-    #[inline(always)]
-    fn at(&self, frame: Frame, offset: u32) -> *mut u8 {
-        debug_assert!(frame.index() < self.arena.frames);
-        let byte = (frame.index() as usize) << FRAME_SHIFT | (offset & (FRAME_SIZE - 1)) as usize;
-        // SAFETY: frames are made from table entries, which are inside the arena (`new`).
-        unsafe { self.arena.base.add(byte) }
     }
 }
 
@@ -103,8 +145,8 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
         // differ.
         unsafe {
             core::ptr::copy_nonoverlapping(
-                self.at(old, 0).cast::<u64>(),
-                self.at(new, 0).cast::<u64>(),
+                self.arena.at(old, 0).cast::<u64>(),
+                self.arena.at(new, 0).cast::<u64>(),
                 FRAME_SIZE as usize / 8,
             );
         }
@@ -116,55 +158,41 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
 
     #[inline(always)]
     fn load8(&self, frame: Frame, offset: u32) -> u32 {
-        // SAFETY: `at` is inside the arena; see the module text for who may write it.
-        unsafe { self.at(frame, offset).read() as u32 }
+        self.arena.load8(frame, offset)
     }
-
     #[inline(always)]
     fn load16(&self, frame: Frame, offset: u32) -> u32 {
-        // SAFETY: as `load8`; the offset is aligned down and the arena is aligned.
-        unsafe { self.at(frame, offset & !1).cast::<u16>().read() as u32 }
+        self.arena.load16(frame, offset)
     }
-
     #[inline(always)]
     fn load32(&self, frame: Frame, offset: u32) -> u32 {
-        // SAFETY: as `load16`.
-        unsafe { self.at(frame, offset & !3).cast::<u32>().read() }
+        self.arena.load32(frame, offset)
     }
-
     #[inline(always)]
     fn store8(&mut self, frame: Frame, offset: u32, value: u32) {
-        debug_assert!(self.is_private(frame));
-        // SAFETY: as `load8`; the frame is private, so no other VM sees it.
-        unsafe { self.at(frame, offset).write(value as u8) }
+        self.arena.store8(frame, offset, value);
     }
-
     #[inline(always)]
     fn store16(&mut self, frame: Frame, offset: u32, value: u32) {
-        debug_assert!(self.is_private(frame));
-        // SAFETY: as `store8`, aligned as `load16`.
-        unsafe { self.at(frame, offset & !1).cast::<u16>().write(value as u16) }
+        self.arena.store16(frame, offset, value);
     }
-
     #[inline(always)]
     fn store32(&mut self, frame: Frame, offset: u32, value: u32) {
-        debug_assert!(self.is_private(frame));
-        // SAFETY: as `store8`, aligned as `load32`.
-        unsafe { self.at(frame, offset & !3).cast::<u32>().write(value) }
+        self.arena.store32(frame, offset, value);
     }
 
     #[inline]
     fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize] {
         // SAFETY: a whole frame of the arena. This VM cannot write it while `self` is borrowed,
         // and no other VM ever does.
-        unsafe { &*self.at(frame, 0).cast() }
+        unsafe { &*self.arena.at(frame, 0).cast() }
     }
 
     #[inline]
     fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize] {
         assert!(self.is_private(frame), "a shared frame is read-only");
         // SAFETY: a whole private frame, reachable through `self` alone, which is borrowed.
-        unsafe { &mut *self.at(frame, 0).cast() }
+        unsafe { &mut *self.arena.at(frame, 0).cast() }
     }
 }
 
@@ -215,7 +243,11 @@ pub struct FrameRam<'a, S> {
 impl<'a, S: FrameSource> FrameRam<'a, S> {
     /// Adds decoded instructions to a memory: `shared` for the arena's shared frames, all zero at
     /// first and common to the fleet, and `private`, which is emptied.
-    pub fn new(memory: FrameMemory<'a, S>, shared: &'a [CodePage], private: &'a mut CodeCache) -> Self {
+    pub fn new(
+        memory: FrameMemory<'a, S>,
+        shared: &'a [CodePage],
+        private: &'a mut CodeCache,
+    ) -> Self {
         private.clear();
         Self { memory, shared, private }
     }
@@ -275,7 +307,13 @@ impl<S: FrameSource> Memory for FrameRam<'_, S> {
 pub struct CodeRef(*const AtomicU64);
 
 impl<S: FrameSource> Ram for FrameRam<'_, S> {
+    type Window = Arena;
     type Code = CodeRef;
+
+    #[inline]
+    fn window(&self) -> Arena {
+        self.memory.arena
+    }
 
     fn no_code(&self) -> CodeRef {
         CodeRef(self.private.pages[0].as_ptr())

@@ -260,7 +260,7 @@ impl Session<'_> {
         &mut self,
         f: impl FnOnce(&mut Dma<'_, FrameRam<'_, Source<'_>>>) -> Result<R, DmaError>,
     ) -> Result<R, DmaError> {
-        let mut dma = Dma::new(&mut self.ram, self.vm.kind.map().ram_base);
+        let mut dma = Dma::new(&mut self.ram, self.vm.sys.kind.map().ram_base);
         let result = f(&mut dma);
         if dma.replaced() {
             self.vm.hot.tlb = Tlb::EMPTY;
@@ -306,9 +306,8 @@ mod tests {
         let mut guest = guest(&arena(1), &[2]).unwrap();
         let mut lane = Lane::new().unwrap();
         let mut session = guest.session(&mut lane);
-        let mut word = |page: u32| {
-            session.with_ram(|ram| ram.read_u32(u64::from(BASE + page * FRAME_SIZE)))
-        };
+        let mut word =
+            |page: u32| session.with_ram(|ram| ram.read_u32(u64::from(BASE + page * FRAME_SIZE)));
         assert_eq!(word(0), Ok(7));
         assert_eq!(word(1), Ok(0));
         assert_eq!(word(2), Ok(0x0303_0303));

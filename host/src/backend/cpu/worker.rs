@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use emu_core::abi::{Exit, ExitCode, FaultCode};
+use emu_core::abi::{Exit, ExitCode};
 use emu_core::trace::NoTrace;
 
 use super::arena::{Guest, Lane};
@@ -155,17 +155,17 @@ impl<'a> Worker<'a> {
             }
 
             let now = clock.now(at);
-            let before = session.vm().clock.retired;
+            let before = session.vm().sys.clock.retired;
             let budget = SLICE - (before as u32 & (SLICE - 1));
             let exit = session.run(port, budget, now, &mut NoTrace);
-            let retired = session.vm().clock.retired.wrapping_sub(before);
+            let retired = session.vm().sys.clock.retired.wrapping_sub(before);
             if shared.settings.clock == ClockSource::Host {
                 let end = Instant::now();
                 clock.measured(retired, end - at);
                 at = end;
             }
 
-            let instret = *earlier + session.vm().clock.retired;
+            let instret = *earlier + session.vm().sys.clock.retired;
             slot.instret.store(instret, Ordering::Relaxed);
             shared.instructions.fetch_add(retired, Ordering::Relaxed);
             if !port.output.is_empty() {
@@ -206,10 +206,6 @@ fn end(exit: Exit) -> EventKind {
     match exit.code {
         ExitCode::PowerOff => EventKind::Halted(exit.arg),
         ExitCode::NoFrame => EventKind::Faulted(Reason::NoMemory),
-        _ => {
-            let known = [FaultCode::TrapLoop, FaultCode::SystemFailure, FaultCode::BadState];
-            let code = known.into_iter().find(|&c| c as u32 == exit.arg);
-            EventKind::Faulted(code.map_or(Reason::UnknownFault(exit.arg), Reason::Fault))
-        }
+        _ => EventKind::Faulted(Reason::of_fault(exit.arg)),
     }
 }
