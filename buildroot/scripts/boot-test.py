@@ -18,6 +18,7 @@ import urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUILD = os.path.join(HERE, "..", "build")
+PROMPT = r"vm3:~# "
 
 
 class Guest:
@@ -42,7 +43,7 @@ class Guest:
             if left <= 0 or not select.select([self.master], [], [], left)[0]:
                 self.fail(f"no {pattern!r} within {seconds} s")
             try:
-                self.text += os.read(self.master, 65536).decode(errors="replace")
+                self.text += os.read(self.master, 65536).decode(errors="replace").replace("\r", "")
             except OSError:
                 self.fail(f"the machine stopped before {pattern!r}")
 
@@ -50,10 +51,11 @@ class Guest:
         os.write(self.master, text.encode())
 
     def run(self, command, expected):
-        """Types a command; its output, not its echo, must match."""
+        """Types a command at the prompt; its output, not its echo, must match."""
         self.type(command + "\n")
         self.wait_for(r"\n")
-        return self.wait_for(expected, 20)
+        self.wait_for(expected, 20)
+        self.wait_for(PROMPT, 20)
 
     def fail(self, why):
         self.process.kill()
@@ -105,9 +107,9 @@ def main():
             + firmware
             + devices
         )
-        ready = r"PXVM READY host=vm3 uptime=([0-9]+\.[0-9][0-9])\r"
+        ready = r"PXVM READY host=vm3 uptime=([0-9]+\.[0-9][0-9])\n"
         print("READY at", guest.wait_for(ready).group(1), "s")
-        guest.wait_for(r"vm3:~# ")
+        guest.wait_for(PROMPT)
 
         first = uptime_on_page(port)
         time.sleep(2.5)
@@ -115,29 +117,31 @@ def main():
         assert 1 < second - first < 6, (first, second)
         print(f"page: uptime {first} then {second}")
 
-        guest.run("uname -nm", r"vm3 riscv32\r")
-        guest.run("echo $((6 * 7)) | tr 4 x", r"x2\r")
-        guest.run("whoami; tty", r"root\r\n/dev/ttyS0\r")
-        guest.run("nproc; ping -c 1 10.0.2.2 | grep -c ttl", r"1\r\n1\r")
+        guest.run("uname -nm", r"vm3 riscv32\n")
+        guest.run("echo $((6 * 7)) | tr 4 x", r"x2\n")
+        guest.run("whoami; tty", r"root\n/dev/ttyS0\n")
+        guest.run("nproc; ping -c 1 10.0.2.2 | grep -c ttl", r"1\n1\n")
         guest.run("wget -qO- http://127.0.0.1/status | head -n 1", r"Active connections")
         guest.type("sleep 1000\n")
         time.sleep(1)
         guest.type("\x03")
-        guest.wait_for(r"vm3:~# ")
+        guest.wait_for(PROMPT)
         guest.run("sleep 1000 & jobs", r"Running +sleep 1000")
-        guest.run("kill %1; wait; jobs | wc -l", r"0\r")
-        guest.run("exit", r"vm3:~# ")
-        guest.run("grep -c . /proc/mounts; echo $$", r"\r\n[0-9]+\r")
+        guest.run("kill %1; wait; jobs | wc -l", r"0\n")
+        guest.type("exit\n")
+        guest.wait_for(r"BusyBox")
+        guest.wait_for(PROMPT)
+        guest.run("grep -c . /proc/mounts; echo $$", r"[0-9]+\n[0-9]+\n")
         print("shell: commands, Ctrl-C, jobs, respawn")
         if "--disk" in options:
             guest.run("echo kept > /mnt/file; mount | grep vda", r"/dev/vda on /mnt type ext2")
 
         guest.type("reboot\n")
         guest.wait_for(ready)
-        guest.wait_for(r"vm3:~# ")
+        guest.wait_for(PROMPT)
         print("reboot")
         if "--disk" in options:
-            guest.run("cat /mnt/file", r"kept\r")
+            guest.run("cat /mnt/file", r"kept\n")
             print("disk: kept its file")
         guest.type("poweroff\n")
         guest.wait_for(r"reboot: Power down", 20)
