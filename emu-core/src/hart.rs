@@ -278,7 +278,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 }
                 if T::ENABLED && insn.op() != Op::Undecoded {
                     let word = self.ram.load32(frame, off);
-                    trace.retire(hot, self.sys, page.wrapping_add(off), word, privilege);
+                    trace.retire(page.wrapping_add(off), word, privilege);
                 }
                 off = next;
                 left -= 1;

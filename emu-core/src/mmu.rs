@@ -242,7 +242,7 @@ pub enum Target {
 
 impl System {
     /// Changes the privilege mode.
-    pub(crate) fn set_privilege(&self, hot: &mut Hot, privilege: Privilege) {
+    pub fn set_privilege(&self, hot: &mut Hot, privilege: Privilege) {
         hot.ctx.privilege = privilege;
         self.sync_context(hot);
     }

@@ -1,7 +1,5 @@
 //! Watching a run, at no cost when nobody watches.
 
-use crate::abi::{Hot, System};
-
 /// What an instruction did, for a commit log. Methods are called in program order; a build with
 /// [`NoTrace`] contains none of them.
 pub trait Trace {
@@ -22,7 +20,7 @@ pub trait Trace {
     fn csr(&mut self, _number: u32, _value: u32) {}
     /// The instruction at `pc` retired. `privilege` is the mode it ran in.
     #[inline(always)]
-    fn retire(&mut self, _hot: &Hot, _sys: &System, _pc: u32, _insn: u32, _privilege: u32) {}
+    fn retire(&mut self, _pc: u32, _insn: u32, _privilege: u32) {}
     /// A trap was taken at `pc`.
     #[inline(always)]
     fn trap(&mut self, _pc: u32, _cause: u32, _tval: u32) {}

@@ -178,22 +178,22 @@ impl TestMachine {
     /// A CSR as M-mode reads it.
     pub fn csr(&self, number: u32) -> u32 {
         let mut vm = self.vm.clone();
-        vm.set_privilege(Privilege::Machine);
-        vm.csr_access(number, CsrOp::Set, None).expect("a readable CSR").0
+        vm.sys.set_privilege(&mut vm.hot, Privilege::Machine);
+        vm.sys.csr_access(&mut vm.hot, number, CsrOp::Set, None).expect("a readable CSR").0
     }
 
     /// Writes a CSR as M-mode does.
     pub fn set_csr(&mut self, number: u32, value: u32) -> &mut Self {
         let privilege = self.vm.hot.ctx.privilege;
-        self.vm.set_privilege(Privilege::Machine);
-        self.vm.csr_access(number, CsrOp::Write, Some(value)).expect("a writable CSR");
-        self.vm.set_privilege(privilege);
+        self.vm.sys.set_privilege(&mut self.vm.hot, Privilege::Machine);
+        self.vm.sys.csr_access(&mut self.vm.hot, number, CsrOp::Write, Some(value)).expect("a writable CSR");
+        self.vm.sys.set_privilege(&mut self.vm.hot, privilege);
         self
     }
 
     /// Changes the privilege mode, nothing else.
     pub fn enter(&mut self, privilege: Privilege) -> &mut Self {
-        self.vm.set_privilege(privilege);
+        self.vm.sys.set_privilege(&mut self.vm.hot, privilege);
         self
     }
 
