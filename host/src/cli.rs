@@ -13,6 +13,35 @@ use crate::exit;
 use crate::machine::GuestOptions;
 use crate::units::Size;
 
+const EXAMPLES: &str = "Examples:\n  \
+        pxvm boot                                  one machine, its console on this terminal\n  \
+        pxvm boot --count 64 --until ready --json  64 machines, until each one serves\n  \
+        pxvm doctor                                what this host has, and what to do about it\n\n\
+        `pxvm help COMMAND` tells more.";
+
+const BOOT_EXAMPLES: &str = "Examples:\n  \
+        pxvm boot                                         one machine on this terminal\n  \
+        pxvm boot --count 4 --until ready                 four, until they serve\n  \
+        pxvm boot --count 64 --until ready --timeout 120 --json\n  \
+        echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
+        pxvm boot --machine semu --until ready            semu's memory map\n  \
+        pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
+        pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'";
+
+const RUN_EXAMPLES: &str = "Examples:\n  \
+        pxvm run rv32ui-p-add\n  \
+        pxvm run prog.elf --trace prog.log --max-instructions 1000000\n  \
+        pxvm run arch-test.elf --signature out.sig";
+
+const CONFORM_EXAMPLES: &str = "Examples:\n  \
+        pxvm conform riscv-tests/isa\n  \
+        pxvm conform isa/rv32ui-p-add isa/rv32ui-v-add --json";
+
+/// What `--help` ends with: examples and exit codes.
+fn long_help(examples: &str) -> String {
+    format!("{examples}\n\n{}", exit::HELP)
+}
+
 /// `pxvm` and its options.
 #[derive(Debug, Parser)]
 #[command(
@@ -21,12 +50,8 @@ use crate::units::Size;
     about = "A fleet of real RISC-V Linux machines",
     long_about = "Runs one or many RISC-V (rv32ima) Linux machines.\n\n\
         The guest image is built once by `buildroot/build`; `pxvm doctor` tells what is missing.",
-    after_help = "Examples:\n  \
-        pxvm boot                                  one machine, its console on this terminal\n  \
-        pxvm boot --count 64 --until ready --json  64 machines, until each one serves\n  \
-        pxvm doctor                                what this host has, and what to do about it\n\n\
-        `pxvm help COMMAND` tells more.",
-    after_long_help = exit::HELP,
+    after_help = EXAMPLES,
+    after_long_help = long_help(EXAMPLES),
     propagate_version = true,
     max_term_width = 100
 )]
@@ -84,7 +109,8 @@ pub struct Guest {
     /// Memory map: that of QEMU's virt, or that of semu
     #[arg(long, value_enum, default_value_t = Machine::Virt)]
     pub machine: Machine,
-    /// M-mode firmware (OpenSBI, raw or ELF) instead of the built-in SBI
+    /// M-mode firmware instead of the built-in SBI: OpenSBI's fw_dynamic (or fw_jump, which wants
+    /// --memory 64M), raw or ELF; the kernel goes 4 MiB above it
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
     /// Disk image (virtio-blk); all machines read it, what each writes is its own and is lost
@@ -122,15 +148,8 @@ impl Guest {
         leaves (Ctrl-A h helps); otherwise standard input is passed on when the guest is ready, \
         or after 5 seconds. Several machines, or --json, have one log file each, and a line on \
         standard error tells how they do.",
-    after_help = "Examples:\n  \
-        pxvm boot                                         one machine on this terminal\n  \
-        pxvm boot --count 4 --until ready                 four, until they serve\n  \
-        pxvm boot --count 64 --until ready --timeout 120 --json\n  \
-        echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
-        pxvm boot --machine semu --until ready            semu's memory map\n  \
-        pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
-        pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'",
-    after_long_help = exit::HELP
+    after_help = BOOT_EXAMPLES,
+    after_long_help = long_help(BOOT_EXAMPLES)
 )]
 pub struct Boot {
     /// Number of machines; machine I is the host vmI
@@ -262,11 +281,8 @@ impl From<UntilChoice> for Until {
     long_about = "Run a bare-metal program: a 32-bit RISC-V ELF that starts in M-mode at its \
         entry point.\n\nThe program ends by writing to its symbol `tohost` (1 for success, \
         2*n+1 for failure n; HTIF characters are printed) or to the test finisher at 0x100000.",
-    after_help = "Examples:\n  \
-        pxvm run rv32ui-p-add\n  \
-        pxvm run prog.elf --trace prog.log --max-instructions 1000000\n  \
-        pxvm run arch-test.elf --signature out.sig",
-    after_long_help = exit::HELP
+    after_help = RUN_EXAMPLES,
+    after_long_help = long_help(RUN_EXAMPLES)
 )]
 pub struct Run {
     /// The program
@@ -296,10 +312,8 @@ pub struct Run {
         Folders are searched for files named rv32{ui,um,ua,si,mi}-{p,v}-NAME; files are run \
         whatever their name. Tests of other extensions (rv32uc, rv32uf, ...) are listed as \
         skipped.",
-    after_help = "Examples:\n  \
-        pxvm conform riscv-tests/isa\n  \
-        pxvm conform isa/rv32ui-p-add isa/rv32ui-v-add --json",
-    after_long_help = exit::HELP
+    after_help = CONFORM_EXAMPLES,
+    after_long_help = long_help(CONFORM_EXAMPLES)
 )]
 pub struct Conform {
     /// Test files, or folders with test files
@@ -361,7 +375,9 @@ pub struct Completions {
 
 /// `pxvm man`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pxvm man | man -l -\n  pxvm man --dir ~/.local/share/man/man1")]
+#[command(
+    after_help = "Examples:\n  pxvm man | man -l -\n  pxvm man --dir ~/.local/share/man/man1"
+)]
 pub struct Man {
     /// Write pxvm.1 and one page for each command to this folder
     #[arg(long, value_name = "DIR")]

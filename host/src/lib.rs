@@ -5,6 +5,7 @@
 //! what happens. [`commands`] is what the program `pxvm` does with all that.
 
 pub mod backend;
+pub mod bare;
 pub mod cli;
 pub mod commands;
 pub mod console;
@@ -16,4 +17,5 @@ pub mod image;
 pub mod machine;
 pub mod progress;
 pub mod report;
+pub mod trace;
 pub mod units;

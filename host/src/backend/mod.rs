@@ -78,6 +78,15 @@ pub enum Reason {
     Internal(String),
 }
 
+impl Reason {
+    /// The reason behind a fault of the core, by its code.
+    pub fn of_fault(code: u32) -> Self {
+        let known = [FaultCode::TrapLoop, FaultCode::SystemFailure, FaultCode::BadState];
+        let named = known.into_iter().find(|&c| c as u32 == code);
+        named.map_or(Self::UnknownFault(code), Self::Fault)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

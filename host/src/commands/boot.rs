@@ -23,8 +23,12 @@ use crate::report::{BootReport, print_json};
 /// Boots a fleet and runs it until the condition.
 pub fn boot(args: Boot) -> Result<Code, Error> {
     let Boot { count, guest, running } = args;
-    let ready = ReadyPattern::new(&running.ready_pattern)
-        .map_err(|e| Error::Usage(format!("--ready-pattern is no regular expression: {e}")))?;
+    let ready = ReadyPattern::new(&running.ready_pattern).map_err(|e| {
+        // The last of its lines says what is wrong; the others draw where.
+        let what = e.to_string().lines().last().unwrap_or_default().to_owned();
+        let what = what.trim_start_matches("error: ");
+        Error::Usage(format!("--ready-pattern is no regular expression: {what}"))
+    })?;
     let until = Until::from(running.until);
     let settings = Settings {
         threads: running.threads.map_or_else(host::cores, usize::from),
@@ -41,11 +45,8 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let mut stage = Stage::new(&running, count)?;
     let controls = stage.controls(count, &running)?;
     let backend = start(fleet, settings)?;
-    let options = engine::Options {
-        until,
-        timeout: running.timeout,
-        hold_input: !stage.interactive,
-    };
+    let options =
+        engine::Options { until, timeout: running.timeout, hold_input: !stage.interactive };
     let outcome = engine::run(
         &backend,
         count,

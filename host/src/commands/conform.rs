@@ -1,8 +1,211 @@
 //! `pxvm conform`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use emu_core::layout::MachineKind;
+use emu_core::trace::NoTrace;
+use serde::Serialize;
+
+use super::printing;
+use crate::bare::{Bare, End};
 use crate::cli::Conform;
-use crate::exit::{Code, Error};
+use crate::exit::{Code, Error, sentence};
+use crate::host;
+use crate::report::print_json;
+use crate::units::Size;
+
+/// RAM of each test's machine.
+const MEMORY: Size = Size::mib(16);
+/// Groups of riscv-tests that apply to this machine.
+const GROUPS: [&str; 5] = ["rv32ui", "rv32um", "rv32ua", "rv32si", "rv32mi"];
+
+/// A test file, and why it does not apply, if so.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Test {
+    path: PathBuf,
+    skip: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Line {
+    name: String,
+    result: Verdict,
+    /// Why it failed or was skipped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    instructions: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    tests: Vec<Line>,
+}
 
 /// Runs riscv-tests.
-pub fn conform(_args: Conform) -> Result<Code, Error> {
-    Err(Error::Usage("not built yet".into()))
+pub fn conform(args: Conform) -> Result<Code, Error> {
+    let mut tests = Vec::new();
+    for path in &args.paths {
+        collect(path, &mut tests)
+            .map_err(|e| Error::Usage(format!("cannot read {}: {e}", path.display())))?;
+    }
+    tests.sort();
+    tests.dedup();
+    if tests.is_empty() {
+        return Err(Error::Usage("no riscv-tests (rv32ui-p-add, ...) in what was given".into()));
+    }
+    let threads = args.threads.map_or_else(host::cores, usize::from);
+    let lines = run_all(&tests, threads, args.max_instructions);
+    let count = |verdict| lines.iter().filter(|l| l.result == verdict).count();
+    let (passed, failed) = (count(Verdict::Passed), count(Verdict::Failed));
+    let skipped = count(Verdict::Skipped);
+    let code = if failed == 0 { Code::Success } else { Code::Guest };
+    if args.json {
+        print_json(&Summary { passed, failed, skipped, tests: lines }).map_err(printing)?;
+        return Ok(code);
+    }
+    let mut text = String::new();
+    for line in &lines {
+        let mark = match line.result {
+            Verdict::Passed => "ok",
+            Verdict::Failed => "FAILED",
+            Verdict::Skipped => "skipped",
+        };
+        let detail = line.detail.as_ref().map(|d| format!(": {d}")).unwrap_or_default();
+        text += &format!("{mark} {}{detail}\n", line.name);
+    }
+    text += &format!("{passed} passed, {failed} failed, {skipped} skipped\n");
+    io::stdout().write_all(text.as_bytes()).map_err(printing)?;
+    Ok(code)
+}
+
+/// Files as they are given; in folders those that are named like riscv-tests.
+fn collect(path: &Path, tests: &mut Vec<Test>) -> io::Result<()> {
+    if !std::fs::metadata(path)?.is_dir() {
+        tests.push(Test { path: path.into(), skip: None });
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            collect(&path, tests)?;
+        } else if let Some(skip) = classify(&name(&path)) {
+            tests.push(Test { path, skip });
+        }
+    }
+    Ok(())
+}
+
+/// `None` for what is no test, otherwise why it is skipped, if so.
+fn classify(name: &str) -> Option<Option<String>> {
+    let mut parts = name.splitn(3, '-');
+    let (group, environment, rest) = (parts.next()?, parts.next()?, parts.next()?);
+    if !group.starts_with("rv") || rest.is_empty() || rest.contains('.') {
+        return None;
+    }
+    let Some(letters) = group.strip_prefix("rv32") else {
+        return group.starts_with("rv64").then(|| Some("64-bit".into()));
+    };
+    if !GROUPS.contains(&group) {
+        return Some(Some(match letters {
+            "uc" => "compressed instructions (the C extension)".into(),
+            "uf" | "ud" | "uzfh" => "floating point".into(),
+            _ => format!("extension {letters}, which the machine does not have"),
+        }));
+    }
+    match environment {
+        "p" | "v" => Some(None),
+        _ => Some(Some(format!("environment {environment}: one hart only"))),
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Runs every test, on several threads; results are in the order of `tests`.
+fn run_all(tests: &[Test], threads: usize, max: u64) -> Vec<Line> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(tests.len()));
+    let worker = || {
+        while let Some((i, test)) = {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            tests.get(i).map(|test| (i, test))
+        } {
+            let line = run_one(test, max);
+            done.lock().unwrap_or_else(|e| e.into_inner()).push((i, line));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, tests.len().max(1)) {
+            scope.spawn(worker);
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(|e| e.into_inner());
+    done.sort_by_key(|&(i, _)| i);
+    done.into_iter().map(|(_, line)| line).collect()
+}
+
+fn run_one(test: &Test, max: u64) -> Line {
+    let name = name(&test.path);
+    if let Some(why) = &test.skip {
+        let detail = Some(why.clone());
+        return Line { name, result: Verdict::Skipped, detail, instructions: 0 };
+    }
+    let (detail, instructions) = match Bare::open(&test.path, MachineKind::Virt, MEMORY) {
+        Err(error) => (Some(sentence(&error)), 0),
+        Ok(mut bare) => {
+            let detail = match bare.run(max, &mut NoTrace, &mut Vec::new()) {
+                End::Passed => None,
+                End::Failed(n) => Some(format!("test {n}")),
+                End::Limit => Some(format!("no result after {max} instructions")),
+                End::Stuck => Some("waits for an interrupt that never comes".into()),
+                End::Reset => Some("asked for a reset".into()),
+                End::Faulted(reason) => Some(reason.to_string()),
+            };
+            (detail, bare.instret())
+        }
+    };
+    let result = if detail.is_none() { Verdict::Passed } else { Verdict::Failed };
+    Line { name, result, detail, instructions }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_are_told_by_their_names() {
+        for name in ["rv32ui-p-add", "rv32mi-p-csr", "rv32ua-v-lrsc", "rv32si-p-ma_fetch"] {
+            assert_eq!(classify(name), Some(None), "{name}");
+        }
+        for name in ["rv32ui-p-add.dump", "Makefile", "rv32ui", "rvx", "rv128ui-p-add"] {
+            assert_eq!(classify(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_apply_is_skipped_with_its_reason() {
+        let why = |name| classify(name).unwrap().unwrap();
+        assert!(why("rv32uc-p-rvc").contains("compressed"));
+        assert!(why("rv64ui-p-add").contains("64-bit"));
+        assert!(why("rv32uf-v-fadd").contains("floating"));
+        assert!(why("rv32uzba-p-sh1add").contains("uzba"));
+        assert!(why("rv32ui-pm-add").contains("one hart"));
+    }
 }

@@ -34,7 +34,8 @@ impl RawMode {
                 next(info);
             }));
         });
-        tcsetattr(io::stdin(), OptionalActions::Flush, &raw)?;
+        // What was typed already is for the guest, too.
+        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
         Ok(Self(()))
     }
 }

@@ -87,6 +87,7 @@ fn cpus(map: &Map) -> DeviceTreeNode {
 
     let intc = cpu.add_child_mut(DeviceTreeNode::new_unchecked("interrupt-controller"));
     set(intc, "compatible", "riscv,cpu-intc");
+    set(intc, "#address-cells", 0u32);
     set(intc, "#interrupt-cells", 1u32);
     set(intc, "interrupt-controller", Vec::<u8>::new());
     set(intc, "phandle", phandle::CPU_INTC);
@@ -121,8 +122,7 @@ fn soc(map: &Map, shape: &Shape) -> DeviceTreeNode {
     }
     if map.clint.size != 0 {
         let mut node = device("clint", map.clint, &["sifive,clint0", "riscv,clint0"]);
-        let lines =
-            [phandle::CPU_INTC, local::M_SOFTWARE, phandle::CPU_INTC, local::M_TIMER];
+        let lines = [phandle::CPU_INTC, local::M_SOFTWARE, phandle::CPU_INTC, local::M_TIMER];
         set(&mut node, "interrupts-extended", cells(&lines));
         soc.add_child(node);
     }

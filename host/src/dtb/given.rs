@@ -1,8 +1,8 @@
 //! A device tree given by the user: kept as it is, but refused when it is for another machine.
 
+use dtoolkit::Node;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
-use dtoolkit::Node;
 
 use super::{BLOB_MAX, Shape, Template, TreeError, value};
 use crate::units::Size;
@@ -67,7 +67,8 @@ fn check_memory(tree: &DeviceTree, shape: &Shape) -> Result<(), String> {
     for node in root.children().filter(|n| text(n, "device_type") == "memory") {
         let reg = value(node, "reg").unwrap_or_default();
         for entry in reg.chunks_exact(address + size) {
-            let (Some(at), Some(len)) = (be_number(&entry[..address]), be_number(&entry[address..]))
+            let (Some(at), Some(len)) =
+                (be_number(&entry[..address]), be_number(&entry[address..]))
             else {
                 continue;
             };
@@ -96,7 +97,11 @@ mod tests {
     const SHAPE: Shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, disk: false };
 
     fn chosen(bootargs: &str) -> Chosen {
-        Chosen { bootargs: bootargs.into(), initrd: Some(0x8100_0000..0x8110_0000), rng_seed: [7; 8] }
+        Chosen {
+            bootargs: bootargs.into(),
+            initrd: Some(0x8100_0000..0x8110_0000),
+            rng_seed: [7; 8],
+        }
     }
 
     #[test]

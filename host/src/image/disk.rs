@@ -9,7 +9,7 @@ const SECTOR: usize = 512;
 /// The contents of the disk at `path`.
 pub fn disk(path: &Path) -> Result<Vec<u8>, ImageError> {
     load(Role::Disk, path, |bytes| {
-        if bytes.len() % SECTOR != 0 {
+        if !bytes.len().is_multiple_of(SECTOR) {
             let len = bytes.len();
             return Err(Problem::Format(format!("{len} bytes are not whole 512-byte sectors")));
         }

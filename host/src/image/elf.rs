@@ -1,6 +1,8 @@
 //! 32-bit RISC-V ELF executables.
 
-use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_RISCV, ET_EXEC};
+use goblin::elf::header::{
+    EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_RISCV, ET_EXEC,
+};
 use goblin::elf::program_header::PT_LOAD;
 use goblin::elf::{Elf, header};
 
@@ -143,7 +145,9 @@ pub fn parse(bytes: &[u8]) -> Result<Program, Problem> {
         return Err(Problem::Architecture("ELF that passes floats in registers".into()));
     }
     if needs_compressed(&elf, bytes, &payload) {
-        return Err(Problem::Architecture("ELF with compressed instructions (the C extension)".into()));
+        return Err(Problem::Architecture(
+            "ELF with compressed instructions (the C extension)".into(),
+        ));
     }
     let symbols = elf
         .syms

@@ -49,7 +49,9 @@ pub fn parse_kernel(bytes: Vec<u8>) -> Result<Payload, Problem> {
     if bytes.len() < field::END {
         return Err(Problem::Truncated("too short for a kernel's header".into()));
     }
-    Err(Problem::Format("not a kernel: neither a RISC-V Image (plain or compressed) nor ELF".into()))
+    Err(Problem::Format(
+        "not a kernel: neither a RISC-V Image (plain or compressed) nor ELF".into(),
+    ))
 }
 
 fn u64_at(bytes: &[u8], range: std::ops::Range<usize>) -> u64 {
@@ -61,7 +63,9 @@ fn u64_at(bytes: &[u8], range: std::ops::Range<usize>) -> u64 {
 /// the compressed `c.li s4,-13` ("MZ") when the kernel was built with the C extension and EFI.
 fn parse_image(bytes: Vec<u8>) -> Result<Payload, Problem> {
     if u64_at(&bytes, field::TEXT_OFFSET) == TEXT_OFFSET_RV64 {
-        return Err(Problem::Architecture("64-bit RISC-V kernel (it wants to be 2 MiB aligned)".into()));
+        return Err(Problem::Architecture(
+            "64-bit RISC-V kernel (it wants to be 2 MiB aligned)".into(),
+        ));
     }
     if bytes.first().is_some_and(|first| first & 3 != 3) {
         return Err(Problem::Architecture(

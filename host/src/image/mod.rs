@@ -224,7 +224,8 @@ pub(crate) mod testing {
             for _ in 0..random.below(8) {
                 if !bytes.is_empty() {
                     // Headers matter most: half of the changes go to the first 128 bytes.
-                    let reach = if random.below(2) == 0 { bytes.len().min(128) } else { bytes.len() };
+                    let reach =
+                        if random.below(2) == 0 { bytes.len().min(128) } else { bytes.len() };
                     let at = random.below(reach);
                     bytes[at] = random.next() as u8;
                 }

@@ -36,7 +36,8 @@ impl BaseImage {
             while !rest.is_empty() {
                 let offset = at % FRAME;
                 let (piece, more) = rest.split_at(rest.len().min(FRAME - offset));
-                let page = pages.entry((at >> FRAME_SHIFT) as u32).or_insert_with(|| Box::new([0; FRAME]));
+                let page =
+                    pages.entry((at >> FRAME_SHIFT) as u32).or_insert_with(|| Box::new([0; FRAME]));
                 page[offset..offset + piece.len()].copy_from_slice(piece);
                 at += piece.len();
                 rest = more;

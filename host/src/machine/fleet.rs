@@ -101,15 +101,15 @@ impl Fleet {
             const A2: usize = 12;
             state.hot.x[A2] = info;
         }
-        state.dev.rtc.epoch_ns = match SystemTime::now().duration_since(UNIX_EPOCH) {
+        state.sys.dev.rtc.epoch_ns = match SystemTime::now().duration_since(UNIX_EPOCH) {
             Ok(now) if self.host_time => now.as_nanos() as u64,
             _ => FIXED_EPOCH_NS,
         };
-        state.dev.rng = ChaCha::new(self.randomness(vm, Purpose::Device));
-        state.dev.virtio[virtio_slot::NET] = Virtio::net(mac(vm));
-        state.dev.virtio[virtio_slot::RNG] = Virtio::RNG;
+        state.sys.dev.rng = ChaCha::new(self.randomness(vm, Purpose::Device));
+        state.sys.dev.virtio[virtio_slot::NET] = Virtio::net(mac(vm));
+        state.sys.dev.virtio[virtio_slot::RNG] = Virtio::RNG;
         if self.base.disk_len != 0 {
-            state.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
+            state.sys.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
         }
         Staged { vm: state, pages: self.own_pages(vm) }
     }

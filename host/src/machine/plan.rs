@@ -142,7 +142,7 @@ pub fn ram(kind: MachineKind, memory: Size) -> Result<Span, PlanError> {
     if memory.0 == 0 {
         return refuse("a machine needs memory".into());
     }
-    if memory.0 % PAGE != 0 {
+    if !memory.0.is_multiple_of(PAGE) {
         return refuse("not a whole number of 4 KiB pages; write it like 24M".into());
     }
     if memory.0 > u64::from(map.ram_max) {
@@ -329,7 +329,11 @@ mod tests {
         assert!(large.contains("1 GiB at most"), "{large}");
         let odd = refused(Inputs { memory: Size(24), ..inputs() });
         assert!(odd.contains("24M"), "{odd}");
-        let clash = refused(Inputs { kernel: elf_at(0x8000_0000), firmware: Some(elf_at(0x8000_0800)), ..inputs() });
+        let clash = refused(Inputs {
+            kernel: elf_at(0x8000_0000),
+            firmware: Some(elf_at(0x8000_0800)),
+            ..inputs()
+        });
         assert!(clash.contains("overlap"), "{clash}");
         let top = refused(Inputs { kernel: elf_at(0x817f_8000), ..inputs() });
         assert!(top.contains("--memory"), "{top}");

@@ -212,7 +212,6 @@ impl Guest {
             let frame = ram.make_private(page)?;
             ram.bytes_mut(frame).copy_from_slice(&bytes[..]);
         }
-        drop(ram);
         Ok(guest)
     }
 

@@ -1,0 +1,190 @@
+//! Bad input: one clear sentence, exit code 2, nothing started.
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::common::{pxvm, run};
+
+    /// Files for the tests: a kernel that is good enough to be loaded, and bad ones.
+    struct Files(tempfile::TempDir);
+
+    impl Files {
+        fn new() -> Self {
+            let files = Self(tempfile::tempdir().unwrap());
+            files.write("Image", &image(0x40_0000, 0x2000, 0x1800));
+            files.write("empty", b"");
+            files.write("short", &[0x6f, 0, 0]);
+            files.write("rv64", &image(0x20_0000, 0x2000, 0x1800));
+            files.write("cut", &image(0x40_0000, 0x10_0000, 0x1000));
+            files.write("text", &b"hello, this is no kernel\n".repeat(20));
+            let mut arm = vec![0; 4096];
+            arm[0x38..0x3c].copy_from_slice(b"ARM\x64");
+            files.write("arm64", &arm);
+            let mut x86 = vec![0; 4096];
+            x86[0x202..0x206].copy_from_slice(b"HdrS");
+            files.write("bzImage", &x86);
+            files.write("elf64", &elf(2, 243, 0, 0x8000_0000, 64));
+            files.write("elf-x86", &elf(2, 62, 0, 0x8000_0000, 64));
+            files.write("elf-rvc", &elf(1, 243, 1, 0x8000_0000, 64));
+            files.write("elf-low", &elf(1, 243, 0, 0x1000, 64));
+            files.write("elf-top", &elf(1, 243, 0, 0x817f_8000, 64));
+            files.write("elf-huge", &elf(1, 243, 0, 0x8000_0000, 0x7000_0000));
+            files.write("bad.gz", b"\x1f\x8b\x08\x00garbage garbage garbage");
+            files.write("bad.xz", b"\xfd7zXZ\0garbage garbage garbage");
+            files.write("bad.zst", b"\x28\xb5\x2f\xfdgarbage garbage garbage");
+            files.write("old.bz2", b"BZh91AY&SY garbage");
+            files.write("odd.img", &[1; 700]);
+            files.write("no.dtb", &[7; 300]);
+            files
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn write(&self, name: &str, bytes: &[u8]) {
+            fs::write(self.path(name), bytes).unwrap();
+        }
+    }
+
+    fn image(text_offset: u64, size: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        bytes[0] = 0x6f;
+        bytes[0x08..0x10].copy_from_slice(&text_offset.to_le_bytes());
+        bytes[0x10..0x18].copy_from_slice(&size.to_le_bytes());
+        bytes[0x30..0x38].copy_from_slice(b"RISCV\0\0\0");
+        bytes[0x38..0x3c].copy_from_slice(b"RSC\x05");
+        bytes
+    }
+
+    /// An executable with one segment at `addr`; its code is zeros, which look compressed.
+    fn elf(class: u8, machine: u16, flags: u32, addr: u32, memory: u32) -> Vec<u8> {
+        let mut out = vec![0x7f, b'E', b'L', b'F', class, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0];
+        out.extend(machine.to_le_bytes());
+        for word in [1, addr, 52, 0, flags] {
+            out.extend(word.to_le_bytes());
+        }
+        for half in [52u16, 32, 1, 40, 0, 0] {
+            out.extend(half.to_le_bytes());
+        }
+        for word in [1, 84, addr, addr, 16, memory, 5, 4] {
+            out.extend(word.to_le_bytes());
+        }
+        out.resize(100, 0);
+        out
+    }
+
+    /// Runs `pxvm` in `folder`: it must refuse with one sentence that has all of `words`.
+    fn refused(folder: &Path, args: &str, words: &[&str]) {
+        let mut command = pxvm(args.split_ascii_whitespace());
+        let state = folder.join("state");
+        command.current_dir(folder).env("XDG_STATE_HOME", &state).env("PXVM_CACHE", folder);
+        let (code, stdout, stderr) = run(&mut command);
+        assert_eq!((code, stdout.as_str()), (2, ""), "pxvm {args}: {stderr}");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "pxvm {args}: {stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "pxvm {args}: no `{word}` in: {stderr}");
+        }
+        assert!(!state.exists(), "pxvm {args} has started something");
+    }
+
+    #[test]
+    fn kernels() {
+        let files = Files::new();
+        for (kernel, words) in [
+            ("missing", &["kernel missing", "cannot be read", "No such file"][..]),
+            (".", &["not a regular file"]),
+            ("/dev/zero", &["not a regular file"]),
+            ("empty", &["empty"]),
+            ("short", &["truncated"]),
+            ("cut", &["truncated"]),
+            ("text", &["not a kernel"]),
+            ("rv64", &["64-bit RISC-V kernel", "rv32ima"]),
+            ("arm64", &["64-bit Arm"]),
+            ("bzImage", &["x86"]),
+            ("elf64", &["64-bit RISC-V ELF"]),
+            ("elf-x86", &["x86-64"]),
+            ("elf-rvc", &["compressed"]),
+            ("elf-top", &["too small"]),
+            ("elf-huge", &["take 1.8 GiB"]),
+            ("bad.gz", &["gzip"]),
+            ("bad.xz", &["xz"]),
+            ("bad.zst", &["zstd"]),
+            ("old.bz2", &["bzip2", "use gzip"]),
+        ] {
+            refused(files.0.path(), &format!("boot --kernel {kernel}"), words);
+        }
+    }
+
+    #[test]
+    fn other_images() {
+        let files = Files::new();
+        for (args, words) in [
+            ("--initrd text", &["initrd text", "not a cpio"][..]),
+            ("--initrd missing", &["initrd missing", "No such file"]),
+            ("--initrd old.bz2", &["bzip2"]),
+            ("--firmware elf64", &["firmware elf64", "64-bit"]),
+            ("--disk odd.img", &["disk odd.img", "sectors"]),
+            ("--dtb no.dtb", &["device tree"]),
+            ("--dtb empty", &["empty"]),
+        ] {
+            refused(files.0.path(), &format!("boot --kernel Image {args}"), words);
+        }
+    }
+
+    #[test]
+    fn a_device_tree_for_another_machine() {
+        let files = Files::new();
+        let blob = files.path("virt.dtb");
+        let mut make = pxvm(["dtb", "--blob"]);
+        make.arg(&blob).env("PXVM_CACHE", files.0.path());
+        assert_eq!(run(&mut make).0, 0);
+        let boot = "boot --kernel Image --dtb virt.dtb";
+        refused(files.0.path(), &format!("{boot} --memory 16M"), &["does not fit", "--memory"]);
+        refused(files.0.path(), &format!("{boot} --machine semu"), &["does not fit", "timebase"]);
+    }
+
+    #[test]
+    fn machines() {
+        let files = Files::new();
+        for (args, words) in [
+            ("--memory 0", &["needs memory"][..]),
+            ("--memory 24", &["24M"]),
+            ("--memory 64K", &["too small", "--memory 1M"]),
+            ("--memory 2G", &["1 GiB at most"]),
+            ("--machine semu --memory 1G", &["512 MiB at most"]),
+            ("--count 1000000 --memory 1G", &["--count 1000000", "more than this host"]),
+            ("--ready-pattern (", &["--ready-pattern", "unclosed group"]),
+            ("--backend cuda", &["no CUDA backend"]),
+        ] {
+            refused(files.0.path(), &format!("boot --kernel Image {args}"), words);
+        }
+    }
+
+    #[test]
+    fn no_image_at_all() {
+        let files = Files::new();
+        refused(files.0.path(), "boot", &["buildroot/build"]);
+    }
+
+    #[test]
+    fn programs() {
+        let files = Files::new();
+        for (args, words) in [
+            ("run elf-low", &["outside of memory"][..]),
+            ("run elf64", &["64-bit"]),
+            ("run text", &["program text"]),
+            ("run missing", &["No such file"]),
+            ("conform missing", &["missing", "No such file"]),
+            ("conform state-of-nothing", &["No such file"]),
+        ] {
+            refused(files.0.path(), args, words);
+        }
+        let mut usage = pxvm(["boot", "--count", "0"]);
+        assert_eq!(run(&mut usage).0, 2);
+    }
+}

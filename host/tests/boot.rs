@@ -1,0 +1,195 @@
+//! `pxvm boot` with the real guest, when it has been built.
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
+    use std::path::PathBuf;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use serde_json::Value;
+
+    use super::common::{has_image, pxvm, run};
+
+    fn boot(args: &str) -> Command {
+        pxvm(["boot", "--timeout", "100"].into_iter().chain(args.split_ascii_whitespace()))
+    }
+
+    fn json(text: &str) -> Value {
+        serde_json::from_str(text).expect("one JSON object on standard output")
+    }
+
+    #[test]
+    fn a_fleet_gets_ready_over_one_copy_of_its_image() {
+        if !has_image() {
+            return;
+        }
+        let (code, stdout, stderr) = run(&mut boot("--count 8 --until ready --json"));
+        assert_eq!(code, 0, "{stderr}");
+        let report = json(&stdout);
+        assert_eq!((&report["ready"], &report["faulted"]), (&8.into(), &0.into()));
+
+        let (_, one, _) = run(&mut boot("--until ready --json"));
+        assert_eq!(report["shared_frames"], json(&one)["shared_frames"]);
+        let dir = PathBuf::from(report["console_dir"].as_str().unwrap());
+        let log = std::fs::read_to_string(dir.join("vm7.log")).unwrap();
+        assert!(log.contains("PXVM READY host=vm7"), "{log}");
+    }
+
+    #[test]
+    fn the_instret_clock_makes_runs_equal() {
+        if !has_image() {
+            return;
+        }
+        let vms = |threads: u32| {
+            let args =
+                format!("--count 3 --clock instret --until ready --json --threads {threads}");
+            json(&run(&mut boot(&args)).1)["vms"].clone()
+        };
+        assert_eq!(vms(1), vms(3));
+    }
+
+    #[test]
+    fn input_from_a_pipe_reaches_the_shell_and_poweroff_ends_with_success() {
+        if !has_image() {
+            return;
+        }
+        let mut child =
+            boot("").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("pxvm starts");
+        let script = b"echo sum=$((40+2)); poweroff\n";
+        child.stdin.take().unwrap().write_all(script).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("sum=42"), "{text}");
+        assert_eq!(output.status.code(), Some(0), "{text}");
+    }
+
+    #[test]
+    fn a_pattern_that_never_comes_is_a_timeout() {
+        if !has_image() {
+            return;
+        }
+        let mut command = pxvm("boot --until ready --ready-pattern xyzzy --timeout 1".split(' '));
+        let (code, ..) = run(&mut command);
+        assert_eq!(code, 3);
+    }
+
+    #[test]
+    fn a_guest_that_never_gets_ready_fails() {
+        if !has_image() {
+            return;
+        }
+        // Without an init the kernel panics and resets, again and again.
+        let (code, _, stderr) =
+            run(&mut boot("--until ready --clock instret --json --append rdinit=/nothing"));
+        assert_eq!(code, 4, "{stderr}");
+        assert!(stderr.contains("without becoming ready"), "{stderr}");
+    }
+
+    #[test]
+    fn sigterm_ends_cleanly_with_consoles_written() {
+        if !has_image() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = boot("--count 2 --console-dir")
+            .arg(dir.path())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("pxvm starts");
+        let log = dir.path().join("vm1.log");
+        wait_for(|| std::fs::read_to_string(&log).is_ok_and(|t| t.contains("READY")));
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+    }
+
+    fn wait_for(mut condition: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(60), "waited for too long");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A person at a terminal.
+    struct Terminal {
+        child: Child,
+        keyboard: File,
+        screen: std::sync::mpsc::Receiver<Vec<u8>>,
+        seen: String,
+    }
+
+    impl Terminal {
+        fn boot() -> Self {
+            let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+            grantpt(&controller).unwrap();
+            unlockpt(&controller).unwrap();
+            let name = ptsname(&controller, Vec::new()).unwrap();
+            let open = || File::options().read(true).write(true).open(name.to_str().unwrap());
+            let tty = |file: File| Stdio::from(OwnedFd::from(file));
+            let child = boot("")
+                .stdin(tty(open().unwrap()))
+                .stdout(tty(open().unwrap()))
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("pxvm starts");
+            let keyboard = File::from(controller);
+            let mut eyes = keyboard.try_clone().unwrap();
+            let (sender, screen) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(n @ 1..) = eyes.read(&mut buffer) {
+                    if sender.send(buffer[..n].to_vec()).is_err() {
+                        return;
+                    }
+                }
+            });
+            Self { child, keyboard, screen, seen: String::new() }
+        }
+
+        fn type_keys(&mut self, keys: &str) {
+            self.keyboard.write_all(keys.as_bytes()).unwrap();
+        }
+
+        fn see(&mut self, text: &str) {
+            while !self.seen.contains(text) {
+                let more = self.screen.recv_timeout(Duration::from_secs(60));
+                let more = more.unwrap_or_else(|_| panic!("no `{text}` in: {}", self.seen));
+                self.seen.push_str(&String::from_utf8_lossy(&more));
+            }
+        }
+    }
+
+    #[test]
+    fn a_terminal_gets_a_shell_and_poweroff_ends_it() {
+        if !has_image() {
+            return;
+        }
+        let mut terminal = Terminal::boot();
+        terminal.see("PXVM READY");
+        terminal.type_keys("\r");
+        terminal.see("# ");
+        terminal.type_keys("echo sum=$((40+2))\r");
+        terminal.see("sum=42");
+        terminal.type_keys("poweroff\r");
+        assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+    }
+
+    #[test]
+    fn ctrl_a_helps_and_leaves() {
+        if !has_image() {
+            return;
+        }
+        let mut terminal = Terminal::boot();
+        terminal.type_keys("\x01h");
+        terminal.see("Ctrl-A x");
+        terminal.type_keys("\x01x");
+        assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+    }
+}

@@ -1,0 +1,118 @@
+//! The sources in `dts/`, the blob that is emitted and `emu_core::layout` describe one machine.
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::process::Command;
+
+    use dtoolkit::fdt::Fdt;
+    use dtoolkit::model::{DeviceTree, DeviceTreeNode};
+    use dtoolkit::{Node, Property};
+    use emu_core::layout::{MachineKind, VIRT};
+    use pxvm::dtb::{self, Chosen, Shape};
+    use pxvm::machine::fleet;
+
+    const MEMORY: u32 = 24 << 20;
+
+    /// Every property by its path, references as the path of what they refer to.
+    fn properties(blob: &[u8]) -> BTreeMap<String, String> {
+        let tree = DeviceTree::from_fdt(&Fdt::new(blob).unwrap());
+        let mut nodes = Vec::new();
+        walk(&tree.root, String::new(), &mut nodes);
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+        let names: BTreeMap<u32, &str> = nodes
+            .iter()
+            .filter_map(|(path, n)| Some((number(n.property("phandle")?.value()), path.as_str())))
+            .collect();
+        let mut all = BTreeMap::new();
+        for (path, node) in &nodes {
+            all.insert(format!("{path}/"), String::new());
+            for property in node.properties() {
+                let value = property.value();
+                let name = property.name();
+                let text = match name {
+                    "phandle" => continue,
+                    "interrupt-parent" | "regmap" => names[&number(value)].to_owned(),
+                    "interrupts-extended" => value
+                        .chunks(8)
+                        .map(|c| format!("{} {}, ", names[&number(&c[..4])], number(&c[4..])))
+                        .collect(),
+                    _ => format!("{value:02x?}"),
+                };
+                all.insert(format!("{path}/{name}"), text);
+            }
+        }
+        all
+    }
+
+    fn walk<'a>(
+        node: &'a DeviceTreeNode,
+        path: String,
+        nodes: &mut Vec<(String, &'a DeviceTreeNode)>,
+    ) {
+        for child in node.children() {
+            walk(child, format!("{path}/{}", Node::name(child)), nodes);
+        }
+        nodes.push((path, node));
+    }
+
+    fn emitted(kind: MachineKind, disk: bool) -> Vec<u8> {
+        let bootargs = fleet::bootargs(0, None, "");
+        let chosen = Chosen { bootargs, initrd: None, rng_seed: [0; 8] };
+        dtb::emit(&Shape { kind, memory: MEMORY, disk }).blob(&chosen)
+    }
+
+    /// The source of a machine as a blob; `None` without the compiler.
+    fn compiled(name: &str) -> Option<Vec<u8>> {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../dts/{name}.dts"));
+        let dtc = Command::new("dtc").args(["-I", "dts", "-O", "dtb"]).arg(source).output();
+        let Ok(output) = dtc else {
+            println!("skipped: dtc (device-tree-compiler) is not installed");
+            return None;
+        };
+        let warnings = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && warnings.is_empty(), "{warnings}");
+        Some(output.stdout)
+    }
+
+    fn compare(name: &str, kind: MachineKind) {
+        let Some(source) = compiled(name) else { return };
+        let mut ours = properties(&emitted(kind, true));
+        assert!(ours.remove("/chosen/rng-seed").is_some());
+        assert_eq!(properties(&source), ours);
+    }
+
+    #[test]
+    fn the_source_of_virt_is_what_is_emitted() {
+        compare("virt", MachineKind::Virt);
+    }
+
+    #[test]
+    fn the_source_of_semu_is_what_is_emitted() {
+        compare("semu", MachineKind::Semu);
+    }
+
+    #[test]
+    fn the_emitted_tree_has_the_addresses_of_the_layout() {
+        let tree = properties(&emitted(MachineKind::Virt, false));
+        let uart = format!("/soc/serial@{:x}/reg", VIRT.uart.base);
+        let cells = [VIRT.uart.base, VIRT.uart.size];
+        let bytes: Vec<u8> = cells.iter().flat_map(|c| c.to_be_bytes()).collect();
+        assert_eq!(tree[&uart], format!("{bytes:02x?}"));
+        assert!(!tree.contains_key("/soc/virtio@10003000/"), "a disk that is not there");
+    }
+
+    #[test]
+    fn an_independent_reader_takes_the_blob() {
+        let blob = emitted(MachineKind::Virt, true);
+        let tree = fdt::Fdt::new(&blob).unwrap();
+        let memory: Vec<_> = tree.memory().regions().collect();
+        assert_eq!(memory[0].starting_address as usize, VIRT.ram_base as usize);
+        assert_eq!(memory[0].size, Some(MEMORY as usize));
+        assert!(tree.chosen().bootargs().unwrap().contains("pxvm.host=vm0"));
+        assert!(tree.chosen().stdout().is_some());
+    }
+}
