@@ -40,6 +40,11 @@ fn route(map: &Map, addr: u32) -> Option<Device> {
     map.rtc.offset(addr).map(Device::Rtc)
 }
 
+/// The bits that an access of `size` bytes carries.
+const fn mask(size: u32) -> u32 {
+    if size < 4 { (1 << (8 * size)) - 1 } else { u32::MAX }
+}
+
 /// No device answers at this address, or not to this size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NoDevice;
@@ -51,7 +56,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         // Reading may take input or acknowledge an interrupt.
         self.recheck = true;
         let sys = &mut *self.sys;
-        Ok(match device {
+        let value = match device {
             Device::Uart(off) => sys.dev.uart.read(off, self.port),
             Device::Plic(off) => sys.dev.plic.read(off),
             Device::Clint(off) => sys.dev.clint.read(&sys.clock, off),
@@ -60,7 +65,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             Device::Virtio(slot, off) => {
                 sys.dev.virtio.get_mut(slot).map_or(0, |device| device.read(off, size))
             }
-        })
+        };
+        Ok(value & mask(size))
     }
 
     /// Writes a device register of `size` bytes.
@@ -72,6 +78,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         value: u32,
     ) -> Result<Result<(), Trap>, NoDevice> {
         let device = route(self.sys.kind.map(), addr).ok_or(NoDevice)?;
+        let value = value & mask(size);
         self.recheck = true;
         let sys = &mut *self.sys;
         match device {
