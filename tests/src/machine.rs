@@ -186,7 +186,10 @@ impl TestMachine {
     pub fn set_csr(&mut self, number: u32, value: u32) -> &mut Self {
         let privilege = self.vm.hot.ctx.privilege;
         self.vm.sys.set_privilege(&mut self.vm.hot, Privilege::Machine);
-        self.vm.sys.csr_access(&mut self.vm.hot, number, CsrOp::Write, Some(value)).expect("a writable CSR");
+        self.vm
+            .sys
+            .csr_access(&mut self.vm.hot, number, CsrOp::Write, Some(value))
+            .expect("a writable CSR");
         self.vm.sys.set_privilege(&mut self.vm.hot, privilege);
         self
     }

@@ -1,0 +1,237 @@
+//! Exceptions: causes, values, delegation, and the stacks of privilege and interrupt enable.
+
+use pxvm_tests::asm::{Asm, csr::*, reg::*};
+use pxvm_tests::machine::{M_HANDLER, RAM, S_HANDLER, TestMachine, to_m, to_s};
+
+use emu_core::abi::{Exit, ExitCode, FaultCode};
+use emu_core::csr::mstatus;
+use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
+
+const ILLEGAL: u32 = 2;
+const BREAKPOINT: u32 = 3;
+const ECALL_U: u32 = 8;
+const ECALL_S: u32 = 9;
+const ECALL_M: u32 = 11;
+
+fn ran_in(privilege: Privilege, f: impl FnOnce(&mut Asm)) -> TestMachine {
+    let mut m = TestMachine::program(f);
+    m.enter(privilege).run_out();
+    m
+}
+
+#[test]
+fn ecall_names_the_mode_it_comes_from() {
+    for (privilege, cause) in [(User, ECALL_U), (Supervisor, ECALL_S), (Machine, ECALL_M)] {
+        let m = ran_in(privilege, |a| {
+            a.nop().ecall();
+        });
+        assert_eq!(m.taken(), to_m(cause, RAM + 4, 0));
+    }
+}
+
+#[test]
+fn ebreak_reports_its_own_address() {
+    let m = ran_in(Machine, |a| {
+        a.nop().ebreak();
+    });
+    assert_eq!(m.taken(), to_m(BREAKPOINT, RAM + 4, RAM + 4));
+}
+
+#[test]
+fn illegal_instructions_report_themselves() {
+    // Zero, ones, a compressed instruction, a 64-bit load, slli by 32, an atomic doubleword, a
+    // floating-point load, sfence.vma with rd, mret with rs1.
+    for word in [
+        0,
+        u32::MAX,
+        0x0000_4501,
+        0x0000_3003,
+        0x0200_1013,
+        0x0000_302f,
+        0x0000_2007,
+        0x1200_00f3,
+        0x3020_8073,
+    ] {
+        let m = ran_in(Machine, |a| {
+            a.word(word);
+        });
+        assert_eq!(m.taken(), to_m(ILLEGAL, RAM, word));
+    }
+}
+
+#[test]
+fn an_exception_changes_no_register_and_does_not_retire() {
+    let mut m = TestMachine::program(|a| {
+        a.nop().word(0);
+    });
+    let before = m.vm.hot.x;
+    m.run(2);
+    assert_eq!(m.vm.hot.x, before);
+    assert_eq!((m.vm.hot.pc, m.vm.sys.clock.retired), (M_HANDLER, 1));
+}
+
+#[test]
+fn exceptions_go_where_medeleg_sends_them() {
+    let mut m = TestMachine::program(|a| {
+        a.ecall();
+    });
+    m.set_csr(MEDELEG, 1 << ECALL_U).enter(User).run_out();
+    assert_eq!(m.taken(), to_s(ECALL_U, RAM, 0));
+    assert_eq!(m.vm.hot.ctx.privilege, Supervisor);
+}
+
+// "Traps never transition from a more-privileged mode to a less-privileged mode." (privileged
+// 3.1.8)
+#[test]
+fn delegation_does_not_apply_to_machine_mode() {
+    let mut m = TestMachine::program(|a| {
+        a.ebreak();
+    });
+    m.set_csr(MEDELEG, 0xb3ff).run_out();
+    assert_eq!(m.taken(), to_m(BREAKPOINT, RAM, RAM));
+}
+
+#[test]
+fn supervisor_takes_its_own_delegated_exceptions() {
+    let mut m = TestMachine::program(|a| {
+        a.word(0);
+    });
+    m.set_csr(MEDELEG, 1 << ILLEGAL).enter(Supervisor).run_out();
+    assert_eq!(m.taken(), to_s(ILLEGAL, RAM, 0));
+    assert_ne!(m.csr(SSTATUS) & mstatus::SPP, 0);
+}
+
+#[test]
+fn a_trap_to_machine_stacks_enable_and_privilege() {
+    for (privilege, mpp) in [(User, 0), (Supervisor, 1), (Machine, 3)] {
+        let mut m = TestMachine::program(|a| {
+            a.word(0);
+        });
+        m.set_csr(MSTATUS, mstatus::MIE | mstatus::SIE).enter(privilege).run_out();
+        let expected = mstatus::SIE | mstatus::MPIE | mpp << mstatus::MPP_SHIFT;
+        assert_eq!(m.csr(MSTATUS), expected);
+    }
+}
+
+#[test]
+fn a_trap_to_supervisor_stacks_enable_and_privilege() {
+    for (privilege, spp) in [(User, 0), (Supervisor, mstatus::SPP)] {
+        let mut m = TestMachine::program(|a| {
+            a.word(0);
+        });
+        m.set_csr(MEDELEG, u32::MAX).set_csr(MSTATUS, mstatus::MIE | mstatus::SIE);
+        m.enter(privilege).run_out();
+        assert_eq!(m.csr(MSTATUS), mstatus::MIE | mstatus::SPIE | spp);
+    }
+}
+
+// "When executing an xRET instruction, supposing xPP holds the value y, xIE is set to xPIE; the
+// privilege mode is changed to y; xPIE is set to 1; and xPP is set to the least-privileged
+// supported mode. If y≠M, xRET also sets MPRV=0." (privileged 3.1.6.1)
+#[test]
+fn mret_unstacks() {
+    let mut m = TestMachine::program(|a| {
+        a.mret();
+    });
+    m.set_csr(MEPC, S_HANDLER);
+    m.set_csr(MSTATUS, mstatus::MPIE | mstatus::MPRV | 1 << mstatus::MPP_SHIFT).run_out();
+    assert_eq!((m.vm.hot.pc, m.vm.hot.ctx.privilege), (S_HANDLER, Supervisor));
+    assert_eq!(m.csr(MSTATUS), mstatus::MIE | mstatus::MPIE);
+}
+
+#[test]
+fn mret_to_machine_keeps_mprv() {
+    let mut m = TestMachine::program(|a| {
+        a.mret();
+    });
+    m.set_csr(MEPC, M_HANDLER);
+    m.set_csr(MSTATUS, mstatus::MPRV | mstatus::MPP).run_out();
+    assert_eq!(m.vm.hot.ctx.privilege, Machine);
+    assert_eq!(m.csr(MSTATUS), mstatus::MPIE | mstatus::MPRV);
+}
+
+#[test]
+fn sret_unstacks() {
+    let mut m = TestMachine::program(|a| {
+        a.sret();
+    });
+    m.set_csr(SEPC, M_HANDLER).set_csr(MSTATUS, mstatus::SPIE | mstatus::MIE);
+    m.enter(Supervisor).run_out();
+    assert_eq!((m.vm.hot.pc, m.vm.hot.ctx.privilege), (M_HANDLER, User));
+    assert_eq!(m.csr(MSTATUS), mstatus::SIE | mstatus::SPIE | mstatus::MIE);
+}
+
+#[test]
+fn sret_in_machine_mode_clears_mprv() {
+    let mut m = TestMachine::program(|a| {
+        a.sret();
+    });
+    m.set_csr(SEPC, S_HANDLER).set_csr(MSTATUS, mstatus::MPRV | mstatus::SPP).run_out();
+    assert_eq!(m.vm.hot.ctx.privilege, Supervisor);
+    assert_eq!(m.csr(MSTATUS), mstatus::SPIE);
+}
+
+#[test]
+fn exceptions_go_to_the_base_of_a_vectored_table() {
+    let mut m = TestMachine::program(|a| {
+        a.ecall();
+    });
+    m.set_csr(MTVEC, M_HANDLER | 1).run_out();
+    assert_eq!(m.taken(), to_m(ECALL_M, RAM, 0));
+}
+
+#[test]
+fn a_handler_can_go_on_behind_the_instruction() {
+    let mut m = TestMachine::program(|a| {
+        let handler = a.label();
+        a.la(T0, handler).csrrw(ZERO, MTVEC, T0);
+        a.li(A0, 1).ecall().addi(A0, A0, 1).word(0).addi(A0, A0, 1).stop();
+        a.place(handler).csrr(T0, MEPC).addi(T0, T0, 4).csrrw(ZERO, MEPC, T0);
+        a.addi(A1, A1, 1).mret();
+    });
+    m.run_out();
+    assert_eq!((m.x(A0), m.x(A1)), (3, 2));
+}
+
+#[test]
+fn a_vector_that_traps_to_itself_ends_the_machine() {
+    let mut m = TestMachine::program(|a| {
+        a.word(0);
+    });
+    m.set_csr(MTVEC, 0x4000_0000);
+    let exit = m.run(1000);
+    assert_eq!(exit, Exit { code: ExitCode::Fault, arg: FaultCode::TrapLoop as u32 });
+}
+
+#[test]
+fn a_handler_that_traps_further_on_is_no_trap_loop() {
+    let mut m = TestMachine::new();
+    m.load(|a| {
+        a.word(0);
+    });
+    m.load_at(M_HANDLER, |a| {
+        a.addi(A0, A0, 1).word(0);
+    });
+    assert_eq!(m.run(1000).code, ExitCode::Budget);
+    assert!(m.x(A0) > 100);
+}
+
+#[test]
+fn a_handler_instruction_that_traps_once_is_no_trap_loop() {
+    // The handler's first instruction is illegal until the handler of that, at the same address
+    // but in S-mode, is left by M-mode.
+    let mut m = TestMachine::program(|a| {
+        a.ecall().li(A0, 1);
+    });
+    m.set_csr(MEDELEG, 1 << ECALL_U).set_csr(STVEC, RAM + 0x5000);
+    m.load_at(RAM + 0x5000, |a| {
+        // Illegal in S-mode, which brings M-mode; it skips the instruction.
+        a.csrr(A1, MSTATUS).csrr(T0, SEPC).addi(T0, T0, 4).csrrw(ZERO, SEPC, T0).sret();
+    });
+    m.load_at(M_HANDLER, |a| {
+        a.csrr(T0, MEPC).addi(T0, T0, 4).csrrw(ZERO, MEPC, T0).mret();
+    });
+    m.enter(User);
+    assert_eq!(m.run(1000).code, ExitCode::Budget);
+    assert_eq!(m.x(A0), 1);
+}
