@@ -126,7 +126,7 @@ def main():
         time.sleep(1)
         guest.type("\x03")
         guest.wait_for(PROMPT)
-        guest.run("sleep 1000 & jobs", r"Running +sleep 1000")
+        guest.run("sleep 1000 & sleep 0.2; jobs", r"Running +sleep 1000")
         guest.run("kill %1; wait; jobs | wc -l", r"0\n")
         guest.type("exit\n")
         guest.wait_for(r"BusyBox")
