@@ -41,7 +41,6 @@ const DBCN_BYTES_MAX: u32 = 64;
 enum Error {
     NotSupported = -2,
     InvalidParam = -3,
-    InvalidAddress = -5,
     AlreadyAvailable = -6,
 }
 
@@ -189,6 +188,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         const WARM_REBOOT: u32 = 2;
         const REASON_FAILURE: u32 = 1;
         let exit = match (arg(hot, 0), arg(hot, 1)) {
+            (_, reason) if reason > REASON_FAILURE => return Err(Error::InvalidParam),
             (SHUTDOWN, REASON_FAILURE) => {
                 Exit { code: ExitCode::Fault, arg: FaultCode::SystemFailure as u32 }
             }
@@ -230,7 +230,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 port.console_put(byte);
             }
         });
-        Ok(done.map(|()| len).map_err(|_| Error::InvalidAddress))
+        Ok(done.map(|()| len).map_err(|_| Error::InvalidParam))
     }
 
     fn console_read(&mut self, hot: &mut Hot, addr: u64, len: u32) -> Result<Answer, Trap> {
@@ -252,7 +252,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             }
             match result {
                 Ok(()) => {}
-                Err(crate::mem::DmaError::OutOfRange) => return Ok(Err(Error::InvalidAddress)),
+                Err(crate::mem::DmaError::OutOfRange) => return Ok(Err(Error::InvalidParam)),
                 Err(crate::mem::DmaError::NoFrame) if done == 0 => return Err(Trap::NoFrame),
                 Err(crate::mem::DmaError::NoFrame) => break,
             }
