@@ -389,6 +389,8 @@ impl System {
                 if (old ^ csr.get(Word::Mstatus)) & mstatus::MXR != 0 {
                     hot.tlb.flush();
                 }
+                // MPRV and MPP change what the reserved virtual address stands for.
+                hot.reservation = NO_RESERVATION;
                 self.sync_context(hot);
             }
             Special::Sie => {
