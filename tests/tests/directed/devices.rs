@@ -1,1 +1,212 @@
-//! To come.
+//! Devices end to end: from their registers through PLIC and CLINT to the trap handler.
+
+use pxvm_tests::asm::{Asm, csr::*, reg::*};
+use pxvm_tests::machine::{DATA, RAM, TestMachine, to_m};
+
+use emu_core::abi::{Exit, ExitCode};
+use emu_core::csr::{irq, mstatus};
+use emu_core::dev::virtio::Virtio;
+use emu_core::mmu::Privilege::User;
+
+const INTERRUPT: u32 = 1 << 31;
+const SEI: u32 = 9;
+const MEI: u32 = 11;
+
+const UART: u32 = 0x1000_0000;
+const UART_IRQ: u32 = 10;
+const FINISHER: u32 = 0x10_0000;
+const PLIC: u32 = 0x0c00_0000;
+const PLIC_ENABLE: u32 = PLIC + 0x2000;
+const PLIC_CONTEXT: u32 = PLIC + 0x20_0000;
+const VIRTIO: u32 = 0x1000_1000;
+
+fn exit_after_store(value: u32) -> Exit {
+    TestMachine::program(|a| {
+        a.store_li(FINISHER, value);
+    })
+    .run_out()
+}
+
+#[test]
+fn the_finisher_powers_off_fails_and_resets() {
+    assert_eq!(exit_after_store(0x5555), Exit { code: ExitCode::PowerOff, arg: 0 });
+    assert_eq!(exit_after_store(0x002a_3333), Exit { code: ExitCode::PowerOff, arg: 42 });
+    assert_eq!(exit_after_store(0x7777).code, ExitCode::Reset);
+    assert_eq!(exit_after_store(0x1234).code, ExitCode::Budget);
+}
+
+#[test]
+fn the_instruction_that_ends_the_machine_retires() {
+    let mut m = TestMachine::program(|a| {
+        a.li(A0, FINISHER).li(A1, 0x5555).sw(A1, 0, A0).li(A2, 1);
+    });
+    let words = Asm::build(RAM, |a| {
+        a.li(A0, FINISHER).li(A1, 0x5555).sw(A1, 0, A0);
+    });
+    m.run_out();
+    assert_eq!(m.vm.hot.pc, RAM + 4 * words.len() as u32);
+    assert_eq!((m.vm.sys.clock.retired, m.x(A2)), (words.len() as u64, 0));
+}
+
+#[test]
+fn a_byte_stored_to_the_uart_comes_out() {
+    let mut m = TestMachine::program(|a| {
+        a.li(S0, UART);
+        for byte in b"hi\n" {
+            a.li(A0, u32::from(*byte)).sb(A0, 0, S0);
+        }
+        a.lbu(A1, 5, S0);
+    });
+    m.run_out();
+    assert_eq!((&m.port.output[..], m.x(A1)), (&b"hi\n"[..], 0x60));
+}
+
+#[test]
+fn input_shows_in_the_line_status_and_is_read_in_order() {
+    let mut m = TestMachine::program(|a| {
+        a.li(S0, UART).lbu(A0, 5, S0).lbu(A1, 0, S0).lbu(A2, 0, S0).lbu(A3, 5, S0);
+    });
+    m.port.input.extend(b"xy");
+    m.run_out();
+    assert_eq!([A0, A1, A2, A3].map(|r| m.x(r)), [0x61, b'x'.into(), b'y'.into(), 0x60]);
+}
+
+/// Lets UART interrupts through the PLIC to context `context`.
+fn enable_uart(a: &mut Asm, context: u32) {
+    a.store_li(PLIC + 4 * UART_IRQ, 1);
+    a.store_li(PLIC_ENABLE + 0x80 * context, 1 << UART_IRQ);
+    a.store_li(PLIC_CONTEXT + 0x1000 * context, 0);
+    // Receiver interrupts.
+    a.li(T0, UART).li(T1, 1).sb(T1, 1, T0);
+}
+
+#[test]
+fn uart_input_interrupts_machine_mode_through_the_plic() {
+    let mut m = TestMachine::program(|a| {
+        enable_uart(a, 0);
+        a.li(T0, irq::MEI).csrrs(ZERO, MIE, T0).csrrsi(ZERO, MSTATUS, mstatus::MIE);
+    });
+    m.run_out();
+    assert_eq!(m.taken(), None);
+    let pc = m.vm.hot.pc;
+    m.port.input.push_back(b'!');
+    m.run_out();
+    assert_eq!(m.taken(), to_m(INTERRUPT | MEI, pc, 0));
+}
+
+#[test]
+fn uart_input_interrupts_supervisor_mode_through_the_plic() {
+    let mut m = TestMachine::program(|a| {
+        enable_uart(a, 1);
+    });
+    m.set_csr(MIDELEG, irq::SEI).set_csr(MIE, irq::SEI).run_out();
+    m.enter(User);
+    m.port.input.push_back(b'!');
+    m.run_out();
+    assert_eq!(m.taken().map(|t| t.cause), Some(INTERRUPT | SEI));
+}
+
+#[test]
+fn claim_and_complete_serve_an_interrupt_once() {
+    let mut m = TestMachine::program(|a| {
+        enable_uart(a, 0);
+        a.li(S0, PLIC_CONTEXT).li(S1, UART);
+        a.csrr(A0, MIP).lw(A1, 4, S0).csrr(A2, MIP).lw(A3, 4, S0);
+        a.lbu(A4, 0, S1).sw(A1, 4, S0).csrr(A5, MIP).lw(A6, 4, S0);
+    });
+    m.port.input.push_back(b'!');
+    m.run_out();
+    assert_eq!([A0, A1, A2, A3].map(|r| m.x(r)), [irq::MEI, UART_IRQ, 0, 0]);
+    assert_eq!([A4, A5, A6].map(|r| m.x(r)), [u32::from(b'!'), 0, 0]);
+}
+
+#[test]
+fn a_line_that_stays_high_interrupts_again_after_completion() {
+    let mut m = TestMachine::program(|a| {
+        enable_uart(a, 0);
+        a.li(S0, PLIC_CONTEXT).lw(A1, 4, S0).sw(A1, 4, S0).csrr(A2, MIP).lw(A3, 4, S0);
+    });
+    m.port.input.push_back(b'!');
+    m.run_out();
+    assert_eq!([A1, A2, A3].map(|r| m.x(r)), [UART_IRQ, irq::MEI, UART_IRQ]);
+}
+
+#[test]
+fn a_waiting_hart_wakes_for_input() {
+    let mut m = TestMachine::program(|a| {
+        enable_uart(a, 0);
+        a.li(T0, irq::MEI).csrrs(ZERO, MIE, T0).wfi().li(A0, 1);
+    });
+    assert_eq!(m.run_out().code, ExitCode::Idle);
+    m.port.input.push_back(b'!');
+    m.run_out();
+    assert_eq!(m.x(A0), 1);
+}
+
+#[test]
+fn plic_threshold_masks() {
+    let mut m = TestMachine::program(|a| {
+        enable_uart(a, 0);
+        a.li(S0, PLIC_CONTEXT).li(T0, 1).sw(T0, 0, S0).csrr(A0, MIP).sw(ZERO, 0, S0);
+        a.csrr(A1, MIP);
+    });
+    m.port.input.push_back(b'!');
+    m.run_out();
+    assert_eq!((m.x(A0), m.x(A1)), (0, irq::MEI));
+}
+
+#[test]
+fn virtio_transports_answer_with_their_magic() {
+    let mut m = TestMachine::program(|a| {
+        a.li(S0, VIRTIO).lw(A0, 0, S0).lw(A1, 4, S0).lw(A2, 8, S0);
+        a.li(S0, VIRTIO + 0x1000).lw(A3, 8, S0);
+    });
+    m.vm.sys.dev.virtio[1] = Virtio::RNG;
+    m.run_out();
+    assert_eq!([A0, A1, A2, A3].map(|r| m.x(r)), [0x7472_6976, 2, 0, 4]);
+}
+
+/// Sets up queue 0 of the entropy device with one buffer of `len` bytes at `buffer`.
+pub fn ask_for_entropy(a: &mut Asm, buffer: u32, len: u32) {
+    const QUEUE: u32 = DATA + 0x8000;
+    let registers = [
+        (0x70, 0),
+        (0x70, 1 | 2),
+        (0x24, 1),
+        (0x20, 1),
+        (0x24, 0),
+        (0x20, 0),
+        (0x70, 1 | 2 | 8),
+        (0x30, 0),
+        (0x38, 8),
+        (0x80, QUEUE),
+        (0x84, 0),
+        (0x90, QUEUE + 0x1000),
+        (0x94, 0),
+        (0xa0, QUEUE + 0x2000),
+        (0xa4, 0),
+        (0x44, 1),
+        (0x70, 1 | 2 | 8 | 4),
+    ];
+    for (register, value) in registers {
+        a.store_li(VIRTIO + 0x1000 + register, value);
+    }
+    // Descriptor 0: for the device to write. Available ring: one entry, descriptor 0.
+    a.store_li(QUEUE, buffer).store_li(QUEUE + 8, len).store_li(QUEUE + 12, 2);
+    a.store_li(QUEUE + 0x1000, 1 << 16);
+    // The notification.
+    a.store_li(VIRTIO + 0x1000 + 0x50, 0);
+}
+
+#[test]
+fn a_virtio_device_writes_memory_and_interrupts() {
+    let mut m = TestMachine::program(|a| {
+        a.store_li(PLIC + 4 * 2, 1).store_li(PLIC_ENABLE, 1 << 2);
+        ask_for_entropy(a, DATA, 64);
+        a.li(S0, PLIC_CONTEXT).lw(A0, 4, S0).li(S0, DATA + 0xa000).lw(A1, 0, S0).lw(A2, 8, S0);
+    });
+    m.vm.sys.dev.virtio[1] = Virtio::RNG;
+    m.run_out();
+    assert_eq!((m.taken(), m.x(A0), m.x(A1), m.x(A2)), (None, 2, 1 << 16, 64));
+    assert_ne!(m.read(DATA, 64), vec![0; 64]);
+}
