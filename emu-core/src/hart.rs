@@ -83,7 +83,11 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                     page = pc & PAGE_MASK;
                     off = pc & !PAGE_MASK;
                 }
-                let insn = Decoded(self.ram.decoded(code, off));
+                let mut insn = Decoded(self.ram.decoded(code, off));
+                if insn == Decoded::NONE {
+                    insn = Decoded::new(ram.load32(frame, off));
+                    self.ram.set_decoded(code, off, insn.0);
+                }
                 let mut next = off.wrapping_add(4);
                 let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
 
@@ -268,15 +272,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             .wrapping_sub(page);
                     }
                     Op::Illegal => break 'run Err(Trap::illegal(insn.imm())),
-                    Op::Undecoded => {
-                        let decoded = Decoded::new(self.ram.load32(frame, off));
-                        self.ram.set_decoded(code, off, decoded.0);
-                        // Once more, now that it is known.
-                        next = off;
-                        left += 1;
-                    }
                 }
-                if T::ENABLED && insn.op() != Op::Undecoded {
+                if T::ENABLED {
                     let word = self.ram.load32(frame, off);
                     trace.retire(page.wrapping_add(off), word, privilege);
                 }

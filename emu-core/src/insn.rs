@@ -137,8 +137,6 @@ macro_rules! define_ops {
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u8)]
         pub enum Op {
-            /// Not looked at yet.
-            Undecoded,
             $(#[doc = concat!("`", $name, "`")] $op,)*
             /// In no row of the table.
             Illegal,
@@ -157,13 +155,11 @@ macro_rules! define_ops {
             #[allow(non_upper_case_globals)]
             const fn from_number(n: u8) -> Self {
                 $(const $op: u8 = Op::$op as u8;)*
-                const Undecoded: u8 = Op::Undecoded as u8;
                 const Nop: u8 = Op::Nop as u8;
                 const J: u8 = Op::J as u8;
                 const Jr: u8 = Op::Jr as u8;
                 const MisalignedJump: u8 = Op::MisalignedJump as u8;
                 match n {
-                    Undecoded => Self::Undecoded,
                     $($op => Self::$op,)*
                     Nop => Self::Nop,
                     J => Self::J,
@@ -176,7 +172,7 @@ macro_rules! define_ops {
 
         const OPS: &[Op] = &[$(Op::$op),*];
 
-        /// The table, in the order of [`Op`] from the second variant on.
+        /// The table, in the order of [`Op`].
         pub const ROWS: &[Row] = &[
             $(Row { name: $name, matches: $match, mask: $mask, format: Format::$format },)*
         ];
@@ -220,7 +216,7 @@ static DECODE: [Op; KEYS] = {
 impl Op {
     /// The operation's row, if it stands in the table.
     pub fn row(self) -> Option<&'static Row> {
-        ROWS.get((self as usize).wrapping_sub(1))
+        ROWS.get(self as usize)
     }
 }
 
@@ -308,6 +304,9 @@ pub struct Decoded(pub u64);
 
 #[allow(missing_docs)]
 impl Decoded {
+    /// Not decoded yet: what no instruction decodes to, as `lui` into `x0` is a [`Op::Nop`].
+    pub const NONE: Self = Self(0);
+
     /// Takes an instruction word apart.
     pub fn new(word: u32) -> Self {
         let insn = Insn(word);

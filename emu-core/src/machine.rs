@@ -169,8 +169,18 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// Puts a VM together: its state at rest, its RAM, the disk behind virtio-blk, and what
     /// connects it to the host.
     pub fn new(vm: &'a mut Vm, ram: &'a mut M, disk: &'a mut D, port: &'a mut P) -> Self {
-        let core = Core { sys: &mut vm.sys, ram, disk, port, recheck: false, exit: None };
-        Self { hot: &mut vm.hot, core }
+        Self::with_hot(&mut vm.hot, &mut vm.sys, ram, disk, port)
+    }
+
+    /// The same for a VM whose hot state lies elsewhere, such as in a GPU's shared memory.
+    pub fn with_hot(
+        hot: &'a mut Hot,
+        sys: &'a mut System,
+        ram: &'a mut M,
+        disk: &'a mut D,
+        port: &'a mut P,
+    ) -> Self {
+        Self { hot, core: Core { sys, ram, disk, port, recheck: false, exit: None } }
     }
 
     /// Executes at most `budget` instructions. Input that arrived on the port is seen at the

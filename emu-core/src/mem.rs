@@ -85,12 +85,14 @@ pub trait Ram: Memory {
     type Code: Copy;
     /// No frame's: never read.
     fn no_code(&self) -> Self::Code;
-    /// The decoded instructions of `frame`. Makes an empty page for it if there is none; a page
-    /// got earlier is then no longer valid.
-    fn code(&mut self, frame: Frame) -> Self::Code;
-    /// Whether `frame` is private and has decoded instructions.
-    fn is_code(&self, frame: Frame) -> bool;
-    /// Forgets the decoded instructions of a private frame.
+    /// The decoded instructions of `frame`, which is page `page`. Makes an empty page for it if
+    /// there is none; a page got earlier is then no longer valid.
+    ///
+    /// Which pages are kept depends on `page` alone, so that equal VMs stay in step on a GPU.
+    fn code(&mut self, page: u32, frame: Frame) -> Self::Code;
+    /// Whether `frame`, which is page `page`, is private and has decoded instructions.
+    fn is_code(&self, page: u32, frame: Frame) -> bool;
+    /// Forgets the decoded instructions of a private frame, if it has any.
     fn drop_code(&mut self, frame: Frame);
     /// The decoded instruction at `offset`, zero if it has not been decoded.
     fn decoded(&self, code: Self::Code, offset: u32) -> u64;

@@ -120,6 +120,18 @@ impl TlbEntry {
     }
 }
 
+/// A cached translation of an instruction page, with the page of RAM it leads to.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct InsnEntry {
+    entry: TlbEntry,
+    page: u32,
+}
+
+impl InsnEntry {
+    const EMPTY: Self = Self { entry: TlbEntry::EMPTY, page: 0 };
+}
+
 const DATA_ENTRIES: usize = 64;
 const INSN_ENTRIES: usize = 16;
 
@@ -131,7 +143,7 @@ const INSN_ENTRIES: usize = 16;
 #[repr(C)]
 pub struct Tlb {
     data: [TlbEntry; DATA_ENTRIES],
-    insn: [TlbEntry; INSN_ENTRIES],
+    insn: [InsnEntry; INSN_ENTRIES],
     /// Non-zero when a frame was replaced since the loop last looked.
     replaced: u32,
 }
@@ -140,7 +152,7 @@ impl Tlb {
     /// Nothing cached.
     pub const EMPTY: Self = Self {
         data: [TlbEntry::EMPTY; DATA_ENTRIES],
-        insn: [TlbEntry::EMPTY; INSN_ENTRIES],
+        insn: [InsnEntry::EMPTY; INSN_ENTRIES],
         replaced: 0,
     };
 
@@ -152,9 +164,9 @@ impl Tlb {
     }
 
     #[inline(always)]
-    fn insn(&self, va: u32, denied: u32) -> Option<Frame> {
+    fn insn(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
         let e = self.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
-        if e.hit(va, 0, denied) { Some(e.frame) } else { None }
+        if e.entry.hit(va, 0, denied) { Some((e.page, e.entry.frame)) } else { None }
     }
 
     /// Forgets everything.
@@ -164,7 +176,7 @@ impl Tlb {
     }
 
     fn retain(&mut self, keep: impl Fn(&TlbEntry) -> bool) {
-        for e in self.data.iter_mut().chain(&mut self.insn) {
+        for e in self.data.iter_mut().chain(self.insn.iter_mut().map(|e| &mut e.entry)) {
             if !keep(e) {
                 *e = TlbEntry::EMPTY;
             }
@@ -341,7 +353,7 @@ impl System {
             if updated != entry {
                 self.ram_page(ram, table, access, va, true)?;
                 let frame = self.private(hot, ram, page)?;
-                if ram.is_code(frame) {
+                if ram.is_code(page, frame) {
                     ram.drop_code(frame);
                     hot.tlb.replaced = 1;
                 }
@@ -420,7 +432,7 @@ impl System {
             _ => ram.frame(page).ok_or(access.access_fault(va))?,
         };
         let mut denied = self.data_deny(&leaf, privilege, allowed, ram.is_private(frame));
-        if ram.is_code(frame) {
+        if ram.is_code(page, frame) {
             if access == AccessType::Store {
                 ram.drop_code(frame);
                 hot.tlb.replaced = 1;
@@ -460,19 +472,24 @@ impl System {
         ram: &mut M,
         va: u32,
     ) -> Result<(Frame, M::Code), Trap> {
-        let frame = match hot.tlb.insn(va, hot.ctx.fetch) {
-            Some(frame) => frame,
+        let (page, frame) = match hot.tlb.insn(va, hot.ctx.fetch) {
+            Some(hit) => hit,
             None => self.fetch_miss(hot, ram, va)?,
         };
-        if ram.is_private(frame) && !ram.is_code(frame) {
+        if ram.is_private(frame) && !ram.is_code(page, frame) {
             hot.tlb.protect_code(frame);
         }
-        Ok((frame, ram.code(frame)))
+        Ok((frame, ram.code(page, frame)))
     }
 
     #[cold]
     #[inline(never)]
-    fn fetch_miss<M: Ram>(&self, hot: &mut Hot, ram: &mut M, va: u32) -> Result<Frame, Trap> {
+    fn fetch_miss<M: Ram>(
+        &self,
+        hot: &mut Hot,
+        ram: &mut M,
+        va: u32,
+    ) -> Result<(u32, Frame), Trap> {
         let access = AccessType::Fetch;
         let privilege = hot.ctx.privilege;
         let leaf = self.walk(hot, ram, va, access, privilege)?;
@@ -486,9 +503,11 @@ impl System {
             hot.ctx.fetch
         };
         let superpage = if leaf.superpage { deny::SUPERPAGE } else { 0 };
-        hot.tlb.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES] =
-            TlbEntry { tag: va & PAGE_MASK | deny::ALL & !x | superpage, frame };
-        Ok(frame)
+        hot.tlb.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES] = InsnEntry {
+            entry: TlbEntry { tag: va & PAGE_MASK | deny::ALL & !x | superpage, frame },
+            page,
+        };
+        Ok((page, frame))
     }
 
     /// SFENCE.VMA; `None` orders all addresses.

@@ -196,28 +196,27 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
     }
 }
 
-/// Private frames whose decoded instructions are kept.
-const CODE_SLOTS: usize = 64;
 const INSNS: usize = FRAME_SIZE as usize / 4;
 
 /// A frame's decoded instructions. Words are atomic because VMs on several threads fill the
 /// shared ones; they all write the same value.
 pub type CodePage = [AtomicU64; INSNS];
 
-/// Decoded instructions of private frames, for whoever is running a VM. Empty when zeroed.
+/// Decoded instructions of `SLOTS` private frames. Empty when zeroed.
 ///
-/// Another runner may write the frames in between, so it is emptied before each VM's turn.
+/// It knows of the writes of whoever runs a VM with it. One that serves several VMs in turn is
+/// therefore emptied before each turn: somebody else may have run the VM in between.
 #[repr(C)]
-pub struct CodeCache {
+pub struct CodeCache<const SLOTS: usize = 64> {
     /// Frame in each slot; 0 for none, as frame 0 is shared.
-    frames: [u32; CODE_SLOTS],
-    pages: [CodePage; CODE_SLOTS],
+    frames: [u32; SLOTS],
+    pages: [CodePage; SLOTS],
 }
 
-impl CodeCache {
+impl<const SLOTS: usize> CodeCache<SLOTS> {
     /// Forgets everything.
     pub fn clear(&mut self) {
-        for slot in 0..CODE_SLOTS {
+        for slot in 0..SLOTS {
             if self.frames[slot] != 0 {
                 self.empty(slot);
                 self.frames[slot] = 0;
@@ -226,34 +225,43 @@ impl CodeCache {
     }
 
     fn empty(&mut self, slot: usize) {
-        for word in &mut self.pages[slot % CODE_SLOTS] {
+        for word in &mut self.pages[slot % SLOTS] {
             *word.get_mut() = 0;
         }
     }
 }
 
 /// [`FrameMemory`] to execute from: with decoded instructions.
-pub struct FrameRam<'a, S> {
+pub struct FrameRam<'a, S, const SLOTS: usize = 64> {
     memory: FrameMemory<'a, S>,
     /// One page for each shared frame.
     shared: &'a [CodePage],
-    private: &'a mut CodeCache,
+    private: &'a mut CodeCache<SLOTS>,
 }
 
-impl<'a, S: FrameSource> FrameRam<'a, S> {
+impl<'a, S: FrameSource, const SLOTS: usize> FrameRam<'a, S, SLOTS> {
     /// Adds decoded instructions to a memory: `shared` for the arena's shared frames, all zero at
     /// first and common to the fleet, and `private`, which is emptied.
     pub fn new(
         memory: FrameMemory<'a, S>,
         shared: &'a [CodePage],
-        private: &'a mut CodeCache,
+        private: &'a mut CodeCache<SLOTS>,
     ) -> Self {
         private.clear();
+        Self::keep(memory, shared, private)
+    }
+
+    /// The same with a `private` that serves no other VM and keeps what it knows.
+    pub fn keep(
+        memory: FrameMemory<'a, S>,
+        shared: &'a [CodePage],
+        private: &'a mut CodeCache<SLOTS>,
+    ) -> Self {
         Self { memory, shared, private }
     }
 }
 
-impl<S: FrameSource> Memory for FrameRam<'_, S> {
+impl<S: FrameSource, const SLOTS: usize> Memory for FrameRam<'_, S, SLOTS> {
     fn pages(&self) -> u32 {
         self.memory.pages()
     }
@@ -306,7 +314,7 @@ impl<S: FrameSource> Memory for FrameRam<'_, S> {
 #[derive(Clone, Copy)]
 pub struct CodeRef(*const AtomicU64);
 
-impl<S: FrameSource> Ram for FrameRam<'_, S> {
+impl<S: FrameSource, const SLOTS: usize> Ram for FrameRam<'_, S, SLOTS> {
     type Window = Arena;
     type Code = CodeRef;
 
@@ -320,11 +328,11 @@ impl<S: FrameSource> Ram for FrameRam<'_, S> {
     }
 
     #[inline]
-    fn code(&mut self, frame: Frame) -> CodeRef {
+    fn code(&mut self, page: u32, frame: Frame) -> CodeRef {
         if let Some(page) = self.shared.get(frame.index() as usize) {
             return CodeRef(page.as_ptr());
         }
-        let slot = frame.index() as usize % CODE_SLOTS;
+        let slot = page as usize % SLOTS;
         if self.private.frames[slot] != frame.index() {
             if self.private.frames[slot] != 0 {
                 self.private.empty(slot);
@@ -335,16 +343,19 @@ impl<S: FrameSource> Ram for FrameRam<'_, S> {
     }
 
     #[inline]
-    fn is_code(&self, frame: Frame) -> bool {
-        let kept = self.private.frames[frame.index() as usize % CODE_SLOTS];
-        kept != 0 && kept == frame.index()
+    fn is_code(&self, page: u32, frame: Frame) -> bool {
+        self.is_private(frame) && self.private.frames[page as usize % SLOTS] == frame.index()
     }
 
     fn drop_code(&mut self, frame: Frame) {
-        if self.is_code(frame) {
-            let slot = frame.index() as usize % CODE_SLOTS;
-            self.private.empty(slot);
-            self.private.frames[slot] = 0;
+        if !self.is_private(frame) {
+            return;
+        }
+        for slot in 0..SLOTS {
+            if self.private.frames[slot] == frame.index() {
+                self.private.empty(slot);
+                self.private.frames[slot] = 0;
+            }
         }
     }
 
@@ -352,7 +363,16 @@ impl<S: FrameSource> Ram for FrameRam<'_, S> {
     fn decoded(&self, code: CodeRef, offset: u32) -> u64 {
         // SAFETY: `code` points to a whole page in `shared` or `private`, both borrowed for as
         // long as `self` lives, and the index is masked.
-        unsafe { (*code.0.add((offset >> 2) as usize % INSNS)).load(Ordering::Relaxed) }
+        let word = unsafe { code.0.add((offset >> 2) as usize % INSNS) };
+        if cfg!(feature = "device") {
+            // An atomic load would pass by the GPU's first-level cache.
+            // SAFETY: as above. All writers write the same value, in one aligned access, and a
+            // stale zero only means to decode again.
+            unsafe { word.cast::<u64>().read() }
+        } else {
+            // SAFETY: as above.
+            unsafe { (*word).load(Ordering::Relaxed) }
+        }
     }
 
     #[inline(always)]

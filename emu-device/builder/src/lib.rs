@@ -1,0 +1,57 @@
+//! Turns the `emu-device` crate into PTX during an ordinary cargo build, with stable Rust alone.
+//!
+//! 1. cargo builds the crate for the *host* as a `cdylib`, with fat LTO and `--emit=llvm-bc`: one
+//!    bitcode file with everything reachable, libcore's part included ([`bitcode`]).
+//! 2. rustc's own LLVM, which has the NVPTX back end, is opened as a shared library ([`llvm`]).
+//! 3. The module is retargeted and emitted as assembly ([`ptx`]).
+
+mod bitcode;
+mod llvm;
+mod ptx;
+
+pub use bitcode::emit as bitcode;
+pub use ptx::{Options, emit as ptx};
+
+use std::path::PathBuf;
+
+/// Why there is no PTX.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// rustc or cargo could not be run.
+    #[error("Could not run {program}")]
+    Run {
+        /// The program.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// rustc or cargo failed.
+    #[error("{program} failed:\n{stderr}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// What it said.
+        stderr: String,
+    },
+    /// The toolchain has no LLVM that can be opened.
+    #[error("No LLVM library in {0}: this Rust toolchain links LLVM statically")]
+    NoLlvm(PathBuf),
+    /// The library does not have what is needed.
+    #[error("rustc's LLVM cannot be used")]
+    Library(#[from] libloading::Error),
+    /// LLVM refused.
+    #[error("LLVM: {0}")]
+    Llvm(String),
+    /// The bitcode uses something that does not exist on the device.
+    #[error("The device code refers to {0}, which does not exist on the device")]
+    Undefined(String),
+    /// A file could not be read or written.
+    #[error("{path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
