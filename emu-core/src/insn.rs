@@ -308,6 +308,8 @@ impl Decoded {
     pub const NONE: Self = Self(0);
 
     /// Takes an instruction word apart.
+    #[cold]
+    #[inline(never)]
     pub fn new(word: u32) -> Self {
         let insn = Insn(word);
         let op = decode(word);

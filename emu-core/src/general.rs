@@ -1,0 +1,337 @@
+//! What the instruction loop leaves to the general case: TLB misses, devices, atomics, CSRs,
+//! privileged instructions, and jumps to misaligned addresses.
+
+use crate::abi::{Hot, NO_RESERVATION};
+use crate::csr::{CsrOp, Word, mstatus};
+use crate::insn::{Decoded, Format, Insn, Op, decode};
+use crate::machine::Core;
+use crate::mem::{FRAME_SIZE, Frame, Memory, Ram};
+use crate::mmu::{AccessType, PAGE_MASK, Privilege, Target};
+use crate::port::Port;
+use crate::trace::Trace;
+use crate::trap::{Trap, cause};
+
+impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
+    /// Executes one instruction at `hot.pc` and answers the next `pc`. `recheck` is set when the
+    /// loop must end after it.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn general<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        insn: Decoded,
+        trace: &mut T,
+    ) -> Result<u32, Trap> {
+        let (a, b) = (hot.x[insn.rs1()], hot.x[insn.rs2()]);
+        let va = a.wrapping_add(insn.imm());
+        let mut next = hot.pc.wrapping_add(4);
+        let op = insn.op();
+        let value = match op {
+            Op::Lb => self.load(hot, va, 1)? as i8 as u32,
+            Op::Lh => self.load(hot, va, 2)? as i16 as u32,
+            Op::Lw => self.load(hot, va, 4)?,
+            Op::Lbu => self.load(hot, va, 1)?,
+            Op::Lhu => self.load(hot, va, 2)?,
+            Op::Sb | Op::Sh | Op::Sw => {
+                let size = match op {
+                    Op::Sb => 1,
+                    Op::Sh => 2,
+                    _ => 4,
+                };
+                self.store(hot, va, b, size)?;
+                trace.store(va, b, size);
+                return Ok(next);
+            }
+            Op::LrW => self.load_reserved(hot, a)?,
+            Op::ScW => {
+                let done = self.store_conditional(hot, a, b)?;
+                if done {
+                    trace.store(a, b, 4);
+                }
+                u32::from(!done)
+            }
+            Op::Csrrw | Op::Csrrs | Op::Csrrc | Op::Csrrwi | Op::Csrrsi | Op::Csrrci => {
+                self.csr_insn(hot, insn.insn(), trace)?
+            }
+            Op::Ecall | Op::Ebreak | Op::Sret | Op::Mret | Op::Wfi | Op::SfenceVma => {
+                next = self.system(hot, insn.insn(), next)?;
+                return Ok(next);
+            }
+            Op::Jalr | Op::Jr => return Err(Trap::new(cause::INSN_MISALIGNED, va & !1)),
+            Op::MisalignedJump => {
+                misaligned_jump(hot, insn.insn())?;
+                return Ok(next);
+            }
+            Op::AmoswapW
+            | Op::AmoaddW
+            | Op::AmoxorW
+            | Op::AmoandW
+            | Op::AmoorW
+            | Op::AmominW
+            | Op::AmomaxW
+            | Op::AmominuW
+            | Op::AmomaxuW => self.amo(hot, op, a, b, trace)?,
+            _ => return Err(Trap::illegal(insn.imm())),
+        };
+        if matches!(op.row().map(|row| row.format), Some(Format::Load)) {
+            trace.load(va);
+        } else if op == Op::LrW {
+            trace.load(a);
+        }
+        let rd = insn.rd();
+        hot.x[rd] = value;
+        hot.x[0] = 0;
+        if rd != 0 {
+            trace.reg(rd, value);
+        }
+        Ok(next)
+    }
+
+    fn amo<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        op: Op,
+        va: u32,
+        operand: u32,
+        trace: &mut T,
+    ) -> Result<u32, Trap> {
+        let frame = self.amo_frame(hot, va)?;
+        let old = self.ram.load32(frame, va);
+        let new = match op {
+            Op::AmoswapW => operand,
+            Op::AmoaddW => old.wrapping_add(operand),
+            Op::AmoxorW => old ^ operand,
+            Op::AmoandW => old & operand,
+            Op::AmoorW => old | operand,
+            Op::AmominW => (old as i32).min(operand as i32) as u32,
+            Op::AmomaxW => (old as i32).max(operand as i32) as u32,
+            Op::AmominuW => old.min(operand),
+            _ => old.max(operand),
+        };
+        self.ram.store32(frame, va, new);
+        trace.load(va);
+        trace.store(va, new, 4);
+        Ok(old)
+    }
+
+    /// A load that missed the TLB, is misaligned, or goes to a device.
+    fn load(&mut self, hot: &mut Hot, va: u32, size: u32) -> Result<u32, Trap> {
+        if va & (size - 1) != 0 {
+            return self.load_misaligned(hot, va, size);
+        }
+        match self.target(hot, va, AccessType::Load)? {
+            Target::Ram(frame) => Ok(match size {
+                1 => self.ram.load8(frame, va),
+                2 => self.ram.load16(frame, va),
+                _ => self.ram.load32(frame, va),
+            }),
+            Target::Mmio(addr) => {
+                self.bus_read(addr, size).map_err(|_| AccessType::Load.access_fault(va))
+            }
+        }
+    }
+
+    /// A store that missed the TLB, is misaligned, or goes to a device.
+    fn store(&mut self, hot: &mut Hot, va: u32, value: u32, size: u32) -> Result<(), Trap> {
+        if va & (size - 1) != 0 {
+            return self.store_misaligned(hot, va, value, size);
+        }
+        match self.target(hot, va, AccessType::Store)? {
+            Target::Ram(frame) => {
+                match size {
+                    1 => self.ram.store8(frame, va, value),
+                    2 => self.ram.store16(frame, va, value),
+                    _ => self.ram.store32(frame, va, value),
+                }
+                Ok(())
+            }
+            Target::Mmio(addr) => self
+                .bus_write(hot, addr, size, value)
+                .map_err(|_| AccessType::Store.access_fault(va))?,
+        }
+    }
+
+    fn target(&mut self, hot: &mut Hot, va: u32, access: AccessType) -> Result<Target, Trap> {
+        if access == AccessType::Store
+            && let Some(frame) = self.sys.store_to_code(hot, self.ram, va)
+        {
+            self.recheck = true;
+            return Ok(Target::Ram(frame));
+        }
+        let target = self.sys.data_target(hot, self.ram, va, access)?;
+        // The page that instructions come from may have another frame now.
+        self.recheck |= hot.tlb.take_replaced();
+        Ok(target)
+    }
+
+    fn ram_frame(&mut self, hot: &mut Hot, va: u32, access: AccessType) -> Result<Frame, Trap> {
+        match self.target(hot, va, access)? {
+            Target::Ram(frame) => Ok(frame),
+            Target::Mmio(_) => Err(access.access_fault(va)),
+        }
+    }
+
+    // Misaligned accesses work on RAM, also across a page; on devices they are access faults.
+    // Both pages are translated before anything is read or written.
+
+    fn both_frames(
+        &mut self,
+        hot: &mut Hot,
+        va: u32,
+        size: u32,
+        access: AccessType,
+    ) -> Result<(Frame, Frame), Trap> {
+        let first = self.ram_frame(hot, va, access)?;
+        let end = va.wrapping_add(size - 1);
+        if (va ^ end) & PAGE_MASK == 0 {
+            return Ok((first, first));
+        }
+        let second = self.ram_frame(hot, end & PAGE_MASK, access)?;
+        // Making the second page private may have given the first one another frame.
+        Ok((self.ram_frame(hot, va, access)?, second))
+    }
+
+    fn load_misaligned(&mut self, hot: &mut Hot, va: u32, size: u32) -> Result<u32, Trap> {
+        let (first, second) = self.both_frames(hot, va, size, AccessType::Load)?;
+        let mut value = 0;
+        for i in 0..size {
+            let offset = (va & !PAGE_MASK) + i;
+            let frame = if offset < FRAME_SIZE { first } else { second };
+            value |= self.ram.load8(frame, offset) << (8 * i);
+        }
+        Ok(value)
+    }
+
+    fn store_misaligned(
+        &mut self,
+        hot: &mut Hot,
+        va: u32,
+        value: u32,
+        size: u32,
+    ) -> Result<(), Trap> {
+        let (first, second) = self.both_frames(hot, va, size, AccessType::Store)?;
+        for i in 0..size {
+            let offset = (va & !PAGE_MASK) + i;
+            let frame = if offset < FRAME_SIZE { first } else { second };
+            self.ram.store8(frame, offset, value >> (8 * i));
+        }
+        Ok(())
+    }
+
+    /// The frame that an AMO works on.
+    fn amo_frame(&mut self, hot: &mut Hot, va: u32) -> Result<Frame, Trap> {
+        match hot.tlb.data(va, 3, hot.ctx.store) {
+            Some(frame) => Ok(frame),
+            None if va & 3 != 0 => Err(Trap::new(cause::STORE_MISALIGNED, va)),
+            None => self.ram_frame(hot, va, AccessType::Store),
+        }
+    }
+
+    fn load_reserved(&mut self, hot: &mut Hot, va: u32) -> Result<u32, Trap> {
+        if va & 3 != 0 {
+            return Err(Trap::new(cause::LOAD_MISALIGNED, va));
+        }
+        let frame = self.ram_frame(hot, va, AccessType::Load)?;
+        // Traps and changes of translation drop the reservation, so that the virtual address
+        // stands for the physical one as long as it lives.
+        hot.reservation = va;
+        Ok(self.ram.load32(frame, va))
+    }
+
+    fn store_conditional(&mut self, hot: &mut Hot, va: u32, value: u32) -> Result<bool, Trap> {
+        let frame = self.amo_frame(hot, va)?;
+        let reserved = hot.reservation == va;
+        hot.reservation = NO_RESERVATION;
+        if reserved {
+            self.ram.store32(frame, va, value);
+        }
+        Ok(reserved)
+    }
+
+    fn csr_insn<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        insn: Insn,
+        trace: &mut T,
+    ) -> Result<u32, Trap> {
+        let (op, immediate) = match decode(insn.0) {
+            Op::Csrrw => (CsrOp::Write, false),
+            Op::Csrrs => (CsrOp::Set, false),
+            Op::Csrrc => (CsrOp::Clear, false),
+            Op::Csrrwi => (CsrOp::Write, true),
+            Op::Csrrsi => (CsrOp::Set, true),
+            _ => (CsrOp::Clear, true),
+        };
+        let field = insn.rs1();
+        let value = if immediate { field as u32 } else { hot.x[field] };
+        // Setting or clearing no bits does not write at all.
+        let operand = if op == CsrOp::Write || field != 0 { Some(value) } else { None };
+        let access = self.sys.csr_access(hot, insn.csr(), op, operand);
+        let (old, recheck) = access.map_err(|_| Trap::illegal(insn.0))?;
+        self.recheck |= recheck;
+        if T::ENABLED && operand.is_some() {
+            let now = self.sys.csr_access(hot, insn.csr(), CsrOp::Set, None);
+            trace.csr(insn.csr(), now.map_or(old, |(value, _)| value));
+        }
+        Ok(old)
+    }
+
+    /// The remaining system instructions. Answers the next `pc`.
+    fn system(&mut self, hot: &mut Hot, insn: Insn, next: u32) -> Result<u32, Trap> {
+        let privilege = hot.ctx.privilege;
+        let status = self.sys.csr.get(Word::Mstatus);
+        let supervisor = privilege == Privilege::Supervisor;
+        let trapped = |bit: u32| supervisor && status & bit != 0;
+        let illegal = Err(Trap::illegal(insn.0));
+        self.recheck = true;
+        match decode(insn.0) {
+            Op::Ecall if supervisor && self.sys.sbi != 0 => {
+                self.sbi_call(hot)?;
+                Ok(next)
+            }
+            Op::Ecall => Err(Trap::new(cause::ECALL_U + privilege as u32, 0)),
+            Op::Ebreak => Err(Trap::new(cause::BREAKPOINT, hot.pc)),
+            Op::Sret if privilege == Privilege::User || trapped(mstatus::TSR) => illegal,
+            Op::Sret => {
+                self.sys.sret(hot);
+                Ok(hot.pc)
+            }
+            Op::Mret if privilege != Privilege::Machine => illegal,
+            Op::Mret => {
+                self.sys.mret(hot);
+                Ok(hot.pc)
+            }
+            Op::Wfi if privilege == Privilege::User || trapped(mstatus::TW) => illegal,
+            Op::Wfi => {
+                self.sys.waiting = 1;
+                Ok(next)
+            }
+            Op::SfenceVma if privilege == Privilege::User || trapped(mstatus::TVM) => illegal,
+            Op::SfenceVma => {
+                let va = (insn.rs1() != 0).then(|| hot.x[insn.rs1()]);
+                self.sys.sfence_vma(hot, va);
+                Ok(next)
+            }
+            _ => illegal,
+        }
+    }
+}
+
+/// A jump whose target is misaligned traps, if it is taken.
+fn misaligned_jump(hot: &Hot, insn: Insn) -> Result<(), Trap> {
+    let x = |r: usize| hot.x[r];
+    let (a, b) = (x(insn.rs1()), x(insn.rs2()));
+    let (taken, offset) = match decode(insn.0) {
+        Op::Jal => (true, insn.imm_j()),
+        Op::Beq => (a == b, insn.imm_b()),
+        Op::Bne => (a != b, insn.imm_b()),
+        Op::Blt => ((a as i32) < b as i32, insn.imm_b()),
+        Op::Bge => (a as i32 >= b as i32, insn.imm_b()),
+        Op::Bltu => (a < b, insn.imm_b()),
+        _ => (a >= b, insn.imm_b()),
+    };
+    if taken {
+        return Err(Trap::new(cause::INSN_MISALIGNED, hot.pc.wrapping_add(offset)));
+    }
+    Ok(())
+}
