@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select, tick};
 
-use crate::backend::{Backend, Event, EventKind, Totals};
+use crate::backend::{Backend, BackendError, Event, EventKind, Totals};
 use crate::console::escape;
 use crate::console::log::Sink;
 use crate::exit::{Code, Error};
@@ -14,6 +14,8 @@ use crate::progress::Progress;
 
 /// How often progress is shown and logs are flushed.
 const TICK: Duration = Duration::from_millis(250);
+/// Resets of a VM after which the user is told.
+const RESETS_NOTED: u32 = 5;
 /// Input from a pipe waits this long for a guest that never says it is ready.
 const INPUT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -206,6 +208,10 @@ impl Ledger {
         }
     }
 
+    fn resets(&self, vm: u32) -> u32 {
+        self.vms.get(vm as usize).map_or(0, |vm| vm.resets)
+    }
+
     /// Whether the run is over by what the VMs did.
     fn verdict(&self) -> Option<Verdict> {
         match (self.until, self.open, self.failed) {
@@ -244,7 +250,7 @@ pub fn run(
         select! {
             recv(backend.events()) -> event => {
                 let Ok(event) = event else {
-                    break Err(Error::Usage("the backend ended by itself".into()));
+                    break Err(BackendError::Ended.into());
                 };
                 ledger.note(&event);
                 match &event.kind {
@@ -257,8 +263,17 @@ pub fn run(
                     EventKind::Faulted(reason) => {
                         progress.say(&format!("vm{} faulted: {reason}", event.vm));
                     }
-                    EventKind::Reset | EventKind::Halted(_) => {
-                        tracing::info!(vm = event.vm, instret = event.instret, what = ?event.kind);
+                    EventKind::Reset => {
+                        tracing::info!(vm = event.vm, instret = event.instret, "starts again");
+                        if ledger.resets(event.vm) == RESETS_NOTED {
+                            progress.say(&format!("vm{} resets again and again", event.vm));
+                        }
+                    }
+                    EventKind::Halted(0) => {
+                        tracing::info!(vm = event.vm, instret = event.instret, "powered off");
+                    }
+                    EventKind::Halted(status) => {
+                        progress.say(&format!("vm{} failed with status {status}", event.vm));
                     }
                 }
             }

@@ -154,7 +154,7 @@ mod tests {
         for (args, words) in [
             ("--memory 0", &["needs memory"][..]),
             ("--memory 24", &["24M"]),
-            ("--memory 64K", &["too small", "--memory 1M"]),
+            ("--memory 64K", &["too small", "--memory 3M"]),
             ("--memory 2G", &["1 GiB at most"]),
             ("--machine semu --memory 1G", &["512 MiB at most"]),
             ("--count 1000000 --memory 1G", &["--count 1000000", "more than this host"]),

@@ -162,6 +162,9 @@ pub enum BackendError {
     /// Address space for guest memory was refused.
     #[error("cannot reserve {0} of address space for guest memory")]
     Reserve(Size, #[source] io::Error),
+    /// It stopped although nobody asked it to.
+    #[error("the backend ended by itself")]
+    Ended,
     /// A thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),

@@ -59,9 +59,6 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if stage.interactive && outcome.verdict == Verdict::Left {
         eprintln!("\npxvm: left the console");
     }
-    if let (1, Some(reason)) = (count, outcome.vms.first().and_then(|vm| vm.reason.as_ref())) {
-        tracing::debug!(reason, "the machine failed");
-    }
     if running.json {
         let report = BootReport::new(&backend, &outcome, stage.logs.as_deref());
         print_json(&report).map_err(printing)?;
@@ -127,10 +124,8 @@ impl Stage {
         if self.interactive || (count == 1 && (piped || !running.json)) {
             terminal::read_input(sender, self.interactive)
                 .map_err(|e| Error::io("read standard input", e))?;
-        } else {
-            // Keeps the channel open; without a handler for signals it would close.
-            std::mem::forget(sender);
         }
+        // The handler of signals keeps the channel open.
         Ok(controls)
     }
 }

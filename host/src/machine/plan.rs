@@ -19,6 +19,9 @@ use crate::units::Size;
 pub const KERNEL_ALIGN: u32 = 4 << 20;
 /// Room above the device tree: firmware lets it grow in place.
 const TREE_ROOM: u64 = 64 << 10;
+/// Memory that a kernel needs beside the images to get anywhere at all. What it needs to be of
+/// use depends on the guest: the one of this project serves with 8 MiB in total.
+const WORKING_MEMORY: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 
 /// What has to be placed.
@@ -75,7 +78,7 @@ pub enum PlanError {
     #[error("--memory {0}: {1}")]
     Memory(Size, String),
     /// The images need more than there is.
-    #[error("--memory {have} is too small: {what} need {need}; give --memory {suggest}M")]
+    #[error("--memory {have} is too small: with {what} it takes {need}; give --memory {suggest}M")]
     TooSmall {
         /// What was given.
         have: Size,
@@ -179,7 +182,8 @@ pub fn plan(inputs: Inputs) -> Result<Plan, PlanError> {
     let info_len = if firmware.is_some() { PAGE } else { 0 };
     let initrd_len = up(inputs.initrd.as_ref().map_or(0, |i| i.len() as u64));
     let low_end = firmware.iter().map(Payload::end).fold(kernel.end(), u64::max);
-    let need = up(low_end.saturating_sub(ram.start)) + initrd_len + info_len + tree_len;
+    let images = up(low_end.saturating_sub(ram.start)) + initrd_len + info_len + tree_len;
+    let need = images + WORKING_MEMORY;
     if need > inputs.memory.0 && low_end >= ram.start {
         return Err(PlanError::TooSmall {
             have: inputs.memory,
@@ -324,7 +328,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_numbers() {
         let refused = |inputs| plan(inputs).unwrap_err().to_string();
         let small = refused(Inputs { memory: Size::mib(2), ..inputs() });
-        assert!(small.contains("give --memory 4M"), "{small}");
+        assert!(small.contains("give --memory 6M"), "{small}");
         let large = refused(Inputs { memory: Size::mib(2048), ..inputs() });
         assert!(large.contains("1 GiB at most"), "{large}");
         let odd = refused(Inputs { memory: Size(24), ..inputs() });
