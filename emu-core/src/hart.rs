@@ -91,6 +91,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 let Some(data) = hot.tlb.data(va, $size - 1, hot.ctx.load) else {
                                     break 'general;
                                 };
+                                // A load into x0 is no `Nop`: it may fault.
+                                if rd == 0 {
+                                    break 'general;
+                                }
                                 trace.load(va);
                                 set!(ram.$get(data, va) as $signed as u32);
                             }};
