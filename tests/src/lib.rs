@@ -7,3 +7,5 @@ pub mod asm;
 pub mod hash;
 pub mod machine;
 pub mod memory;
+pub mod program;
+pub mod qemu;

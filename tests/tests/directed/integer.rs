@@ -158,6 +158,15 @@ fn x0_stays_zero_whatever_writes_it() {
 }
 
 #[test]
+fn x0_stays_zero_after_a_load_that_hits_the_tlb() {
+    let mut m = TestMachine::program(|a| {
+        a.lw(A0, 0, S0).lw(ZERO, 0, S0).mv(A1, ZERO).lb(ZERO, 0, S0).addi(A2, ZERO, 0);
+    });
+    m.set_x(S0, RAM).set_x(A1, 1).set_x(A2, 1).run_out();
+    assert_eq!([A1, A2, ZERO].map(|r| m.x(r)), [0; 3]);
+}
+
+#[test]
 fn fence_and_hints_do_nothing() {
     let mut m = TestMachine::program(|a| {
         // fence.tso, pause, fence with reserved fields, fence.i with an immediate.

@@ -393,17 +393,47 @@ fn remapped(fence: fn(&mut Asm)) -> (u32, u32) {
 
 #[test]
 fn sfence_vma_makes_a_new_mapping_seen() {
-    assert_eq!(remapped(|a| { a.sfence_vma(ZERO, ZERO); }), (3, 4));
-    assert_eq!(remapped(|a| { a.sfence_vma(S0, ZERO); }), (3, 4));
-    assert_eq!(remapped(|a| { a.sfence_vma(S0, A1); }), (3, 4));
-    assert_eq!(remapped(|a| { a.sfence_vma(ZERO, A1); }), (3, 4));
+    assert_eq!(
+        remapped(|a| {
+            a.sfence_vma(ZERO, ZERO);
+        }),
+        (3, 4)
+    );
+    assert_eq!(
+        remapped(|a| {
+            a.sfence_vma(S0, ZERO);
+        }),
+        (3, 4)
+    );
+    assert_eq!(
+        remapped(|a| {
+            a.sfence_vma(S0, A1);
+        }),
+        (3, 4)
+    );
+    assert_eq!(
+        remapped(|a| {
+            a.sfence_vma(ZERO, A1);
+        }),
+        (3, 4)
+    );
     // Any address of the page will do.
-    assert_eq!(remapped(|a| { a.addi(T0, S0, 0x7ff).sfence_vma(T0, ZERO); }), (3, 4));
+    assert_eq!(
+        remapped(|a| {
+            a.addi(T0, S0, 0x7ff).sfence_vma(T0, ZERO);
+        }),
+        (3, 4)
+    );
 }
 
 #[test]
 fn writing_satp_makes_a_new_mapping_seen() {
-    assert_eq!(remapped(|a| { a.csrr(T0, SATP).csrrw(ZERO, SATP, T0); }), (3, 4));
+    assert_eq!(
+        remapped(|a| {
+            a.csrr(T0, SATP).csrrw(ZERO, SATP, T0);
+        }),
+        (3, 4)
+    );
 }
 
 #[test]
@@ -418,7 +448,10 @@ fn sfence_vma_of_one_address_covers_the_whole_superpage() {
     m.write_words(DATA, &[9]);
     tables.enable(&mut m, Supervisor);
     m.run_out();
-    assert_eq!((m.x(A0), m.taken().map(|t| (t.cause, t.tval))), (9, Some((LOAD_PAGE, 0x4010_0000))));
+    assert_eq!(
+        (m.x(A0), m.taken().map(|t| (t.cause, t.tval))),
+        (9, Some((LOAD_PAGE, 0x4010_0000)))
+    );
 }
 
 #[test]
