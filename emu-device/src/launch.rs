@@ -6,7 +6,7 @@ use core::sync::atomic::AtomicU32;
 use emu_core::abi::{Exit, Vm};
 
 /// Pages of decoded instructions that a VM keeps of its private frames, on the GPU.
-pub const CODE_SLOTS: usize = 8;
+pub const CODE_SLOTS: usize = 32;
 
 /// One launch. All pointers are device addresses.
 #[derive(Clone, Copy, Debug)]

@@ -105,7 +105,7 @@ unsafe fn emit_with(llvm: &Llvm, bitcode: &Path, options: &Options<'_>) -> Resul
         }
 
         retarget(llvm, module, options);
-        run_passes(llvm, module, machine, "default<O3>")?;
+        run_passes(llvm, module, machine, "default<Os>")?;
         if let Some(path) = options.keep_ir {
             let path = c(&path.to_string_lossy());
             (llvm.LLVMPrintModuleToFile)(module, path.as_ptr(), &mut error);
