@@ -4,6 +4,7 @@
 //! The tests themselves are in `tests/`, the benchmarks in `benches/`.
 
 pub mod asm;
+pub mod fuzz;
 pub mod hash;
 pub mod machine;
 pub mod memory;

@@ -3,6 +3,7 @@
 //! Machines that share an [`Arena`](Frames) are a fleet: the same shared frames, private ones
 //! from one pool.
 
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
@@ -89,8 +90,16 @@ impl Space {
     /// Memory whose page `i` is the arena's shared frame `table[i]`, and a disk likewise.
     pub fn new(frames: &Rc<Frames>, table: Vec<u32>, disk: Vec<u32>) -> Self {
         assert!(table.iter().chain(&disk).all(|&f| f < frames.shared), "not a shared frame");
-        // SAFETY: a `CodeCache` is integers; all zero is its empty state.
-        let code = unsafe { Box::<CodeCache>::new_zeroed().assume_init() };
+        // SAFETY: a `CodeCache` is integers, and all zero is its empty state; the memory comes from
+        // the allocator with its layout, which is what `Box` gives back.
+        let code = unsafe {
+            let layout = Layout::new::<CodeCache>();
+            let code = alloc_zeroed(layout).cast::<CodeCache>();
+            if code.is_null() {
+                handle_alloc_error(layout);
+            }
+            Box::from_raw(code)
+        };
         Self { frames: Rc::clone(frames), table, disk, code }
     }
 

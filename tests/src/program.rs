@@ -776,7 +776,7 @@ impl Writer<'_> {
         let mut d = self.dest();
         let access = self.rng.below(8);
         let aligned = if access == 6 { !3 } else { !0 };
-        self.asm.li(ADDRESS, page + offset + misalign & aligned);
+        self.asm.li(ADDRESS, (page + offset + misalign) & aligned);
         if machine {
             // The register that holds the bits must survive until they are cleared.
             while [ZERO, T6].contains(&d) {
