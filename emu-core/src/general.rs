@@ -57,6 +57,13 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 next = self.system(hot, insn.insn(), next)?;
                 return Ok(next);
             }
+            Op::DiscardedLoad => {
+                let va = a.wrapping_add(insn.insn().imm_i());
+                // funct3 holds the size.
+                self.load(hot, va, 1 << (insn.imm() >> 12 & 3))?;
+                trace.load(va);
+                return Ok(next);
+            }
             Op::Jalr | Op::Jr => return Err(Trap::new(cause::INSN_MISALIGNED, va & !1)),
             Op::MisalignedJump => {
                 misaligned_jump(hot, insn.insn())?;

@@ -11,7 +11,7 @@ use crate::abi::Hot;
 use crate::insn::{Decoded, Op};
 use crate::machine::Core;
 use crate::mem::{FRAME_SIZE, Frame, Memory, Ram, Window};
-use crate::mmu::PAGE_MASK;
+use crate::mmu::{Context, PAGE_MASK};
 use crate::port::Port;
 use crate::trace::Trace;
 use crate::trap::Trap;
@@ -37,6 +37,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let mut frame = Frame::ZERO;
         let mut code = self.ram.no_code();
         let ram = self.ram.window();
+        // What changes these ends the loop.
+        let Context { load, store, .. } = hot.ctx;
         self.recheck = false;
 
         macro_rules! sync {
@@ -51,7 +53,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             if n == 0 {
                 break 'run Ok(());
             }
-            loop {
+            'insn: loop {
                 if off >= FRAME_SIZE {
                     let pc = page.wrapping_add(off);
                     match self.sys.fetch_page(hot, self.ram, pc) {
@@ -61,11 +63,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                     page = pc & PAGE_MASK;
                     off = pc & !PAGE_MASK;
                 }
-                let mut insn = Decoded(self.ram.decoded(code, off));
-                if insn == Decoded::NONE {
-                    insn = Decoded::new(ram.load32(frame, off));
-                    self.ram.set_decoded(code, off, insn.0);
-                }
+                let insn = Decoded(self.ram.decoded(code, off));
                 let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
 
                 // The offset of the next instruction.
@@ -88,13 +86,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         macro_rules! load {
                             ($size:literal, $get:ident, $signed:ty) => {{
                                 let va = a.wrapping_add(imm);
-                                let Some(data) = hot.tlb.data(va, $size - 1, hot.ctx.load) else {
+                                let Some(data) = hot.tlb.data(va, $size - 1, load) else {
                                     break 'general;
                                 };
-                                // A load into x0 is no `Nop`: it may fault.
-                                if rd == 0 {
-                                    break 'general;
-                                }
                                 trace.load(va);
                                 set!(ram.$get(data, va) as $signed as u32);
                             }};
@@ -102,7 +96,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         macro_rules! store {
                             ($size:literal, $put:ident) => {{
                                 let va = a.wrapping_add(imm);
-                                let Some(data) = hot.tlb.data(va, $size - 1, hot.ctx.store) else {
+                                let Some(data) = hot.tlb.data(va, $size - 1, store) else {
                                     break 'general;
                                 };
                                 ram.$put(data, va, b);
@@ -124,13 +118,18 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 break 'done off.wrapping_add(imm);
                             }
                             Op::J => break 'done off.wrapping_add(imm),
-                            Op::Jalr | Op::Jr => {
+                            Op::Jalr => {
                                 let target = a.wrapping_add(imm) & !1;
                                 if target & 2 != 0 {
                                     break 'general;
                                 }
-                                if insn.op() == Op::Jalr {
-                                    set!(pc.wrapping_add(4));
+                                set!(pc.wrapping_add(4));
+                                break 'done target.wrapping_sub(page);
+                            }
+                            Op::Jr => {
+                                let target = a.wrapping_add(imm) & !1;
+                                if target & 2 != 0 {
+                                    break 'general;
                                 }
                                 break 'done target.wrapping_sub(page);
                             }
@@ -183,6 +182,11 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         }
                         break 'done following;
                     }
+                    if insn.op() == Op::Undecoded {
+                        let decoded = Decoded::new(ram.load32(frame, off));
+                        self.ram.set_decoded(code, off, decoded.0);
+                        continue 'insn;
+                    }
                     sync!();
                     match self.general(hot, insn, trace) {
                         Ok(pc) => {
@@ -213,10 +217,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     }
 }
 
+#[inline(never)]
 fn mulh(a: u32, b: u32) -> u32 {
     ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32
 }
 
+#[inline(never)]
 fn mulhsu(a: u32, b: u32) -> u32 {
     ((i64::from(a as i32) * i64::from(b)) >> 32) as u32
 }
@@ -225,21 +231,27 @@ fn mulhu(a: u32, b: u32) -> u32 {
     ((u64::from(a) * u64::from(b)) >> 32) as u32
 }
 
+// Rare enough to be calls, which keeps the loop small.
+//
 // Division by zero and overflow have results, not traps (section 13.2 of the unprivileged
 // specification).
 
+#[inline(never)]
 fn div(a: u32, b: u32) -> u32 {
     if b == 0 { u32::MAX } else { (a as i32).wrapping_div(b as i32) as u32 }
 }
 
+#[inline(never)]
 fn divu(a: u32, b: u32) -> u32 {
     a.checked_div(b).unwrap_or(u32::MAX)
 }
 
+#[inline(never)]
 fn rem(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { (a as i32).wrapping_rem(b as i32) as u32 }
 }
 
+#[inline(never)]
 fn remu(a: u32, b: u32) -> u32 {
     a.checked_rem(b).unwrap_or(a)
 }

@@ -137,6 +137,8 @@ macro_rules! define_ops {
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u8)]
         pub enum Op {
+            /// Not looked at yet.
+            Undecoded,
             $(#[doc = concat!("`", $name, "`")] $op,)*
             /// In no row of the table.
             Illegal,
@@ -146,6 +148,8 @@ macro_rules! define_ops {
             J,
             /// `jalr x0`
             Jr,
+            /// A load into `x0`, which may still fault.
+            DiscardedLoad,
             /// A jump or branch whose target is not a multiple of four.
             MisalignedJump,
         }
@@ -155,12 +159,16 @@ macro_rules! define_ops {
             #[allow(non_upper_case_globals)]
             const fn from_number(n: u8) -> Self {
                 $(const $op: u8 = Op::$op as u8;)*
+                const Undecoded: u8 = Op::Undecoded as u8;
+                const DiscardedLoad: u8 = Op::DiscardedLoad as u8;
                 const Nop: u8 = Op::Nop as u8;
                 const J: u8 = Op::J as u8;
                 const Jr: u8 = Op::Jr as u8;
                 const MisalignedJump: u8 = Op::MisalignedJump as u8;
                 match n {
                     $($op => Self::$op,)*
+                    Undecoded => Self::Undecoded,
+                    DiscardedLoad => Self::DiscardedLoad,
                     Nop => Self::Nop,
                     J => Self::J,
                     Jr => Self::Jr,
@@ -172,7 +180,7 @@ macro_rules! define_ops {
 
         const OPS: &[Op] = &[$(Op::$op),*];
 
-        /// The table, in the order of [`Op`].
+        /// The table, in the order of [`Op`] from the second variant on.
         pub const ROWS: &[Row] = &[
             $(Row { name: $name, matches: $match, mask: $mask, format: Format::$format },)*
         ];
@@ -216,7 +224,7 @@ static DECODE: [Op; KEYS] = {
 impl Op {
     /// The operation's row, if it stands in the table.
     pub fn row(self) -> Option<&'static Row> {
-        ROWS.get(self as usize)
+        ROWS.get((self as usize).wrapping_sub(1))
     }
 }
 
@@ -296,17 +304,14 @@ impl Insn {
 /// An instruction taken apart, in one word that a table can hold: operation, registers, and the
 /// immediate (or the whole instruction where the operation wants other fields).
 ///
-/// Operations that only compute into `x0` become [`Op::Nop`], so that the others can write their
-/// register without a check. Zero stands for "not decoded yet".
+/// Operations that would write `x0` become others ([`Op::Nop`], [`Op::J`] and so on), so that the
+/// common ones write their register without a check. Zero stands for "not decoded yet".
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Decoded(pub u64);
 
 #[allow(missing_docs)]
 impl Decoded {
-    /// Not decoded yet: what no instruction decodes to, as `lui` into `x0` is a [`Op::Nop`].
-    pub const NONE: Self = Self(0);
-
     /// Takes an instruction word apart.
     #[cold]
     #[inline(never)]
@@ -328,6 +333,9 @@ impl Decoded {
             _ if computes && insn.rd() == 0 => Op::Nop,
             _ if matches!(format, Format::B | Format::J) && imm & 3 != 0 => {
                 return Self::pack(Op::MisalignedJump, insn, word);
+            }
+            Op::Lb | Op::Lh | Op::Lw | Op::Lbu | Op::Lhu if insn.rd() == 0 => {
+                return Self::pack(Op::DiscardedLoad, insn, word);
             }
             Op::Jal if insn.rd() == 0 => Op::J,
             Op::Jalr if insn.rd() == 0 => Op::Jr,
