@@ -73,7 +73,6 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         let (a, b) = (hot.x[insn.rs1()], hot.x[insn.rs2()]);
                         let (signed_a, signed_b) = (a as i32, b as i32);
                         let pc = page.wrapping_add(off);
-                        let following = off.wrapping_add(4);
 
                         // `rd` is not x0: decoding sees to that.
                         macro_rules! set {
@@ -105,7 +104,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         }
                         macro_rules! branch {
                             ($taken:expr) => {
-                                break 'done if $taken { off.wrapping_add(imm) } else { following }
+                                if $taken {
+                                    break 'done off.wrapping_add(imm);
+                                }
                             };
                         }
 
@@ -180,7 +181,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             Op::Remu => set!(remu(a, b)),
                             _ => break 'general,
                         }
-                        break 'done following;
+                        break 'done off.wrapping_add(4);
                     }
                     if insn.op() == Op::Undecoded {
                         let decoded = Decoded::new(ram.load32(frame, off));
