@@ -60,13 +60,16 @@ fn decoder_agrees_with_another_one() {
     for word in words(400_000) {
         let op = decode(word);
         let Some(row) = op.row() else { continue };
-        // It does not know these: reserved fields of fences, sfence.vma with operands.
-        if matches!(op, Op::Fence | Op::FenceI | Op::SfenceVma) {
+        // It does not know reserved fields of fences and operands of sfence.vma, and names counter
+        // reads.
+        if matches!(op, Op::Fence | Op::FenceI | Op::SfenceVma) || row.format == Format::Csr {
             continue;
         }
         let insn = Insn(word);
         let other = word.decode(Isa::Rv32).unwrap_or_else(|e| panic!("{word:#010x} {insn}: {e:?}"));
-        assert_eq!(other.opc.to_string(), row.name, "{word:#010x}");
+        // Its name of one instruction ends in a comma.
+        let name = other.opc.to_string();
+        assert_eq!(name.trim_end_matches(','), row.name, "{word:#010x}");
         let or_zero = |r: Option<usize>| r.unwrap_or(0);
         let ours = match row.format {
             Format::R => (insn.rd(), insn.rs1(), insn.rs2(), None),
