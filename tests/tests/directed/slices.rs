@@ -150,3 +150,45 @@ fn an_alarm_of_the_clock_comes_at_the_same_instruction_whatever_the_slices() {
     in_slices(&mut m, 20_000, || 100);
     assert!(m.taken().is_some());
 }
+
+#[test]
+#[ignore = "core bug: more than 2^39 ticks after the clock's base no deadline is set"]
+fn a_timer_is_exact_after_a_day_without_rest() {
+    let machine = || {
+        let mut m = TestMachine::program(|a| {
+            let top = a.mark();
+            a.addi(A0, A0, 1).j(top);
+        });
+        m.set_csr(MIE, irq::MTI).set_csr(MSTATUS, mstatus::MIE);
+        // 10 million ticks a second, five instructions a tick.
+        let ticks = 24 * 3600 * 10_000_000;
+        m.vm.sys.clock.retired = ticks * 5;
+        let soon = m.vm.sys.clock.now() + 1000;
+        m.vm.sys.clock.set_timecmp(soon);
+        m
+    };
+    let whole = in_slices(&mut machine(), 20_000, || 20_000);
+    assert_eq!(in_slices(&mut machine(), 20_000, || 7), whole);
+}
+
+#[test]
+#[ignore = "core bug: `spent == 0` depends on where the slice began"]
+fn a_trap_loop_is_found_after_the_same_budget_whatever_the_slices() {
+    let machine = || {
+        let mut m = TestMachine::program(|a| {
+            let handler = a.label();
+            a.la(T0, handler).csrrw(ZERO, MTVEC, T0).nop().place(handler).word(0);
+        });
+        m.set_csr(MSTATUS, mstatus::MIE);
+        m
+    };
+    let budget_to_fault = |slice: u32| {
+        (1..100u32).find(|&n| {
+            let mut m = machine();
+            (0..n)
+                .step_by(slice as usize)
+                .any(|at| m.run(slice.min(n - at)).code == ExitCode::Fault)
+        })
+    };
+    assert_eq!(budget_to_fault(1), budget_to_fault(100));
+}
