@@ -7,7 +7,8 @@ use crate::csr::Csrs;
 use crate::dev::Devices;
 use crate::layout::MachineKind;
 use crate::machine::Clock;
-use crate::mmu::{Context, Tlb};
+use crate::mmu::Context;
+use crate::tlb::{DataTlb, InsnTlb};
 
 /// Layout version; host and device refuse to work together when it differs.
 pub const VERSION: u32 = 1;
@@ -40,6 +41,10 @@ pub struct System {
     pub sbi: u32,
     /// Non-zero while the hart waits for an interrupt.
     pub waiting: u32,
+    /// Non-zero when a frame was replaced since the instruction loop last looked.
+    pub(crate) replaced: u32,
+    /// Cached translations for instructions. Not part of the architectural state.
+    pub itlb: InsnTlb,
     /// `pc` of the last exception taken straight from a trap vector, to notice endless traps.
     pub trap_loop: u32,
 }
@@ -56,8 +61,10 @@ pub struct Hot {
     pub reservation: u32,
     /// What the TLB checks depend on: privilege, SUM, MPRV.
     pub ctx: Context,
-    /// Cached translations. Not part of the architectural state.
-    pub tlb: Tlb,
+    /// Cached translations for data. Not part of the architectural state.
+    pub tlb: DataTlb,
+    /// Makes the number of words odd.
+    pub(crate) odd: u32,
 }
 
 /// Value of [`Hot::reservation`] without a reservation.
@@ -120,7 +127,8 @@ impl Vm {
                 pc: 0,
                 reservation: NO_RESERVATION,
                 ctx: Context::RESET,
-                tlb: Tlb::EMPTY,
+                tlb: DataTlb::EMPTY,
+                odd: 0,
             },
             sys: System {
                 clock: Clock::new(kind.map().timebase),
@@ -129,6 +137,8 @@ impl Vm {
                 kind,
                 sbi: 0,
                 waiting: 0,
+                replaced: 0,
+                itlb: InsnTlb::EMPTY,
                 trap_loop: 0,
             },
         }
@@ -137,5 +147,5 @@ impl Vm {
 
 // A VM of a large fleet keeps `Hot` in shared memory and must fit 32 KiB with its frame table.
 // An odd number of words puts the same register of neighbouring lanes into different banks.
-const _: () = assert!(size_of::<Hot>() <= 896 && size_of::<Hot>() / 4 % 2 == 1);
+const _: () = assert!(size_of::<Hot>() <= 768 && size_of::<Hot>() / 4 % 2 == 1);
 const _: () = assert!(size_of::<Vm>() <= 4096);

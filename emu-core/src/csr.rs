@@ -387,7 +387,7 @@ impl System {
                     value,
                 );
                 if (old ^ csr.get(Word::Mstatus)) & mstatus::MXR != 0 {
-                    hot.tlb.flush();
+                    self.flush_tlbs(hot);
                 }
                 // MPRV and MPP change what the reserved virtual address stands for.
                 hot.reservation = NO_RESERVATION;
@@ -404,7 +404,7 @@ impl System {
             }
             Special::Satp => {
                 csr.set(Word::Satp, value & (SATP_MODE | SATP_PPN));
-                hot.tlb.flush();
+                self.flush_tlbs(hot);
                 hot.reservation = NO_RESERVATION;
             }
             Special::Mcountinhibit => {
@@ -414,11 +414,11 @@ impl System {
             }
             Special::Pmpcfg => {
                 csr.pmp.write_cfg((number & 3) as usize, value);
-                hot.tlb.flush();
+                self.flush_tlbs(hot);
             }
             Special::Pmpaddr => {
                 csr.pmp.write_addr((number & (pmp::ENTRIES as u32 - 1)) as usize, value);
-                hot.tlb.flush();
+                self.flush_tlbs(hot);
             }
             Special::Cycle => self.set_cycle(with_low(self.cycle(), value), next),
             Special::CycleHigh => self.set_cycle(with_high(self.cycle(), value), next),

@@ -167,7 +167,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
         let target = self.sys.data_target(hot, self.ram, va, access)?;
         // The page that instructions come from may have another frame now.
-        self.recheck |= hot.tlb.take_replaced();
+        self.recheck |= self.sys.take_replaced();
         Ok(target)
     }
 
@@ -227,7 +227,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
 
     /// The frame that an AMO works on.
     fn amo_frame(&mut self, hot: &mut Hot, va: u32) -> Result<Frame, Trap> {
-        match hot.tlb.data(va, 3, hot.ctx.store) {
+        match hot.tlb.get(va, 3, hot.ctx.store) {
             Some(frame) => Ok(frame),
             None if va & 3 != 0 => Err(Trap::new(cause::STORE_MISALIGNED, va)),
             None => self.ram_frame(hot, va, AccessType::Store),

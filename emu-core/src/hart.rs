@@ -85,7 +85,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         macro_rules! load {
                             ($size:literal, $get:ident, $signed:ty) => {{
                                 let va = a.wrapping_add(imm);
-                                let Some(data) = hot.tlb.data(va, $size - 1, load) else {
+                                let Some(data) = hot.tlb.get(va, $size - 1, load) else {
                                     break 'general;
                                 };
                                 trace.load(va);
@@ -95,7 +95,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         macro_rules! store {
                             ($size:literal, $put:ident) => {{
                                 let va = a.wrapping_add(imm);
-                                let Some(data) = hot.tlb.data(va, $size - 1, store) else {
+                                let Some(data) = hot.tlb.get(va, $size - 1, store) else {
                                     break 'general;
                                 };
                                 ram.$put(data, va, b);

@@ -22,6 +22,7 @@ pub mod mmu;
 pub mod pmp;
 pub mod port;
 pub mod sbi;
+pub mod tlb;
 pub mod trace;
 pub mod trap;
 

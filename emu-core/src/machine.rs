@@ -372,7 +372,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let device = sys.dev.virtio.get_mut(slot).ok_or(Trap::Fault(FaultCode::BadState))?;
         let result = f(device, &mut io);
         if io.ram.replaced() {
-            hot.tlb.flush();
+            sys.flush_tlbs(hot);
         }
         Ok(result)
     }

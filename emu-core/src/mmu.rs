@@ -1,13 +1,10 @@
-//! Sv32 translation (privileged specification, section 10.3) and the software TLB.
-//!
-//! A TLB entry carries the frame behind a page and, in the low bits of its tag, one *deny* bit for
-//! every (privilege, access) pair. A hit is therefore one comparison that checks page, alignment
-//! and permission together, and changes of privilege or SUM need no flush.
+//! Sv32 translation (privileged specification, section 10.3), filling the TLBs of [`crate::tlb`].
 
 use crate::abi::{Hot, NO_RESERVATION, System};
 use crate::csr::{SATP_MODE, Word, mstatus};
 use crate::mem::{FRAME_SHIFT, Frame, Memory, Ram};
 use crate::pmp;
+use crate::tlb::deny;
 use crate::trap::{Trap, cause};
 
 /// Privilege modes, with the specification's encoding.
@@ -55,27 +52,6 @@ impl AccessType {
     }
 }
 
-/// Low bits of a tag. The two lowest stay zero so that the comparison also checks alignment.
-mod deny {
-    pub const U_R: u32 = 1 << 2;
-    pub const U_W: u32 = 1 << 3;
-    pub const S_R: u32 = 1 << 4;
-    pub const S_W: u32 = 1 << 5;
-    /// S-mode while `mstatus.SUM` is set.
-    pub const SUM_R: u32 = 1 << 6;
-    pub const SUM_W: u32 = 1 << 7;
-    pub const M_R: u32 = 1 << 8;
-    pub const M_W: u32 = 1 << 9;
-    pub const U_X: u32 = 1 << 2;
-    pub const S_X: u32 = 1 << 3;
-    pub const M_X: u32 = 1 << 4;
-    pub const ALL: u32 = 0x3fc;
-    /// Not a permission: the entry is a piece of a superpage.
-    pub const SUPERPAGE: u32 = 1 << 10;
-    /// Denies every store: the frame has decoded instructions, to be dropped first.
-    pub const CODE: u32 = 1 << 11;
-}
-
 /// Mask of the page number in an address.
 pub const PAGE_MASK: u32 = !((1 << FRAME_SHIFT) - 1);
 
@@ -101,126 +77,6 @@ impl Context {
         store: deny::M_W | deny::CODE,
         fetch: deny::M_X,
     };
-}
-
-/// A cached translation.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct TlbEntry {
-    tag: u32,
-    frame: Frame,
-}
-
-impl TlbEntry {
-    const EMPTY: Self = Self { tag: deny::ALL, frame: Frame::ZERO };
-
-    #[inline(always)]
-    fn hit(self, va: u32, align: u32, denied: u32) -> bool {
-        (self.tag ^ va) & (PAGE_MASK | align) | self.tag & denied == 0
-    }
-}
-
-/// A cached translation of an instruction page, with the page of RAM it leads to.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-struct InsnEntry {
-    entry: TlbEntry,
-    page: u32,
-}
-
-impl InsnEntry {
-    const EMPTY: Self = Self { entry: TlbEntry::EMPTY, page: 0 };
-}
-
-const DATA_ENTRIES: usize = 64;
-const INSN_ENTRIES: usize = 16;
-
-/// Direct-mapped translations for data and for instructions.
-///
-/// The size is the same everywhere: a guest that changes page tables without SFENCE.VMA can see
-/// it, and the CPU and the GPU must agree.
-#[derive(Clone, Debug)]
-#[repr(C)]
-pub struct Tlb {
-    data: [TlbEntry; DATA_ENTRIES],
-    insn: [InsnEntry; INSN_ENTRIES],
-    /// Non-zero when a frame was replaced since the loop last looked.
-    replaced: u32,
-}
-
-impl Tlb {
-    /// Nothing cached.
-    pub const EMPTY: Self = Self {
-        data: [TlbEntry::EMPTY; DATA_ENTRIES],
-        insn: [InsnEntry::EMPTY; INSN_ENTRIES],
-        replaced: 0,
-    };
-
-    /// Looks up data at `va`; `align` is the access size minus one.
-    #[inline(always)]
-    pub fn data(&self, va: u32, align: u32, denied: u32) -> Option<Frame> {
-        let e = self.data[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES];
-        if e.hit(va, align, denied) { Some(e.frame) } else { None }
-    }
-
-    #[inline(always)]
-    fn insn(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
-        let e = self.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
-        if e.entry.hit(va, 0, denied) { Some((e.page, e.entry.frame)) } else { None }
-    }
-
-    /// Forgets everything.
-    #[inline(never)]
-    pub fn flush(&mut self) {
-        self.retain(|_| false);
-    }
-
-    fn retain(&mut self, keep: impl Fn(&TlbEntry) -> bool) {
-        for e in self.data.iter_mut().chain(self.insn.iter_mut().map(|e| &mut e.entry)) {
-            if !keep(e) {
-                *e = TlbEntry::EMPTY;
-            }
-        }
-    }
-
-    /// Forgets the page of `va`. Superpages are cached in pieces, so all pieces go.
-    pub fn flush_page(&mut self, va: u32) {
-        self.retain(|e| e.tag & deny::SUPERPAGE == 0 && (e.tag ^ va) & PAGE_MASK != 0);
-    }
-
-    /// Makes stores to `frame` come to the slow path.
-    fn protect_code(&mut self, frame: Frame) {
-        for e in &mut self.data {
-            if e.frame == frame {
-                e.tag |= deny::CODE;
-            }
-        }
-    }
-
-    /// If nothing but decoded instructions keeps a store at `va` from its frame, lets it pass
-    /// from now on and answers the frame.
-    #[inline]
-    fn unprotect_code(&mut self, va: u32, align: u32, denied: u32) -> Option<Frame> {
-        let frame = self.data(va, align, denied & !deny::CODE)?;
-        for e in &mut self.data {
-            if e.frame == frame {
-                e.tag &= !deny::CODE;
-            }
-        }
-        Some(frame)
-    }
-
-    /// Forgets a frame that is no longer part of the VM's memory.
-    fn forget(&mut self, frame: Frame) {
-        self.retain(|e| e.frame != frame);
-        self.replaced = 1;
-    }
-
-    /// Whether a frame was replaced since this was last asked: whoever holds one looks it up
-    /// again.
-    pub(crate) fn take_replaced(&mut self) -> bool {
-        core::mem::take(&mut self.replaced) != 0
-    }
 }
 
 /// Page table entry bits.
@@ -311,7 +167,7 @@ impl System {
 
     /// Walks the page table. Sets A, and D for stores, as the specification's hardware scheme.
     fn walk<M: Ram>(
-        &self,
+        &mut self,
         hot: &mut Hot,
         ram: &mut M,
         va: u32,
@@ -355,7 +211,7 @@ impl System {
                 let frame = self.private(hot, ram, page)?;
                 if ram.is_code(page, frame) {
                     ram.drop_code(frame);
-                    hot.tlb.replaced = 1;
+                    self.replaced = 1;
                 }
                 ram.store32(frame, index * 4, updated);
             }
@@ -383,33 +239,35 @@ impl System {
     }
 
     /// Makes a RAM page private, dropping translations to the frame it had.
-    fn private<M: Memory>(&self, hot: &mut Hot, ram: &mut M, page: u32) -> Result<Frame, Trap> {
+    fn private<M: Memory>(&mut self, hot: &mut Hot, ram: &mut M, page: u32) -> Result<Frame, Trap> {
         let old = ram.frame(page).unwrap_or(Frame::ZERO);
         if ram.is_private(old) {
             return Ok(old);
         }
         let new = ram.make_private(page).map_err(|_| Trap::NoFrame)?;
         hot.tlb.forget(old);
+        self.itlb.forget(old);
+        self.replaced = 1;
         Ok(new)
     }
 
     /// Lets a store through that only met decoded instructions, which are dropped.
     pub(crate) fn store_to_code<M: Ram>(
-        &self,
+        &mut self,
         hot: &mut Hot,
         ram: &mut M,
         va: u32,
     ) -> Option<Frame> {
-        let frame = hot.tlb.unprotect_code(va, 0, hot.ctx.store)?;
+        let frame = hot.tlb.unprotect_code(va, hot.ctx.store)?;
         ram.drop_code(frame);
-        hot.tlb.replaced = 1;
+        self.replaced = 1;
         Some(frame)
     }
 
     /// Translates a data access that missed the TLB and caches the result.
     #[inline(never)]
     pub(crate) fn data_target<M: Ram>(
-        &self,
+        &mut self,
         hot: &mut Hot,
         ram: &mut M,
         va: u32,
@@ -435,13 +293,12 @@ impl System {
         if ram.is_code(page, frame) {
             if access == AccessType::Store {
                 ram.drop_code(frame);
-                hot.tlb.replaced = 1;
+                self.replaced = 1;
             } else {
                 denied |= deny::CODE;
             }
         }
-        hot.tlb.data[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES] =
-            TlbEntry { tag: va & PAGE_MASK | denied, frame };
+        hot.tlb.insert(va, denied, frame);
         Ok(Target::Ram(frame))
     }
 
@@ -467,12 +324,12 @@ impl System {
     /// The frame that instructions at `va` are fetched from, and its decoded instructions.
     #[inline]
     pub(crate) fn fetch_page<M: Ram>(
-        &self,
+        &mut self,
         hot: &mut Hot,
         ram: &mut M,
         va: u32,
     ) -> Result<(Frame, M::Code), Trap> {
-        let (page, frame) = match hot.tlb.insn(va, hot.ctx.fetch) {
+        let (page, frame) = match self.itlb.get(va, hot.ctx.fetch) {
             Some(hit) => hit,
             None => self.fetch_miss(hot, ram, va)?,
         };
@@ -485,7 +342,7 @@ impl System {
     #[cold]
     #[inline(never)]
     fn fetch_miss<M: Ram>(
-        &self,
+        &mut self,
         hot: &mut Hot,
         ram: &mut M,
         va: u32,
@@ -503,19 +360,31 @@ impl System {
             hot.ctx.fetch
         };
         let superpage = if leaf.superpage { deny::SUPERPAGE } else { 0 };
-        hot.tlb.insn[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES] = InsnEntry {
-            entry: TlbEntry { tag: va & PAGE_MASK | deny::ALL & !x | superpage, frame },
-            page,
-        };
+        self.itlb.insert(va, deny::ALL & !x | superpage, page, frame);
         Ok((page, frame))
     }
 
+    /// Whether a frame was replaced since this was last asked: whoever holds one looks it up
+    /// again.
+    pub(crate) fn take_replaced(&mut self) -> bool {
+        core::mem::take(&mut self.replaced) != 0
+    }
+
+    /// Forgets all cached translations.
+    pub fn flush_tlbs(&mut self, hot: &mut Hot) {
+        hot.tlb.flush();
+        self.itlb.flush();
+    }
+
     /// SFENCE.VMA; `None` orders all addresses.
-    pub(crate) fn sfence_vma(&self, hot: &mut Hot, va: Option<u32>) {
+    pub(crate) fn sfence_vma(&mut self, hot: &mut Hot, va: Option<u32>) {
         hot.reservation = NO_RESERVATION;
         match va {
-            Some(va) => hot.tlb.flush_page(va),
-            None => hot.tlb.flush(),
+            Some(va) => {
+                hot.tlb.flush_page(va);
+                self.itlb.flush_page(va);
+            }
+            None => self.flush_tlbs(hot),
         }
     }
 }

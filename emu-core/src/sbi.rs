@@ -248,7 +248,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 }
             });
             if ram.replaced() {
-                hot.tlb.flush();
+                self.sys.flush_tlbs(hot);
             }
             match result {
                 Ok(()) => {}

@@ -217,7 +217,7 @@ impl TestMachine {
             dma.replaced()
         });
         if replaced {
-            self.vm.hot.tlb.flush();
+            self.vm.sys.flush_tlbs(&mut self.vm.hot);
         }
         self
     }

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 use emu_core::abi::{Exit, Vm};
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{Dma, DmaError, FRAME_SIZE, Memory, NoFrame};
-use emu_core::mmu::Tlb;
 use emu_core::port::Port;
 use emu_core::trace::Trace;
 use emu_device::ram::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
@@ -203,7 +202,7 @@ impl Guest {
         let shared = arena.shared();
         assert!(base.ram.iter().chain(&base.disk).all(|&f| f < shared), "another fleet's base");
         let mut vm = staged.vm;
-        vm.hot.tlb = Tlb::EMPTY;
+        vm.sys.flush_tlbs(&mut vm.hot);
         let (ram, disk) = (base.ram.clone(), base.disk.clone());
         let mut guest = Self { vm, ram, disk, arena: Arc::clone(arena) };
         // SAFETY: all entries are shared frames, as asserted; the state caches none.
@@ -262,7 +261,7 @@ impl Session<'_> {
         let mut dma = Dma::new(&mut self.ram, self.vm.sys.kind.map().ram_base);
         let result = f(&mut dma);
         if dma.replaced() {
-            self.vm.hot.tlb = Tlb::EMPTY;
+            self.vm.sys.flush_tlbs(&mut self.vm.hot);
         }
         result
     }

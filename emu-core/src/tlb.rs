@@ -1,0 +1,178 @@
+//! Cached translations.
+//!
+//! An entry carries the frame behind a page and, in the low bits of its tag, one *deny* bit for
+//! every (privilege, access) pair. A hit is therefore one comparison that checks page, alignment
+//! and permission together, and changes of privilege or SUM need no flush.
+//!
+//! The sizes are the same everywhere: a guest that changes page tables without SFENCE.VMA can see
+//! them, and the CPU and the GPU must agree.
+
+use crate::mem::{FRAME_SHIFT, Frame};
+use crate::mmu::PAGE_MASK;
+
+/// Low bits of a tag. The two lowest stay zero so that the comparison also checks alignment.
+pub(crate) mod deny {
+    pub const U_R: u32 = 1 << 2;
+    pub const U_W: u32 = 1 << 3;
+    pub const S_R: u32 = 1 << 4;
+    pub const S_W: u32 = 1 << 5;
+    /// S-mode while `mstatus.SUM` is set.
+    pub const SUM_R: u32 = 1 << 6;
+    pub const SUM_W: u32 = 1 << 7;
+    pub const M_R: u32 = 1 << 8;
+    pub const M_W: u32 = 1 << 9;
+    pub const U_X: u32 = 1 << 2;
+    pub const S_X: u32 = 1 << 3;
+    pub const M_X: u32 = 1 << 4;
+    pub const ALL: u32 = 0x3fc;
+    /// Not a permission: the entry is a piece of a superpage.
+    pub const SUPERPAGE: u32 = 1 << 10;
+    /// Denies every store: the frame has decoded instructions, to be dropped first.
+    pub const CODE: u32 = 1 << 11;
+}
+
+/// A cached translation.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Entry {
+    tag: u32,
+    frame: Frame,
+}
+
+impl Entry {
+    const EMPTY: Self = Self { tag: deny::ALL, frame: Frame::ZERO };
+
+    const fn new(va: u32, low: u32, frame: Frame) -> Self {
+        Self { tag: va & PAGE_MASK | low, frame }
+    }
+
+    #[inline(always)]
+    fn hit(self, va: u32, align: u32, denied: u32) -> bool {
+        (self.tag ^ va) & (PAGE_MASK | align) | self.tag & denied == 0
+    }
+
+    /// Whether the entry is for the page of `va`, or may be: superpages are cached in pieces.
+    fn covers(self, va: u32) -> bool {
+        self.tag & deny::SUPERPAGE != 0 || (self.tag ^ va) & PAGE_MASK == 0
+    }
+}
+
+const DATA_ENTRIES: usize = 64;
+const INSN_ENTRIES: usize = 64;
+
+/// Translations for loads and stores, direct-mapped.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct DataTlb {
+    entries: [Entry; DATA_ENTRIES],
+}
+
+impl DataTlb {
+    /// Nothing cached.
+    pub const EMPTY: Self = Self { entries: [Entry::EMPTY; DATA_ENTRIES] };
+
+    /// Looks up `va`; `align` is the access size minus one, `denied` the deny bits to test.
+    #[inline(always)]
+    pub(crate) fn get(&self, va: u32, align: u32, denied: u32) -> Option<Frame> {
+        let e = self.entries[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES];
+        if e.hit(va, align, denied) { Some(e.frame) } else { None }
+    }
+
+    /// Caches the page of `va`; `low` are the low bits of the tag.
+    pub(crate) fn insert(&mut self, va: u32, low: u32, frame: Frame) {
+        self.entries[(va >> FRAME_SHIFT) as usize % DATA_ENTRIES] = Entry::new(va, low, frame);
+    }
+
+    /// Makes stores to `frame` miss.
+    pub(crate) fn protect_code(&mut self, frame: Frame) {
+        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
+            e.tag |= deny::CODE;
+        }
+    }
+
+    /// If nothing but decoded instructions keeps a store at `va` from its frame, lets it pass
+    /// from now on and answers the frame.
+    pub(crate) fn unprotect_code(&mut self, va: u32, denied: u32) -> Option<Frame> {
+        let frame = self.get(va, 0, denied & !deny::CODE)?;
+        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
+            e.tag &= !deny::CODE;
+        }
+        Some(frame)
+    }
+
+    /// Forgets everything.
+    pub(crate) fn flush(&mut self) {
+        self.entries = [Entry::EMPTY; DATA_ENTRIES];
+    }
+
+    /// Forgets the page of `va`.
+    pub(crate) fn flush_page(&mut self, va: u32) {
+        for e in self.entries.iter_mut().filter(|e| e.covers(va)) {
+            *e = Entry::EMPTY;
+        }
+    }
+
+    /// Forgets a frame that is no longer part of the VM's memory.
+    pub(crate) fn forget(&mut self, frame: Frame) {
+        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
+            *e = Entry::EMPTY;
+        }
+    }
+}
+
+/// A translation for fetches, with the page of RAM that it leads to.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct InsnEntry {
+    entry: Entry,
+    page: u32,
+}
+
+impl InsnEntry {
+    const EMPTY: Self = Self { entry: Entry::EMPTY, page: 0 };
+}
+
+/// Translations for instruction fetches, direct-mapped. Looked at when execution enters another
+/// page, not for every instruction.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct InsnTlb {
+    entries: [InsnEntry; INSN_ENTRIES],
+}
+
+impl InsnTlb {
+    /// Nothing cached.
+    pub const EMPTY: Self = Self { entries: [InsnEntry::EMPTY; INSN_ENTRIES] };
+
+    /// The page of RAM and its frame behind `va`.
+    #[inline]
+    pub(crate) fn get(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
+        let e = self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
+        if e.entry.hit(va, 0, denied) { Some((e.page, e.entry.frame)) } else { None }
+    }
+
+    /// Caches the page of `va`; `low` are the low bits of the tag.
+    pub(crate) fn insert(&mut self, va: u32, low: u32, page: u32, frame: Frame) {
+        self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES] =
+            InsnEntry { entry: Entry::new(va, low, frame), page };
+    }
+
+    /// Forgets everything.
+    pub(crate) fn flush(&mut self) {
+        self.entries = [InsnEntry::EMPTY; INSN_ENTRIES];
+    }
+
+    /// Forgets the page of `va`.
+    pub(crate) fn flush_page(&mut self, va: u32) {
+        for e in self.entries.iter_mut().filter(|e| e.entry.covers(va)) {
+            *e = InsnEntry::EMPTY;
+        }
+    }
+
+    /// Forgets a frame that is no longer part of the VM's memory.
+    pub(crate) fn forget(&mut self, frame: Frame) {
+        for e in self.entries.iter_mut().filter(|e| e.entry.frame == frame) {
+            *e = InsnEntry::EMPTY;
+        }
+    }
+}
