@@ -1,29 +1,28 @@
-//! The GPU entry points.
+//! What a launch does for one VM, and the GPU's entry points around it.
+//!
+//! The work is ordinary code, so that tests run a fleet over the host's memory with it.
 
-use crate::intrin::{shared_mem, thread};
-use crate::launch::{FreeFrames, Launch};
-use crate::port::LogPort;
+use crate::launch::{CODE_SLOTS, FreeFrames, Launch, StagedVm, WAKE};
+use crate::port::{Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource};
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hot, VERSION};
 use emu_core::machine::{Machine, Now};
-
-/// Threads a block: one warp, so that a warp's end frees its shared memory.
-const WARP: u32 = 32;
+use emu_core::mem::{FRAME_SIZE, Memory};
 
 struct DeviceFrames<'a>(&'a FreeFrames);
 
 impl FrameSource for DeviceFrames<'_> {
     fn take(&mut self) -> Option<u32> {
         let free = self.0;
-        if free.taken.load(Ordering::Relaxed) < free.returned_len {
-            let taken = free.taken.fetch_add(1, Ordering::Relaxed);
-            if taken < free.returned_len {
-                // SAFETY: the index is below the list's length.
-                return Some(unsafe {
-                    *free.returned.add((free.returned_len - 1 - taken) as usize)
-                });
+        if free.top.load(Ordering::Relaxed) as i32 > 0 {
+            let top = free.top.fetch_sub(1, Ordering::Relaxed) as i32;
+            if top > 0 {
+                // SAFETY: entries below the first `top` exist, and this one is now ours alone.
+                return Some(unsafe { *free.returned.add(top as usize - 1) });
             }
+            // Once it is empty it stays so: nobody returns frames in a launch that takes some.
+            free.top.fetch_add(1, Ordering::Relaxed);
         }
         if free.next.load(Ordering::Relaxed) >= free.limit {
             return None;
@@ -33,48 +32,256 @@ impl FrameSource for DeviceFrames<'_> {
     }
 }
 
-/// Runs every active VM for a budget of instructions: one VM a thread, `lanes` of them a warp.
+/// The row of VM `id`: its pages of RAM, then those of its disk.
 ///
 /// # Safety
-/// `launch` must describe memory as [`Launch`] says, not used by anybody else meanwhile, with
-/// each VM at most once in `active`; the block has 32 threads and `lanes * size_of::<Hot>()`
-/// bytes of shared memory.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn pxvm_step(launch: &Launch) {
-    let lane = thread::thread_idx_x();
-    let index = thread::block_idx_x() * launch.lanes + lane;
-    if lane >= launch.lanes || index >= launch.count {
-        return;
-    }
+/// As [`step`], and nobody else has the row.
+unsafe fn row(launch: &Launch, id: u32) -> (&'static mut [u32], &'static mut [u32]) {
+    let width = launch.pages as usize + launch.disk_pages as usize;
+    // SAFETY: the launch has a row of this width for every VM.
+    let row =
+        unsafe { core::slice::from_raw_parts_mut(launch.tables.add(id as usize * width), width) };
+    row.split_at_mut_checked(launch.pages as usize).unwrap_or_default()
+}
+
+/// Runs one VM of a launch, `launch.active[index]`, with its hot state in `hot`.
+///
+/// # Safety
+/// `launch` must describe memory as [`Launch`] says, which nobody else uses meanwhile but calls
+/// for other entries, with each VM at most once in `active`; `index` is below `count`. `hot` is
+/// this call's alone; its content does not matter.
+pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
     // SAFETY: the pointers and counts are the launch's; `index` and what it leads to are in range.
     unsafe {
-        let id = *launch.active.add(index as usize);
-        let exit = launch.exits.add(index as usize);
-        if launch.version != VERSION {
-            *exit = Exit { code: ExitCode::Fault, arg: FaultCode::BadState as u32 };
+        let entry = *launch.active.add(index as usize);
+        let id = entry.vm & !WAKE;
+        let control = &*launch.control;
+        let state = &mut *launch.ports.add(id as usize);
+        if state.rest == Rest::Told && entry.vm & WAKE == 0 {
             return;
         }
+        let inbox = match entry.inbox {
+            0 => None,
+            at => {
+                let at = (at - 1) as usize * 8;
+                let len = (launch.inbox_len as usize).saturating_sub(at);
+                let bytes = core::slice::from_raw_parts(launch.inbox.add(at), len);
+                Inbox::new(bytes, &state.taken)
+            }
+        };
         let vm = &mut *launch.vms.add(id as usize);
-        let hot = &mut *shared_mem().cast::<Hot>().add(lane as usize);
+        let (rest, exit) = (state.rest, state.exit);
+        let (offered, inbox) = (inbox.is_some(), inbox.unwrap_or(Inbox::NONE));
+        let mut port = LogPort::new(id, state, &control.outbox, inbox);
+        if launch.version != VERSION {
+            let code = FaultCode::BadState as u32;
+            return port.rest(Exit { code: ExitCode::Fault, arg: code }, u64::MAX);
+        }
+        if rest == Rest::Untold {
+            return port.rest(exit, vm.wake_at());
+        }
+        if launch.slices == 0 {
+            return port.flush();
+        }
+        port.wake();
+        let hot = &mut *hot;
         *hot = vm.hot.clone();
 
         let arena = Arena::new(launch.arena, launch.frames, launch.shared);
-        let table = launch.tables.add(id as usize * launch.pages as usize);
-        let table = core::slice::from_raw_parts_mut(table, launch.pages as usize);
-        let memory = FrameMemory::new(arena, table, DeviceFrames(&*launch.free));
-        let shared = core::slice::from_raw_parts(launch.shared_code, launch.shared as usize);
+        let (table, disk) = row(launch, id);
+        let memory = FrameMemory::new(arena, table, DeviceFrames(&control.free));
+        let shared =
+            core::slice::from_raw_parts(launch.shared_code, launch.shared_code_len as usize);
         let mut ram = FrameRam::keep(memory, shared, &mut *launch.private_code.add(id as usize));
-        let mut disk = FrameMemory::new(arena, &mut [], DeviceFrames(&*launch.free));
-        let mut port = LogPort::new(id, &mut *launch.ports.add(id as usize), &*launch.outbox);
+        let mut disk = FrameMemory::new(arena, disk, DeviceFrames(&control.free));
         let now = match launch.rate {
             0 => Now::Instret,
-            rate => Now::Host { ticks: launch.ticks, rate },
+            rate => Now::Host { ticks: launch.ticks.saturating_sub(port.origin()), rate },
         };
-        *exit = Machine::with_hot(hot, &mut vm.sys, &mut ram, &mut disk, &mut port)
-            .run(launch.budget, now);
-        port.flush();
+        let before = vm.sys.clock.retired;
+        let mut exit = Exit { code: ExitCode::Budget, arg: 0 };
+        for _ in 0..launch.slices {
+            let retired = vm.sys.clock.retired;
+            let budget = launch.slice - (retired as u32 & (launch.slice - 1));
+            port.begin(retired);
+            exit = Machine::with_hot(hot, &mut vm.sys, &mut ram, &mut disk, &mut port)
+                .run(budget, now);
+            port.end(vm.sys.clock.retired, exit);
+            if exit.code != ExitCode::Budget {
+                break;
+            }
+        }
+        if offered {
+            port.tell_taken();
+        }
+        match exit.code {
+            ExitCode::Budget => {
+                control.busy.fetch_add(1, Ordering::Relaxed);
+            }
+            ExitCode::Stalled => {}
+            _ => port.rest(exit, vm.wake_at()),
+        }
+        let spent = vm.sys.clock.retired.wrapping_sub(before);
+        control.instructions.fetch_add(spent, Ordering::Relaxed);
         vm.hot = hot.clone();
     }
 }
 
-const _: () = assert!(WARP == 32);
+/// Gives a VM's private frames back and leaves it without memory. No launch that runs VMs may go
+/// on at the same time.
+///
+/// # Safety
+/// As [`step`].
+pub unsafe fn release(launch: &Launch, index: u32) {
+    // SAFETY: as `step`. The stack of returned frames has room for all there are.
+    unsafe {
+        let id = (*launch.active.add(index as usize)).vm & !WAKE;
+        let free = &(*launch.control).free;
+        let (ram, disk) = row(launch, id);
+        for entry in ram.iter_mut().chain(disk) {
+            if *entry >= launch.shared {
+                let at = free.top.fetch_add(1, Ordering::Relaxed);
+                *free.returned.add(at as usize) = *entry;
+            }
+            *entry = 0;
+        }
+        (*launch.private_code.add(id as usize)).clear();
+    }
+}
+
+/// Puts a VM, which has no memory, to its first instruction: `launch.staged[index]`.
+///
+/// # Safety
+/// As [`step`], for `staged` in place of `active`; the pages of each staged VM exist.
+pub unsafe fn start(launch: &Launch, index: u32) {
+    // SAFETY: as `step`.
+    unsafe {
+        let staged: &StagedVm = &*launch.staged.add(index as usize);
+        let id = staged.id;
+        let control = &*launch.control;
+        let arena = Arena::new(launch.arena, launch.frames, launch.shared);
+        let (ram, disk) = row(launch, id);
+        let width = ram.len() + disk.len();
+        let base = core::slice::from_raw_parts(launch.base.add(staged.row as usize * width), width);
+        for (entry, base) in ram.iter_mut().chain(disk).zip(base) {
+            *entry = *base;
+        }
+        let mut memory = FrameMemory::new(arena, ram, DeviceFrames(&control.free));
+        let state = &mut *launch.ports.add(id as usize);
+        *state = PortState::new(staged.origin);
+        let pages = core::slice::from_raw_parts(
+            launch.staged_pages.add(staged.first_page as usize),
+            staged.page_count as usize,
+        );
+        let mut missing = false;
+        for page in pages {
+            match memory.make_private(page.page) {
+                Ok(frame) => {
+                    for (at, word) in (0..).step_by(4).zip(page.bytes.as_chunks().0) {
+                        memory.store32(frame, at, u32::from_le_bytes(*word));
+                    }
+                }
+                Err(_) => missing = true,
+            }
+        }
+        let vm = &mut *launch.vms.add(id as usize);
+        *vm = staged.vm.clone();
+        if missing {
+            // It never runs: the next launch tells.
+            state.exit = Exit { code: ExitCode::NoFrame, arg: 1 };
+            state.rest = Rest::Untold;
+        }
+    }
+}
+
+/// A fingerprint of the private pages of RAM of VM `launch.active[index]`, into `digests`.
+///
+/// # Safety
+/// As [`step`].
+pub unsafe fn digest(launch: &Launch, index: u32) {
+    // SAFETY: as `step`; `digests` has room for `count`.
+    unsafe {
+        let id = (*launch.active.add(index as usize)).vm & !WAKE;
+        let arena = Arena::new(launch.arena, launch.frames, launch.shared);
+        let (ram, _) = row(launch, id);
+        let memory = FrameMemory::new(arena, ram, DeviceFrames(&(*launch.control).free));
+        *launch.digests.add(index as usize) = private_pages(&memory);
+    }
+}
+
+/// A fingerprint of a memory's private pages: which there are and what they hold.
+pub fn private_pages(memory: &impl Memory) -> u64 {
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let mut sum = 0u64;
+    for page in 0..memory.pages() {
+        let Some(frame) = memory.frame(page).filter(|&f| memory.is_private(f)) else { continue };
+        let mut hash = 0xcbf2_9ce4_8422_2325 ^ u64::from(page);
+        for at in (0..FRAME_SIZE).step_by(4) {
+            hash = (hash ^ u64::from(memory.load32(frame, at))).wrapping_mul(PRIME);
+            hash ^= hash >> 29;
+        }
+        sum = sum.wrapping_add(hash);
+    }
+    sum
+}
+
+const _: () = assert!(CODE_SLOTS.is_power_of_two());
+
+/// What the GPU calls. Each thread takes one VM: [`Launch::lanes`] of them a warp, and a block is
+/// one warp, so that a warp's end frees its shared memory.
+#[cfg(feature = "device")]
+mod entry {
+    use super::Launch;
+    use crate::intrin::{shared_mem, thread};
+    use emu_core::abi::Hot;
+
+    fn index(launch: &Launch) -> Option<u32> {
+        let lane = thread::thread_idx_x();
+        let index = thread::block_idx_x() * launch.lanes + lane;
+        (lane < launch.lanes && index < launch.count).then_some(index)
+    }
+
+    /// # Safety
+    /// As [`super::step`]; the block has 32 threads and `lanes * size_of::<Hot>()` bytes of shared
+    /// memory.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn pxvm_step(launch: &Launch) {
+        if let Some(index) = index(launch) {
+            // SAFETY: each lane has its part of shared memory.
+            unsafe {
+                let hot = shared_mem().cast::<Hot>().add(thread::thread_idx_x() as usize);
+                super::step(launch, index, hot);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::release`].
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn pxvm_release(launch: &Launch) {
+        if let Some(index) = index(launch) {
+            // SAFETY: the caller's.
+            unsafe { super::release(launch, index) }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::start`].
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn pxvm_start(launch: &Launch) {
+        if let Some(index) = index(launch) {
+            // SAFETY: the caller's.
+            unsafe { super::start(launch, index) }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::digest`].
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C" fn pxvm_digest(launch: &Launch) {
+        if let Some(index) = index(launch) {
+            // SAFETY: the caller's.
+            unsafe { super::digest(launch, index) }
+        }
+    }
+}

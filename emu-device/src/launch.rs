@@ -2,11 +2,16 @@
 
 use crate::port::{Outbox, PortState};
 use crate::ram::{CodeCache, CodePage};
-use core::sync::atomic::AtomicU32;
-use emu_core::abi::{Exit, Vm};
+use core::sync::atomic::{AtomicU32, AtomicU64};
+use emu_core::abi::Vm;
+use emu_core::mem::FRAME_SIZE;
 
 /// Pages of decoded instructions that a VM keeps of its private frames, on the GPU.
 pub const CODE_SLOTS: usize = 32;
+
+/// What an event's instruction count is rounded up to, and the longest run between two looks at a
+/// VM's input. The same on all backends, so that what is told of a run is, too.
+pub const SLICE: u32 = 1 << 15;
 
 /// One launch. All pointers are device addresses.
 #[derive(Clone, Copy, Debug)]
@@ -14,58 +19,132 @@ pub const CODE_SLOTS: usize = 32;
 pub struct Launch {
     /// Layout version, [`emu_core::abi::VERSION`].
     pub version: u32,
-    /// VMs to run: entries of `active`.
+    /// VMs to work on: entries of `active`, or of `staged`.
     pub count: u32,
     /// VMs a warp, 1 to 32.
     pub lanes: u32,
-    /// Instructions a VM may execute.
-    pub budget: u32,
-    /// `time` for all VMs under the `host` clock.
-    pub ticks: u64,
+    /// Slices that a VM may run; none only drains its console.
+    pub slices: u32,
+    /// Instructions in a slice: a power of two, [`SLICE`] at most. A VM's first slice is as short
+    /// as it takes to end at a multiple.
+    pub slice: u32,
     /// Ticks an instruction, 24 fractional bits; zero for the `instret` clock.
     pub rate: u32,
-    /// Pages of RAM a VM has, and entries of `tables` for it.
+    /// `time` for a VM that started at zero, under the `host` clock.
+    pub ticks: u64,
+    /// Pages of RAM a VM has.
     pub pages: u32,
-    /// The arena.
-    pub arena: *mut u8,
+    /// Pages of disk. They follow those of RAM in the VM's row of `tables`.
+    pub disk_pages: u32,
     /// Frames in the arena.
     pub frames: u32,
     /// Shared frames in the arena.
     pub shared: u32,
+    /// Pages of `shared_code`: those of the shared frames that RAM starts with.
+    pub shared_code_len: u32,
+    /// Bytes of `inbox`.
+    pub inbox_len: u32,
+    /// The arena.
+    pub arena: *mut u8,
     /// Decoded instructions of the shared frames.
     pub shared_code: *const CodePage,
     /// Decoded instructions of private frames, one cache a VM.
     pub private_code: *mut CodeCache<CODE_SLOTS>,
-    /// The VMs to run.
-    pub active: *const u32,
-    /// How each run ended, in the order of `active`.
-    pub exits: *mut Exit,
+    /// The VMs to run, each once.
+    pub active: *const Entry,
     /// All VMs' states.
     pub vms: *mut Vm,
-    /// All VMs' frame tables.
+    /// All VMs' frame tables, one row a VM.
     pub tables: *mut u32,
+    /// Rows that VMs start with: only shared frames.
+    pub base: *const u32,
     /// All VMs' ports.
     pub ports: *mut PortState,
-    /// Free frames.
-    pub free: *const FreeFrames,
+    /// What counts up during launches.
+    pub control: *const Control,
+    /// What the host says to VMs: see [`crate::port::Inbox`].
+    pub inbox: *const u8,
+    /// VMs to start.
+    pub staged: *const StagedVm,
+    /// Pages of theirs.
+    pub staged_pages: *const StagedPage,
+    /// Where digests go, in the order of `active`.
+    pub digests: *mut u64,
+}
+
+/// Flag in [`Entry::vm`]: the VM runs even if it rests.
+pub const WAKE: u32 = 1 << 31;
+
+/// A VM in a launch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Entry {
+    /// Which one, and perhaps [`WAKE`].
+    pub vm: u32,
+    /// Where in the inbox its part starts, in units of eight bytes, plus one; zero for nowhere.
+    pub inbox: u32,
+}
+
+/// What VMs count up together during a launch.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Control {
     /// What VMs say to the host.
-    pub outbox: *const Outbox,
+    pub outbox: Outbox,
+    /// VMs that used all their slices up and would go on.
+    pub busy: AtomicU32,
+    /// Keeps what follows aligned.
+    pub reserved: u32,
+    /// Instructions retired, since the fleet's start.
+    pub instructions: AtomicU64,
+    /// Free frames.
+    pub free: FreeFrames,
 }
 
 /// The arena's free frames: a stack of returned ones, then the ones never used.
 ///
-/// VMs only take; the host gives frames back between launches.
+/// A launch either takes frames or returns them, never both.
 #[derive(Debug)]
 #[repr(C)]
 pub struct FreeFrames {
-    /// First frame never used.
+    /// First frame never used. May end up to the number of VMs past `limit`.
     pub next: AtomicU32,
     /// End of the arena.
     pub limit: u32,
-    /// How many entries of `returned` are taken from the end.
-    pub taken: AtomicU32,
     /// Entries of `returned`.
-    pub returned_len: u32,
-    /// Frames given back.
-    pub returned: *const u32,
+    pub top: AtomicU32,
+    /// Keeps what follows aligned.
+    pub reserved: u32,
+    /// Frames given back; there is room for all.
+    pub returned: *mut u32,
+}
+
+/// A VM before its first instruction.
+#[derive(Clone)]
+#[repr(C)]
+pub struct StagedVm {
+    /// Which one.
+    pub id: u32,
+    /// The row of [`Launch::base`] that it starts with.
+    pub row: u32,
+    /// First of its pages.
+    pub first_page: u32,
+    /// How many there are.
+    pub page_count: u32,
+    /// Fleet time that is zero for this VM.
+    pub origin: u64,
+    /// Its state, without cached frames.
+    pub vm: Vm,
+}
+
+/// A page of RAM that is a VM's own from the start.
+#[derive(Clone)]
+#[repr(C)]
+pub struct StagedPage {
+    /// Which page.
+    pub page: u32,
+    /// Keeps the bytes aligned.
+    pub reserved: u32,
+    /// Its content.
+    pub bytes: [u8; FRAME_SIZE as usize],
 }

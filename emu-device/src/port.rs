@@ -1,28 +1,37 @@
-//! A VM's port on the GPU: records in one log that all VMs of a launch share.
+//! A VM's port on the GPU: output goes as records into one log that all VMs of a launch share,
+//! input comes from the VM's part of one buffer that the host fills.
 //!
 //! The host reads the log when the launch is over, so that its work is proportional to what was
-//! said, not to the number of VMs, and host-visible memory is one log, however large the fleet.
+//! said, not to the number of VMs, and host-visible memory is small, however large the fleet.
 
+use crate::launch::SLICE;
 use core::sync::atomic::{AtomicU32, Ordering};
-use emu_core::port::Port;
+use emu_core::abi::{Exit, ExitCode};
+use emu_core::port::{FRAME_MAX, Port};
 
 /// Bytes that a VM collects before it writes a console record.
 pub const CONSOLE_BYTES: usize = 120;
-/// Records start at multiples of this.
+/// Records start at multiples of this, as do the parts of the inbox.
 pub const RECORD_ALIGN: u32 = 8;
 
 /// What a record carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 pub enum RecordKind {
+    /// Nothing: the log ends here, because the record that came next did not fit.
+    End = 0,
     /// Console output.
     Console = 1,
     /// An Ethernet frame.
     Frame = 2,
+    /// The VM rests: an [`ExitRecord`].
+    Exit = 3,
+    /// How much input it has taken: a [`Taken`].
+    Taken = 4,
 }
 
 /// The head of a record; `len` bytes follow, then padding.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Record {
     /// The VM.
@@ -31,6 +40,28 @@ pub struct Record {
     pub kind: u16,
     /// Bytes.
     pub len: u16,
+    /// Instructions that the VM had retired. While it runs, the end of its slice.
+    pub instret: u64,
+}
+
+/// The body of [`RecordKind::Exit`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct ExitRecord {
+    /// Why.
+    pub exit: Exit,
+    /// When an idle VM must run again: `time` of a VM that started at zero.
+    pub wake_at: u64,
+}
+
+/// The body of [`RecordKind::Taken`]: counters that start with the VM and wrap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Taken {
+    /// Console bytes.
+    pub console: u32,
+    /// Frames.
+    pub frames: u32,
 }
 
 /// The log, in host-visible memory.
@@ -47,34 +78,180 @@ pub struct Outbox {
 
 impl Outbox {
     /// Makes room for a record and writes its head; answers where its bytes go.
-    fn record(&self, vm: u32, kind: RecordKind, len: u32) -> Option<*mut u8> {
-        let size = (size_of::<Record>() as u32 + len).next_multiple_of(RECORD_ALIGN);
+    fn record(&self, vm: u32, kind: RecordKind, len: u32, instret: u64) -> Option<*mut u8> {
+        const HEAD: u32 = size_of::<Record>() as u32;
+        let size = (HEAD + len).next_multiple_of(RECORD_ALIGN);
         // Full stays full: the tail does not wrap, because nobody adds once it is past the end.
         if self.tail.load(Ordering::Relaxed) >= self.capacity {
             return None;
         }
         let at = self.tail.fetch_add(size, Ordering::Relaxed);
-        if at > self.capacity || self.capacity - at < size {
+        if at > self.capacity || self.capacity - at < HEAD {
             return None;
         }
-        // SAFETY: the bytes from `at` to `at + size` are inside the log and, by the addition
-        // above, this record's alone.
+        let fits = self.capacity - at >= size;
+        let (kind, len) = if fits { (kind, len) } else { (RecordKind::End, 0) };
+        // SAFETY: the head is inside the log and so are, if it fits, the bytes; by the addition
+        // above they are this record's alone.
         unsafe {
             let head = self.data.add(at as usize);
-            head.cast::<Record>().write(Record { vm, kind: kind as u16, len: len as u16 });
-            Some(head.add(size_of::<Record>()))
+            let record = Record { vm, kind: kind as u16, len: len as u16, instret };
+            head.cast::<Record>().write(record);
+            fits.then(|| head.add(size_of::<Record>()))
         }
     }
+
+    /// Writes a whole record; `false` when there is no room.
+    fn put<T: Copy>(&self, vm: u32, kind: RecordKind, instret: u64, body: T) -> bool {
+        const { assert!(align_of::<T>() <= RECORD_ALIGN as usize) };
+        match self.record(vm, kind, size_of::<T>() as u32, instret) {
+            // SAFETY: the record has room for a `T`, and is aligned for it.
+            Some(to) => unsafe {
+                to.cast::<T>().write(body);
+                true
+            },
+            None => false,
+        }
+    }
+}
+
+/// Whether a VM rests until the host wakes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Rest {
+    /// It runs.
+    No = 0,
+    /// It does, and the host knows.
+    Told = 1,
+    /// It does, and there was no room in the log to say so.
+    Untold = 2,
 }
 
 /// What a VM's port keeps between launches.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct PortState {
+    /// Fleet time that is zero for this VM.
+    pub origin: u64,
+    /// Instructions retired at the end of the VM's last launch.
+    pub instret: u64,
+    /// Whether it rests.
+    pub rest: Rest,
+    /// Why it rests.
+    pub exit: Exit,
+    /// Input taken.
+    pub taken: Taken,
     /// Bytes in `console`.
     pub console_len: u32,
     /// Console output not yet in the log.
-    pub console: [u8; CONSOLE_BYTES],
+    pub console: [u64; CONSOLE_BYTES / 8],
+}
+
+impl PortState {
+    /// The port of a VM that starts.
+    pub const fn new(origin: u64) -> Self {
+        Self {
+            origin,
+            instret: 0,
+            rest: Rest::No,
+            exit: Exit { code: ExitCode::Budget, arg: 0 },
+            taken: Taken { console: 0, frames: 0 },
+            console_len: 0,
+            console: [0; CONSOLE_BYTES / 8],
+        }
+    }
+}
+
+/// What the host offers a VM. Everything offered stays in the next launches' inboxes until the
+/// host has been told that it was taken; what was taken already is known by its number.
+///
+/// The bytes are an [`InboxHead`], the console bytes, and each frame behind its [`FrameHead`], all
+/// padded to [`RECORD_ALIGN`].
+#[derive(Clone, Copy, Debug)]
+pub struct Inbox<'a> {
+    head: InboxHead,
+    console: &'a [u8],
+    /// Frames that were not taken yet.
+    frames: &'a [u8],
+    left: u32,
+}
+
+/// The beginning of a VM's part of the inbox.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct InboxHead {
+    /// The number of the first console byte.
+    pub console_at: u32,
+    /// Console bytes.
+    pub console_len: u32,
+    /// The number of the first frame.
+    pub frames_at: u32,
+    /// Frames.
+    pub frames_len: u32,
+}
+
+/// The beginning of a frame in the inbox.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct FrameHead {
+    /// Its bytes.
+    pub len: u32,
+    /// Keeps the frame aligned.
+    pub reserved: u32,
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
+}
+
+const fn padded(len: u32) -> usize {
+    len.saturating_add(RECORD_ALIGN - 1) as usize & !(RECORD_ALIGN as usize - 1)
+}
+
+impl<'a> Inbox<'a> {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        head: InboxHead { console_at: 0, console_len: 0, frames_at: 0, frames_len: 0 },
+        console: &[],
+        frames: &[],
+        left: 0,
+    };
+
+    /// The inbox that `bytes` start with, for a VM that has taken `taken`.
+    pub fn new(bytes: &'a [u8], taken: &Taken) -> Option<Self> {
+        let head = InboxHead {
+            console_at: word(bytes, 0)?,
+            console_len: word(bytes, 4)?,
+            frames_at: word(bytes, 8)?,
+            frames_len: word(bytes, 12)?,
+        };
+        let rest = bytes.get(size_of::<InboxHead>()..)?;
+        let console = rest.get(..head.console_len as usize)?;
+        let frames = rest.get(padded(head.console_len)..).unwrap_or_default();
+        let mut inbox = Self { head, console, frames, left: head.frames_len };
+        for _ in 0..taken.frames.wrapping_sub(head.frames_at).min(head.frames_len) {
+            inbox.next_frame();
+        }
+        Some(inbox)
+    }
+
+    fn byte(&self, taken: u32) -> Option<u8> {
+        self.console.get(taken.wrapping_sub(self.head.console_at) as usize).copied()
+    }
+
+    fn frame(&self) -> Option<&'a [u8]> {
+        if self.left == 0 {
+            return None;
+        }
+        let len = word(self.frames, 0).filter(|&len| len <= FRAME_MAX)?;
+        self.frames.get(size_of::<FrameHead>()..)?.get(..len as usize)
+    }
+
+    fn next_frame(&mut self) {
+        let size = self.frame().map_or(0, |f| size_of::<FrameHead>() + padded(f.len() as u32));
+        self.frames = self.frames.get(size..).unwrap_or_default();
+        self.left = if size == 0 { 0 } else { self.left - 1 };
+    }
 }
 
 /// One VM's port during a launch.
@@ -82,15 +259,66 @@ pub struct LogPort<'a> {
     vm: u32,
     state: &'a mut PortState,
     outbox: &'a Outbox,
+    inbox: Inbox<'a>,
+    /// What records say as the VM's instruction count.
+    instret: u64,
     /// Where the frame being sent goes, and its length.
     frame: *mut u8,
     frame_len: u32,
 }
 
 impl<'a> LogPort<'a> {
-    /// A port that writes to `outbox`.
-    pub fn new(vm: u32, state: &'a mut PortState, outbox: &'a Outbox) -> Self {
-        Self { vm, state, outbox, frame: core::ptr::null_mut(), frame_len: 0 }
+    /// A port that writes to `outbox` and reads from `inbox`.
+    pub fn new(vm: u32, state: &'a mut PortState, outbox: &'a Outbox, inbox: Inbox<'a>) -> Self {
+        let frame = core::ptr::null_mut();
+        Self { vm, state, outbox, inbox, instret: 0, frame, frame_len: 0 }
+    }
+
+    /// Fleet time that is zero for this VM.
+    pub fn origin(&self) -> u64 {
+        self.state.origin
+    }
+
+    /// The VM rests no longer.
+    pub fn wake(&mut self) {
+        self.state.rest = Rest::No;
+    }
+
+    /// Begins a slice of a VM that has retired so many instructions.
+    pub fn begin(&mut self, retired: u64) {
+        self.instret = retired / u64::from(SLICE) * u64::from(SLICE) + u64::from(SLICE);
+    }
+
+    /// Ends a slice: `retired` is the VM's count now, and `exit` how the slice ended.
+    pub fn end(&mut self, retired: u64, exit: Exit) {
+        self.state.instret = retired;
+        self.instret = match exit.code {
+            ExitCode::Budget => retired.next_multiple_of(u64::from(SLICE)),
+            _ => retired,
+        };
+        self.flush();
+    }
+
+    /// Tells the host how much input was taken.
+    pub fn tell_taken(&mut self) {
+        // Without room for it the host offers the same again, and is told then.
+        self.outbox.put(self.vm, RecordKind::Taken, self.instret, self.state.taken);
+    }
+
+    /// Makes the VM rest, and tells the host, now or when there is room to say so.
+    pub fn rest(&mut self, exit: Exit, wake_at: u64) {
+        self.state.exit = exit;
+        self.instret = self.state.instret;
+        self.flush();
+        let wake_at = wake_at.saturating_add(self.state.origin);
+        let told = self.state.console_len == 0
+            && self.outbox.put(
+                self.vm,
+                RecordKind::Exit,
+                self.instret,
+                ExitRecord { exit, wake_at },
+            );
+        self.state.rest = if told { Rest::Told } else { Rest::Untold };
     }
 
     /// Writes the collected console output to the log, if there is room.
@@ -99,9 +327,11 @@ impl<'a> LogPort<'a> {
         if len == 0 {
             return;
         }
-        if let Some(to) = self.outbox.record(self.vm, RecordKind::Console, len) {
-            // SAFETY: the record has room for `len` bytes, and `len` is at most the array's.
-            unsafe { self.state.console.as_ptr().copy_to_nonoverlapping(to, len as usize) };
+        if let Some(to) = self.outbox.record(self.vm, RecordKind::Console, len, self.instret) {
+            let words = len.div_ceil(RECORD_ALIGN) as usize;
+            // SAFETY: the record has room for `len` bytes and its padding, is aligned, and the
+            // words are at most the array's.
+            unsafe { self.state.console.as_ptr().copy_to_nonoverlapping(to.cast(), words) };
             self.state.console_len = 0;
         }
     }
@@ -116,10 +346,12 @@ impl Port for LogPort<'_> {
         if self.state.console_len as usize >= CONSOLE_BYTES {
             self.flush();
         }
-        match self.state.console.get_mut(self.state.console_len as usize) {
-            Some(slot) => {
-                *slot = byte;
-                self.state.console_len += 1;
+        let at = self.state.console_len;
+        match self.state.console.get_mut(at as usize / 8) {
+            Some(word) => {
+                let shift = at % 8 * 8;
+                *word = *word & !(0xff << shift) | u64::from(byte) << shift;
+                self.state.console_len = at + 1;
                 true
             }
             None => false,
@@ -127,11 +359,13 @@ impl Port for LogPort<'_> {
     }
 
     fn console_get(&mut self) -> Option<u8> {
-        None
+        let byte = self.inbox.byte(self.state.taken.console)?;
+        self.state.taken.console = self.state.taken.console.wrapping_add(1);
+        Some(byte)
     }
 
     fn net_tx_begin(&mut self, len: u32) -> bool {
-        match self.outbox.record(self.vm, RecordKind::Frame, len) {
+        match self.outbox.record(self.vm, RecordKind::Frame, len, self.instret) {
             Some(to) => {
                 (self.frame, self.frame_len) = (to, len);
                 true
@@ -154,10 +388,162 @@ impl Port for LogPort<'_> {
     }
 
     fn net_rx_len(&mut self) -> Option<u32> {
-        None
+        self.inbox.frame().map(|frame| frame.len() as u32)
     }
 
-    fn net_rx_read(&mut self, _: u32, _: &mut [u8]) {}
+    fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]) {
+        let frame = self.inbox.frame().unwrap_or_default();
+        let from = frame.get(at as usize..).unwrap_or_default();
+        for (to, byte) in bytes.iter_mut().zip(from) {
+            *to = *byte;
+        }
+    }
 
-    fn net_rx_end(&mut self) {}
+    fn net_rx_end(&mut self) {
+        if self.inbox.frame().is_some() {
+            self.inbox.next_frame();
+            self.state.taken.frames = self.state.taken.frames.wrapping_add(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    struct Log {
+        data: Vec<u64>,
+        outbox: Outbox,
+    }
+
+    fn log(capacity: u32) -> Log {
+        let mut data = vec![0u64; capacity as usize / 8];
+        let outbox = Outbox { tail: 0.into(), capacity, data: data.as_mut_ptr().cast() };
+        Log { data, outbox }
+    }
+
+    impl Log {
+        fn bytes(&self) -> Vec<u8> {
+            self.data.iter().flat_map(|w| w.to_le_bytes()).collect()
+        }
+        fn kind(&self, at: usize) -> u16 {
+            u16::from_le_bytes(self.bytes()[at + 4..at + 6].try_into().unwrap())
+        }
+    }
+
+    fn offered(console_at: u32, console: &[u8], frames_at: u32, frames: &[&[u8]]) -> Vec<u8> {
+        let head = [console_at, console.len() as u32, frames_at, frames.len() as u32];
+        let mut bytes: Vec<u8> = head.iter().flat_map(|w| w.to_le_bytes()).collect();
+        bytes.extend(console);
+        for frame in frames {
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            bytes.extend((frame.len() as u64).to_le_bytes());
+            bytes.extend(*frame);
+        }
+        bytes
+    }
+
+    #[test]
+    fn console_output_is_one_record_with_the_count_at_the_end_of_the_slice() {
+        let log = log(256);
+        let mut state = PortState::new(0);
+        let mut port = LogPort::new(7, &mut state, &log.outbox, Inbox::NONE);
+        port.begin(5);
+        for byte in b"hello, log" {
+            assert!(port.console_put(*byte));
+        }
+        port.end(40_000, Exit { code: ExitCode::Budget, arg: 0 });
+        let bytes = log.bytes();
+        assert_eq!(bytes[..8], [7, 0, 0, 0, RecordKind::Console as u8, 0, 10, 0]);
+        assert_eq!(bytes[8..16], 65_536u64.to_le_bytes());
+        assert_eq!(&bytes[16..26], b"hello, log");
+        assert_eq!(log.outbox.tail.load(Ordering::Relaxed), 32);
+    }
+
+    #[test]
+    fn a_full_log_ends_with_a_mark_and_the_vm_keeps_its_output() {
+        let log = log(48);
+        let mut state = PortState::new(0);
+        let mut port = LogPort::new(0, &mut state, &log.outbox, Inbox::NONE);
+        port.console_put(b'a');
+        port.flush();
+        for _ in 0..CONSOLE_BYTES {
+            assert!(port.console_put(b'b'));
+        }
+        assert!(!port.console_put(b'c'), "no room in the log, none in the buffer");
+        assert_eq!(port.state.console_len, CONSOLE_BYTES as u32);
+        assert_eq!(log.kind(24), RecordKind::End as u16);
+        let exit = Exit { code: ExitCode::PowerOff, arg: 0 };
+        port.rest(exit, u64::MAX);
+        assert_eq!(state.rest, Rest::Untold);
+        // With room, all of it is told, in order.
+        log.outbox.tail.store(0, Ordering::Relaxed);
+        let big = self::log(512);
+        LogPort::new(0, &mut state, &big.outbox, Inbox::NONE).rest(exit, 0);
+        assert_eq!(state.rest, Rest::Told);
+        assert_eq!(big.kind(0), RecordKind::Console as u16);
+        assert_eq!(big.kind(16 + CONSOLE_BYTES), RecordKind::Exit as u16);
+    }
+
+    #[test]
+    fn input_that_was_taken_is_not_taken_again() {
+        let log = log(256);
+        let mut state = PortState::new(0);
+        state.taken.console = 2;
+        let bytes = offered(0, b"abcd", 0, &[]);
+        let inbox = Inbox::new(&bytes, &state.taken).unwrap();
+        let mut port = LogPort::new(0, &mut state, &log.outbox, inbox);
+        assert_eq!(
+            [port.console_get(), port.console_get(), port.console_get()],
+            [Some(b'c'), Some(b'd'), None]
+        );
+        assert_eq!(state.taken.console, 4);
+    }
+
+    #[test]
+    fn frames_come_in_order_each_once() {
+        let log = log(256);
+        let mut state = PortState::new(0);
+        state.taken.frames = u32::MAX;
+        let frames: [&[u8]; 3] = [b"taken", b"a frame", b"another"];
+        let bytes = offered(0, b"xyz", u32::MAX - 1, &frames);
+        let inbox = Inbox::new(&bytes, &state.taken).unwrap();
+        let mut port = LogPort::new(0, &mut state, &log.outbox, inbox);
+        assert_eq!(port.net_rx_len(), Some(7));
+        let mut read = [0; 5];
+        port.net_rx_read(2, &mut read);
+        assert_eq!(&read, b"frame");
+        port.net_rx_end();
+        assert_eq!(port.net_rx_len(), Some(7));
+        port.net_rx_end();
+        assert_eq!(port.net_rx_len(), None);
+        port.net_rx_end();
+        assert_eq!(state.taken.frames, 1);
+    }
+
+    #[test]
+    fn a_damaged_inbox_is_no_inbox() {
+        let taken = Taken::default();
+        assert!(Inbox::new(&[0; 15], &taken).is_none());
+        assert!(Inbox::new(&offered(0, b"abc", 0, &[])[..17], &taken).is_none());
+        let mut bytes = offered(0, b"", 0, &[b"abc"]);
+        bytes[16] = 200;
+        assert!(Inbox::new(&bytes, &taken).unwrap().frame().is_none());
+    }
+
+    #[test]
+    fn a_frame_sent_stays_inside_its_record() {
+        let log = log(64);
+        let mut state = PortState::new(0);
+        let mut port = LogPort::new(3, &mut state, &log.outbox, Inbox::NONE);
+        assert!(port.net_tx_begin(4));
+        port.net_tx_write(2, b"xyz");
+        port.net_tx_write(2, b"ok");
+        port.net_tx_end();
+        port.net_tx_write(0, b"no");
+        assert_eq!(&log.bytes()[16..20], b"\0\0ok");
+        assert!(!port.net_tx_begin(100));
+    }
 }

@@ -12,15 +12,20 @@ pub fn emit(workspace: &Path, package: &str, out: &Path) -> Result<PathBuf, Erro
     let mut command = Command::new(&cargo);
     command
         .current_dir(workspace)
-        .args(["rustc", "--lib", "--crate-type", "cdylib", "--profile", "device"])
+        // The outer build has fetched whatever there is to fetch.
+        .args(["rustc", "--frozen", "--lib", "--crate-type", "cdylib", "--profile", "device"])
         .args(["--package", package, "--features", "device", "--target-dir"])
         .arg(out)
         // The host's vector instructions mean nothing on the device.
         .args(["--", "--emit=llvm-bc", "-C", "no-vectorize-loops", "-C", "no-vectorize-slp"]);
     // Flags for the host's build (coverage, native CPU) must not reach the device's.
-    for variable in
-        ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"]
-    {
+    for variable in [
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CARGO_BUILD_TARGET",
+    ] {
         command.env_remove(variable);
     }
     let program = cargo.to_string_lossy().into_owned();

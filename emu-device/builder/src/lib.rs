@@ -6,13 +6,44 @@
 //! 3. The module is retargeted and emitted as assembly ([`ptx`]).
 
 mod bitcode;
+pub mod check;
 mod llvm;
 mod ptx;
 
 pub use bitcode::emit as bitcode;
 pub use ptx::{Options, emit as ptx};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// The oldest cards that run the PTX: Turing. Older ones lack independent scheduling of the
+/// threads of a warp, on which VMs that run apart depend.
+pub const CPU: &str = "sm_75";
+/// PTX version: what drivers since 520 (CUDA 11.8) read.
+pub const FEATURES: &str = "+ptx78";
+/// Entry points, the only symbols that the PTX exports.
+pub const ENTRIES: [&str; 4] = ["pxvm_step", "pxvm_start", "pxvm_release", "pxvm_digest"];
+
+/// Builds package `emu-device` of the workspace at `workspace` to PTX, in target directory `out`.
+///
+/// The same sources and the same toolchain give the same text.
+pub fn build(workspace: &Path, out: &Path) -> Result<String, Error> {
+    let bitcode = bitcode(workspace, "emu-device", out)?;
+    let path = workspace.join("emu-device/intrinsics.ll");
+    let intrinsics =
+        std::fs::read_to_string(&path).map_err(|source| Error::File { path, source })?;
+    let options = Options {
+        cpu: CPU,
+        features: FEATURES,
+        intrinsics: &intrinsics,
+        entries: &ENTRIES,
+        keep_ir: None,
+    };
+    let text = ptx(&bitcode, &options)?;
+    match check::problems(&text).into_iter().next() {
+        None => Ok(text),
+        Some(problem) => Err(Error::Refused(problem)),
+    }
+}
 
 /// Why there is no PTX.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +77,9 @@ pub enum Error {
     /// The bitcode uses something that does not exist on the device.
     #[error("The device code refers to {0}, which does not exist on the device")]
     Undefined(String),
+    /// The PTX is not what it must be.
+    #[error("The PTX was refused: {0}")]
+    Refused(String),
     /// A file could not be read or written.
     #[error("{path}")]
     File {

@@ -11,7 +11,7 @@ macro_rules! handles {
         $(#[repr(transparent)] #[derive(Clone, Copy, PartialEq, Eq)] pub struct $name(pub *mut c_void);)*
     };
 }
-handles!(Context, Module, Value, Buffer, Target, Machine, TargetData, PassOptions, Type, Use);
+handles!(Context, Module, Value, Buffer, Target, Machine, TargetData, PassOptions, Use);
 /// An `LLVMErrorRef`; null for success.
 pub type ErrorRef = *mut c_void;
 
@@ -77,7 +77,6 @@ api! {
     LLVMCreatePassBuilderOptions() -> PassOptions;
     LLVMRunPasses(Module, Str, Machine, PassOptions) -> ErrorRef;
     LLVMGetErrorMessage(ErrorRef) -> Out<c_char>;
-    LLVMVerifyModule(Module, c_int, Out<Out<c_char>>) -> c_int;
     LLVMTargetMachineEmitToMemoryBuffer(Machine, Module, c_int, Out<Out<c_char>>, Out<Buffer>) -> c_int;
     LLVMGetBufferStart(Buffer) -> Str;
     LLVMGetBufferSize(Buffer) -> usize;

@@ -24,8 +24,8 @@ pub struct Options<'a> {
     pub features: &'a str,
     /// LLVM text that defines the functions which the Rust code declares as `extern "C"`.
     pub intrinsics: &'a str,
-    /// Prefix of the names of entry points.
-    pub entry_prefix: &'a str,
+    /// Names of the entry points.
+    pub entries: &'a [&'a str],
     /// Where to leave the optimised module as text, for a look.
     pub keep_ir: Option<&'a Path>,
 }
@@ -147,7 +147,7 @@ unsafe fn retarget(llvm: &Llvm, module: Module, options: &Options<'_>) {
             }
             if (llvm.LLVMIsDeclaration)(function) == 0 {
                 (llvm.LLVMSetPersonalityFn)(function, Value(null_mut()));
-                if name(llvm, function).starts_with(options.entry_prefix) {
+                if options.entries.contains(&name(llvm, function).as_str()) {
                     (llvm.LLVMSetFunctionCallConv)(function, CALL_PTX_KERNEL);
                 } else {
                     (llvm.LLVMSetVisibility)(function, VISIBILITY_DEFAULT);

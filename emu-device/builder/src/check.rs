@@ -1,0 +1,59 @@
+//! What PTX text must and must not contain.
+
+use crate::ENTRIES;
+
+/// Everything that is wrong with a PTX text, in words.
+pub fn problems(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    if !text.lines().any(|l| l.starts_with(".target") && !l.contains("debug")) {
+        found.push("no `.target` without `debug`: it would be compiled unoptimised".to_owned());
+    }
+    for line in text.lines().map(str::trim) {
+        if line.contains(".extern .func") {
+            found.push(format!("a function that does not exist: `{line}`"));
+        }
+        // Memory of a thread alone has no use for atomics: an address space was guessed wrong.
+        if line.contains("atom") && line.contains(".local") {
+            found.push(format!("an atomic on local memory: `{line}`"));
+        }
+    }
+    if text.matches(".entry ").count() != ENTRIES.len() {
+        found.push("another number of entry points than there should be".to_owned());
+    }
+    for entry in ENTRIES {
+        if !text.contains(&format!(".visible .entry {entry}(")) {
+            found.push(format!("no entry point {entry}"));
+        }
+    }
+    found
+}
+
+/// Places that end the whole launch instead of one VM: calls of panicking functions that the
+/// optimiser could not prove unreachable.
+pub fn traps(text: &str) -> usize {
+    text.lines().filter(|l| l.trim_start().starts_with("trap;")).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> String {
+        let entries = ENTRIES.map(|e| format!(".visible .entry {e}(\n)\n{{ ret; }}\n"));
+        format!(".version 7.8\n.target sm_75\n{}", entries.concat())
+    }
+
+    #[test]
+    fn what_the_builder_makes_is_accepted() {
+        assert_eq!(problems(&good()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let bad = |from: &str, to: &str| problems(&good().replacen(from, to, 1)).join("\n");
+        assert!(bad("sm_75", "sm_75, debug").contains("unoptimised"));
+        assert!(bad("ret;", ".extern .func memcpy").contains("memcpy"));
+        assert!(bad("ret;", "atom.local.add.u32 r, [a], 1;").contains("atomic"));
+        assert!(bad("pxvm_step", "other").contains("pxvm_step"));
+    }
+}
