@@ -45,8 +45,8 @@ pub struct System {
     pub(crate) replaced: u32,
     /// Cached translations for instructions. Not part of the architectural state.
     pub itlb: InsnTlb,
-    /// `pc` of the last exception taken straight from a trap vector, to notice endless traps.
-    pub trap_loop: u32,
+    /// `clock.retired` when a trap vector last trapped to itself, to notice endless traps.
+    pub trap_loop: u64,
 }
 
 /// Registers and cached translations.
@@ -139,7 +139,7 @@ impl Vm {
                 waiting: 0,
                 replaced: 0,
                 itlb: InsnTlb::EMPTY,
-                trap_loop: 0,
+                trap_loop: u64::MAX,
             },
         }
     }

@@ -1,11 +1,12 @@
 //! A VM with its memory and its port: budget and time in, exit out.
 
-use crate::abi::{Exit, ExitCode, FaultCode, Hot, System, Vm};
+use crate::abi::{Exit, ExitCode, FaultCode, Hot, NO_RESERVATION, System, Vm};
 use crate::csr::{MEDELEG_WRITABLE, Word, irq};
 use crate::dev::virtio::Deferred;
 use crate::layout::virtio_slot;
 use crate::mem::{Dma, Memory, Ram};
 use crate::mmu::Privilege;
+use crate::pmp::Pmp;
 use crate::port::Port;
 use crate::trace::{NoTrace, Trace};
 use crate::trap::{Trap, cause};
@@ -13,6 +14,8 @@ use crate::trap::{Trap, cause};
 /// Instructions that a second of guest time has under the `instret` clock.
 pub const INSTRET_CLOCK_IPS: u32 = 50_000_000;
 const RATE_SHIFT: u32 = 24;
+/// Hours: as far ahead as a deadline can be computed without overflow.
+const FAR_TICKS: u64 = 1 << 39;
 
 /// Guest time, as a function of retired instructions.
 ///
@@ -127,15 +130,18 @@ impl Clock {
         self.deadline.saturating_sub(self.retired)
     }
 
-    /// The value of `retired` at which `time` reaches `ticks`.
+    /// The value of `retired` at which `time` reaches `ticks`, or an earlier one if that is far.
     fn retired_at(&self, ticks: u64) -> u64 {
-        // 2^39 ticks are hours away; `begin` comes here again long before.
-        let diff = ticks.saturating_sub(self.base_ticks);
-        if diff >> 39 != 0 {
-            return u64::MAX;
-        }
+        let diff = ticks.saturating_sub(self.base_ticks).min(FAR_TICKS);
         let rate = u64::from(self.rate.max(1));
         self.base_retired.saturating_add((diff << RATE_SHIFT).div_ceil(rate))
+    }
+
+    /// Looks again when a deadline that was too far to compute comes near.
+    fn catch_up(&mut self) {
+        if self.retired >= self.deadline && !self.due() {
+            self.set_now(self.now());
+        }
     }
 
     /// The first tick at which `ns` nanoseconds of guest time have passed.
@@ -209,6 +215,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             if let Some(exit) = self.unfinished() {
                 return exit;
             }
+            self.sys.clock.catch_up();
             self.update_lines();
             if let Some(number) = self.sys.pending_interrupt(hot) {
                 self.sys.waiting = 0;
@@ -233,7 +240,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 Ok(()) => {}
                 Err(Trap::Exception { cause, tval }) => {
                     left -= 1;
-                    if !self.exception(hot, cause, tval, spent, trace) {
+                    if !self.exception(hot, cause, tval, trace) {
                         return fault(FaultCode::TrapLoop);
                     }
                 }
@@ -243,29 +250,16 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     }
 
     /// Takes an exception; `false` when the handler itself has done nothing but trap again.
-    fn exception<T: Trace>(
-        &mut self,
-        hot: &mut Hot,
-        cause: u32,
-        tval: u32,
-        spent: u32,
-        trace: &mut T,
-    ) -> bool {
+    fn exception<T: Trace>(&mut self, hot: &mut Hot, cause: u32, tval: u32, trace: &mut T) -> bool {
         let pc = hot.pc;
         trace.trap(pc, cause, tval);
         self.sys.take_trap(hot, cause, tval);
         // A handler whose first instruction traps to itself never gets anywhere: registers,
         // privilege and translation are the same each time round.
-        let here = pc | 1;
-        if hot.pc == pc && spent == 0 {
-            if self.sys.trap_loop == here {
-                return false;
-            }
-            self.sys.trap_loop = here;
-        } else {
-            self.sys.trap_loop = 0;
-        }
-        true
+        let here = self.sys.clock.retired;
+        let again = hot.pc == pc && self.sys.trap_loop == here;
+        self.sys.trap_loop = if hot.pc == pc { here } else { u64::MAX };
+        !again
     }
 
     fn stopped(&self, trap: Trap) -> Exit {
@@ -371,6 +365,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         };
         let device = sys.dev.virtio.get_mut(slot).ok_or(Trap::Fault(FaultCode::BadState))?;
         let result = f(device, &mut io);
+        if io.ram.wrote() {
+            hot.reservation = NO_RESERVATION;
+        }
         if io.ram.replaced() {
             sys.flush_tlbs(hot);
         }
@@ -413,6 +410,7 @@ impl Vm {
         self.sys.csr.set(Word::Medeleg, MEDELEG_WRITABLE & !(1 << cause::ECALL_S));
         self.sys.csr.set(Word::Mideleg, irq::S_ALL);
         self.sys.csr.set(Word::Mcounteren, 0b111);
+        self.sys.csr.pmp = Pmp::OPEN;
     }
 
     /// Starts in M-mode: firmware or a bare-metal program.

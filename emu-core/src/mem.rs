@@ -131,17 +131,23 @@ pub struct Dma<'a, M> {
     mem: &'a mut M,
     base: u32,
     replaced: bool,
+    wrote: bool,
 }
 
 impl<'a, M: Memory> Dma<'a, M> {
     /// Views `mem` as RAM that starts at guest-physical address `base`.
     pub fn new(mem: &'a mut M, base: u32) -> Self {
-        Self { mem, base, replaced: false }
+        Self { mem, base, replaced: false, wrote: false }
     }
 
     /// Whether a write replaced a frame since this view was made.
     pub fn replaced(&self) -> bool {
         self.replaced
+    }
+
+    /// Whether anything was written since this view was made.
+    pub fn wrote(&self) -> bool {
+        self.wrote
     }
 
     /// Whether all of `len` bytes at `addr` are RAM.
@@ -195,6 +201,7 @@ impl<'a, M: Memory> Dma<'a, M> {
         if len == 0 {
             return Ok(());
         }
+        self.wrote = true;
         let last = ((u64::from(start) + u64::from(len) - 1) >> FRAME_SHIFT) as u32 + first;
         for page in first..=last {
             self.private(page)?;

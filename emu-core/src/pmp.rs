@@ -51,6 +51,15 @@ impl Pmp {
     /// All entries off.
     pub const RESET: Self = Self { cfg: [0; ENTRIES], addr: [0; ENTRIES], active: 0 };
 
+    /// Entry 0 covers everything and allows it, as firmware sets it for an operating system.
+    pub const OPEN: Self = {
+        let mut open = Self::RESET;
+        open.cfg[0] = cfg::NAPOT | cfg::R | cfg::W | cfg::X;
+        open.addr[0] = u32::MAX;
+        open.active = 1;
+        open
+    };
+
     fn cfg_of(&self, i: usize) -> u8 {
         self.cfg.get(i).copied().unwrap_or(0)
     }
@@ -107,8 +116,7 @@ impl Pmp {
     /// What `machine` mode (or else S and U mode) may do with the page at physical address
     /// `addr`. The lowest-numbered matching entry decides.
     pub fn check(&self, addr: u64, machine: bool) -> Access {
-        if self.active == 0 {
-            // No entry is implemented as far as software can tell: S and U mode are let through.
+        if self.active == 0 && machine {
             return Access::ALL;
         }
         let page = (addr >> 12) as u32;
@@ -149,8 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn with_every_entry_off_all_is_allowed() {
-        assert_eq!(Pmp::RESET.check(0x8000_0000, false), Access::ALL);
+    fn with_every_entry_off_only_machine_mode_has_access() {
+        assert_eq!(Pmp::RESET.check(0x8000_0000, true), Access::ALL);
+        assert_eq!(Pmp::RESET.check(0x8000_0000, false), Access::NONE);
+    }
+
+    #[test]
+    fn open_lets_every_mode_do_everything() {
+        assert_eq!(Pmp::OPEN.check(0, false), Access::ALL);
+        assert_eq!(Pmp::OPEN.check(0xffff_f000, false), Access::ALL);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The built-in supervisor binary interface (SBI specification 2.0), one hart.
 
-use crate::abi::{Exit, ExitCode, FaultCode, Hot};
+use crate::abi::{Exit, ExitCode, FaultCode, Hot, NO_RESERVATION};
 use crate::csr::irq;
 use crate::machine::Core;
 use crate::mem::{Dma, Memory, Ram};
@@ -88,7 +88,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             eid::LEGACY_SET_TIMER => self.set_timer(hot),
             eid::LEGACY_CONSOLE_PUTCHAR => self.put(arg(hot, 0) as u8)?,
             eid::LEGACY_CONSOLE_GETCHAR => {
-                return Ok(self.port.console_get().map_or(u32::MAX, u32::from));
+                return Ok(self.sys.dev.uart.take(self.port).map_or(u32::MAX, u32::from));
             }
             eid::LEGACY_CLEAR_IPI => self.sys.csr.set_pending(irq::SSI, false),
             eid::LEGACY_SEND_IPI => self.sys.csr.set_pending(irq::SSI, true),
@@ -240,13 +240,16 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             let mut ram = Dma::new(self.ram, self.sys.kind.map().ram_base);
             let at = addr.wrapping_add(u64::from(done));
             let mut took = false;
-            let port = &mut *self.port;
+            let (port, uart) = (&mut *self.port, &mut self.sys.dev.uart);
             let result = ram.write_with(at, 1, |_, piece| {
-                if let (Some(slot), Some(byte)) = (piece.first_mut(), port.console_get()) {
+                if let (Some(slot), Some(byte)) = (piece.first_mut(), uart.take(port)) {
                     *slot = byte;
                     took = true;
                 }
             });
+            if ram.wrote() {
+                hot.reservation = NO_RESERVATION;
+            }
             if ram.replaced() {
                 self.sys.flush_tlbs(hot);
             }

@@ -9,6 +9,7 @@ use emu_core::layout::MachineKind;
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{Dma, FRAME_SIZE, Memory};
 use emu_core::mmu::Privilege;
+use emu_core::pmp::Pmp;
 use emu_core::trace::{NoTrace, Trace};
 
 use crate::asm::{Asm, Reg, csr};
@@ -72,7 +73,7 @@ impl Default for TestMachine {
 }
 
 impl TestMachine {
-    /// A `virt` machine in M-mode at [`RAM`], both trap vectors set, memory zero.
+    /// A `virt` machine in M-mode at [`RAM`], both trap vectors set, memory zero, PMP open.
     pub fn new() -> Self {
         let frames = Frames::new(&[], PRIVATE);
         Self::on(&frames, Vec::new())
@@ -89,6 +90,8 @@ impl TestMachine {
     pub fn with_space(space: Space) -> Self {
         let mut vm = Vm::new(MachineKind::Virt);
         vm.boot_machine(RAM, 0, 0);
+        // As firmware leaves it: without an entry S and U mode could not do anything.
+        vm.sys.csr.pmp = Pmp::OPEN;
         let mut m = Self { vm, port: MockPort::default(), now: Now::Instret, space };
         m.set_csr(csr::MTVEC, M_HANDLER);
         m.set_csr(csr::STVEC, S_HANDLER);

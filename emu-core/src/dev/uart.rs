@@ -262,6 +262,12 @@ impl Uart {
         }
     }
 
+    /// Takes a byte of input from the receiver, or else from the port: for firmware calls that
+    /// read the console beside the UART's driver, so that input stays in order.
+    pub fn take(&mut self, port: &mut impl Port) -> Option<u8> {
+        if self.rx_len != 0 { Some(self.pop()) } else { port.console_get() }
+    }
+
     /// Level of the interrupt line. As in QEMU, OUT2 does not gate it.
     pub const fn irq(&self) -> bool {
         self.interrupt() != iir::NONE

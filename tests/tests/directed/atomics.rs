@@ -4,6 +4,7 @@ use pxvm_tests::asm::{Asm, Reg, reg::*};
 use pxvm_tests::machine::{DATA, RAM, Sv32, TestMachine, pte, to_m};
 
 use emu_core::mmu::Privilege;
+use emu_core::sbi::eid;
 
 type Amo = fn(&mut Asm, Reg, Reg, Reg) -> &mut Asm;
 
@@ -200,4 +201,18 @@ fn a_reservation_does_not_follow_the_virtual_address_to_another_page() {
     m.set_csr(0x180, Sv32::satp()).set_csr(0x300, 1 << 11);
     m.set_x(S0, DATA).set_x(A1, 5).run_out();
     assert_eq!((m.x(A2), m.word(DATA)), (1, 0));
+}
+
+// "An SC must fail if a write from some other device to the bytes accessed by the LR can be observed
+// to occur between the LR and SC." (unprivileged 14.2)
+#[test]
+fn console_input_written_by_firmware_between_lr_and_sc_breaks_the_reservation() {
+    let mut m = TestMachine::supervisor(|a| {
+        a.lr_w(T0, S0);
+        a.li(A7, eid::DBCN).li(A6, 1).li(A0, 4).mv(A1, S0).li(A2, 0).ecall();
+        a.sc_w(S2, ZERO, S0);
+    });
+    m.port.input.extend(*b"abcd");
+    m.set_x(S0, DATA).run_out();
+    assert_eq!((m.x(S2), m.word(DATA)), (1, u32::from_le_bytes(*b"abcd")));
 }

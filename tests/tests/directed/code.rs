@@ -213,8 +213,6 @@ fn console_input_written_over_code_is_seen() {
     m.load_at(DATA, |a| {
         a.word(li_a0(1)).ret();
     });
-    // One byte more, for the receiver of the UART.
-    m.port.input.push_back(0);
     m.port.input.extend(li_a0(2).to_le_bytes());
     m.set_x(S0, DATA).run_out();
     assert_eq!(results(&m), (1, 2));

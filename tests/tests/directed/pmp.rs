@@ -140,14 +140,14 @@ fn a_locked_tor_entry_locks_the_address_below() {
 fn the_granularity_is_found_as_the_specification_says() {
     // "writing zero to pmp0cfg, then writing all ones to pmpaddr0, then reading back pmpaddr0"
     let mut m = TestMachine::new();
-    m.set_csr(PMPADDR0, u32::MAX);
+    m.set_csr(PMPCFG0, 0).set_csr(PMPADDR0, u32::MAX);
     assert_eq!(m.csr(PMPADDR0), 0xffff_fc00);
 }
 
 #[test]
 fn na4_is_not_selectable_at_this_granularity() {
     let mut m = TestMachine::new();
-    m.set_csr(PMPCFG0, 2 << 3 | R);
+    m.set_csr(PMPCFG0, 0).set_csr(PMPCFG0, 2 << 3 | R);
     assert_eq!(m.csr(PMPCFG0) >> 3 & 3, 0);
 }
 
@@ -195,4 +195,15 @@ fn setting_a_bit_in_a_page_table_needs_write_permission() {
     m.run_out();
     assert_eq!(m.taken(), to_m(LOAD_ACCESS, RAM, 0x4000_0000));
     assert_eq!(m.word(Sv32::root_entry(0x4000_0000)) & pte::A, 0);
+}
+
+// "If no PMP entry matches an S-mode or U-mode access, but at least one PMP entry is implemented,
+// the access fails." (3.7.1.3)
+#[test]
+fn with_every_entry_off_lower_modes_can_do_nothing() {
+    let mut m = TestMachine::program(|a| {
+        a.nop();
+    });
+    m.set_csr(PMPCFG0, 0).enter(Supervisor).run_out();
+    assert_eq!(m.taken(), to_m(INSN_ACCESS, RAM, RAM));
 }

@@ -220,7 +220,6 @@ fn debug_console_writes_a_byte() {
 }
 
 #[test]
-#[ignore = "core bug: the UART takes the first byte of input before the SBI sees it"]
 fn debug_console_reads_what_there_is() {
     let mut m = call(eid::DBCN, 1, [16, DATA, 0]);
     m.run_out();
@@ -233,7 +232,6 @@ fn debug_console_reads_what_there_is() {
 }
 
 #[test]
-#[ignore = "core bug: the UART takes the first byte of input before the SBI sees it"]
 fn debug_console_reads_no_more_than_asked() {
     let mut m = call(eid::DBCN, 1, [2, DATA + 0xfff, 0]);
     m.port.input.extend(b"abc");
@@ -276,7 +274,6 @@ fn legacy_console_puts_and_gets() {
 // Input goes to whoever asks first, and in order: the UART's receiver must not hide bytes from a
 // guest whose console is the SBI.
 #[test]
-#[ignore = "core bug: the UART takes the first byte of input before the SBI sees it"]
 fn the_sbi_console_gets_the_first_byte_first() {
     let mut m = call(eid::LEGACY_CONSOLE_GETCHAR, 0, [0; 3]);
     m.port.input.extend(b"ab");

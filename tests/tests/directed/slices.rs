@@ -152,7 +152,6 @@ fn an_alarm_of_the_clock_comes_at_the_same_instruction_whatever_the_slices() {
 }
 
 #[test]
-#[ignore = "core bug: more than 2^39 ticks after the clock's base no deadline is set"]
 fn a_timer_is_exact_after_a_day_without_rest() {
     let machine = || {
         let mut m = TestMachine::program(|a| {
@@ -172,7 +171,6 @@ fn a_timer_is_exact_after_a_day_without_rest() {
 }
 
 #[test]
-#[ignore = "core bug: `spent == 0` depends on where the slice began"]
 fn a_trap_loop_is_found_after_the_same_budget_whatever_the_slices() {
     let machine = || {
         let mut m = TestMachine::program(|a| {
