@@ -70,9 +70,28 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 let next = 'done: {
                     'general: {
                         let (rd, imm) = (insn.rd(), insn.imm());
-                        let (a, b) = (hot.x[insn.rs1()], hot.x[insn.rs2()]);
-                        let (signed_a, signed_b) = (a as i32, b as i32);
-                        let pc = page.wrapping_add(off);
+                        // A GPU hides the latency of its registers behind the dispatch; a CPU
+                        // would only read some that are not needed.
+                        let ahead = if M::READ_AHEAD {
+                            (hot.x[insn.rs1()], hot.x[insn.rs2()])
+                        } else {
+                            (0, 0)
+                        };
+                        macro_rules! a {
+                            () => {
+                                if M::READ_AHEAD { ahead.0 } else { hot.x[insn.rs1()] }
+                            };
+                        }
+                        macro_rules! b {
+                            () => {
+                                if M::READ_AHEAD { ahead.1 } else { hot.x[insn.rs2()] }
+                            };
+                        }
+                        macro_rules! pc {
+                            () => {
+                                page.wrapping_add(off)
+                            };
+                        }
 
                         // `rd` is not x0: decoding sees to that.
                         macro_rules! set {
@@ -84,7 +103,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         }
                         macro_rules! load {
                             ($size:literal, $get:ident, $signed:ty) => {{
-                                let va = a.wrapping_add(imm);
+                                let va = a!().wrapping_add(imm);
                                 let Some(data) = hot.tlb.get(va, $size - 1, load) else {
                                     break 'general;
                                 };
@@ -94,12 +113,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         }
                         macro_rules! store {
                             ($size:literal, $put:ident) => {{
-                                let va = a.wrapping_add(imm);
+                                let va = a!().wrapping_add(imm);
                                 let Some(data) = hot.tlb.get(va, $size - 1, store) else {
                                     break 'general;
                                 };
-                                ram.$put(data, va, b);
-                                trace.store(va, b, $size);
+                                ram.$put(data, va, b!());
+                                trace.store(va, b!(), $size);
                             }};
                         }
                         macro_rules! branch {
@@ -113,33 +132,33 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         match insn.op() {
                             // RV32I
                             Op::Lui => set!(imm),
-                            Op::Auipc => set!(pc.wrapping_add(imm)),
+                            Op::Auipc => set!(pc!().wrapping_add(imm)),
                             Op::Jal => {
-                                set!(pc.wrapping_add(4));
+                                set!(pc!().wrapping_add(4));
                                 break 'done off.wrapping_add(imm);
                             }
                             Op::J => break 'done off.wrapping_add(imm),
                             Op::Jalr => {
-                                let target = a.wrapping_add(imm) & !1;
+                                let target = a!().wrapping_add(imm) & !1;
                                 if target & 2 != 0 {
                                     break 'general;
                                 }
-                                set!(pc.wrapping_add(4));
+                                set!(pc!().wrapping_add(4));
                                 break 'done target.wrapping_sub(page);
                             }
                             Op::Jr => {
-                                let target = a.wrapping_add(imm) & !1;
+                                let target = a!().wrapping_add(imm) & !1;
                                 if target & 2 != 0 {
                                     break 'general;
                                 }
                                 break 'done target.wrapping_sub(page);
                             }
-                            Op::Beq => branch!(a == b),
-                            Op::Bne => branch!(a != b),
-                            Op::Blt => branch!(signed_a < signed_b),
-                            Op::Bge => branch!(signed_a >= signed_b),
-                            Op::Bltu => branch!(a < b),
-                            Op::Bgeu => branch!(a >= b),
+                            Op::Beq => branch!(a!() == b!()),
+                            Op::Bne => branch!(a!() != b!()),
+                            Op::Blt => branch!((a!() as i32) < (b!() as i32)),
+                            Op::Bge => branch!((a!() as i32) >= (b!() as i32)),
+                            Op::Bltu => branch!(a!() < b!()),
+                            Op::Bgeu => branch!(a!() >= b!()),
                             Op::Lb => load!(1, load8, i8),
                             Op::Lh => load!(2, load16, i16),
                             Op::Lw => load!(4, load32, u32),
@@ -148,37 +167,37 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             Op::Sb => store!(1, store8),
                             Op::Sh => store!(2, store16),
                             Op::Sw => store!(4, store32),
-                            Op::Addi => set!(a.wrapping_add(imm)),
-                            Op::Slti => set!(u32::from(signed_a < imm as i32)),
-                            Op::Sltiu => set!(u32::from(a < imm)),
-                            Op::Xori => set!(a ^ imm),
-                            Op::Ori => set!(a | imm),
-                            Op::Andi => set!(a & imm),
-                            Op::Slli => set!(a << (imm & 31)),
-                            Op::Srli => set!(a >> (imm & 31)),
-                            Op::Srai => set!((signed_a >> (imm & 31)) as u32),
-                            Op::Add => set!(a.wrapping_add(b)),
-                            Op::Sub => set!(a.wrapping_sub(b)),
-                            Op::Sll => set!(a << (b & 31)),
-                            Op::Slt => set!(u32::from(signed_a < signed_b)),
-                            Op::Sltu => set!(u32::from(a < b)),
-                            Op::Xor => set!(a ^ b),
-                            Op::Srl => set!(a >> (b & 31)),
-                            Op::Sra => set!((signed_a >> (b & 31)) as u32),
-                            Op::Or => set!(a | b),
-                            Op::And => set!(a & b),
+                            Op::Addi => set!(a!().wrapping_add(imm)),
+                            Op::Slti => set!(u32::from((a!() as i32) < imm as i32)),
+                            Op::Sltiu => set!(u32::from(a!() < imm)),
+                            Op::Xori => set!(a!() ^ imm),
+                            Op::Ori => set!(a!() | imm),
+                            Op::Andi => set!(a!() & imm),
+                            Op::Slli => set!(a!() << (imm & 31)),
+                            Op::Srli => set!(a!() >> (imm & 31)),
+                            Op::Srai => set!(((a!() as i32) >> (imm & 31)) as u32),
+                            Op::Add => set!(a!().wrapping_add(b!())),
+                            Op::Sub => set!(a!().wrapping_sub(b!())),
+                            Op::Sll => set!(a!() << (b!() & 31)),
+                            Op::Slt => set!(u32::from((a!() as i32) < (b!() as i32))),
+                            Op::Sltu => set!(u32::from(a!() < b!())),
+                            Op::Xor => set!(a!() ^ b!()),
+                            Op::Srl => set!(a!() >> (b!() & 31)),
+                            Op::Sra => set!(((a!() as i32) >> (b!() & 31)) as u32),
+                            Op::Or => set!(a!() | b!()),
+                            Op::And => set!(a!() & b!()),
                             // Fences: one hart, devices that act between instructions, and
                             // decoded instructions that follow every store: always in order.
                             Op::Nop | Op::Fence | Op::FenceI => {}
                             // M
-                            Op::Mul => set!(a.wrapping_mul(b)),
-                            Op::Mulh => set!(mulh(a, b)),
-                            Op::Mulhsu => set!(mulhsu(a, b)),
-                            Op::Mulhu => set!(mulhu(a, b)),
-                            Op::Div => set!(div(a, b)),
-                            Op::Divu => set!(divu(a, b)),
-                            Op::Rem => set!(rem(a, b)),
-                            Op::Remu => set!(remu(a, b)),
+                            Op::Mul => set!(a!().wrapping_mul(b!())),
+                            Op::Mulh => set!(mulh(a!(), b!())),
+                            Op::Mulhsu => set!(mulhsu(a!(), b!())),
+                            Op::Mulhu => set!(mulhu(a!(), b!())),
+                            Op::Div => set!(div(a!(), b!())),
+                            Op::Divu => set!(divu(a!(), b!())),
+                            Op::Rem => set!(rem(a!(), b!())),
+                            Op::Remu => set!(remu(a!(), b!())),
                             _ => break 'general,
                         }
                         break 'done off.wrapping_add(4);

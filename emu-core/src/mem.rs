@@ -76,6 +76,9 @@ pub trait Memory {
 /// written, [`Ram::drop_code`] must be called, and that it is needed shows in
 /// [`Ram::is_code`].
 pub trait Ram: Memory {
+    /// Whether the instruction loop reads both source registers before it knows what for.
+    const READ_AHEAD: bool = false;
+
     /// Access to frames without going through `self`: see [`Window`].
     type Window: Window;
     /// The window of this RAM, good for as long as the RAM is.

@@ -315,6 +315,7 @@ impl<S: FrameSource, const SLOTS: usize> Memory for FrameRam<'_, S, SLOTS> {
 pub struct CodeRef(*const AtomicU64);
 
 impl<S: FrameSource, const SLOTS: usize> Ram for FrameRam<'_, S, SLOTS> {
+    const READ_AHEAD: bool = cfg!(feature = "device");
     type Window = Arena;
     type Code = CodeRef;
 
