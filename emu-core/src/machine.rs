@@ -19,7 +19,7 @@ const FAR_TICKS: u64 = 1 << 39;
 
 /// Guest time, as a function of retired instructions.
 ///
-/// Between two settings by the host, `time` advances by [`Clock::rate`] ticks an instruction, so
+/// Between two settings by the host, `time` advances by a fixed number of ticks an instruction, so
 /// that a delay loop ends inside a slice and time under the `instret` clock is deterministic.
 #[derive(Clone, Debug)]
 #[repr(C)]

@@ -138,7 +138,7 @@ const LEAVES: u32 = 6;
 /// Loads and stores of the three sizes, in pairs.
 const SIZES: [u32; 3] = [1, 2, 4];
 
-/// Random page tables, changes of mode, and accesses, against [`translate`].
+/// Random page tables, changes of mode, and accesses, against `translate`.
 pub fn mmu(data: &[u8]) {
     mmu_with(data, 0);
 }

@@ -1,9 +1,9 @@
 //! Turns the `emu-device` crate into PTX during an ordinary cargo build, with stable Rust alone.
 //!
 //! 1. cargo builds the crate for the *host* as a `cdylib`, with fat LTO and `--emit=llvm-bc`: one
-//!    bitcode file with everything reachable, libcore's part included ([`bitcode`]).
-//! 2. rustc's own LLVM, which has the NVPTX back end, is opened as a shared library ([`llvm`]).
-//! 3. The module is retargeted and emitted as assembly ([`ptx`]).
+//!    bitcode file with everything reachable, libcore's part included ([`bitcode()`]).
+//! 2. rustc's own LLVM, which has the NVPTX back end, is opened as a shared library (`llvm`).
+//! 3. The module is retargeted and emitted as assembly ([`ptx()`]).
 
 mod bitcode;
 pub mod check;

@@ -1,7 +1,7 @@
 //! From images to VMs at their first instruction.
 //!
-//! [`assemble`](mod@assemble) reads the images, [`plan`] decides where everything lies, [`base`] lays it out once as the frames that the fleet
-//! shares, [`fleet`] says what is each VM's own.
+//! [`assemble`](mod@assemble) reads the images, [`plan`] decides where everything lies, [`base`] lays
+//! it out once as the frames that the fleet shares, [`fleet`] says what is each VM's own.
 
 pub mod assemble;
 pub mod base;
