@@ -59,14 +59,41 @@ mod tests {
         if !has_image() {
             return;
         }
+        let text = session("echo sum=$((40+2)); poweroff\n");
+        assert!(text.contains("sum=42"), "{text}");
+    }
+
+    /// What a VM says when `script` is typed at its shell; it must end with success.
+    fn session(script: &str) -> String {
         let mut child =
             boot("").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("pxvm starts");
-        let script = b"echo sum=$((40+2)); poweroff\n";
-        child.stdin.take().unwrap().write_all(script).unwrap();
+        child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("sum=42"), "{text}");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(0), "{text}");
+        text
+    }
+
+    #[test]
+    fn nginx_serves_a_page_that_moves() {
+        if !has_image() {
+            return;
+        }
+        let get = "wget -qO- http://127.0.0.1/ | tr -d '\\n'; echo";
+        let text = session(&format!("{get}; sleep 2; {get}; poweroff\n"));
+        let pages: Vec<&str> =
+            text.lines().filter(|line| line.contains("<html") && line.contains("vm0")).collect();
+        assert_eq!(pages.len(), 2, "{text}");
+        assert_ne!(pages[0], pages[1]);
+    }
+
+    #[test]
+    fn the_other_machine_boots_too() {
+        if !has_image() {
+            return;
+        }
+        let (code, _, stderr) = run(&mut boot("--machine semu --until ready --json"));
+        assert_eq!(code, 0, "{stderr}");
     }
 
     #[test]
@@ -178,6 +205,20 @@ mod tests {
         terminal.type_keys("echo sum=$((40+2))\r");
         terminal.see("sum=42");
         terminal.type_keys("poweroff\r");
+        assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+    }
+
+    #[test]
+    fn reboot_starts_again() {
+        if !has_image() {
+            return;
+        }
+        let mut terminal = Terminal::boot();
+        terminal.see("PXVM READY");
+        terminal.seen.clear();
+        terminal.type_keys("\rreboot\r");
+        terminal.see("PXVM READY");
+        terminal.type_keys("\rpoweroff\r");
         assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
     }
 
