@@ -174,6 +174,12 @@ pub struct Running {
     /// What runs the machines; auto takes the best that is there
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
+    /// Which GPU, as nvidia-smi counts them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: u32,
+    /// Machines that share a warp of the GPU [default: chosen for each launch]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub lanes: Option<u32>,
     /// Guest time: the host's (idle guests sleep), or retired instructions (the same in every
     /// run; idle guests skip to their next timer)
     #[arg(long, value_enum, default_value_t = Clock::Host)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, at, never, select, tick};
 
-use crate::backend::{Backend, BackendError, Event, EventKind, Totals};
+use crate::backend::{Backend, Event, EventKind, Totals};
 use crate::console::escape;
 use crate::console::log::Sink;
 use crate::exit::{Code, Error};
@@ -250,7 +250,7 @@ pub fn run(
         select! {
             recv(backend.events()) -> event => {
                 let Ok(event) = event else {
-                    break Err(BackendError::Ended.into());
+                    break Err(backend.failure().into());
                 };
                 ledger.note(&event);
                 match &event.kind {

@@ -1,16 +1,18 @@
-//! What steps the VMs of a fleet: the CPU now, a GPU next.
+//! What steps the VMs of a fleet: the CPU, or a GPU.
 //!
 //! A backend runs on its own threads from the moment it is made. It tells what happens in events,
 //! so that the work of whoever listens is proportional to what the guests do, never to how many
 //! there are.
 
+pub mod clock;
 pub mod cpu;
+pub mod cuda;
 
 use std::fmt;
 use std::io;
 
 use crossbeam_channel::Receiver;
-use emu_core::abi::FaultCode;
+use emu_core::abi::{Exit, ExitCode, FaultCode};
 
 use crate::console::ready::ReadyPattern;
 use crate::units::Size;
@@ -35,6 +37,11 @@ pub trait Backend {
 
     /// Instructions that a VM has retired since its first start, up to its last pause.
     fn instret(&self, vm: u32) -> u64;
+
+    /// Why it ended although nobody asked it to.
+    fn failure(&self) -> BackendError {
+        BackendError::Ended
+    }
 }
 
 /// Something that happened to one VM.
@@ -63,6 +70,17 @@ pub enum EventKind {
     Faulted(Reason),
 }
 
+impl EventKind {
+    /// What became of a VM that will not run again.
+    pub fn of_end(exit: Exit) -> Self {
+        match exit.code {
+            ExitCode::PowerOff => Self::Halted(exit.arg),
+            ExitCode::NoFrame => Self::Faulted(Reason::NoMemory),
+            _ => Self::Faulted(Reason::of_fault(exit.arg)),
+        }
+    }
+}
+
 /// Why a VM cannot go on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reason {
@@ -72,7 +90,7 @@ pub enum Reason {
     UnknownFault(u32),
     /// It started [`BOOTS_MAX`] times and was never ready.
     BootLoop,
-    /// The host has no memory left for it.
+    /// There is no memory left for it.
     NoMemory,
     /// The emulator failed; a bug of ours, not of the guest.
     Internal(String),
@@ -95,7 +113,7 @@ impl fmt::Display for Reason {
             Self::Fault(FaultCode::BadState) => f.write_str("its state is damaged"),
             Self::UnknownFault(code) => write!(f, "fault {code}"),
             Self::BootLoop => write!(f, "it reset {BOOTS_MAX} times without becoming ready"),
-            Self::NoMemory => f.write_str("the host has no memory left for it"),
+            Self::NoMemory => f.write_str("there is no memory left for it"),
             Self::Internal(what) => write!(f, "internal error: {what}"),
         }
     }
@@ -141,15 +159,17 @@ pub const BOOTS_MAX: u32 = 5;
 /// A backend could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// This build has no such backend.
-    #[error("this build has no CUDA backend yet; use --backend cpu")]
-    NoCuda,
-    /// More VMs than the host's memory can hold.
+    /// The GPU cannot be used, or not any more.
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
+    /// More VMs than there is memory for.
     #[error(
-        "--count {count} is more than this host has memory for: it has {available} available, \
+        "--count {count} is more than {place} has memory for: it has {available} available, \
          about {fits} VMs at {each} each"
     )]
     TooMany {
+        /// Whose memory.
+        place: &'static str,
         /// How many were asked for.
         count: u32,
         /// Memory that is available.
@@ -173,6 +193,10 @@ pub enum BackendError {
 impl BackendError {
     /// Whether the user asked for something impossible.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::NoCuda | Self::TooMany { .. })
+        match self {
+            Self::TooMany { .. } => true,
+            Self::Cuda(error) => error.is_usage(),
+            _ => false,
+        }
     }
 }

@@ -7,6 +7,8 @@ use crossbeam_channel::{Receiver, unbounded};
 
 use super::printing;
 use crate::backend::cpu::{CpuBackend, check_count};
+use crate::backend::cuda::gpu::Gpu;
+use crate::backend::cuda::{self, CudaBackend, DeviceFleet};
 use crate::backend::{Backend, BackendError, Settings};
 use crate::cli::{BackendChoice, Boot, Running};
 use crate::console::log::{Logs, Sink, run_name};
@@ -36,19 +38,25 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         ready,
         until_ready: until == Until::Ready,
     };
-    if running.backend == BackendChoice::Cuda {
-        return Err(BackendError::NoCuda.into());
-    }
+    let options = cuda::Options { device: running.device, lanes: running.lanes };
+    // A GPU that is asked for and cannot be used is told before images are looked for.
+    let gpu = choose(running.backend, options.device)?;
     let fleet = assemble(&guest.options(count, settings.clock))?;
-    check_count(count, fleet.plan.memory)?;
+    let place = match gpu {
+        Some(gpu) => Place::Cuda(DeviceFleet::new(gpu, &fleet.base, count)?, options),
+        None => {
+            check_count(count, fleet.plan.memory)?;
+            Place::Cpu
+        }
+    };
 
     let mut stage = Stage::new(&running, count)?;
     let controls = stage.controls(count, &running)?;
-    let backend = start(fleet, settings)?;
+    let backend = start(place, fleet, settings)?;
     let options =
         engine::Options { until, timeout: running.timeout, hold_input: !stage.interactive };
     let outcome = engine::run(
-        &backend,
+        backend.as_ref(),
         count,
         &options,
         &controls,
@@ -60,14 +68,40 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         eprintln!("\npxvm: left the console");
     }
     if running.json {
-        let report = BootReport::new(&backend, &outcome, stage.logs.as_deref());
+        let report = BootReport::new(backend.as_ref(), &outcome, stage.logs.as_deref());
         print_json(&report).map_err(printing)?;
     }
     Ok(outcome.verdict.code())
 }
 
-fn start(fleet: Fleet, settings: Settings) -> Result<impl Backend, Error> {
-    Ok(CpuBackend::start(fleet, settings)?)
+/// Where a fleet runs, with room made for it.
+enum Place {
+    Cpu,
+    Cuda(DeviceFleet, cuda::Options),
+}
+
+/// Takes the GPU if it is to be used.
+fn choose(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
+    if choice == BackendChoice::Cpu {
+        return Ok(None);
+    }
+    match (cuda::open(device), choice) {
+        (Ok(gpu), _) => Ok(Some(gpu)),
+        (Err(error), BackendChoice::Auto) => {
+            tracing::info!("no GPU: {error}");
+            Ok(None)
+        }
+        (Err(error), _) => Err(BackendError::from(error).into()),
+    }
+}
+
+fn start(place: Place, fleet: Fleet, settings: Settings) -> Result<Box<dyn Backend>, Error> {
+    Ok(match place {
+        Place::Cpu => Box::new(CpuBackend::start(fleet, settings)?),
+        Place::Cuda(device, options) => {
+            Box::new(CudaBackend::start(device, fleet, settings, options)?)
+        }
+    })
 }
 
 /// Where consoles and progress go.

@@ -1,12 +1,12 @@
 //! `pxvm doctor`.
 
 use std::fs::OpenOptions;
-use std::path::PathBuf;
 
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
 use super::printing;
+use crate::backend::cuda::{self, driver::Info};
 use crate::cli::Doctor;
 use crate::exit::{Code, Error};
 use crate::host;
@@ -14,7 +14,6 @@ use crate::image::cache;
 use crate::report::print_json;
 
 const TUN: &str = "/dev/net/tun";
-const CUDA_LIBRARY: &str = "libcuda.so.1";
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -85,32 +84,22 @@ fn guest_image() -> Check {
 
 fn cuda() -> Check {
     let name = "CUDA";
-    match cuda_library() {
-        Some(path) => Check {
-            name,
-            ok: true,
-            found: format!("{}; this build has no CUDA backend yet", path.display()),
-            advice: None,
-        },
-        None => Check {
+    match cuda::available(0) {
+        Ok(info) => {
+            let Info { name: card, capability: (major, minor), memory, cuda: version } = info;
+            let (x, y) = version;
+            let found = format!(
+                "{card}, {memory}, compute capability {major}.{minor}, driver for CUDA {x}.{y}"
+            );
+            Check { name, ok: true, found, advice: None }
+        }
+        Err(error) => Check {
             name,
             ok: false,
-            found: "libcuda is not installed; machines run on the CPU".into(),
-            advice: Some("for a GPU install NVIDIA's driver, version 570 or later".into()),
+            found: "no GPU to use; machines run on the CPU".into(),
+            advice: Some(error.to_string()),
         },
     }
-}
-
-/// Looks where the loader looks, without loading: that would run the library's initialisers.
-fn cuda_library() -> Option<PathBuf> {
-    let dirs = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let by_path = std::env::split_paths(&dirs).map(|dir| dir.join(CUDA_LIBRARY));
-    let cache = std::fs::read("/etc/ld.so.cache").unwrap_or_default();
-    let by_cache = cache
-        .split(|&b| b == 0)
-        .filter(|s| s.starts_with(b"/") && s.ends_with(CUDA_LIBRARY.as_bytes()))
-        .map(|s| PathBuf::from(String::from_utf8_lossy(s).into_owned()));
-    by_path.chain(by_cache).find(|path| path.is_file())
 }
 
 fn tap() -> Check {

@@ -1,7 +1,6 @@
 //! The CPU backend: the reference. Every core runs VMs, a slice at a time.
 
 mod arena;
-mod clock;
 mod port;
 mod sched;
 mod worker;
@@ -65,7 +64,7 @@ pub fn check_count(count: u32, memory: u32) -> Result<(), BackendError> {
     let available = host::memory_available();
     let fits = available.0 / each.0.max(1);
     if u64::from(count) > fits {
-        return Err(BackendError::TooMany { count, available, each, fits });
+        return Err(BackendError::TooMany { place: "this host", count, available, each, fits });
     }
     Ok(())
 }

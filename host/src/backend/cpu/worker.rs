@@ -5,20 +5,22 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
-use emu_core::abi::{Exit, ExitCode};
+use emu_core::abi::ExitCode;
 use emu_core::trace::NoTrace;
 
 use super::arena::{Guest, Lane};
-use super::clock::GuestClock;
 use super::port::CpuPort;
 use super::sched::Rest;
 use super::{Shared, Slot};
+use crate::backend::clock::GuestClock;
 use crate::backend::{BOOTS_MAX, ClockSource, Event, EventKind, Reason};
 use crate::console::ready::ReadyMatcher;
 
 /// Instructions in a slice. Slices end at multiples of this, so that what is noted after a slice
 /// (a ready VM's instruction count) is the same in every run of a deterministic fleet.
-pub const SLICE: u32 = 1 << 15;
+pub use emu_device::launch::SLICE;
+/// Speed that is assumed before it has been measured, in instructions a second.
+const FIRST_IPS: u64 = 200_000_000;
 /// Slices that a VM runs before the next one gets its turn: about 4 ms.
 const BATCH: u32 = 32;
 
@@ -94,7 +96,7 @@ impl<'a> Worker<'a> {
         Some(Instance {
             guest,
             port: CpuPort::default(),
-            clock: GuestClock::new(shared.settings.clock, timebase),
+            clock: GuestClock::new(shared.settings.clock, timebase, FIRST_IPS),
             matcher: Some(ReadyMatcher::new(shared.settings.ready.clone())),
             earlier,
             boots,
@@ -170,6 +172,11 @@ impl<'a> Worker<'a> {
             shared.instructions.fetch_add(retired, Ordering::Relaxed);
             if !port.output.is_empty() {
                 let output = std::mem::take(&mut port.output);
+                // The slice's end, also when exceptions made it a little shorter.
+                let instret = match exit.code {
+                    ExitCode::Budget => instret.next_multiple_of(SLICE.into()),
+                    _ => instret,
+                };
                 let ready = matcher.as_mut().is_some_and(|m| m.feed(&output));
                 tell(instret, EventKind::Console(output));
                 if ready {
@@ -192,20 +199,11 @@ impl<'a> Worker<'a> {
                 }
                 ExitCode::Reset => return End::Reset,
                 ExitCode::PowerOff | ExitCode::Fault | ExitCode::NoFrame => {
-                    tell(instret, end(exit));
+                    tell(instret, EventKind::of_end(exit));
                     return End::Rest(Rest::Done);
                 }
             }
         }
         End::Rest(Rest::Runnable)
-    }
-}
-
-/// What ended a VM.
-fn end(exit: Exit) -> EventKind {
-    match exit.code {
-        ExitCode::PowerOff => EventKind::Halted(exit.arg),
-        ExitCode::NoFrame => EventKind::Faulted(Reason::NoMemory),
-        _ => EventKind::Faulted(Reason::of_fault(exit.arg)),
     }
 }

@@ -7,12 +7,10 @@ use emu_core::machine::Now;
 use crate::backend::ClockSource;
 
 const RATE_SHIFT: u32 = 24;
-/// Speed that is assumed before it has been measured, in instructions a second.
-const FIRST_IPS: u64 = 200_000_000;
 /// Slices with fewer instructions say nothing about speed.
 const MEASURABLE: u64 = 10_000;
 
-/// One VM's time.
+/// Time of one VM, or of a fleet that has one time.
 #[derive(Clone, Debug)]
 pub struct GuestClock {
     source: ClockSource,
@@ -24,10 +22,22 @@ pub struct GuestClock {
 }
 
 impl GuestClock {
-    /// Time that begins with the first slice and has `timebase` ticks a second.
-    pub fn new(source: ClockSource, timebase: u32) -> Self {
+    /// Time that begins with the first slice and has `timebase` ticks a second. `ips` is the speed
+    /// that is assumed before it has been measured, in instructions a second.
+    pub fn new(source: ClockSource, timebase: u32, ips: u64) -> Self {
         let timebase = u64::from(timebase);
-        Self { source, origin: None, timebase, rate: (timebase << RATE_SHIFT) / FIRST_IPS }
+        Self { source, origin: None, timebase, rate: (timebase << RATE_SHIFT) / ips }
+    }
+
+    /// Ticks at `at`; zero before the first slice and under the `instret` clock.
+    pub fn ticks(&self, at: Instant) -> u64 {
+        match (self.source, self.origin) {
+            (ClockSource::Host, Some(origin)) => {
+                let ns = at.saturating_duration_since(origin).as_nanos();
+                (ns * u128::from(self.timebase) / 1_000_000_000) as u64
+            }
+            _ => 0,
+        }
     }
 
     /// What the core needs to know for a slice that starts at `at`.
@@ -35,10 +45,8 @@ impl GuestClock {
         match self.source {
             ClockSource::Instret => Now::Instret,
             ClockSource::Host => {
-                let origin = *self.origin.get_or_insert(at);
-                let ns = at.saturating_duration_since(origin).as_nanos();
-                let ticks = (ns * u128::from(self.timebase) / 1_000_000_000) as u64;
-                Now::Host { ticks, rate: self.rate as u32 }
+                self.origin.get_or_insert(at);
+                Now::Host { ticks: self.ticks(at), rate: self.rate as u32 }
             }
         }
     }
@@ -68,10 +76,11 @@ mod tests {
     use super::*;
 
     const HZ: u32 = 10_000_000;
+    const IPS: u64 = 200_000_000;
 
     #[test]
     fn guest_time_starts_with_the_first_slice_and_follows_the_host() {
-        let mut clock = GuestClock::new(ClockSource::Host, HZ);
+        let mut clock = GuestClock::new(ClockSource::Host, HZ, IPS);
         let start = Instant::now();
         assert!(matches!(clock.now(start), Now::Host { ticks: 0, .. }));
         let later = start + Duration::from_millis(3);
@@ -82,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_rate_approaches_the_measured_speed() {
-        let mut clock = GuestClock::new(ClockSource::Host, HZ);
+        let mut clock = GuestClock::new(ClockSource::Host, HZ, IPS);
         for _ in 0..100 {
             clock.measured(1_000_000, Duration::from_millis(10));
         }
@@ -93,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_instret_clock_takes_nothing_from_the_host() {
-        let mut clock = GuestClock::new(ClockSource::Instret, HZ);
+        let mut clock = GuestClock::new(ClockSource::Instret, HZ, IPS);
         assert_eq!(clock.now(Instant::now()), Now::Instret);
     }
 }

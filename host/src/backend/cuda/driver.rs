@@ -1,0 +1,408 @@
+//! The CUDA driver. Its calls are in this file alone.
+//!
+//! The library is opened at run time: [`present`] must be asked before anything else is called.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ptr;
+use std::time::Duration;
+
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+
+use super::error::CudaError;
+use super::gpu::{Address, Gpu, Kernel, Mapped};
+use super::module::Module;
+use crate::units::Size;
+
+/// Memory that is left to the driver beside what kernels need: its own tables, and other
+/// programs' small wishes.
+const HEADROOM: u64 = 384 << 20;
+
+/// Turns the result of a CUDA call into ours.
+macro_rules! cuda {
+    ($function:ident($($arg:expr),* $(,)?)) => {
+        // SAFETY: the library is there, as a `Device` exists only then. Handles are the device's
+        // own and alive, pointers are to live values or to memory of at least the size given.
+        $crate::backend::cuda::driver::check(stringify!($function), unsafe {
+            cudarc::driver::sys::$function($($arg),*)
+        })
+    };
+}
+pub(super) use cuda;
+
+/// Says what a result means.
+pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), CudaError> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text: *const c_char = ptr::null();
+    // SAFETY: the out-pointer is valid; the text, if any, is static.
+    let what = unsafe {
+        match sys::cuGetErrorString(result, &mut text) {
+            CUresult::CUDA_SUCCESS if !text.is_null() => {
+                CStr::from_ptr(text).to_string_lossy().into_owned()
+            }
+            _ => "unknown error".to_owned(),
+        }
+    };
+    Err(CudaError::Call { call, what, code: result as u32, advice: advice(result) })
+}
+
+fn advice(result: CUresult) -> &'static str {
+    match result {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            "another process may use the card (see nvidia-smi), or run fewer machines"
+        }
+        CUresult::CUDA_ERROR_NO_DEVICE
+        | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
+        | CUresult::CUDA_ERROR_SYSTEM_NOT_READY => "see whether nvidia-smi lists the card",
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            "driver and library do not match: reinstall NVIDIA's driver, or restart the machine"
+        }
+        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
+            "a driver of version 525 or later is needed"
+        }
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | CUresult::CUDA_ERROR_INVALID_PC
+        | CUresult::CUDA_ERROR_LAUNCH_FAILED
+        | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR => {
+            "a bug of pxvm's, not of a guest: run compute-sanitizer, and report it"
+        }
+        CUresult::CUDA_ERROR_LAUNCH_TIMEOUT => {
+            "the card drives a display and its watchdog ended the launch: use another card"
+        }
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => "the card's memory is faulty",
+        _ => "see dmesg for messages of NVIDIA's driver (Xid)",
+    }
+}
+
+/// Whether there is a CUDA driver to call.
+pub fn present() -> bool {
+    // SAFETY: it tries to open the library by its usual names, as every other call would.
+    unsafe { sys::is_culib_present() }
+}
+
+/// What is known of a device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Info {
+    /// Its name.
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// All its memory.
+    pub memory: Size,
+    /// The version of CUDA that the driver speaks.
+    pub cuda: (i32, i32),
+}
+
+/// How many devices the driver sees.
+pub fn count() -> Result<u32, CudaError> {
+    if !present() {
+        return Err(CudaError::NoDriver);
+    }
+    let mut count = 0;
+    cuda!(cuInit(0))?;
+    cuda!(cuDeviceGetCount(&mut count))?;
+    Ok(count.max(0) as u32)
+}
+
+/// Looks at a device without taking it.
+pub fn info(index: u32) -> Result<Info, CudaError> {
+    let count = count()?;
+    if index >= count {
+        return Err(CudaError::NoDevice { index, count });
+    }
+    let (mut device, mut name, mut bytes, mut version) = (0, [0; 256], 0, 0);
+    cuda!(cuDeviceGet(&mut device, index as c_int))?;
+    cuda!(cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, device))?;
+    cuda!(cuDeviceTotalMem_v2(&mut bytes, device))?;
+    cuda!(cuDriverGetVersion(&mut version))?;
+    let name: Vec<u8> = name.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
+    let major = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok(Info {
+        name: String::from_utf8_lossy(&name).into_owned(),
+        capability: (major, minor),
+        memory: Size(bytes as u64),
+        cuda: (version / 1000, version % 1000 / 10),
+    })
+}
+
+fn attribute(device: sys::CUdevice, which: Attribute) -> Result<i32, CudaError> {
+    let mut value = 0;
+    cuda!(cuDeviceGetAttribute(&mut value, which, device))?;
+    Ok(value)
+}
+
+/// A device that is ours to use, with our code in it.
+pub struct Device {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    begin: sys::CUevent,
+    event: sys::CUevent,
+    module: Option<Module>,
+    allocations: Vec<Address>,
+    processors: u32,
+    /// Bytes that the driver sets aside for the threads' stacks at the first launch.
+    stacks: u64,
+    abandoned: bool,
+}
+
+// SAFETY: CUDA's handles may be used from any thread that has the context, which every method
+// makes sure of (`enter`).
+unsafe impl Send for Device {}
+
+impl Device {
+    /// Takes a device and loads the program.
+    pub fn open(index: u32, ptx: &CStr) -> Result<Self, CudaError> {
+        let Info { name, capability: (major, minor), .. } = info(index)?;
+        if (major, minor) < (7, 5) {
+            return Err(CudaError::TooOld { name, major, minor });
+        }
+        let mut device = 0;
+        cuda!(cuDeviceGet(&mut device, index as c_int))?;
+        let mut context = ptr::null_mut();
+        cuda!(cuDevicePrimaryCtxRetain(&mut context, device))?;
+        // From here on `Drop` cleans up.
+        let mut this = Self {
+            device,
+            context,
+            stream: ptr::null_mut(),
+            begin: ptr::null_mut(),
+            event: ptr::null_mut(),
+            module: None,
+            allocations: Vec::new(),
+            processors: 0,
+            stacks: 0,
+            abandoned: false,
+        };
+        this.enter()?;
+        cuda!(cuStreamCreate(
+            &mut this.stream,
+            sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint
+        ))?;
+        let timed = sys::CUevent_flags::CU_EVENT_DEFAULT as c_uint;
+        cuda!(cuEventCreate(&mut this.begin, timed))?;
+        cuda!(cuEventCreate(&mut this.event, timed))?;
+        let processors = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let threads =
+            attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?;
+        let module = this.module.insert(Module::load(ptx)?);
+        this.processors = processors.max(1) as u32;
+        this.stacks = processors as u64 * threads as u64 * u64::from(module.stack()?);
+        Ok(this)
+    }
+
+    fn enter(&self) -> Result<(), CudaError> {
+        cuda!(cuCtxSetCurrent(self.context))
+    }
+}
+
+impl Gpu for Device {
+    fn processors(&self) -> u32 {
+        self.processors
+    }
+
+    fn available(&self) -> Result<u64, CudaError> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        cuda!(cuMemGetInfo_v2(&mut free, &mut total))?;
+        Ok((free as u64).saturating_sub(HEADROOM + self.stacks))
+    }
+
+    fn alloc(&mut self, bytes: u64) -> Result<Address, CudaError> {
+        self.enter()?;
+        let mut address = 0;
+        cuda!(cuMemAlloc_v2(&mut address, bytes.max(256) as usize))
+            .map_err(|e| no_memory(e, bytes))?;
+        self.allocations.push(address);
+        Ok(address)
+    }
+
+    fn map(&mut self, bytes: usize) -> Result<Box<dyn Mapped>, CudaError> {
+        self.enter()?;
+        let mut host = ptr::null_mut();
+        let len = bytes.max(256);
+        // Not write-combined: the host reads it, too.
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+        cuda!(cuMemHostAlloc(&mut host, len, flags))?;
+        let mut mapped = Pinned { host: host.cast(), device: 0, len, context: self.context };
+        cuda!(cuMemHostGetDevicePointer_v2(&mut mapped.device, host, 0))?;
+        // SAFETY: just allocated with this length, and not given to the device yet.
+        unsafe { mapped.host.write_bytes(0, len) };
+        Ok(Box::new(mapped))
+    }
+
+    fn zero(&mut self, at: Address, bytes: u64) -> Result<(), CudaError> {
+        self.enter()?;
+        cuda!(cuMemsetD8Async(at, 0, bytes as usize, self.stream))
+    }
+
+    fn copy(&mut self, to: Address, from: Address, bytes: usize) -> Result<(), CudaError> {
+        self.enter()?;
+        cuda!(cuMemcpyAsync(to, from, bytes, self.stream))
+    }
+
+    fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), CudaError> {
+        self.enter()?;
+        cuda!(cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream))?;
+        cuda!(cuStreamSynchronize(self.stream))
+    }
+
+    fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.enter()?;
+        cuda!(cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), from, bytes.len(), self.stream))?;
+        cuda!(cuStreamSynchronize(self.stream))
+    }
+
+    fn launch(
+        &mut self,
+        kernel: Kernel,
+        warps: u32,
+        shared: u32,
+        at: Address,
+    ) -> Result<(), CudaError> {
+        self.enter()?;
+        let Some(module) = &self.module else {
+            return Err(CudaError::Contract("no program was loaded"));
+        };
+        let mut argument = at;
+        let mut arguments = [ptr::from_mut(&mut argument).cast::<c_void>()];
+        cuda!(cuLaunchKernel(
+            module.function(kernel),
+            warps,
+            1,
+            1,
+            32,
+            1,
+            1,
+            shared,
+            self.stream,
+            arguments.as_mut_ptr(),
+            ptr::null_mut(),
+        ))
+    }
+
+    fn mark(&mut self) -> Result<(), CudaError> {
+        self.enter()?;
+        cuda!(cuEventRecord(self.event, self.stream))
+    }
+
+    fn done(&mut self) -> Result<bool, CudaError> {
+        self.enter()?;
+        // SAFETY: the event is this device's and alive.
+        let result = unsafe { sys::cuEventQuery(self.event) };
+        match result {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            other => check("cuEventQuery", other).map(|()| true),
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), CudaError> {
+        self.enter()?;
+        cuda!(cuEventRecord(self.begin, self.stream))
+    }
+
+    fn took(&mut self) -> Result<Duration, CudaError> {
+        self.enter()?;
+        let mut ms = 0.0;
+        cuda!(cuEventElapsedTime(&mut ms, self.begin, self.event))?;
+        Ok(Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default())
+    }
+
+    fn clear(&mut self) -> Result<(), CudaError> {
+        self.enter()?;
+        for address in self.allocations.drain(..) {
+            cuda!(cuMemFree_v2(address))?;
+        }
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        self.abandoned = true;
+    }
+}
+
+fn no_memory(error: CudaError, bytes: u64) -> CudaError {
+    match error {
+        CudaError::Call { call, code, .. } if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32 => {
+            CudaError::NoMemory { call, bytes: Size(bytes), code }
+        }
+        other => other,
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Giving memory back waits for the device, which would be for ever.
+        if self.abandoned {
+            return;
+        }
+        let note = |result: Result<(), CudaError>| {
+            if let Err(error) = result {
+                tracing::debug!(%error, "while the GPU was given back");
+            }
+        };
+        note(self.enter());
+        for address in self.allocations.drain(..) {
+            note(cuda!(cuMemFree_v2(address)));
+        }
+        drop(self.module.take());
+        for event in [self.begin, self.event] {
+            if !event.is_null() {
+                note(cuda!(cuEventDestroy_v2(event)));
+            }
+        }
+        if !self.stream.is_null() {
+            note(cuda!(cuStreamDestroy_v2(self.stream)));
+        }
+        note(cuda!(cuDevicePrimaryCtxRelease_v2(self.device)));
+    }
+}
+
+/// Pinned host memory that the device reaches over the bus.
+struct Pinned {
+    host: *mut u8,
+    device: Address,
+    len: usize,
+    context: sys::CUcontext,
+}
+
+// SAFETY: the memory is this value's alone; any thread may use it.
+unsafe impl Send for Pinned {}
+
+impl Mapped for Pinned {
+    fn address(&self) -> Address {
+        self.device
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at <= self.len && bytes.len() <= self.len - at);
+        // SAFETY: in range. No reference to this memory exists, here or elsewhere: what a device
+        // that is still at work reads may be torn, and nothing else.
+        unsafe { self.host.add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        assert!(at <= self.len && bytes.len() <= self.len - at);
+        // SAFETY: as `write`; any bytes are good.
+        unsafe { self.host.add(at).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let freed = cuda!(cuCtxSetCurrent(self.context))
+            .and_then(|()| cuda!(cuMemFreeHost(self.host.cast())));
+        if let Err(error) = freed {
+            tracing::debug!(%error, "while host memory was given back");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A device that is host memory: the same entry points, called one after the other. For tests,
+//! which so run everything of this backend but CUDA itself.
+
+use std::time::{Duration, Instant};
+
+use emu_core::abi::Hot;
+use emu_core::layout::MachineKind;
+use emu_device::kernel;
+use emu_device::launch::Launch;
+use memmap2::MmapMut;
+
+use super::error::CudaError;
+use super::gpu::{Address, Gpu, Kernel, Mapped};
+use crate::units::Size;
+
+/// The device.
+pub struct Emulated {
+    memory: u64,
+    blocks: Vec<MmapMut>,
+    /// Launches after which it fails, for tests of that.
+    launches_left: Option<u32>,
+    begun: Instant,
+}
+
+impl Emulated {
+    /// A device with so much memory.
+    pub fn new(memory: Size) -> Self {
+        Self { memory: memory.0, blocks: Vec::new(), launches_left: None, begun: Instant::now() }
+    }
+
+    /// One that is lost after some launches.
+    pub fn failing_after(mut self, launches: u32) -> Self {
+        self.launches_left = Some(launches);
+        self
+    }
+}
+
+fn block(bytes: u64) -> Result<MmapMut, CudaError> {
+    let no_memory = |_| CudaError::NoMemory { call: "mmap", bytes: Size(bytes), code: 2 };
+    MmapMut::map_anon(bytes.max(256) as usize).map_err(no_memory)
+}
+
+impl Gpu for Emulated {
+    fn processors(&self) -> u32 {
+        1
+    }
+
+    fn available(&self) -> Result<u64, CudaError> {
+        Ok(self.memory)
+    }
+
+    fn alloc(&mut self, bytes: u64) -> Result<Address, CudaError> {
+        let mut block = block(bytes)?;
+        let address = block.as_mut_ptr() as Address;
+        self.blocks.push(block);
+        Ok(address)
+    }
+
+    fn map(&mut self, bytes: usize) -> Result<Box<dyn Mapped>, CudaError> {
+        Ok(Box::new(Visible(block(bytes as u64)?)))
+    }
+
+    fn zero(&mut self, at: Address, bytes: u64) -> Result<(), CudaError> {
+        // SAFETY: the backend passes ranges of its allocations, which live as long as `self`, and
+        // no reference to them is kept anywhere.
+        unsafe { (at as *mut u8).write_bytes(0, bytes as usize) };
+        Ok(())
+    }
+
+    fn copy(&mut self, to: Address, from: Address, bytes: usize) -> Result<(), CudaError> {
+        // SAFETY: as `zero`, for both ranges.
+        unsafe { (from as *const u8).copy_to(to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), CudaError> {
+        self.copy(to, bytes.as_ptr() as Address, bytes.len())
+    }
+
+    fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.copy(bytes.as_mut_ptr() as Address, from, bytes.len())
+    }
+
+    fn launch(&mut self, kernel: Kernel, _: u32, _: u32, at: Address) -> Result<(), CudaError> {
+        if let Some(left) = &mut self.launches_left {
+            let Some(less) = left.checked_sub(1) else {
+                return Err(CudaError::Contract("the test wants the device lost"));
+            };
+            *left = less;
+        }
+        let mut hot: Hot = emu_core::abi::Vm::new(MachineKind::Virt).hot;
+        // SAFETY: the backend describes its memory as `Launch` says, and nothing else runs.
+        unsafe {
+            let launch = &*(at as *const Launch);
+            for index in 0..launch.count {
+                match kernel {
+                    Kernel::Step => kernel::step(launch, index, &mut hot),
+                    Kernel::Start => kernel::start(launch, index),
+                    Kernel::Release => kernel::release(launch, index),
+                    Kernel::Digest => kernel::digest(launch, index),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Result<(), CudaError> {
+        Ok(())
+    }
+
+    fn done(&mut self) -> Result<bool, CudaError> {
+        Ok(true)
+    }
+
+    fn begin(&mut self) -> Result<(), CudaError> {
+        self.begun = Instant::now();
+        Ok(())
+    }
+
+    fn took(&mut self) -> Result<Duration, CudaError> {
+        Ok(self.begun.elapsed())
+    }
+
+    fn clear(&mut self) -> Result<(), CudaError> {
+        self.blocks.clear();
+        Ok(())
+    }
+
+    fn abandon(&mut self) {}
+}
+
+struct Visible(MmapMut);
+
+impl Mapped for Visible {
+    fn address(&self) -> Address {
+        self.0.as_ptr() as Address
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.0[at..at + bytes.len()]);
+    }
+}

@@ -1,0 +1,86 @@
+//! What can go wrong with a GPU, and what to try.
+
+use crate::units::Size;
+
+/// A GPU cannot be used, or not any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// No driver.
+    #[error("libcuda is not installed; install NVIDIA's driver, version 525 or later")]
+    NoDriver,
+    /// The program has no code for a GPU.
+    #[error("this pxvm has no GPU part: {0}")]
+    NoPtx(&'static str),
+    /// The driver sees no such device.
+    #[error(
+        "there is no CUDA device {index}: the driver sees {count}; see --device, nvidia-smi and CUDA_VISIBLE_DEVICES"
+    )]
+    NoDevice {
+        /// Which one was asked for.
+        index: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// The device is too old.
+    #[error("CUDA device {name} has compute capability {major}.{minor}; 7.5 (Turing) is needed")]
+    TooOld {
+        /// Its name.
+        name: String,
+        /// Of the capability.
+        major: i32,
+        /// Of the capability.
+        minor: i32,
+    },
+    /// The driver's compiler refused our code.
+    #[error(
+        "the driver refused pxvm's PTX (CUDA error {code}); a driver of version 525 or later takes it. It said: {log}"
+    )]
+    Refused {
+        /// CUDA's error number.
+        code: u32,
+        /// The compiler's log.
+        log: String,
+    },
+    /// A call failed.
+    #[error("{call} failed: {what} (CUDA error {code}); {advice}")]
+    Call {
+        /// Which one.
+        call: &'static str,
+        /// CUDA's words.
+        what: String,
+        /// CUDA's number.
+        code: u32,
+        /// What to try.
+        advice: &'static str,
+    },
+    /// An allocation failed.
+    #[error(
+        "the GPU has no {bytes} left ({call}, CUDA error {code}); another process may have taken it: \
+         see nvidia-smi, or run fewer machines"
+    )]
+    NoMemory {
+        /// Which call.
+        call: &'static str,
+        /// How much was asked for.
+        bytes: Size,
+        /// CUDA's number.
+        code: u32,
+    },
+    /// It does not answer.
+    #[error("the GPU did not answer for {0} seconds; see dmesg for its driver's messages (Xid)")]
+    Hung(u64),
+    /// It stopped although nothing failed: a bug of ours.
+    #[error("the GPU's part contradicts the host's: {0}")]
+    Contract(&'static str),
+}
+
+impl CudaError {
+    /// Whether the user asked for a GPU where there is none that can be used.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::NoDriver | Self::NoPtx(_) | Self::NoDevice { .. } | Self::TooOld { .. }
+        )
+    }
+}

@@ -1,0 +1,523 @@
+//! A fleet in device memory: what is allocated, and the launches over it.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use emu_core::abi::{VERSION, Vm};
+use emu_core::machine::Now;
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
+use emu_device::launch::{
+    CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
+};
+use emu_device::port::{Outbox, PortState};
+use emu_device::ram::{CodeCache, CodePage};
+
+use super::error::CudaError;
+use super::gpu::{Address, Gpu, Kernel, Mapped};
+use super::raw;
+use super::sizing::{self, Shape};
+use crate::backend::BackendError;
+use crate::machine::{BaseImage, Staged};
+
+/// Bytes of the log that each VM may count on in a launch, between these limits.
+const OUTBOX_EACH: usize = 1 << 10;
+const OUTBOX_MIN: usize = 1 << 20;
+const OUTBOX_MAX: usize = 32 << 20;
+/// Bytes of the inbox.
+const INBOX: usize = 1 << 20;
+/// VMs that are staged at a time, and pages of theirs: device trees have one each.
+const STAGED: usize = 512;
+const STAGED_PAGES: usize = 1024;
+
+/// A VM to be started.
+pub struct Start {
+    /// Which one.
+    pub vm: u32,
+    /// Fleet time that is zero for it.
+    pub origin: u64,
+    /// What it starts with.
+    pub staged: Staged,
+}
+
+/// What a launch runs.
+pub struct Turn<'a> {
+    /// VMs, each at most once.
+    pub active: &'a [Entry],
+    /// What the entries' inbox offsets mean.
+    pub inbox: &'a [u8],
+    /// Slices for each VM.
+    pub slices: u32,
+    /// Instructions a slice.
+    pub slice: u32,
+    /// Time.
+    pub now: Now,
+    /// VMs a warp.
+    pub lanes: u32,
+}
+
+/// What came of a launch.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The log: see [`super::outbox`].
+    pub log: Vec<u8>,
+    /// Whether the log had no room for something, which is told next time.
+    pub full: bool,
+    /// Instructions that each VM was given, and how many VMs used them up.
+    pub budget: u32,
+    /// See `budget`.
+    pub busy: u32,
+    /// Instructions retired since the fleet began.
+    pub instructions: u64,
+    /// Private frames in use.
+    pub private_frames: u32,
+    /// How long the device took.
+    pub took: Duration,
+}
+
+/// One set of what host and device exchange in a launch. There are two, so that the host reads
+/// one while the device fills the other.
+struct Exchange {
+    outbox: Box<dyn Mapped>,
+    inbox: Box<dyn Mapped>,
+    /// `Launch`, outbox header, and room for the entries.
+    params: Box<dyn Mapped>,
+    /// The device's copy of `params`.
+    device: Address,
+    /// `Control` after the launch.
+    report: Box<dyn Mapped>,
+    /// Instructions that the launch gave each VM.
+    budget: u32,
+}
+
+const OUTBOX_AT: usize = size_of::<Launch>();
+/// What is reset for each launch: the outbox, `busy` and what pads it.
+const RESET: usize = std::mem::offset_of!(Control, instructions);
+const ENTRIES_AT: usize = OUTBOX_AT + RESET;
+
+/// The fleet.
+pub struct DeviceFleet {
+    gpu: Box<dyn Gpu>,
+    shape: Shape,
+    launch: Launch,
+    control: Address,
+    exchanges: [Exchange; 2],
+    /// The exchange of the next launch.
+    turn: usize,
+    /// Whether a launch is under way.
+    running: bool,
+    staging: Box<dyn Mapped>,
+    staged: Address,
+    list: Box<dyn Mapped>,
+    list_device: Address,
+    digests: Address,
+    outbox_len: usize,
+}
+
+/// Where a staged VM's pages begin in the staging buffer.
+const PAGES_AT: usize = STAGED * size_of::<StagedVm>();
+const STAGING: usize = PAGES_AT + STAGED_PAGES * size_of::<StagedPage>();
+
+impl DeviceFleet {
+    /// Makes room for `count` VMs over a base image and uploads the image.
+    pub fn new(mut gpu: Box<dyn Gpu>, base: &BaseImage, count: u32) -> Result<Self, BackendError> {
+        let pages = (base.ram.len() + base.disk.len()) as u32;
+        let (shared, ram_shared) = (base.shared(), base.ram_shared);
+        let shape = Shape { count, shared, ram_shared, pages };
+        let outbox_len = (count as usize * OUTBOX_EACH).clamp(OUTBOX_MIN, OUTBOX_MAX);
+        let entries = count.max(1) as usize * size_of::<Entry>();
+        let params_len = ENTRIES_AT + entries;
+        // Small things first, so that what is left is known when the arena is sized.
+        let exchange = |gpu: &mut dyn Gpu| {
+            Ok::<_, CudaError>(Exchange {
+                outbox: gpu.map(outbox_len)?,
+                inbox: gpu.map(INBOX)?,
+                params: gpu.map(params_len)?,
+                device: gpu.alloc(params_len as u64)?,
+                report: gpu.map(size_of::<Control>())?,
+                budget: 0,
+            })
+        };
+        let exchanges = [exchange(gpu.as_mut())?, exchange(gpu.as_mut())?];
+        let staging = gpu.map(STAGING)?;
+        let staged = gpu.alloc(STAGING as u64)?;
+        let list = gpu.map(size_of::<Launch>() + entries)?;
+        let list_device = gpu.alloc((size_of::<Launch>() + entries) as u64)?;
+        let control = gpu.alloc(size_of::<Control>() as u64)?;
+        let digests = gpu.alloc(u64::from(count) * 8)?;
+
+        let frames = sizing::frames(&shape, gpu.available()?)?;
+        let n = u64::from(count);
+        let zeroed = |gpu: &mut dyn Gpu, bytes: u64| {
+            let at = gpu.alloc(bytes)?;
+            gpu.zero(at, bytes)?;
+            Ok::<_, CudaError>(at)
+        };
+        let shared_code =
+            zeroed(gpu.as_mut(), u64::from(ram_shared) * size_of::<CodePage>() as u64)?;
+        let private_code = zeroed(gpu.as_mut(), n * size_of::<CodeCache<CODE_SLOTS>>() as u64)?;
+        let tables = zeroed(gpu.as_mut(), n * u64::from(pages) * 4)?;
+        let ports = zeroed(gpu.as_mut(), n * size_of::<PortState>() as u64)?;
+        let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
+        let returned = gpu.alloc(u64::from(frames - shared) * 4)?;
+        let row: Vec<u32> = base.ram.iter().chain(&base.disk).copied().collect();
+        assert!(
+            row.iter().all(|&f| f < shared)
+                && base.frames[..FRAME_SIZE as usize].iter().all(|&b| b == 0)
+        );
+        let base_row = gpu.alloc(u64::from(pages) * 4)?;
+        gpu.upload(base_row, raw::bytes(&row))?;
+        let arena = gpu.alloc(u64::from(frames) << FRAME_SHIFT)?;
+        gpu.upload(arena, &base.frames)?;
+        gpu.upload(
+            control,
+            raw::bytes(&[Control {
+                outbox: Outbox { tail: 0.into(), capacity: 0, data: std::ptr::null_mut() },
+                busy: 0.into(),
+                reserved: 0,
+                instructions: 0.into(),
+                free: FreeFrames {
+                    next: shared.into(),
+                    limit: frames,
+                    top: 0.into(),
+                    reserved: 0,
+                    returned: returned as *mut u32,
+                },
+            }]),
+        )?;
+        let launch = Launch {
+            version: VERSION,
+            count: 0,
+            lanes: 1,
+            slices: 0,
+            slice: 1,
+            rate: 0,
+            ticks: 0,
+            pages: base.ram.len() as u32,
+            disk_pages: base.disk.len() as u32,
+            frames,
+            shared,
+            shared_code_len: ram_shared,
+            inbox_len: 0,
+            arena: arena as *mut u8,
+            shared_code: shared_code as *const CodePage,
+            private_code: private_code as *mut CodeCache<CODE_SLOTS>,
+            active: std::ptr::null(),
+            vms: vms as *mut Vm,
+            tables: tables as *mut u32,
+            base: base_row as *const u32,
+            ports: ports as *mut PortState,
+            control: control as *const Control,
+            inbox: std::ptr::null(),
+            staged: staged as *const StagedVm,
+            staged_pages: (staged + PAGES_AT as u64) as *const StagedPage,
+            digests: digests as *mut u64,
+        };
+        tracing::debug!(frames, shared, count, "device memory allocated");
+        Ok(Self {
+            gpu,
+            shape,
+            launch,
+            control,
+            exchanges,
+            turn: 0,
+            running: false,
+            staging,
+            staged,
+            list,
+            list_device,
+            digests,
+            outbox_len,
+        })
+    }
+
+    /// Leaves the arena's frames from `end` on unused, before the first VM is started.
+    #[cfg(test)]
+    pub fn limit_frames(&mut self, end: u32) {
+        let at = std::mem::offset_of!(Control, free) + std::mem::offset_of!(FreeFrames, limit);
+        let limit = end.min(self.launch.frames);
+        self.gpu.upload(self.control + at as u64, raw::bytes(&[limit])).unwrap();
+    }
+
+    /// Multiprocessors of the device.
+    pub fn processors(&self) -> u32 {
+        self.gpu.processors()
+    }
+
+    /// Frames of the base image.
+    pub fn shared(&self) -> u32 {
+        self.shape.shared
+    }
+
+    /// Most VMs that [`DeviceFleet::start`] takes at once.
+    pub const START_MAX: usize = STAGED;
+
+    /// Puts VMs, which have no memory, to their first instruction. Waits for launches before.
+    pub fn start(&mut self, starts: &[Start]) -> Result<(), CudaError> {
+        let mut rest = starts;
+        while !rest.is_empty() {
+            let mut pages = 0;
+            let n = rest
+                .iter()
+                .take(STAGED)
+                .take_while(|s| {
+                    pages += s.staged.pages.len();
+                    pages <= STAGED_PAGES
+                })
+                .count();
+            if n == 0 {
+                return Err(CudaError::Contract("a VM has too many pages of its own"));
+            }
+            let (now, later) = rest.split_at(n);
+            self.start_some(now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn start_some(&mut self, starts: &[Start]) -> Result<(), CudaError> {
+        let (mut heads, mut pages) = (Vec::with_capacity(starts.len()), Vec::new());
+        for Start { vm, origin, staged } in starts {
+            assert!(*vm < self.shape.count);
+            heads.push(StagedVm {
+                id: *vm,
+                row: 0,
+                first_page: pages.len() as u32,
+                page_count: staged.pages.len() as u32,
+                origin: *origin,
+                vm: staged.vm.clone(),
+            });
+            for (page, bytes) in &staged.pages {
+                pages.push(StagedPage { page: *page, reserved: 0, bytes: **bytes });
+            }
+        }
+        // The buffer may still be read for the VMs before.
+        self.finish()?;
+        self.staging.write(0, raw::bytes(&heads));
+        self.staging.write(PAGES_AT, raw::bytes(&pages));
+        let from = self.staging.address();
+        self.gpu.copy(self.staged, from, size_of_val(&heads[..]))?;
+        let at = PAGES_AT as u64;
+        self.gpu.copy(self.staged + at, from + at, size_of_val(&pages[..]))?;
+        self.small(Kernel::Start, heads.len() as u32, &[])
+    }
+
+    /// Takes the frames of VMs that rest, or were never started.
+    pub fn release(&mut self, vms: &[u32]) -> Result<(), CudaError> {
+        if vms.is_empty() {
+            return Ok(());
+        }
+        self.finish()?;
+        self.small(Kernel::Release, vms.len() as u32, vms)
+    }
+
+    /// Fingerprints of VMs' private pages.
+    pub fn digests(&mut self, vms: &[u32]) -> Result<Vec<u64>, CudaError> {
+        self.finish()?;
+        self.small(Kernel::Digest, vms.len() as u32, vms)?;
+        let (gpu, at) = (&mut self.gpu, self.digests);
+        // SAFETY: any bytes are integers.
+        unsafe { raw::values(vms.len(), |bytes| gpu.download(at, bytes)) }
+    }
+
+    /// Queues a kernel other than the one that runs VMs, for a list of VMs or the staged ones.
+    fn small(&mut self, kernel: Kernel, count: u32, vms: &[u32]) -> Result<(), CudaError> {
+        const LANES: u32 = 4;
+        const HEAD: usize = size_of::<Launch>();
+        let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm, inbox: 0 }).collect();
+        let active = (self.list_device + HEAD as u64) as *const Entry;
+        let launch = Launch { count, lanes: LANES, active, ..self.launch };
+        self.list.write(0, raw::bytes(&[launch]));
+        self.list.write(HEAD, raw::bytes(&entries));
+        let from = self.list.address();
+        self.gpu.copy(self.list_device, from, HEAD + size_of_val(&entries[..]))?;
+        self.gpu.launch(kernel, count.div_ceil(LANES), 0, self.list_device)?;
+        // Whoever comes next may write the lists again.
+        self.finish()
+    }
+
+    /// Waits for everything that was queued.
+    fn finish(&mut self) -> Result<(), CudaError> {
+        self.gpu.mark()?;
+        self.gpu.wait()
+    }
+
+    /// Queues a launch. The one before must have been waited for.
+    pub fn submit(&mut self, turn: &Turn<'_>) -> Result<(), CudaError> {
+        assert!(turn.active.len() <= self.shape.count as usize && turn.inbox.len() <= INBOX);
+        debug_assert!(turn.active.iter().all(|e| e.vm & !WAKE < self.shape.count));
+        let (ticks, rate) = match turn.now {
+            Now::Instret => (0, 0),
+            Now::Host { ticks, rate } => (ticks, rate.max(1)),
+        };
+        let exchange = &mut self.exchanges[self.turn];
+        let launch = Launch {
+            count: turn.active.len() as u32,
+            lanes: turn.lanes,
+            slices: turn.slices,
+            slice: turn.slice,
+            rate,
+            ticks,
+            inbox_len: turn.inbox.len() as u32,
+            active: (exchange.device + ENTRIES_AT as u64) as *const Entry,
+            inbox: exchange.inbox.address() as *const u8,
+            ..self.launch
+        };
+        let outbox = Outbox {
+            tail: 0.into(),
+            capacity: self.outbox_len as u32,
+            data: exchange.outbox.address() as *mut u8,
+        };
+        exchange.budget = turn.slices * turn.slice;
+        exchange.inbox.write(0, turn.inbox);
+        exchange.params.write(0, raw::bytes(&[launch]));
+        exchange.params.write(OUTBOX_AT, raw::bytes(&[outbox]));
+        exchange.params.write(ENTRIES_AT, raw::bytes(turn.active));
+        let bytes = ENTRIES_AT + size_of_val(turn.active);
+        self.gpu.copy(exchange.device, exchange.params.address(), bytes)?;
+        self.gpu.copy(self.control, exchange.device + OUTBOX_AT as u64, RESET)?;
+        self.gpu.begin()?;
+        if launch.count > 0 {
+            let warps = launch.count.div_ceil(launch.lanes);
+            let shared = launch.lanes * size_of::<emu_core::abi::Hot>() as u32;
+            self.gpu.launch(Kernel::Step, warps, shared, exchange.device)?;
+        }
+        self.gpu.copy(exchange.report.address(), self.control, size_of::<Control>())?;
+        self.gpu.mark()?;
+        self.turn ^= 1;
+        self.running = true;
+        Ok(())
+    }
+
+    /// Whether a launch is under way.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Waits for the launch under way. Its report is read with [`DeviceFleet::report`], before
+    /// the launch after the next is submitted.
+    pub fn wait(&mut self) -> Result<Ended, CudaError> {
+        self.gpu.wait()?;
+        self.running = false;
+        Ok(Ended { exchange: self.turn ^ 1, took: self.gpu.took()? })
+    }
+
+    /// Private frames in use. No launch may be under way.
+    pub fn private_frames(&mut self) -> Result<u32, CudaError> {
+        let (gpu, at) = (&mut self.gpu, self.control);
+        let control = control(|bytes| gpu.download(at, bytes))?;
+        Ok(self.private_frames_in(&control.free))
+    }
+
+    fn private_frames_in(&self, free: &FreeFrames) -> u32 {
+        let used = free.next.load(Relaxed).min(self.launch.frames) - self.shape.shared;
+        used.saturating_sub(free.top.load(Relaxed))
+    }
+
+    /// What a launch left.
+    pub fn report(&self, ended: Ended) -> Result<Report, CudaError> {
+        let exchange = &self.exchanges[ended.exchange];
+        let control = control(|bytes| {
+            exchange.report.read(0, bytes);
+            Ok(())
+        })?;
+        let Control { outbox, busy, instructions, free, .. } = &control;
+        let tail = outbox.tail.load(Relaxed) as usize;
+        let mut log = vec![0; tail.min(self.outbox_len)];
+        exchange.outbox.read(0, &mut log);
+        Ok(Report {
+            log,
+            full: tail > self.outbox_len,
+            busy: busy.load(Relaxed),
+            instructions: instructions.load(Relaxed),
+            private_frames: self.private_frames_in(free),
+            budget: exchange.budget,
+            took: ended.took,
+        })
+    }
+
+    /// A VM's state. No launch may be under way.
+    pub fn vm(&mut self, vm: u32) -> Result<Vm, CudaError> {
+        assert!(vm < self.shape.count);
+        let at = self.launch.vms as Address + u64::from(vm) * size_of::<Vm>() as u64;
+        let gpu = &mut self.gpu;
+        // SAFETY: the VM was started, so this is a state that the core wrote.
+        let vms = unsafe { raw::values(1, |bytes| gpu.download(at, bytes))? };
+        vms.into_iter().next().ok_or(CudaError::Contract("no state"))
+    }
+
+    /// Instructions that each VM has retired since its last start.
+    pub fn instrets(&mut self) -> Result<Vec<u64>, CudaError> {
+        let (gpu, at) = (&mut self.gpu, self.launch.ports as Address);
+        // SAFETY: ports are zero at first, which is a port, and then written by the device.
+        let ports: Vec<PortState> =
+            unsafe { raw::values(self.shape.count as usize, |bytes| gpu.download(at, bytes))? };
+        Ok(ports.iter().map(|port| port.instret).collect())
+    }
+
+    /// The frames behind a VM's pages of RAM. No launch may be under way.
+    pub fn table(&mut self, vm: u32) -> Result<Vec<u32>, CudaError> {
+        assert!(vm < self.shape.count);
+        let row = u64::from(vm) * u64::from(self.shape.pages) * 4;
+        let (gpu, at) = (&mut self.gpu, self.launch.tables as Address + row);
+        // SAFETY: any bytes are integers.
+        unsafe { raw::values(self.launch.pages as usize, |bytes| gpu.download(at, bytes)) }
+    }
+
+    /// Where byte `at` of frame `frame` is; `None` outside of the arena.
+    fn place(&self, frame: u32, at: u32) -> Option<Address> {
+        let inside = frame < self.launch.frames && at < FRAME_SIZE;
+        inside.then(|| {
+            self.launch.arena as Address + (u64::from(frame) << FRAME_SHIFT) + u64::from(at)
+        })
+    }
+
+    /// Reads from one frame. No launch may be under way.
+    pub fn read(&mut self, frame: u32, at: u32, bytes: &mut [u8]) -> Result<(), CudaError> {
+        let end = at as usize + bytes.len();
+        match self.place(frame, at).filter(|_| end <= FRAME_SIZE as usize) {
+            Some(from) => self.gpu.download(from, bytes),
+            None => Err(CudaError::Contract("a frame outside of the arena")),
+        }
+    }
+
+    /// Writes to one private frame; `false` when it is not private. No launch may be under way,
+    /// and the guest must not have executed these bytes.
+    pub fn write(&mut self, frame: u32, at: u32, bytes: &[u8]) -> Result<bool, CudaError> {
+        let end = at as usize + bytes.len();
+        match self.place(frame, at).filter(|_| end <= FRAME_SIZE as usize) {
+            Some(_) if frame < self.shape.shared => Ok(false),
+            Some(to) => self.gpu.upload(to, bytes).map(|()| true),
+            None => Err(CudaError::Contract("a frame outside of the arena")),
+        }
+    }
+
+    /// Gives the fleet up without another call to a device that may not answer.
+    pub fn abandon(mut self) {
+        self.gpu.abandon();
+        std::mem::forget(self);
+    }
+
+    /// Gives the fleet's memory back and the device on, for another fleet.
+    pub fn into_gpu(mut self) -> Result<Box<dyn Gpu>, CudaError> {
+        self.finish()?;
+        self.gpu.clear()?;
+        Ok(self.gpu)
+    }
+}
+
+fn control(fill: impl FnOnce(&mut [u8]) -> Result<(), CudaError>) -> Result<Control, CudaError> {
+    // SAFETY: `Control` is integers and pointers that are not followed.
+    let control: Vec<Control> = unsafe { raw::values(1, fill)? };
+    control.into_iter().next().ok_or(CudaError::Contract("no report"))
+}
+
+/// A launch that is over and was not read yet.
+#[derive(Debug)]
+pub struct Ended {
+    exchange: usize,
+    took: Duration,
+}
+
+// What lies behind each other in `params` must be aligned.
+const _: () = assert!(OUTBOX_AT.is_multiple_of(8) && ENTRIES_AT.is_multiple_of(8));
+const _: () = assert!(PAGES_AT.is_multiple_of(8));

@@ -1,0 +1,185 @@
+//! The CUDA backend: the fleet on a GPU.
+//!
+//! [`gpu`] says what is needed of a device, [`driver`] does it with CUDA and [`emulated`] with
+//! host memory. [`fleet`] lays a fleet out in device memory and launches the kernels over it;
+//! [`runner`] decides, on a thread of its own, what to launch and hears what VMs say.
+
+pub mod driver;
+pub mod emulated;
+pub mod error;
+pub mod fleet;
+pub mod gpu;
+mod inbox;
+mod module;
+pub mod outbox;
+mod pace;
+pub mod packing;
+mod raw;
+mod runner;
+mod seat;
+pub mod sizing;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+pub use error::CudaError;
+
+use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use self::driver::Device;
+pub use self::fleet::DeviceFleet;
+use self::gpu::Gpu;
+use self::runner::Runner;
+use super::{Backend, BackendError, Event, Settings, Totals};
+use crate::machine::Fleet;
+
+/// The GPU's part of this program; empty when there is none.
+const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/pxvm.ptx"));
+/// Why there is none.
+const NO_PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/no-ptx.txt"));
+
+/// Events that may wait for the listener before the thread waits for it.
+const EVENTS_MAX: usize = 1 << 16;
+
+/// What can be chosen about a GPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Which one.
+    pub device: u32,
+    /// VMs a warp; chosen for each launch when absent.
+    pub lanes: Option<u32>,
+}
+
+/// Whether this program has a part for GPUs.
+pub fn has_ptx() -> Result<(), CudaError> {
+    if PTX.is_empty() {
+        return Err(CudaError::NoPtx(NO_PTX.lines().next().unwrap_or_default()));
+    }
+    Ok(())
+}
+
+/// Whether there is a device that can be used.
+pub fn available(index: u32) -> Result<driver::Info, CudaError> {
+    has_ptx()?;
+    driver::info(index)
+}
+
+/// Takes a device, with the program loaded.
+pub fn open(index: u32) -> Result<Box<dyn Gpu>, CudaError> {
+    has_ptx()?;
+    let ptx = CString::new(PTX).map_err(|_| CudaError::Contract("PTX with a zero byte"))?;
+    Ok(Box::new(Device::open(index, &ptx)?))
+}
+
+/// What the thread and the backend's owner have in common.
+pub(crate) struct Shared {
+    fleet: Fleet,
+    settings: Settings,
+    options: Options,
+    stopped: AtomicBool,
+    instructions: AtomicU64,
+    private_frames: AtomicU32,
+    shared_frames: u32,
+    instret: Vec<AtomicU64>,
+    failure: Mutex<Option<CudaError>>,
+}
+
+pub(crate) enum Command {
+    Input(u32, Vec<u8>),
+    Stop,
+}
+
+/// A fleet on a GPU.
+pub struct CudaBackend {
+    shared: Arc<Shared>,
+    events: Receiver<Event>,
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CudaBackend {
+    /// Starts a fleet that was laid out on a device: [`DeviceFleet::new`] with this fleet's base
+    /// image and count.
+    pub fn start(
+        device: DeviceFleet,
+        fleet: Fleet,
+        settings: Settings,
+        options: Options,
+    ) -> Result<Self, BackendError> {
+        let shared = Arc::new(Shared {
+            shared_frames: device.shared(),
+            instret: (0..fleet.count).map(|_| AtomicU64::new(0)).collect(),
+            fleet,
+            settings,
+            options,
+            stopped: AtomicBool::new(false),
+            instructions: AtomicU64::new(0),
+            private_frames: AtomicU32::new(0),
+            failure: Mutex::new(None),
+        });
+        let (sender, events) = bounded(EVENTS_MAX);
+        let (commands, orders) = unbounded();
+        let runner = Runner::new(Arc::clone(&shared), device, sender, orders);
+        let thread = thread::Builder::new()
+            .name("cuda".to_owned())
+            .spawn(move || runner.run())
+            .map_err(BackendError::Thread)?;
+        Ok(Self { shared, events, commands, thread: Some(thread) })
+    }
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn events(&self) -> &Receiver<Event> {
+        &self.events
+    }
+
+    fn input(&self, vm: u32, bytes: &[u8]) {
+        // A thread that is gone has told why.
+        let _ = self.commands.send(Command::Input(vm, bytes.to_vec()));
+    }
+
+    fn stop(&self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        let _ = self.commands.send(Command::Stop);
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            instructions: self.shared.instructions.load(Ordering::Relaxed),
+            shared_frames: self.shared.shared_frames,
+            private_frames: self.shared.private_frames.load(Ordering::Relaxed),
+        }
+    }
+
+    fn instret(&self, vm: u32) -> u64 {
+        let count = self.shared.instret.get(vm as usize);
+        count.map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
+    fn failure(&self) -> BackendError {
+        let mut failure = self.shared.failure.lock().unwrap_or_else(|e| e.into_inner());
+        failure.take().map_or(BackendError::Ended, BackendError::Cuda)
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        self.stop();
+        // The thread may wait for somebody to listen.
+        while self.events.recv().is_ok() {}
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of the GPU ended in a panic");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Our code in the device: the PTX, compiled by the driver.
+
+use std::ffi::{CStr, c_int, c_void};
+use std::ptr;
+
+use cudarc::driver::sys::{self, CUfunction_attribute as Attribute, CUjit_option, CUresult};
+use emu_core::abi::Hot;
+
+use super::driver::cuda;
+use super::error::CudaError;
+use super::gpu::Kernel;
+
+/// Bytes of the compiler's log that are kept.
+const LOG: usize = 16 << 10;
+
+/// The loaded program.
+pub struct Module {
+    module: sys::CUmodule,
+    functions: [sys::CUfunction; 4],
+}
+
+impl Module {
+    /// Compiles and loads PTX into the current context. The driver keeps what it compiled, so
+    /// that the next time it is a matter of milliseconds.
+    pub fn load(ptx: &CStr) -> Result<Self, CudaError> {
+        let mut log = vec![0u8; LOG];
+        let mut options = [
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG)];
+        let mut module = ptr::null_mut();
+        // SAFETY: the text ends with a zero; options and values are arrays of the length given,
+        // and the log has the size that its option says.
+        let result = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut module,
+                ptx.as_ptr().cast(),
+                options.len() as u32,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        if result != CUresult::CUDA_SUCCESS {
+            let text = String::from_utf8_lossy(&log);
+            let log = text.trim_matches(['\0', '\n']).to_owned();
+            let log = if log.is_empty() { "nothing".to_owned() } else { log };
+            return Err(CudaError::Refused { code: result as u32, log });
+        }
+        let mut this = Self { module, functions: [ptr::null_mut(); 4] };
+        let names = [c"pxvm_step", c"pxvm_start", c"pxvm_release", c"pxvm_digest"];
+        for (function, name) in this.functions.iter_mut().zip(names) {
+            cuda!(cuModuleGetFunction(function, module, name.as_ptr()))?;
+        }
+        let shared = 32 * size_of::<Hot>() as c_int;
+        let step = this.function(Kernel::Step);
+        cuda!(cuFuncSetAttribute(
+            step,
+            Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            shared
+        ))?;
+        tracing::debug!(
+            registers = this.attribute(Kernel::Step, Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            stack = this.stack()?,
+            "PTX loaded"
+        );
+        Ok(this)
+    }
+
+    /// The handle of an entry point.
+    pub fn function(&self, kernel: Kernel) -> sys::CUfunction {
+        let [step, start, release, digest] = self.functions;
+        match kernel {
+            Kernel::Step => step,
+            Kernel::Start => start,
+            Kernel::Release => release,
+            Kernel::Digest => digest,
+        }
+    }
+
+    /// Bytes of stack of a thread.
+    pub fn stack(&self) -> Result<u32, CudaError> {
+        let mut most = 0;
+        for kernel in [Kernel::Step, Kernel::Start, Kernel::Release, Kernel::Digest] {
+            let local = Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES;
+            most = most.max(self.attribute(kernel, local)?);
+        }
+        Ok(most.max(0) as u32)
+    }
+
+    fn attribute(&self, kernel: Kernel, which: Attribute) -> Result<c_int, CudaError> {
+        let mut value = 0;
+        cuda!(cuFuncGetAttribute(&mut value, which, self.function(kernel)))?;
+        Ok(value)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if let Err(error) = cuda!(cuModuleUnload(self.module)) {
+            tracing::debug!(%error, "while the program was unloaded");
+        }
+    }
+}

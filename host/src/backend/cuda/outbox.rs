@@ -1,0 +1,129 @@
+//! Reads what VMs said in a launch.
+
+use emu_core::abi::{Exit, ExitCode};
+use emu_device::port::{ExitRecord, RECORD_ALIGN, Record, RecordKind, Taken};
+
+/// One thing that a VM said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Message<'a> {
+    /// Which VM.
+    pub vm: u32,
+    /// Instructions it had retired.
+    pub instret: u64,
+    /// What.
+    pub body: Body<'a>,
+}
+
+/// What a VM can say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Body<'a> {
+    /// Console output.
+    Console(&'a [u8]),
+    /// An Ethernet frame.
+    Frame(&'a [u8]),
+    /// It rests, until the fleet time given.
+    Exit(Exit, u64),
+    /// So much input it has taken.
+    Taken(Taken),
+}
+
+/// The messages in a log, in order. What is no message ends them.
+pub struct Messages<'a> {
+    rest: &'a [u8],
+}
+
+/// Reads a log.
+pub fn messages(log: &[u8]) -> Messages<'_> {
+    Messages { rest: log }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
+}
+
+fn exit_code(code: u32) -> Option<ExitCode> {
+    use ExitCode::{Budget, Fault, Idle, NoFrame, PowerOff, Reset, Stalled};
+    [Budget, Idle, Stalled, NoFrame, PowerOff, Reset, Fault].into_iter().find(|&c| c as u32 == code)
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    fn next(&mut self) -> Option<Message<'a>> {
+        let (vm, head) = (u32_at(self.rest, 0)?, u32_at(self.rest, 4)?);
+        let instret = u64_at(self.rest, 8)?;
+        let (kind, len) = (head as u16, (head >> 16) as usize);
+        let body = self.rest.get(size_of::<Record>()..)?;
+        let bytes = body.get(..len)?;
+        const CONSOLE: u16 = RecordKind::Console as u16;
+        const FRAME: u16 = RecordKind::Frame as u16;
+        const EXIT: u16 = RecordKind::Exit as u16;
+        const TAKEN: u16 = RecordKind::Taken as u16;
+        let message = match kind {
+            CONSOLE => Body::Console(bytes),
+            FRAME => Body::Frame(bytes),
+            EXIT => {
+                let code = exit_code(u32_at(bytes, 0)?)?;
+                let wake_at = u64_at(bytes, std::mem::offset_of!(ExitRecord, wake_at))?;
+                Body::Exit(Exit { code, arg: u32_at(bytes, 4)? }, wake_at)
+            }
+            TAKEN => Body::Taken(Taken { console: u32_at(bytes, 0)?, frames: u32_at(bytes, 4)? }),
+            _ => return None,
+        };
+        self.rest = body.get(len.next_multiple_of(RECORD_ALIGN as usize)..).unwrap_or_default();
+        Some(Message { vm, instret, body: message })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use emu_core::port::Port;
+    use emu_device::port::{Inbox, LogPort, Outbox, PortState};
+
+    use super::*;
+
+    #[test]
+    fn what_a_port_writes_is_read_back() {
+        let mut data = vec![0u64; 64];
+        let outbox = Outbox { tail: 0.into(), capacity: 512, data: data.as_mut_ptr().cast() };
+        let mut state = PortState::new(100);
+        let mut port = LogPort::new(9, &mut state, &outbox, Inbox::NONE);
+        port.begin(0);
+        port.console_put(b'h');
+        port.console_put(b'i');
+        assert!(port.net_tx_begin(3));
+        port.net_tx_write(0, b"eth");
+        port.net_tx_end();
+        let exit = Exit { code: ExitCode::Idle, arg: 0 };
+        port.end(77, exit);
+        port.tell_taken();
+        port.rest(exit, 5);
+        let log: Vec<u8> = data.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let read: Vec<_> = messages(&log).map(|m| (m.vm, m.instret, m.body)).collect();
+        assert_eq!(
+            read,
+            [
+                (9, 32_768, Body::Frame(b"eth")),
+                (9, 77, Body::Console(b"hi")),
+                (9, 77, Body::Taken(Taken::default())),
+                (9, 77, Body::Exit(exit, 105)),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cut_or_wild_log_ends_early() {
+        assert_eq!(messages(&[]).next(), None);
+        assert_eq!(messages(&[1; 15]).next(), None);
+        assert_eq!(messages(&[0xff; 64]).next(), None);
+        let mut log = [0; 32];
+        log[4] = RecordKind::Exit as u8;
+        log[6] = 16;
+        log[16] = 200;
+        assert_eq!(messages(&log).next(), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! How long launches are.
+
+use std::time::Duration;
+
+use emu_device::launch::SLICE;
+
+/// What a launch is to take: long against what surrounds it (under 0.1 ms), short against what a
+/// person or a network peer notices.
+const TARGET: Duration = Duration::from_millis(16);
+/// Shortest slice.
+const SLICE_MIN: u32 = 1 << 11;
+const SLICES_MAX: u32 = 256;
+
+/// Chooses the length of launches by the length of those before.
+///
+/// Input waits for the end of the running launch and output for the end of the next: with
+/// launches of 16 ms and a quarter more after a change of load, at most 50 ms together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pace {
+    slices: u32,
+    slice: u32,
+}
+
+impl Pace {
+    /// Begins with one short slice.
+    pub fn new() -> Self {
+        Self { slices: 1, slice: SLICE / 4 }
+    }
+
+    /// Slices a launch.
+    pub fn slices(&self) -> u32 {
+        self.slices
+    }
+
+    /// Instructions a slice, a power of two.
+    pub fn slice(&self) -> u32 {
+        self.slice
+    }
+
+    /// Learns from a launch of `budget` instructions that some VM used up.
+    pub fn measured(&mut self, budget: u32, took: Duration) {
+        let took = took.as_nanos().max(1);
+        let wanted = u128::from(budget) * TARGET.as_nanos() / took;
+        // Growth is slow, because a launch may have been short for lack of VMs.
+        let budget = wanted.min(2 * u128::from(budget)) as u32;
+        if budget >= SLICE {
+            self.slice = SLICE;
+            self.slices = (budget / SLICE).min(SLICES_MAX);
+        } else {
+            self.slices = 1;
+            self.slice = (1 << budget.max(1).ilog2()).clamp(SLICE_MIN, SLICE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(pace: &Pace) -> u32 {
+        pace.slices * pace.slice
+    }
+
+    /// Lets a device run at `ips` instructions a second and VM for some launches.
+    fn settle(pace: &mut Pace, ips: u64) -> Duration {
+        let mut took = Duration::ZERO;
+        for _ in 0..20 {
+            took = Duration::from_nanos(u64::from(budget(pace)) * 1_000_000_000 / ips);
+            pace.measured(budget(pace), took);
+        }
+        took
+    }
+
+    #[test]
+    fn launches_come_near_the_target_at_any_speed() {
+        for ips in [300_000, 1_000_000, 7_000_000, 100_000_000] {
+            let mut pace = Pace::new();
+            let ms = settle(&mut pace, ips).as_millis();
+            assert!((6..=17).contains(&ms), "{ips}: {ms} ms");
+            assert!(pace.slice().is_power_of_two() && pace.slice() <= SLICE);
+        }
+    }
+
+    #[test]
+    fn a_sudden_load_is_answered_at_once() {
+        let mut pace = Pace::new();
+        settle(&mut pace, 100_000_000);
+        let before = budget(&pace);
+        pace.measured(before, 20 * TARGET);
+        assert!(budget(&pace) <= before / 20);
+    }
+}

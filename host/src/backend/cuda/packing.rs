@@ -1,0 +1,29 @@
+//! How many VMs share a warp.
+
+/// Warps that a multiprocessor runs at full speed when each has one VM: two for each of its four
+/// schedulers.
+const FULL_SPEED: u32 = 8;
+
+/// VMs a warp for `runnable` VMs on a device with so many multiprocessors.
+///
+/// VMs of a warp run at full speed as long as they run alike, and one after the other when they
+/// do not. So a few VMs have a warp each, and packing starts when there are more VMs than warps
+/// that run at full speed. See docs/performance.md for what was measured.
+pub fn lanes(runnable: u32, processors: u32) -> u32 {
+    let warps = processors.saturating_mul(FULL_SPEED).max(1);
+    runnable.div_ceil(warps).next_power_of_two().clamp(1, 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_vms_have_a_warp_each_and_many_share() {
+        let table = [(0, 1), (1, 1), (256, 1), (1056, 1), (1057, 2), (8448, 8), (32_768, 32)];
+        for (runnable, expected) in table {
+            assert_eq!(lanes(runnable, 132), expected, "{runnable}");
+        }
+        assert_eq!(lanes(u32::MAX, 1), 32);
+    }
+}

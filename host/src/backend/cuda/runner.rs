@@ -1,0 +1,460 @@
+//! The thread that keeps the device busy: launches, and the host's work between them.
+//!
+//! While a launch runs, what the one before left is read. So a VM that came to rest is listed
+//! once more; the device knows that it rests and passes it by. The host's work is proportional to
+//! what VMs said, and to the list of those that run when that has changed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use emu_core::abi::{Exit, ExitCode};
+use emu_device::launch::{Entry, WAKE};
+
+use super::error::CudaError;
+use super::fleet::{DeviceFleet, Ended, Report, Start, Turn};
+use super::inbox::Writer;
+use super::outbox::{Body, Message, messages};
+use super::pace::Pace;
+use super::packing;
+use super::seat::{Seat, State};
+use super::timers::Timers;
+use super::{Command, Shared};
+use crate::backend::clock::GuestClock;
+use crate::backend::{BOOTS_MAX, Event, EventKind, Reason};
+
+/// Speed that is assumed before it has been measured, in instructions a second and VM.
+const FIRST_IPS: u64 = 5_000_000;
+/// How long VMs wait for frames of others before one of them is ended.
+const STARVED_MAX: Duration = Duration::from_secs(2);
+/// Bytes of input in a launch, all VMs together.
+const INBOX: usize = 1 << 20;
+
+/// The fleet's caretaker.
+pub struct Runner {
+    shared: Arc<Shared>,
+    fleet: DeviceFleet,
+    events: Sender<Event>,
+    commands: Receiver<Command>,
+    seats: Vec<Seat>,
+    /// The VMs that are launched, in order, so that neighbours share a warp.
+    entries: Vec<Entry>,
+    /// Entries are not those of the active VMs.
+    stale: bool,
+    /// VMs to be added to the entries.
+    added: Vec<u32>,
+    /// VMs that the device must wake.
+    waking: Vec<u32>,
+    /// VMs with input.
+    talking: Vec<u32>,
+    /// VMs that wait for frames.
+    starved: Vec<u32>,
+    /// Since when there are any.
+    dry_since: Option<Instant>,
+    /// VMs whose frames can be taken back.
+    ended: Vec<u32>,
+    /// VMs to start again.
+    restarts: Vec<u32>,
+    timers: Timers,
+    clock: GuestClock,
+    pace: Pace,
+    inbox: Writer,
+}
+
+impl Runner {
+    /// Takes charge of a fleet of which no VM was started.
+    pub fn new(
+        shared: Arc<Shared>,
+        fleet: DeviceFleet,
+        events: Sender<Event>,
+        commands: Receiver<Command>,
+    ) -> Self {
+        let count = shared.fleet.count;
+        let timebase = shared.fleet.plan.kind.map().timebase;
+        let pattern = &shared.settings.ready;
+        Self {
+            seats: (0..count).map(|_| Seat::new(pattern)).collect(),
+            entries: (0..count).map(|vm| Entry { vm, inbox: 0 }).collect(),
+            stale: false,
+            added: Vec::new(),
+            waking: Vec::new(),
+            talking: Vec::new(),
+            starved: Vec::new(),
+            dry_since: None,
+            ended: Vec::new(),
+            restarts: Vec::new(),
+            timers: Timers::default(),
+            clock: GuestClock::new(shared.settings.clock, timebase, FIRST_IPS),
+            pace: Pace::new(),
+            inbox: Writer::new(INBOX),
+            shared,
+            fleet,
+            events,
+            commands,
+        }
+    }
+
+    /// Runs the fleet until it is stopped, or the device fails.
+    pub fn run(mut self) {
+        if let Err(error) = self.work() {
+            let hung = matches!(error, CudaError::Hung(_));
+            *self.shared.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
+            if hung {
+                self.fleet.abandon();
+            }
+        }
+    }
+
+    fn work(&mut self) -> Result<(), CudaError> {
+        self.start_all()?;
+        let mut unread: Option<Ended> = None;
+        loop {
+            while let Ok(command) = self.commands.try_recv() {
+                self.obey(command);
+            }
+            if self.stopped() {
+                break;
+            }
+            self.ring(Instant::now());
+            self.recycle()?;
+            let launched = !self.list().is_empty();
+            if launched {
+                self.submit(self.pace.slices())?;
+            }
+            match unread.take() {
+                Some(ended) => {
+                    let report = self.fleet.report(ended)?;
+                    self.hear(&report);
+                }
+                None if !launched => self.sleep(),
+                None => {}
+            }
+            if launched {
+                unread = Some(self.fleet.wait()?);
+            }
+        }
+        self.drain(unread)
+    }
+
+    /// What VMs have still to say, when all stand still.
+    fn drain(&mut self, unread: Option<Ended>) -> Result<(), CudaError> {
+        let mut unread = unread;
+        while let Some(ended) = unread.take() {
+            let report = self.fleet.report(ended)?;
+            self.hear(&report);
+            if report.full && !self.list().is_empty() {
+                self.submit(0)?;
+                unread = Some(self.fleet.wait()?);
+            }
+        }
+        self.restarts.clear();
+        self.recycle()?;
+        let private = self.fleet.private_frames()?;
+        self.shared.private_frames.store(private, Ordering::Relaxed);
+        for (vm, instret) in self.fleet.instrets()?.into_iter().enumerate() {
+            let seat = &self.seats[vm];
+            let instret = seat.paused_at.unwrap_or(seat.earlier + instret);
+            self.shared.instret[vm].store(instret, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn stopped(&self) -> bool {
+        self.shared.stopped.load(Ordering::Relaxed)
+    }
+
+    fn tell(&self, vm: u32, instret: u64, kind: EventKind) {
+        // Waits while the listener is busy. It is gone only when the program ends.
+        let _ = self.events.send(Event { vm, instret, kind });
+    }
+
+    /// Stages all VMs, on as many threads as there are, and starts them.
+    fn start_all(&mut self) -> Result<(), CudaError> {
+        let all: Vec<u32> = (0..self.shared.fleet.count).collect();
+        let threads = self.shared.settings.threads.clamp(1, 64);
+        let piece = DeviceFleet::START_MAX.div_ceil(threads);
+        for chunk in all.chunks(DeviceFleet::START_MAX) {
+            if self.stopped() {
+                break;
+            }
+            let shared = &self.shared;
+            let stage = |vms: &[u32]| -> Vec<Start> {
+                vms.iter()
+                    .map(|&vm| Start { vm, origin: 0, staged: shared.fleet.stage(vm) })
+                    .collect()
+            };
+            let starts: Vec<Start> = thread::scope(|scope| {
+                let stage = &stage;
+                let work: Vec<_> =
+                    chunk.chunks(piece).map(|vms| scope.spawn(move || stage(vms))).collect();
+                work.into_iter().flat_map(|w| w.join().unwrap_or_default()).collect()
+            });
+            if starts.len() != chunk.len() {
+                return Err(CudaError::Contract("a VM could not be staged"));
+            }
+            self.fleet.start(&starts)?;
+        }
+        Ok(())
+    }
+
+    /// Takes frames back, starts VMs again, and decides about VMs that found no frame. Only while
+    /// no launch is under way.
+    fn recycle(&mut self) -> Result<(), CudaError> {
+        if self.ended.is_empty() && self.restarts.is_empty() {
+            let patient = self.dry_since.is_none_or(|since| since.elapsed() < STARVED_MAX);
+            if self.starved.is_empty() || (patient && !self.list().is_empty()) {
+                return Ok(());
+            }
+            // Nobody gives a frame back by itself. The last to run dry goes, so that the others
+            // can go on.
+            if let Some(vm) = self.starved.pop() {
+                let instret = self.shared.instret[vm as usize].load(Ordering::Relaxed);
+                self.end(vm, instret, EventKind::Faulted(Reason::NoMemory));
+            }
+        }
+        let mut free = std::mem::take(&mut self.ended);
+        let restarts = std::mem::take(&mut self.restarts);
+        free.extend_from_slice(&restarts);
+        self.fleet.release(&free)?;
+        let origin = self.clock.ticks(Instant::now());
+        let fleet = &self.shared.fleet;
+        let starts: Vec<Start> =
+            restarts.iter().map(|&vm| Start { vm, origin, staged: fleet.stage(vm) }).collect();
+        self.fleet.start(&starts)?;
+        let private = self.fleet.private_frames()?;
+        self.shared.private_frames.store(private, Ordering::Relaxed);
+        for vm in restarts {
+            self.activate(vm);
+        }
+        for vm in std::mem::take(&mut self.starved) {
+            self.wake(vm);
+        }
+        self.dry_since = None;
+        Ok(())
+    }
+
+    /// The VMs to launch.
+    fn list(&mut self) -> &[Entry] {
+        if self.stale {
+            let seats = &self.seats;
+            self.entries.retain(|e| seats[e.vm as usize].state == State::Active);
+        }
+        if !self.added.is_empty() {
+            let added = self.added.drain(..).map(|vm| Entry { vm, inbox: 0 });
+            self.entries.extend(added);
+            self.entries.sort_unstable_by_key(|e| e.vm);
+            self.entries.dedup_by_key(|e| e.vm);
+            let seats = &self.seats;
+            self.entries.retain(|e| seats[e.vm as usize].state == State::Active);
+        }
+        self.stale = false;
+        &self.entries
+    }
+
+    fn submit(&mut self, slices: u32) -> Result<(), CudaError> {
+        let find = |entries: &[Entry], vm: u32| entries.binary_search_by_key(&vm, |e| e.vm).ok();
+        let mut marked = Vec::new();
+        self.inbox.clear();
+        let seats = &self.seats;
+        self.talking.retain(|&vm| seats[vm as usize].has_input());
+        for &vm in &self.talking {
+            if let Some(at) = find(&self.entries, vm) {
+                self.entries[at].inbox = self.inbox.add(&self.seats[vm as usize].offer());
+                marked.push(at);
+            }
+        }
+        let wake: Vec<usize> =
+            self.waking.drain(..).filter_map(|vm| find(&self.entries, vm)).collect();
+        for &at in &wake {
+            self.entries[at].vm |= WAKE;
+        }
+        marked.extend(wake);
+
+        let count = self.entries.len() as u32;
+        let lanes = self.shared.options.lanes;
+        let turn = Turn {
+            active: &self.entries,
+            inbox: self.inbox.bytes(),
+            slices,
+            slice: self.pace.slice(),
+            now: self.clock.now(Instant::now()),
+            lanes: lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.processors())),
+        };
+        self.fleet.submit(&turn)?;
+        for at in marked {
+            let entry = &mut self.entries[at];
+            *entry = Entry { vm: entry.vm & !WAKE, inbox: 0 };
+        }
+        Ok(())
+    }
+
+    /// Takes in what a launch left.
+    fn hear(&mut self, report: &Report) {
+        if report.busy > 0 {
+            self.clock.measured(report.budget.into(), report.took);
+            self.pace.measured(report.budget, report.took);
+        }
+        tracing::trace!(
+            busy = report.busy,
+            log = report.log.len(),
+            us = report.took.as_micros() as u64,
+            budget = report.budget,
+            listed = self.entries.len(),
+            "launch"
+        );
+        self.shared.instructions.store(report.instructions, Ordering::Relaxed);
+        self.shared.private_frames.store(report.private_frames, Ordering::Relaxed);
+        for message in messages(&report.log) {
+            self.handle(&message);
+        }
+    }
+
+    fn handle(&mut self, message: &Message<'_>) {
+        let vm = message.vm;
+        let Some(seat) = self.seats.get_mut(vm as usize) else { return };
+        let instret = seat.earlier + message.instret;
+        let over = seat.paused_at.is_some_and(|at| instret > at);
+        if seat.state == State::Done || over {
+            return;
+        }
+        match message.body {
+            Body::Console(bytes) => {
+                let ready = seat.matcher.as_mut().is_some_and(|m| m.feed(bytes));
+                if ready {
+                    (seat.matcher, seat.boots) = (None, 0);
+                    if self.shared.settings.until_ready {
+                        seat.paused_at = Some(instret);
+                        seat.state = State::Paused;
+                        self.stale = true;
+                    }
+                }
+                self.tell(vm, instret, EventKind::Console(bytes.to_vec()));
+                if ready {
+                    self.tell(vm, instret, EventKind::Ready);
+                }
+            }
+            // There is no network yet.
+            Body::Frame(_) => {}
+            Body::Taken(taken) => seat.took(taken),
+            Body::Exit(exit, wake_at) => {
+                self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
+                self.rest(vm, instret, exit, wake_at);
+            }
+        }
+    }
+
+    /// A VM came to rest.
+    fn rest(&mut self, vm: u32, instret: u64, exit: Exit, wake_at: u64) {
+        let seat = &mut self.seats[vm as usize];
+        match exit.code {
+            ExitCode::Idle if seat.state == State::Paused => {}
+            ExitCode::Idle => {
+                let timer = self.clock.at(wake_at);
+                let due = timer.is_some_and(|at| at <= Instant::now());
+                if due || seat.wants_to_run() {
+                    self.waking.push(vm);
+                    return;
+                }
+                seat.state = State::Idle;
+                seat.nap = seat.nap.wrapping_add(1);
+                self.stale = true;
+                if let Some(at) = timer {
+                    self.timers.set(at, vm, seat.nap);
+                }
+            }
+            // The argument tells a VM that could not even start from one that can go on.
+            ExitCode::NoFrame if exit.arg == 0 => {
+                seat.state = State::Starved;
+                self.stale = true;
+                self.starved.push(vm);
+                self.dry_since.get_or_insert_with(Instant::now);
+            }
+            ExitCode::Reset => {
+                self.tell(vm, instret, EventKind::Reset);
+                let seat = &mut self.seats[vm as usize];
+                if self.shared.settings.until_ready && seat.boots >= BOOTS_MAX {
+                    self.end(vm, instret, EventKind::Faulted(Reason::BootLoop));
+                    return;
+                }
+                seat.restart(&self.shared.settings.ready, instret);
+                seat.state = State::Idle;
+                self.stale = true;
+                self.restarts.push(vm);
+            }
+            _ => self.end(vm, instret, EventKind::of_end(exit)),
+        }
+    }
+
+    fn end(&mut self, vm: u32, instret: u64, kind: EventKind) {
+        self.seats[vm as usize].state = State::Done;
+        self.stale = true;
+        self.ended.push(vm);
+        self.tell(vm, instret, kind);
+    }
+
+    /// Lists a VM from now on.
+    fn activate(&mut self, vm: u32) {
+        self.seats[vm as usize].state = State::Active;
+        self.added.push(vm);
+    }
+
+    /// The same for one that rests, as the device sees it.
+    fn wake(&mut self, vm: u32) {
+        self.activate(vm);
+        self.waking.push(vm);
+    }
+
+    /// Wakes VMs whose time has come.
+    fn ring(&mut self, now: Instant) {
+        loop {
+            let seats = &self.seats;
+            let valid = |vm: u32, nap: u32| {
+                let seat = &seats[vm as usize];
+                seat.state == State::Idle && seat.nap == nap
+            };
+            match self.timers.due(now, valid) {
+                Some(vm) => self.wake(vm),
+                None => return,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Stop => {}
+            Command::Input(vm, bytes) => {
+                let Some(seat) = self.seats.get_mut(vm as usize) else { return };
+                if seat.state == State::Done {
+                    return;
+                }
+                if seat.give(&bytes) {
+                    self.talking.push(vm);
+                }
+                // A VM that starts again is woken by that.
+                if seat.state == State::Idle && !self.restarts.contains(&vm) {
+                    self.wake(vm);
+                }
+            }
+        }
+    }
+
+    /// Waits for the next timer or command: no VM is runnable.
+    fn sleep(&mut self) {
+        if !self.ended.is_empty() || !self.restarts.is_empty() || !self.starved.is_empty() {
+            return;
+        }
+        let command = match self.timers.next() {
+            Some(at) => match self.commands.recv_deadline(at) {
+                Err(e) if e.is_timeout() => return,
+                other => other.ok(),
+            },
+            None => self.commands.recv().ok(),
+        };
+        match command {
+            Some(command) => self.obey(command),
+            None => self.shared.stopped.store(true, Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! How much of a device's memory a fleet takes, and whether it fits.
+
+use emu_core::abi::Vm;
+use emu_core::mem::FRAME_SIZE;
+use emu_device::launch::CODE_SLOTS;
+use emu_device::port::PortState;
+use emu_device::ram::{CodeCache, CodePage};
+
+use crate::backend::BackendError;
+use crate::units::Size;
+
+/// Private frames that a VM is expected to take: the guest of this project writes 606 pages until
+/// it serves, and some more with each connection.
+const TYPICAL_FRAMES: u64 = 700;
+
+/// A fleet's shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// VMs.
+    pub count: u32,
+    /// Frames of the base image, and how many of them RAM starts with.
+    pub shared: u32,
+    /// Those may hold code.
+    pub ram_shared: u32,
+    /// Pages of RAM and disk of a VM.
+    pub pages: u32,
+}
+
+/// Bytes that a VM takes beside its frames: state, port, table of frames, an entry of each list
+/// and the decoded instructions of its private frames, which are most of it.
+pub fn fixed(pages: u32) -> u64 {
+    const LISTS: u64 = 32;
+    let state = size_of::<Vm>() + size_of::<PortState>() + size_of::<CodeCache<CODE_SLOTS>>();
+    state as u64 + 4 * u64::from(pages) + LISTS
+}
+
+/// Frames in the arena, shared ones included, for a fleet on a device with `available` bytes.
+///
+/// A VM that needs more than its share finds the arena empty only when all of it is in use.
+pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
+    let frame = u64::from(FRAME_SIZE);
+    // Each frame has an entry in the stack of returned ones.
+    let private = frame + 4;
+    let fixed = fixed(shape.pages);
+    let base = u64::from(shape.shared) * frame
+        + u64::from(shape.ram_shared) * size_of::<CodePage>() as u64;
+    let pages = u64::from(shape.pages);
+    let each = fixed + TYPICAL_FRAMES.min(pages) * private;
+    let left = available.saturating_sub(base);
+    let fits = left / each;
+    if u64::from(shape.count) > fits {
+        let available = Size(available);
+        let (count, each) = (shape.count, Size(each));
+        return Err(BackendError::TooMany { place: "the GPU", count, available, each, fits });
+    }
+    let room = (left - u64::from(shape.count) * fixed) / private;
+    // Frame numbers are 31 bits: the kernel counts on room above the last one.
+    let private = room.min(u64::from(shape.count) * pages);
+    Ok((u64::from(shape.shared) + private).min(u64::from(u32::MAX >> 1)) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { count: 1, shared: 1100, ram_shared: 1100, pages: 6144 };
+
+    #[test]
+    fn a_small_fleet_has_a_frame_for_every_page() {
+        let shape = Shape { count: 10, ..SHAPE };
+        assert_eq!(frames(&shape, 1 << 34).unwrap(), 1100 + 10 * 6144);
+    }
+
+    #[test]
+    fn a_large_fleet_shares_all_there_is() {
+        let shape = Shape { count: 32_768, ..SHAPE };
+        let available = 139 << 30;
+        let n = u64::from(frames(&shape, available).unwrap());
+        assert!(n > 32_768 * TYPICAL_FRAMES);
+        let used = n * 4100 + 32_768 * fixed(SHAPE.pages);
+        assert!(used <= available && available - used < 64 << 20);
+    }
+
+    #[test]
+    fn forty_thousand_fit_on_a_large_card_and_the_refusal_says_how_many_would() {
+        let shape = Shape { count: 40_000, ..SHAPE };
+        assert!(frames(&shape, 139 << 30).is_ok());
+        let error = frames(&shape, 1 << 30).unwrap_err();
+        let BackendError::TooMany { fits, .. } = error else { panic!("{error}") };
+        assert!(frames(&Shape { count: fits as u32, ..SHAPE }, 1 << 30).is_ok());
+        assert!(frames(&Shape { count: fits as u32 + 1, ..SHAPE }, 1 << 30).is_err());
+    }
+
+    #[test]
+    fn a_vm_beside_its_frames_is_small() {
+        assert!(fixed(6144) < 300 << 10);
+    }
+}

@@ -1,0 +1,230 @@
+//! The whole backend over the emulated device, against the CPU backend.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use emu_core::layout::MachineKind;
+
+use super::emulated::Emulated;
+use super::{CudaBackend, DeviceFleet, Options};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, ClockSource, Event, EventKind, Reason, Settings};
+use crate::console::ready::ReadyPattern;
+use crate::image::{Payload, Segment, cache};
+use crate::machine::{BaseImage, Fleet, GuestOptions, assemble, plan};
+use crate::units::Size;
+
+/// What happened to one VM: console, and everything else in order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct History {
+    console: String,
+    events: Vec<(u64, EventKind)>,
+}
+
+fn settings(until_ready: bool, clock: ClockSource) -> Settings {
+    let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
+    Settings { threads: 2, clock, ready, until_ready }
+}
+
+/// A fleet of bare-metal programs.
+fn fleet(count: u32, code: &[u32]) -> Fleet {
+    let bytes: Vec<u8> = code.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let size = bytes.len() as u32;
+    let segments = vec![Segment { addr: 0x8000_0000, bytes, size }];
+    let payload = Payload { segments, entry: 0x8000_0000, fixed: true };
+    let plan = plan::bare(MachineKind::Virt, Size::mib(1), payload).unwrap();
+    let base = BaseImage::new(0x8000_0000, plan.memory, &plan.contents, None);
+    let append = String::new();
+    Fleet { count, plan, base, tree: None, append, seed: 0, host_time: false }
+}
+
+fn cuda(memory: Size, fleet: Fleet, settings: Settings) -> CudaBackend {
+    let gpu = Box::new(Emulated::new(memory));
+    let device = DeviceFleet::new(gpu, &fleet.base, fleet.count).unwrap();
+    CudaBackend::start(device, fleet, settings, Options::default()).unwrap()
+}
+
+/// Listens until `enough`, then stops the backend and takes the rest.
+fn listen(
+    backend: &dyn Backend,
+    mut enough: impl FnMut(&BTreeMap<u32, History>) -> bool,
+) -> BTreeMap<u32, History> {
+    let mut histories: BTreeMap<u32, History> = BTreeMap::new();
+    let mut stopped = false;
+    while let Ok(Event { vm, instret, kind }) =
+        backend.events().recv_timeout(Duration::from_secs(120))
+    {
+        let history = histories.entry(vm).or_default();
+        match kind {
+            EventKind::Console(bytes) => history.console += &String::from_utf8_lossy(&bytes),
+            kind => history.events.push((instret, kind)),
+        }
+        if !stopped && enough(&histories) {
+            backend.stop();
+            stopped = true;
+        }
+    }
+    assert!(stopped, "{histories:?}");
+    histories
+}
+
+fn ended(event: &EventKind) -> bool {
+    matches!(event, EventKind::Halted(_) | EventKind::Faulted(_))
+}
+
+fn all_ended(count: usize) -> impl FnMut(&BTreeMap<u32, History>) -> bool {
+    move |all| {
+        all.len() == count && all.values().all(|h| h.events.last().is_some_and(|e| ended(&e.1)))
+    }
+}
+
+const LUI_T0_UART: u32 = 0x1000_02b7;
+const SB_T1_UART: u32 = 0x0062_8023;
+const LOOP: u32 = 0x0000_006f;
+const POWER_OFF: [u32; 4] = [0x0010_03b7, 0x0000_5337, 0x5553_0313, 0x0063_a023];
+const RESET: [u32; 4] = [0x0010_03b7, 0x0000_7337, 0x7773_0313, 0x0063_a023];
+
+fn li_t1(n: u8) -> u32 {
+    0x0000_0313 | u32::from(n) << 20
+}
+
+fn print(text: &str) -> Vec<u32> {
+    let put = |byte: u8| [li_t1(byte), SB_T1_UART];
+    [LUI_T0_UART].into_iter().chain(text.bytes().flat_map(put)).collect()
+}
+
+/// Runs `n` times through a loop of two instructions.
+fn work(n: u32) -> [u32; 3] {
+    // lui t3, n >> 12; addi t3, t3, -1; bne t3, x0, -4
+    [(n & 0xffff_f000) | 0xe37, 0xfffe_0e13, 0xfe0e_1ee3]
+}
+
+#[test]
+fn a_fleet_says_and_does_the_same_as_on_the_cpu() {
+    let long = "x".repeat(300) + "\n";
+    let code = [&print("PXVM READY\n")[..], &work(1 << 20), &print(&long), &POWER_OFF].concat();
+    let settings = settings(false, ClockSource::Instret);
+    let cpu = CpuBackend::start(fleet(3, &code), settings.clone()).unwrap();
+    let cuda = cuda(Size::mib(64), fleet(3, &code), settings);
+    let (expected, found) = (listen(&cpu, all_ended(3)), listen(&cuda, all_ended(3)));
+    assert_eq!(expected, found);
+    assert_eq!(found[&2].console.len(), "PXVM READY\n".len() + long.len());
+    assert_eq!(found[&2].events.len(), 2);
+    for vm in 0..3 {
+        assert_eq!(cpu.instret(vm), cuda.instret(vm));
+    }
+    assert_eq!(cpu.totals().instructions, cuda.totals().instructions);
+    assert_eq!(cuda.totals().private_frames, 0);
+}
+
+#[test]
+fn a_ready_vm_stands_still_when_that_was_all_that_was_asked() {
+    let code = [&print("PXVM READY\n")[..], &work(1 << 16), &print("more"), &POWER_OFF].concat();
+    let settings = settings(true, ClockSource::Instret);
+    let cuda = cuda(Size::mib(64), fleet(2, &code), settings);
+    let ready =
+        |all: &BTreeMap<u32, History>| all.len() == 2 && all.values().all(|h| !h.events.is_empty());
+    for history in listen(&cuda, ready).values() {
+        assert_eq!(history.console, "PXVM READY\n");
+        assert_eq!(history.events, [(32_768, EventKind::Ready)]);
+    }
+    assert_eq!(cuda.instret(1), 32_768);
+}
+
+#[test]
+fn a_vm_that_resets_for_ever_is_given_up_and_gives_its_frames_back() {
+    // A store makes a page private first.
+    let store = [0x8000_1e37, 0x01ce_2023];
+    let code = [&store[..], &RESET].concat();
+    let settings = settings(true, ClockSource::Instret);
+    let cpu = CpuBackend::start(fleet(2, &code), settings.clone()).unwrap();
+    let cuda = cuda(Size::mib(64), fleet(2, &code), settings);
+    let (expected, found) = (listen(&cpu, all_ended(2)), listen(&cuda, all_ended(2)));
+    assert_eq!(expected, found);
+    let (_, last) = found[&0].events.last().unwrap();
+    assert_eq!(*last, EventKind::Faulted(Reason::BootLoop));
+}
+
+/// Writes to 200 pages. With 300 private frames, one VM can do that at a time.
+/// `lui t3, 0x80001; lui t4, 200; lui t5, 1`, then
+/// `sw x0, 0(t3); add t3, t3, t5; sub t4, t4, t5; bne t4, x0, -12`.
+const PAGES: [u32; 7] =
+    [0x8000_1e37, 0x000c_8eb7, 0x0000_1f37, 0x000e_2023, 0x01ee_0e33, 0x41ee_8eb3, 0xfe0e_9ae3];
+
+fn cuda_with_300_frames(fleet: Fleet) -> CudaBackend {
+    let gpu = Box::new(Emulated::new(Size::mib(64)));
+    let mut device = DeviceFleet::new(gpu, &fleet.base, fleet.count).unwrap();
+    device.limit_frames(fleet.base.shared() + 300);
+    let settings = settings(false, ClockSource::Instret);
+    CudaBackend::start(device, fleet, settings, Options::default()).unwrap()
+}
+
+#[test]
+fn vms_wait_for_the_frames_of_those_that_end() {
+    let cuda = cuda_with_300_frames(fleet(4, &[&PAGES[..], &POWER_OFF].concat()));
+    let found = listen(&cuda, all_ended(4));
+    assert!(found.values().all(|h| h.events == [(807, EventKind::Halted(0))]), "{found:?}");
+    assert_eq!(cuda.totals().private_frames, 0);
+}
+
+#[test]
+fn when_frames_run_out_for_good_some_vms_end_and_one_goes_on() {
+    const WFI: u32 = 0x1050_0073;
+    let cuda = cuda_with_300_frames(fleet(4, &[&PAGES[..], &print("ok"), &[WFI, LOOP]].concat()));
+    let starved =
+        |h: &History| h.events.iter().any(|e| e.1 == EventKind::Faulted(Reason::NoMemory));
+    let found =
+        listen(&cuda, |all| all.values().filter(|h| starved(h) || h.console == "ok").count() == 4);
+    let ended = found.values().filter(|h| starved(h)).count();
+    assert!((1..4).contains(&ended), "{found:?}");
+}
+
+#[test]
+fn a_lost_device_ends_the_run_with_the_reason() {
+    let fleet = fleet(1, &[LOOP]);
+    let gpu = Box::new(Emulated::new(Size::mib(64)).failing_after(5));
+    let device = DeviceFleet::new(gpu, &fleet.base, 1).unwrap();
+    let settings = settings(false, ClockSource::Host);
+    let cuda = CudaBackend::start(device, fleet, settings, Options::default()).unwrap();
+    assert!(cuda.events().recv_timeout(Duration::from_secs(20)).is_err());
+    assert!(cuda.failure().to_string().contains("device lost"));
+}
+
+fn linux(count: u32) -> Option<Fleet> {
+    if cache::default_image().is_none() {
+        println!("skipped: {}", cache::missing());
+        return None;
+    }
+    Some(assemble(&GuestOptions { count, ..GuestOptions::default() }).unwrap())
+}
+
+#[test]
+fn linux_boots_as_on_the_cpu() {
+    let Some(fleet) = linux(2) else { return };
+    let settings = settings(true, ClockSource::Instret);
+    let ready = |all: &BTreeMap<u32, History>| {
+        all.len() == 2 && all.values().all(|h| h.events.iter().any(|e| e.1 == EventKind::Ready))
+    };
+    let cpu = CpuBackend::start(fleet.clone(), settings.clone()).unwrap();
+    let expected = listen(&cpu, ready);
+    let cuda = cuda(Size::mib(512), fleet, settings);
+    assert_eq!(expected, listen(&cuda, ready));
+    assert_eq!(cpu.instret(1).next_multiple_of(32_768), cuda.instret(1));
+}
+
+#[test]
+fn linux_takes_input_and_powers_off() {
+    let Some(fleet) = linux(1) else { return };
+    let cuda = cuda(Size::mib(256), fleet, settings(false, ClockSource::Host));
+    let mut asked = false;
+    let found = listen(&cuda, |all| {
+        let ready = all[&0].events.iter().any(|e| e.1 == EventKind::Ready);
+        if ready && !asked {
+            asked = true;
+            cuda.input(0, b"echo $((6*7))of$((40+2)); poweroff\n");
+        }
+        all[&0].events.iter().any(|e| ended(&e.1))
+    });
+    assert!(found[&0].console.contains("42of42"), "{}", found[&0].console);
+    assert_eq!(found[&0].events.last().unwrap().1, EventKind::Halted(0));
+}
