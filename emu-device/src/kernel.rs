@@ -11,7 +11,7 @@ use emu_core::machine::{Machine, Now};
 use emu_core::mem::{FRAME_SIZE, Memory};
 
 /// Runs that a slice may take to end where it should.
-const SLICE_PARTS: u32 = 8;
+pub const SLICE_PARTS: u32 = 8;
 
 struct DeviceFrames<'a>(&'a FreeFrames);
 
@@ -209,26 +209,29 @@ pub unsafe fn start(launch: &Launch, index: u32) {
     }
 }
 
-/// A fingerprint of the private pages of RAM of VM `launch.active[index]`, into `digests`.
+/// Adds to `digests` a fingerprint of the private pages of RAM of VM `launch.active[index]`: of
+/// each `parts`th page, `part` being the first.
 ///
 /// # Safety
-/// As [`step`].
-pub unsafe fn digest(launch: &Launch, index: u32) {
-    // SAFETY: as `step`; `digests` has room for `count`.
+/// As [`step`]; other calls for the same entry and another part may run at the same time.
+pub unsafe fn digest(launch: &Launch, index: u32, part: u32, parts: u32) {
+    // SAFETY: as `step`; `digests` has room for `count`. The table is only read.
     unsafe {
         let id = (*launch.active.add(index as usize)).vm & !WAKE;
         let arena = Arena::new(launch.arena, launch.frames, launch.shared);
         let (ram, _) = row(launch, id);
         let memory = FrameMemory::new(arena, ram, DeviceFrames(&(*launch.control).free));
-        *launch.digests.add(index as usize) = private_pages(&memory);
+        let sum = private_pages(&memory, part, parts);
+        (*launch.digests.add(index as usize)).fetch_add(sum, Ordering::Relaxed);
     }
 }
 
-/// A fingerprint of a memory's private pages: which there are and what they hold.
-pub fn private_pages(memory: &impl Memory) -> u64 {
+/// A fingerprint of a memory's private pages, which there are and what they hold: of each
+/// `parts`th page, `part` being the first. Those of all parts add up to that of the whole.
+pub fn private_pages(memory: &impl Memory, part: u32, parts: u32) -> u64 {
     const PRIME: u64 = 0x0100_0000_01b3;
     let mut sum = 0u64;
-    for page in 0..memory.pages() {
+    for page in (part..memory.pages()).step_by(parts as usize) {
         let Some(frame) = memory.frame(page).filter(|&f| memory.is_private(f)) else { continue };
         let mut hash = 0xcbf2_9ce4_8422_2325 ^ u64::from(page);
         for at in (0..FRAME_SIZE).step_by(4) {
@@ -290,13 +293,16 @@ mod entry {
         }
     }
 
+    /// A block a VM, whose threads share its pages.
+    ///
     /// # Safety
     /// As [`super::digest`].
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn pxvm_digest(launch: &Launch) {
-        if let Some(index) = index(launch) {
+        let index = thread::block_idx_x();
+        if index < launch.count {
             // SAFETY: the caller's.
-            unsafe { super::digest(launch, index) }
+            unsafe { super::digest(launch, index, thread::thread_idx_x(), 32) }
         }
     }
 }

@@ -69,7 +69,7 @@ pub struct Launch {
     /// Pages of theirs.
     pub staged_pages: *const StagedPage,
     /// Where digests go, in the order of `active`.
-    pub digests: *mut u64,
+    pub digests: *const AtomicU64,
 }
 
 /// Flag in [`Entry::vm`]: the VM runs even if it rests.

@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use emu_core::abi::ExitCode;
+use emu_core::abi::{Exit, ExitCode};
 use emu_core::layout::MachineKind;
 use emu_core::machine::Now;
-use emu_core::mem::DmaError;
-use emu_core::trace::Trace;
+use emu_core::trace::{NoTrace, Trace};
 
-use crate::backend::Reason;
 use crate::backend::cpu::{CpuPort, Guest, HostArena, Lane, Session};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::gpu::Gpu;
+use crate::backend::cuda::single::Single;
+use crate::backend::{BackendError, Reason};
 use crate::exit::Error;
 use crate::image::elf::{self, Program};
 use crate::image::{Role, load};
@@ -43,10 +45,67 @@ pub enum End {
 
 /// A bare-metal program in its machine.
 pub struct Bare {
-    guest: Guest,
-    lane: Lane,
-    port: CpuPort,
+    place: Place,
     program: Program,
+}
+
+/// Where a program runs.
+enum Place {
+    Cpu { guest: Box<Guest>, lane: Lane, port: CpuPort },
+    Cuda(Box<Single>),
+}
+
+/// What the loop needs of a machine.
+trait Target {
+    /// Runs a slice, and adds what the program printed on the UART.
+    fn slice(&mut self, budget: u32, printed: &mut Vec<u8>) -> Result<Exit, CudaError>;
+    /// Reads RAM; `None` outside of it.
+    fn read(&mut self, addr: u64, bytes: &mut [u8]) -> Option<()>;
+    /// Writes a word of RAM.
+    fn write_u32(&mut self, addr: u64, word: u32) -> Option<()>;
+
+    fn read_u32(&mut self, addr: u64) -> Option<u32> {
+        let mut word = [0; 4];
+        self.read(addr, &mut word).map(|()| u32::from_le_bytes(word))
+    }
+}
+
+/// A program on the CPU, watched.
+struct OnCpu<'a, T> {
+    session: Session<'a>,
+    port: &'a mut CpuPort,
+    trace: &'a mut T,
+}
+
+impl<T: Trace> Target for OnCpu<'_, T> {
+    fn slice(&mut self, budget: u32, printed: &mut Vec<u8>) -> Result<Exit, CudaError> {
+        let exit = self.session.run(self.port, budget, Now::Instret, self.trace);
+        printed.append(&mut self.port.output);
+        Ok(exit)
+    }
+
+    fn read(&mut self, addr: u64, bytes: &mut [u8]) -> Option<()> {
+        self.session.with_ram(|ram| ram.read(addr, bytes)).ok()
+    }
+
+    fn write_u32(&mut self, addr: u64, word: u32) -> Option<()> {
+        self.session.with_ram(|ram| ram.write_u32(addr, word)).ok()
+    }
+}
+
+impl Target for Single {
+    fn slice(&mut self, budget: u32, printed: &mut Vec<u8>) -> Result<Exit, CudaError> {
+        self.run(budget, printed)
+    }
+
+    // What fails here fails again in the next slice, which tells.
+    fn read(&mut self, addr: u64, bytes: &mut [u8]) -> Option<()> {
+        Single::read(self, addr, bytes).ok()?.then_some(())
+    }
+
+    fn write_u32(&mut self, addr: u64, word: u32) -> Option<()> {
+        Single::write_u32(self, addr, word).ok()?.then_some(())
+    }
 }
 
 /// What [`Bare::run`] passes on while the program runs.
@@ -94,66 +153,57 @@ impl Bare {
         Self::new(program, kind, memory)
     }
 
+    /// The same for a program on a GPU, which [`Bare::into_gpu`] gives back.
+    pub fn open_on(
+        gpu: Box<dyn Gpu>,
+        path: &Path,
+        kind: MachineKind,
+        memory: Size,
+    ) -> Result<Self, Error> {
+        let program = load(Role::Program, path, |bytes| elf::parse(&bytes))?;
+        let fleet = fleet(&program, kind, memory)?;
+        let single = Single::start(gpu, &fleet)?;
+        Ok(Self { place: Place::Cuda(Box::new(single)), program })
+    }
+
     /// Puts a program into a machine.
     pub fn new(program: Program, kind: MachineKind, memory: Size) -> Result<Self, Error> {
-        let plan = plan::bare(kind, memory, program.payload.clone())?;
-        let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None);
+        let fleet = fleet(&program, kind, memory)?;
+        let base = &fleet.base;
         let lane = Lane::new()?;
         let arena = HostArena::new(&base.frames, base.ram_shared, base.ram.len() as u32)?;
-        let fleet = Fleet {
-            count: 1,
-            plan,
-            base,
-            tree: None,
-            append: String::new(),
-            seed: 0,
-            host_time: false,
-        };
         // The arena has a frame for every page, so none is missing.
-        let guest = Guest::new(&Arc::new(arena), &fleet.base, fleet.stage(0), &lane)
+        let guest = Guest::new(&Arc::new(arena), base, fleet.stage(0), &lane)
             .map_err(|_| Error::Usage("no memory for the program".into()))?;
-        Ok(Self { guest, lane, port: CpuPort::default(), program })
+        let place = Place::Cpu { guest: Box::new(guest), lane, port: CpuPort::default() };
+        Ok(Self { place, program })
+    }
+
+    /// The GPU of a program on one.
+    pub fn into_gpu(self) -> Option<Result<Box<dyn Gpu>, BackendError>> {
+        match self.place {
+            Place::Cpu { .. } => None,
+            Place::Cuda(single) => Some(single.into_gpu().map_err(Into::into)),
+        }
     }
 
     /// Instructions retired.
-    pub fn instret(&self) -> u64 {
-        self.guest.vm().sys.clock.retired
+    pub fn instret(&mut self) -> u64 {
+        match &mut self.place {
+            Place::Cpu { guest, .. } => guest.vm().sys.clock.retired,
+            Place::Cuda(single) => single.instret().unwrap_or_default(),
+        }
     }
 
-    /// Runs until the program ends, `max` instructions at most.
+    /// Runs until the program ends, `max` instructions at most. A GPU tells `trace` nothing.
     pub fn run<T: Trace>(&mut self, max: u64, trace: &mut T, output: &mut impl Output) -> End {
-        let tohost = self.program.symbol("tohost").map(u64::from);
-        let fromhost = self.program.symbol("fromhost").map(u64::from);
-        let Self { guest, lane, port, .. } = self;
-        let mut session = guest.session(lane);
-        let mut left = max;
-        loop {
-            if left == 0 {
-                return End::Limit;
+        let Self { place, program } = self;
+        match place {
+            Place::Cpu { guest, lane, port } => {
+                let mut target = OnCpu { session: guest.session(lane), port, trace };
+                run(&mut target, program, max, output)
             }
-            let budget = left.min(SLICE.into()) as u32;
-            left -= u64::from(budget);
-            let end = slice(&mut session, port, budget, trace);
-            if !port.output.is_empty() {
-                output.print(&std::mem::take(&mut port.output));
-            }
-            if let Some(tohost) = tohost {
-                let mut request = read(&mut session, tohost);
-                if request != ToHost::Nothing && end.is_none() {
-                    // A 32-bit program writes it in two halves.
-                    slice(&mut session, port, SETTLE, trace);
-                    request = read(&mut session, tohost);
-                }
-                match request {
-                    ToHost::Nothing => {}
-                    ToHost::Exit(0) => return End::Passed,
-                    ToHost::Exit(n) => return End::Failed(n),
-                    other => serve(&mut session, other, tohost, fromhost, output),
-                }
-            }
-            if let Some(end) = end {
-                return end;
-            }
+            Place::Cuda(single) => run(single.as_mut(), program, max, output),
         }
     }
 
@@ -161,21 +211,67 @@ impl Bare {
     pub fn signature(&mut self) -> Option<Vec<u32>> {
         let begin = self.program.symbol("begin_signature")?;
         let end = self.program.symbol("end_signature")?;
-        let mut session = self.guest.session(&mut self.lane);
-        (begin..end)
-            .step_by(4)
-            .map(|addr| session.with_ram(|ram| ram.read_u32(addr.into())).ok())
-            .collect()
+        let words = (begin..end).step_by(4);
+        match &mut self.place {
+            Place::Cpu { guest, lane, port } => {
+                let trace = &mut NoTrace;
+                let mut target = OnCpu { session: guest.session(lane), port, trace };
+                words.map(|addr| target.read_u32(addr.into())).collect()
+            }
+            Place::Cuda(single) => words.map(|addr| single.read_u32(addr.into())).collect(),
+        }
     }
 }
 
-fn slice<T: Trace>(
-    session: &mut Session<'_>,
-    port: &mut CpuPort,
-    budget: u32,
-    trace: &mut T,
-) -> Option<End> {
-    let exit = session.run(port, budget, Now::Instret, trace);
+/// The fleet of one VM that a program is.
+fn fleet(program: &Program, kind: MachineKind, memory: Size) -> Result<Fleet, Error> {
+    let plan = plan::bare(kind, memory, program.payload.clone())?;
+    let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None);
+    let append = String::new();
+    Ok(Fleet { count: 1, plan, base, tree: None, append, seed: 0, host_time: false })
+}
+
+fn run(target: &mut impl Target, program: &Program, max: u64, output: &mut impl Output) -> End {
+    let tohost = program.symbol("tohost").map(u64::from);
+    let fromhost = program.symbol("fromhost").map(u64::from);
+    let mut left = max;
+    loop {
+        if left == 0 {
+            return End::Limit;
+        }
+        let budget = left.min(SLICE.into()) as u32;
+        left -= u64::from(budget);
+        let end = slice(target, budget, output);
+        if let Some(tohost) = tohost {
+            let mut request = read(target, tohost);
+            if request != ToHost::Nothing && end.is_none() {
+                // A 32-bit program writes it in two halves.
+                slice(target, SETTLE, output);
+                request = read(target, tohost);
+            }
+            match request {
+                ToHost::Nothing => {}
+                ToHost::Exit(0) => return End::Passed,
+                ToHost::Exit(n) => return End::Failed(n),
+                other => serve(target, other, tohost, fromhost, output),
+            }
+        }
+        if let Some(end) = end {
+            return end;
+        }
+    }
+}
+
+fn slice(target: &mut impl Target, budget: u32, output: &mut impl Output) -> Option<End> {
+    let mut printed = Vec::new();
+    let exit = target.slice(budget, &mut printed);
+    if !printed.is_empty() {
+        output.print(&printed);
+    }
+    let exit = match exit {
+        Ok(exit) => exit,
+        Err(error) => return Some(End::Faulted(Reason::Internal(error.to_string()))),
+    };
     match exit.code {
         ExitCode::Budget | ExitCode::Stalled => None,
         ExitCode::Idle => Some(End::Stuck),
@@ -187,56 +283,53 @@ fn slice<T: Trace>(
     }
 }
 
-fn read(session: &mut Session<'_>, tohost: u64) -> ToHost {
-    let value = session.with_ram(|ram| {
-        Ok(u64::from(ram.read_u32(tohost)?) | u64::from(ram.read_u32(tohost + 4)?) << 32)
-    });
-    ToHost::decode(value.unwrap_or(0))
+fn read(target: &mut impl Target, tohost: u64) -> ToHost {
+    let mut value = [0; 8];
+    match target.read(tohost, &mut value) {
+        Some(()) => ToHost::decode(u64::from_le_bytes(value)),
+        None => ToHost::Nothing,
+    }
 }
 
 /// Does what a program asked for, and takes the request away.
 fn serve(
-    session: &mut Session<'_>,
+    target: &mut impl Target,
     request: ToHost,
     tohost: u64,
     fromhost: Option<u64>,
     output: &mut impl Output,
 ) {
-    const WRITE: u32 = 64;
-    let result = session.with_ram(|ram| {
-        match request {
-            ToHost::Character(byte) => output.print(&[byte]),
-            ToHost::SystemCall(at) => {
-                // Eight 64-bit words: number and arguments, on return the result first.
-                let (number, text) = (ram.read_u32(at)?, ram.read_u32(at + 16)?);
-                let len = ram.read_u32(at + 24)?;
-                if number == WRITE && len <= PRINT_MAX {
-                    let mut bytes = vec![0; len as usize];
-                    ram.read(text.into(), &mut bytes)?;
-                    output.print(&bytes);
-                    ram.write_u32(at, len)?;
-                    ram.write_u32(at + 4, 0)?;
-                }
-            }
-            _ => {}
-        }
-        Ok::<_, DmaError>(())
-    });
     // A request with wild addresses is answered like one that is not known: by nothing.
-    let _ = result;
-    let acknowledged = session.with_ram(|ram| {
-        ram.write_u32(tohost, 0)?;
-        ram.write_u32(tohost + 4, 0)?;
-        fromhost.map_or(Ok(()), |at| ram.write_u32(at, 1))
-    });
-    // `tohost` was just read, so it is RAM.
-    let _ = acknowledged;
+    match request {
+        ToHost::Character(byte) => output.print(&[byte]),
+        ToHost::SystemCall(at) => drop(system_call(target, at, output)),
+        _ => {}
+    }
+    for addr in [tohost, tohost + 4] {
+        target.write_u32(addr, 0);
+    }
+    if let Some(at) = fromhost {
+        target.write_u32(at, 1);
+    }
+}
+
+/// Eight 64-bit words: number and arguments, on return the result first.
+fn system_call(target: &mut impl Target, at: u64, output: &mut impl Output) -> Option<()> {
+    const WRITE: u32 = 64;
+    let (number, text) = (target.read_u32(at)?, target.read_u32(at.checked_add(16)?)?);
+    let len = target.read_u32(at.checked_add(24)?)?;
+    if number == WRITE && len <= PRINT_MAX {
+        let mut bytes = vec![0; len as usize];
+        target.read(text.into(), &mut bytes)?;
+        output.print(&bytes);
+        target.write_u32(at, len)?;
+        target.write_u32(at + 4, 0)?;
+    }
+    Some(())
 }
 
 #[cfg(test)]
 mod tests {
-    use emu_core::trace::NoTrace;
-
     use super::*;
     use crate::image::{Payload, Segment};
 
@@ -255,6 +348,19 @@ mod tests {
         let names = [("tohost", 0), ("begin_signature", 0), ("end_signature", 8)];
         let symbols = names.map(|(n, at)| (n.to_owned(), TOHOST + at)).to_vec();
         Bare::new(Program { payload, symbols }, MachineKind::Virt, Size::mib(1)).unwrap()
+    }
+
+    #[test]
+    fn the_same_holds_on_an_emulated_gpu() {
+        let code = [li_t1(1), SW_T1_TOHOST, LOOP];
+        let Bare { program, .. } = program(&code);
+        let fleet = fleet(&program, MachineKind::Virt, Size::mib(1)).unwrap();
+        let gpu = Box::new(crate::backend::cuda::emulated::Emulated::new(Size::mib(64)));
+        let single = Single::start(gpu, &fleet).unwrap();
+        let mut bare = Bare { place: Place::Cuda(Box::new(single)), program };
+        assert_eq!(bare.run(100_000, &mut NoTrace, &mut Vec::new()), End::Passed);
+        assert_eq!(bare.signature(), Some(vec![1, 0]));
+        assert!(bare.into_gpu().unwrap().is_ok());
     }
 
     const LOOP: u32 = 0x0000_006f;

@@ -240,6 +240,19 @@ pub enum BackendChoice {
     Cpu,
     /// An NVIDIA GPU
     Cuda,
+    /// Both, compared after every slice (boot only)
+    Lockstep,
+}
+
+/// Where a bare-metal program runs.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Where {
+    /// What runs it; auto is the CPU
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub backend: BackendChoice,
+    /// Which GPU, as nvidia-smi counts them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: u32,
 }
 
 /// `--clock`.
@@ -303,6 +316,9 @@ pub struct Run {
     /// Give up after this many instructions (exit code 3)
     #[arg(long, value_name = "N", default_value_t = 1_000_000_000)]
     pub max_instructions: u64,
+    /// Where it runs.
+    #[command(flatten)]
+    pub place: Where,
     /// RAM of the machine
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub memory: Size,
@@ -328,6 +344,9 @@ pub struct Conform {
     /// Print one JSON object instead of lines
     #[arg(long)]
     pub json: bool,
+    /// Where they run.
+    #[command(flatten)]
+    pub place: Where,
     /// Instructions that each test has
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     pub max_instructions: u64,

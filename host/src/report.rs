@@ -10,7 +10,7 @@ use crate::engine::{Outcome, State};
 /// What `pxvm boot --json` prints.
 #[derive(Clone, Debug, Serialize)]
 pub struct BootReport {
-    /// `cpu` or `cuda`.
+    /// `cpu`, `cuda` or `lockstep`.
     pub backend: &'static str,
     /// Number of VMs.
     pub count: u32,

@@ -159,9 +159,20 @@ mod tests {
             ("--machine semu --memory 1G", &["512 MiB at most"]),
             ("--count 1000000 --memory 1G", &["--count 1000000", "more than this host"]),
             ("--ready-pattern (", &["--ready-pattern", "unclosed group"]),
-            ("--backend cuda", &["no CUDA backend"]),
         ] {
             refused(files.0.path(), &format!("boot --kernel Image {args}"), words);
+        }
+    }
+
+    #[test]
+    fn a_gpu_where_there_is_none() {
+        let Err(error) = pxvm::backend::cuda::available(0) else {
+            println!("skipped: there is a GPU");
+            return;
+        };
+        let files = Files::new();
+        for command in ["boot --kernel Image", "run elf-low", "conform missing"] {
+            refused(files.0.path(), &format!("{command} --backend cuda"), &[&error.to_string()]);
         }
     }
 

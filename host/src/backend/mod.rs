@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod cpu;
 pub mod cuda;
+pub mod lockstep;
 
 use std::fmt;
 use std::io;
@@ -19,7 +20,7 @@ use crate::units::Size;
 
 /// Steps a fleet.
 pub trait Backend {
-    /// `cpu` or `cuda`.
+    /// `cpu`, `cuda` or `lockstep`.
     fn name(&self) -> &'static str;
 
     /// What happens, in order for each VM. Disconnects after [`Backend::stop`], when every VM
@@ -162,6 +163,9 @@ pub enum BackendError {
     /// The GPU cannot be used, or not any more.
     #[error(transparent)]
     Cuda(#[from] cuda::CudaError),
+    /// CPU and GPU came to different results.
+    #[error("CPU and GPU go apart: {0}")]
+    Apart(String),
     /// More VMs than there is memory for.
     #[error(
         "--count {count} is more than {place} has memory for: it has {available} available, \

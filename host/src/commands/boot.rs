@@ -9,7 +9,8 @@ use super::printing;
 use crate::backend::cpu::{CpuBackend, check_count};
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::{self, CudaBackend, DeviceFleet};
-use crate::backend::{Backend, BackendError, Settings};
+use crate::backend::lockstep::LockstepBackend;
+use crate::backend::{Backend, BackendError, ClockSource, Settings};
 use crate::cli::{BackendChoice, Boot, Running};
 use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
@@ -39,11 +40,20 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         until_ready: until == Until::Ready,
     };
     let options = cuda::Options { device: running.device, lanes: running.lanes };
-    // A GPU that is asked for and cannot be used is told before images are looked for.
-    let gpu = choose(running.backend, options.device)?;
+    // A GPU that is asked for and cannot be used is told before images are looked for; loading the
+    // program into one that can takes seconds the first time, and comes after.
+    let wanted = wants_gpu(running.backend, options.device)?;
     let fleet = assemble(&guest.options(count, settings.clock))?;
+    let gpu = if wanted { open(running.backend, options.device)? } else { None };
+    let lockstep = running.backend == BackendChoice::Lockstep;
+    if lockstep && settings.clock != ClockSource::Instret {
+        return Err(Error::Usage("--backend lockstep needs --clock instret".into()));
+    }
     let place = match gpu {
-        Some(gpu) => Place::Cuda(DeviceFleet::new(gpu, &fleet.base, count)?, options),
+        Some(gpu) => {
+            let device = DeviceFleet::new(gpu, &fleet.base, count)?;
+            if lockstep { Place::Lockstep(device) } else { Place::Cuda(device, options) }
+        }
         None => {
             check_count(count, fleet.plan.memory)?;
             Place::Cpu
@@ -78,20 +88,33 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
 enum Place {
     Cpu,
     Cuda(DeviceFleet, cuda::Options),
+    Lockstep(DeviceFleet),
 }
 
-/// Takes the GPU if it is to be used.
-fn choose(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
+/// Whether a GPU is to be used, and there is one.
+fn wants_gpu(choice: BackendChoice, device: u32) -> Result<bool, Error> {
     if choice == BackendChoice::Cpu {
-        return Ok(None);
+        return Ok(false);
     }
-    match (cuda::open(device), choice) {
-        (Ok(gpu), _) => Ok(Some(gpu)),
-        (Err(error), BackendChoice::Auto) => {
+    match (choice, cuda::available(device)) {
+        (_, Ok(_)) => Ok(true),
+        (BackendChoice::Auto, Err(error)) => {
             tracing::info!("no GPU: {error}");
+            Ok(false)
+        }
+        (_, Err(error)) => Err(BackendError::from(error).into()),
+    }
+}
+
+/// Takes the GPU; `None` when it does not work and need not.
+fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
+    match cuda::open(device) {
+        Ok(gpu) => Ok(Some(gpu)),
+        Err(error) if choice == BackendChoice::Auto => {
+            tracing::warn!("no GPU, so the CPU: {error}");
             Ok(None)
         }
-        (Err(error), _) => Err(BackendError::from(error).into()),
+        Err(error) => Err(BackendError::from(error).into()),
     }
 }
 
@@ -101,6 +124,7 @@ fn start(place: Place, fleet: Fleet, settings: Settings) -> Result<Box<dyn Backe
         Place::Cuda(device, options) => {
             Box::new(CudaBackend::start(device, fleet, settings, options)?)
         }
+        Place::Lockstep(device) => Box::new(LockstepBackend::start(device, fleet, settings)?),
     })
 }
 

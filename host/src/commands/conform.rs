@@ -10,7 +10,8 @@ use emu_core::layout::MachineKind;
 use emu_core::trace::NoTrace;
 use serde::Serialize;
 
-use super::printing;
+use super::{gpu_for, printing};
+use crate::backend::cuda::gpu::Gpu;
 use crate::bare::{Bare, End};
 use crate::cli::Conform;
 use crate::exit::{Code, Error, sentence};
@@ -69,7 +70,11 @@ pub fn conform(args: Conform) -> Result<Code, Error> {
         return Err(Error::Usage("no riscv-tests (rv32ui-p-add, ...) in what was given".into()));
     }
     let threads = args.threads.map_or_else(host::cores, usize::from);
-    let lines = run_all(&tests, threads, args.max_instructions);
+    let max = args.max_instructions;
+    let lines = match gpu_for(args.place)? {
+        None => run_all(&tests, threads, max),
+        Some(gpu) => run_all_on(gpu, &tests, max)?,
+    };
     let count = |verdict| lines.iter().filter(|l| l.result == verdict).count();
     let (passed, failed) = (count(Verdict::Passed), count(Verdict::Failed));
     let skipped = count(Verdict::Skipped);
@@ -161,28 +166,59 @@ fn run_all(tests: &[Test], threads: usize, max: u64) -> Vec<Line> {
     done.into_iter().map(|(_, line)| line).collect()
 }
 
+/// The same on a GPU, one after the other.
+fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Line>, Error> {
+    let mut lines = Vec::with_capacity(tests.len());
+    for test in tests {
+        if test.skip.is_some() {
+            lines.push(run_one(test, max));
+            continue;
+        }
+        // What cannot be read as a program fails before it gets the GPU.
+        if let Err(error) = Bare::open(&test.path, MachineKind::Virt, MEMORY) {
+            lines.push(Line::new(name(&test.path), Some(sentence(&error)), 0));
+            continue;
+        }
+        let mut bare = Bare::open_on(gpu, &test.path, MachineKind::Virt, MEMORY)?;
+        lines.push(judge(name(&test.path), &mut bare, max));
+        gpu = match bare.into_gpu() {
+            Some(gpu) => gpu?,
+            None => return Err(Error::Usage("the program did not run on the GPU".into())),
+        };
+    }
+    Ok(lines)
+}
+
 fn run_one(test: &Test, max: u64) -> Line {
     let name = name(&test.path);
     if let Some(why) = &test.skip {
         let detail = Some(why.clone());
         return Line { name, result: Verdict::Skipped, detail, instructions: 0 };
     }
-    let (detail, instructions) = match Bare::open(&test.path, MachineKind::Virt, MEMORY) {
-        Err(error) => (Some(sentence(&error)), 0),
-        Ok(mut bare) => {
-            let detail = match bare.run(max, &mut NoTrace, &mut Vec::new()) {
-                End::Passed => None,
-                End::Failed(n) => Some(format!("test {n}")),
-                End::Limit => Some(format!("no result after {max} instructions")),
-                End::Stuck => Some("waits for an interrupt that never comes".into()),
-                End::Reset => Some("asked for a reset".into()),
-                End::Faulted(reason) => Some(reason.to_string()),
-            };
-            (detail, bare.instret())
-        }
+    match Bare::open(&test.path, MachineKind::Virt, MEMORY) {
+        Err(error) => Line::new(name, Some(sentence(&error)), 0),
+        Ok(mut bare) => judge(name, &mut bare, max),
+    }
+}
+
+fn judge(name: String, bare: &mut Bare, max: u64) -> Line {
+    let detail = match bare.run(max, &mut NoTrace, &mut Vec::new()) {
+        End::Passed => None,
+        End::Failed(n) => Some(format!("test {n}")),
+        End::Limit => Some(format!("no result after {max} instructions")),
+        End::Stuck => Some("waits for an interrupt that never comes".into()),
+        End::Reset => Some("asked for a reset".into()),
+        End::Faulted(reason) => Some(reason.to_string()),
     };
-    let result = if detail.is_none() { Verdict::Passed } else { Verdict::Failed };
-    Line { name, result, detail, instructions }
+    Line::new(name, detail, bare.instret())
+}
+
+impl Line {
+    /// A test that ran; `detail` says why it failed, if it did.
+    fn new(name: String, detail: Option<String>, instructions: u64) -> Self {
+        let result = if detail.is_none() { Verdict::Passed } else { Verdict::Failed };
+        Self { name, result, detail, instructions }
+    }
 }
 
 #[cfg(test)]

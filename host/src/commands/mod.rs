@@ -8,7 +8,9 @@ mod generate;
 mod images;
 mod run;
 
-use crate::cli::Command;
+use crate::backend::BackendError;
+use crate::backend::cuda::{self, gpu::Gpu};
+use crate::cli::{BackendChoice, Command, Where};
 use crate::exit::{Code, Error};
 
 /// Does what the command line says.
@@ -28,4 +30,15 @@ pub fn run(command: Command) -> Result<Code, Error> {
 /// What printing to standard output failed with, as our error.
 fn printing(source: std::io::Error) -> Error {
     Error::io("write to standard output", source)
+}
+
+/// The GPU that a bare-metal program is to run on, if any.
+fn gpu_for(place: Where) -> Result<Option<Box<dyn Gpu>>, Error> {
+    match place.backend {
+        BackendChoice::Auto | BackendChoice::Cpu => Ok(None),
+        BackendChoice::Cuda => Ok(Some(cuda::open(place.device).map_err(BackendError::from)?)),
+        BackendChoice::Lockstep => {
+            Err(Error::Usage("--backend lockstep compares fleets: see pxvm boot".into()))
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use emu_core::trace::NoTrace;
 
+use super::gpu_for;
 use crate::bare::{Bare, End, Output};
 use crate::cli::Run;
 use crate::exit::{Code, Error};
@@ -24,7 +25,14 @@ impl Output for Stdout {
 
 /// Runs a bare-metal program.
 pub fn run(args: Run) -> Result<Code, Error> {
-    let mut bare = Bare::open(&args.program, args.machine.into(), args.memory)?;
+    let (machine, memory) = (args.machine.into(), args.memory);
+    let mut bare = match gpu_for(args.place)? {
+        None => Bare::open(&args.program, machine, memory)?,
+        Some(_) if args.trace.is_some() => {
+            return Err(Error::Usage("--trace needs --backend cpu".into()));
+        }
+        Some(gpu) => Bare::open_on(gpu, &args.program, machine, memory)?,
+    };
     let end = match &args.trace {
         None => bare.run(args.max_instructions, &mut NoTrace, &mut Stdout),
         Some(path) => {

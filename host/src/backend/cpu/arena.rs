@@ -253,6 +253,11 @@ impl Session<'_> {
         Machine::new(vm, ram, disk, port).run_traced(budget, now, trace)
     }
 
+    /// A fingerprint of the pages of RAM that are the guest's own.
+    pub fn private_pages(&self) -> u64 {
+        emu_device::kernel::private_pages(&self.ram, 0, 1)
+    }
+
     /// Looks at RAM, or changes it, by guest-physical address.
     pub fn with_ram<R>(
         &mut self,

@@ -379,10 +379,6 @@ impl Mapped for Pinned {
         self.device
     }
 
-    fn len(&self) -> usize {
-        self.len
-    }
-
     fn write(&mut self, at: usize, bytes: &[u8]) {
         assert!(at <= self.len && bytes.len() <= self.len - at);
         // SAFETY: in range. No reference to this memory exists, here or elsewhere: what a device

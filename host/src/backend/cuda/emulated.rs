@@ -19,18 +19,34 @@ pub struct Emulated {
     blocks: Vec<MmapMut>,
     /// Launches after which it fails, for tests of that.
     launches_left: Option<u32>,
+    /// Instructions after which VM 0's x10 is wrong, for tests of finding that.
+    wrong_from: Option<u64>,
     begun: Instant,
 }
 
 impl Emulated {
     /// A device with so much memory.
     pub fn new(memory: Size) -> Self {
-        Self { memory: memory.0, blocks: Vec::new(), launches_left: None, begun: Instant::now() }
+        Self {
+            memory: memory.0,
+            blocks: Vec::new(),
+            launches_left: None,
+            wrong_from: None,
+            begun: Instant::now(),
+        }
     }
 
     /// One that is lost after some launches.
     pub fn failing_after(mut self, launches: u32) -> Self {
         self.launches_left = Some(launches);
+        self
+    }
+}
+
+impl Emulated {
+    /// One that computes wrongly: VM 0's x10, from so many instructions on.
+    pub fn wrong_from(mut self, instret: u64) -> Self {
+        self.wrong_from = Some(instret);
         self
     }
 }
@@ -97,7 +113,13 @@ impl Gpu for Emulated {
                     Kernel::Step => kernel::step(launch, index, &mut hot),
                     Kernel::Start => kernel::start(launch, index),
                     Kernel::Release => kernel::release(launch, index),
-                    Kernel::Digest => kernel::digest(launch, index),
+                    Kernel::Digest => kernel::digest(launch, index, 0, 1),
+                }
+            }
+            if let (Kernel::Step, Some(from)) = (kernel, self.wrong_from) {
+                let vm = &mut *launch.vms;
+                if vm.sys.clock.retired >= from {
+                    vm.hot.x[10] = 0xdead_beef;
                 }
             }
         }
@@ -134,10 +156,6 @@ struct Visible(MmapMut);
 impl Mapped for Visible {
     fn address(&self) -> Address {
         self.0.as_ptr() as Address
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
     }
 
     fn write(&mut self, at: usize, bytes: &[u8]) {

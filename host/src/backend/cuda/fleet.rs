@@ -1,5 +1,6 @@
 //! A fleet in device memory: what is allocated, and the launches over it.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -96,7 +97,6 @@ const ENTRIES_AT: usize = OUTBOX_AT + RESET;
 
 /// The fleet.
 pub struct DeviceFleet {
-    gpu: Box<dyn Gpu>,
     shape: Shape,
     launch: Launch,
     control: Address,
@@ -111,6 +111,8 @@ pub struct DeviceFleet {
     list_device: Address,
     digests: Address,
     outbox_len: usize,
+    /// Last, as the memory above goes before the device.
+    gpu: Box<dyn Gpu>,
 }
 
 /// Where a staged VM's pages begin in the staging buffer.
@@ -210,7 +212,7 @@ impl DeviceFleet {
             inbox: std::ptr::null(),
             staged: staged as *const StagedVm,
             staged_pages: (staged + PAGES_AT as u64) as *const StagedPage,
-            digests: digests as *mut u64,
+            digests: digests as *const AtomicU64,
         };
         tracing::debug!(frames, shared, count, "device memory allocated");
         Ok(Self {
@@ -313,6 +315,7 @@ impl DeviceFleet {
     /// Fingerprints of VMs' private pages.
     pub fn digests(&mut self, vms: &[u32]) -> Result<Vec<u64>, CudaError> {
         self.finish()?;
+        self.gpu.zero(self.digests, vms.len() as u64 * 8)?;
         self.small(Kernel::Digest, vms.len() as u32, vms)?;
         let (gpu, at) = (&mut self.gpu, self.digests);
         // SAFETY: any bytes are integers.
@@ -321,16 +324,17 @@ impl DeviceFleet {
 
     /// Queues a kernel other than the one that runs VMs, for a list of VMs or the staged ones.
     fn small(&mut self, kernel: Kernel, count: u32, vms: &[u32]) -> Result<(), CudaError> {
-        const LANES: u32 = 4;
+        // A digest takes a warp for each VM.
+        let lanes = if kernel == Kernel::Digest { 1 } else { 4 };
         const HEAD: usize = size_of::<Launch>();
         let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm, inbox: 0 }).collect();
         let active = (self.list_device + HEAD as u64) as *const Entry;
-        let launch = Launch { count, lanes: LANES, active, ..self.launch };
+        let launch = Launch { count, lanes, active, ..self.launch };
         self.list.write(0, raw::bytes(&[launch]));
         self.list.write(HEAD, raw::bytes(&entries));
         let from = self.list.address();
         self.gpu.copy(self.list_device, from, HEAD + size_of_val(&entries[..]))?;
-        self.gpu.launch(kernel, count.div_ceil(LANES), 0, self.list_device)?;
+        self.gpu.launch(kernel, count.div_ceil(lanes), 0, self.list_device)?;
         // Whoever comes next may write the lists again.
         self.finish()
     }
@@ -435,7 +439,7 @@ impl DeviceFleet {
         })
     }
 
-    /// A VM's state. No launch may be under way.
+    /// A VM's state. No launch may be under way, and the VM must have been started.
     pub fn vm(&mut self, vm: u32) -> Result<Vm, CudaError> {
         assert!(vm < self.shape.count);
         let at = self.launch.vms as Address + u64::from(vm) * size_of::<Vm>() as u64;
@@ -443,6 +447,43 @@ impl DeviceFleet {
         // SAFETY: the VM was started, so this is a state that the core wrote.
         let vms = unsafe { raw::values(1, |bytes| gpu.download(at, bytes))? };
         vms.into_iter().next().ok_or(CudaError::Contract("no state"))
+    }
+
+    /// The frame behind a page of a VM's RAM; `None` past its end. No launch may be under way.
+    pub fn frame(&mut self, vm: u32, page: u32) -> Result<Option<u32>, CudaError> {
+        assert!(vm < self.shape.count);
+        if page >= self.launch.pages {
+            return Ok(None);
+        }
+        let index = u64::from(vm) * u64::from(self.shape.pages) + u64::from(page);
+        let mut entry = [0; 4];
+        self.gpu.download(self.launch.tables as Address + 4 * index, &mut entry)?;
+        Ok(Some(u32::from_le_bytes(entry)))
+    }
+
+    /// Reads a VM's RAM from byte `at`; `false` past its end. No launch may be under way.
+    pub fn read_ram(&mut self, vm: u32, at: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = at + done as u64;
+            let offset = at as u32 % FRAME_SIZE;
+            let len = (bytes.len() - done).min((FRAME_SIZE - offset) as usize);
+            let page = u32::try_from(at >> FRAME_SHIFT).unwrap_or(u32::MAX);
+            let Some(frame) = self.frame(vm, page)? else { return Ok(false) };
+            self.read(frame, offset, &mut bytes[done..done + len])?;
+            done += len;
+        }
+        Ok(true)
+    }
+
+    /// Writes an aligned word of a VM's RAM; `false` when it is not in a private page. No launch
+    /// may be under way, and the guest must not have executed this word.
+    pub fn write_ram(&mut self, vm: u32, at: u64, word: u32) -> Result<bool, CudaError> {
+        let page = u32::try_from(at >> FRAME_SHIFT).unwrap_or(u32::MAX);
+        match self.frame(vm, page)? {
+            Some(frame) => self.write(frame, at as u32 % FRAME_SIZE, &word.to_le_bytes()),
+            None => Ok(false),
+        }
     }
 
     /// Instructions that each VM has retired since its last start.
@@ -454,15 +495,6 @@ impl DeviceFleet {
         Ok(ports.iter().map(|port| port.instret).collect())
     }
 
-    /// The frames behind a VM's pages of RAM. No launch may be under way.
-    pub fn table(&mut self, vm: u32) -> Result<Vec<u32>, CudaError> {
-        assert!(vm < self.shape.count);
-        let row = u64::from(vm) * u64::from(self.shape.pages) * 4;
-        let (gpu, at) = (&mut self.gpu, self.launch.tables as Address + row);
-        // SAFETY: any bytes are integers.
-        unsafe { raw::values(self.launch.pages as usize, |bytes| gpu.download(at, bytes)) }
-    }
-
     /// Where byte `at` of frame `frame` is; `None` outside of the arena.
     fn place(&self, frame: u32, at: u32) -> Option<Address> {
         let inside = frame < self.launch.frames && at < FRAME_SIZE;
@@ -472,7 +504,7 @@ impl DeviceFleet {
     }
 
     /// Reads from one frame. No launch may be under way.
-    pub fn read(&mut self, frame: u32, at: u32, bytes: &mut [u8]) -> Result<(), CudaError> {
+    fn read(&mut self, frame: u32, at: u32, bytes: &mut [u8]) -> Result<(), CudaError> {
         let end = at as usize + bytes.len();
         match self.place(frame, at).filter(|_| end <= FRAME_SIZE as usize) {
             Some(from) => self.gpu.download(from, bytes),
@@ -482,7 +514,7 @@ impl DeviceFleet {
 
     /// Writes to one private frame; `false` when it is not private. No launch may be under way,
     /// and the guest must not have executed these bytes.
-    pub fn write(&mut self, frame: u32, at: u32, bytes: &[u8]) -> Result<bool, CudaError> {
+    fn write(&mut self, frame: u32, at: u32, bytes: &[u8]) -> Result<bool, CudaError> {
         let end = at as usize + bytes.len();
         match self.place(frame, at).filter(|_| end <= FRAME_SIZE as usize) {
             Some(_) if frame < self.shape.shared => Ok(false),

@@ -27,8 +27,6 @@ pub enum Kernel {
 pub trait Mapped: Send {
     /// Where the device sees it.
     fn address(&self) -> Address;
-    /// Bytes.
-    fn len(&self) -> usize;
     /// Copies `bytes` into it. Panics past its end.
     fn write(&mut self, at: usize, bytes: &[u8]);
     /// Copies out of it. Panics past its end.

@@ -17,6 +17,7 @@ pub mod packing;
 mod raw;
 mod runner;
 mod seat;
+pub mod single;
 pub mod sizing;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,72 @@
+//! Two states of one VM, side by side.
+
+use std::fmt::Debug;
+
+use emu_core::abi::Vm;
+
+/// The calling convention's names of the integer registers.
+const NAMES: [&str; 32] = [
+    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
+    "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
+    "t5", "t6",
+];
+/// Characters shown around a difference in what has no name of its own.
+const CONTEXT: usize = 40;
+
+/// The first thing in which two states differ, with its value on the CPU and on the GPU. Cached
+/// translations do not count: they hold frames, which are numbered differently.
+pub fn difference(cpu: &Vm, gpu: &Vm) -> Option<String> {
+    let hex = |what: &str, a: u32, b: u32| {
+        (a != b).then(|| format!("{what} is {a:#010x} on the CPU and {b:#010x} on the GPU"))
+    };
+    let (a, b) = (&cpu.hot, &gpu.hot);
+    let registers =
+        (0..32).find_map(|i| hex(&format!("register x{i} ({})", NAMES[i]), a.x[i], b.x[i]));
+    registers
+        .or_else(|| hex("pc", a.pc, b.pc))
+        .or_else(|| hex("the LR reservation", a.reservation, b.reservation))
+        .or_else(|| hex("the privilege", a.ctx.privilege as u32, b.ctx.privilege as u32))
+        .or_else(|| hex("WFI", cpu.sys.waiting, gpu.sys.waiting))
+        .or_else(|| text("the clock", &cpu.sys.clock, &gpu.sys.clock))
+        .or_else(|| text("a CSR", &cpu.sys.csr, &gpu.sys.csr))
+        .or_else(|| text("the CLINT", &cpu.sys.dev.clint, &gpu.sys.dev.clint))
+        .or_else(|| text("the PLIC", &cpu.sys.dev.plic, &gpu.sys.dev.plic))
+        .or_else(|| text("the UART", &cpu.sys.dev.uart, &gpu.sys.dev.uart))
+        .or_else(|| text("the clock chip", &cpu.sys.dev.rtc, &gpu.sys.dev.rtc))
+        .or_else(|| text("a virtio device", &cpu.sys.dev.virtio, &gpu.sys.dev.virtio))
+        .or_else(|| text("the random generator", &cpu.sys.dev.rng, &gpu.sys.dev.rng))
+}
+
+/// Compares what has no registers by its description.
+fn text(what: &str, cpu: &dyn Debug, gpu: &dyn Debug) -> Option<String> {
+    let (a, b) = (format!("{cpu:?}"), format!("{gpu:?}"));
+    if a == b {
+        return None;
+    }
+    let at = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    let around = |s: &str| {
+        let part = |(i, c): (usize, char)| (i + CONTEXT >= at && i < at + CONTEXT).then_some(c);
+        s.char_indices().filter_map(part).collect::<String>()
+    };
+    Some(format!("{what} is ...{}... on the CPU and ...{}... on the GPU", around(&a), around(&b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use emu_core::layout::MachineKind;
+
+    use super::*;
+
+    #[test]
+    fn a_difference_is_named_and_equal_states_have_none() {
+        let cpu = Vm::new(MachineKind::Virt);
+        assert_eq!(difference(&cpu, &cpu.clone()), None);
+        let mut gpu = cpu.clone();
+        gpu.hot.x[10] = 7;
+        let found = difference(&cpu, &gpu).unwrap();
+        assert!(found.contains("x10 (a0)") && found.contains("0x00000007"), "{found}");
+        let mut gpu = cpu.clone();
+        gpu.sys.clock.timecmp = 5;
+        assert!(difference(&cpu, &gpu).unwrap().contains("the clock"));
+    }
+}

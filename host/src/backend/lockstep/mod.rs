@@ -1,0 +1,471 @@
+//! The lockstep backend: every VM runs on the CPU and on the GPU, and after every slice both must
+//! be in the same state. At the first difference it finds the instruction.
+//!
+//! What a user sees comes from the CPU's side. Time is the `instret` clock, and there is no input:
+//! both would come at different moments of the two sides.
+
+mod compare;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use emu_core::abi::{Exit, ExitCode};
+use emu_core::insn::decode;
+use emu_core::machine::Now;
+use emu_core::mem::FRAME_SIZE;
+use emu_core::trace::{NoTrace, Trace};
+use emu_device::kernel::SLICE_PARTS;
+use emu_device::launch::{Entry, SLICE, WAKE};
+
+use self::compare::difference;
+use super::cpu::{CpuPort, Guest, HostArena, Lane};
+use super::cuda::fleet::{Start, Turn};
+use super::cuda::outbox::{Body, messages};
+use super::cuda::{CudaError, DeviceFleet, packing};
+use super::{BOOTS_MAX, Backend, BackendError, Event, EventKind, Reason, Settings, Totals};
+use crate::console::ready::ReadyMatcher;
+use crate::machine::Fleet;
+
+/// Events that may wait for the listener.
+const EVENTS_MAX: usize = 1024;
+
+struct Shared {
+    fleet: Fleet,
+    settings: Settings,
+    stopped: AtomicBool,
+    instructions: AtomicU64,
+    instret: Vec<AtomicU64>,
+    failure: Mutex<Option<BackendError>>,
+}
+
+/// A fleet on both.
+pub struct LockstepBackend {
+    shared: Arc<Shared>,
+    events: Receiver<Event>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LockstepBackend {
+    /// Starts a fleet that was laid out on a device.
+    pub fn start(
+        device: DeviceFleet,
+        fleet: Fleet,
+        settings: Settings,
+    ) -> Result<Self, BackendError> {
+        super::cpu::check_count(fleet.count, fleet.plan.memory)?;
+        let pages = (fleet.base.ram.len() + fleet.base.disk.len()) as u32;
+        let private = pages.saturating_mul(fleet.count).min(u32::MAX >> 2);
+        let arena = HostArena::new(&fleet.base.frames, fleet.base.ram_shared, private)?;
+        let (sender, events) = bounded(EVENTS_MAX);
+        let shared = Arc::new(Shared {
+            instret: (0..fleet.count).map(|_| AtomicU64::new(0)).collect(),
+            fleet,
+            settings,
+            stopped: AtomicBool::new(false),
+            instructions: AtomicU64::new(0),
+            failure: Mutex::new(None),
+        });
+        let mut pair = Pair {
+            shared: Arc::clone(&shared),
+            device,
+            arena: Arc::new(arena),
+            lane: Lane::new()?,
+            events: sender,
+        };
+        let thread = thread::Builder::new()
+            .name("lockstep".to_owned())
+            .spawn(move || {
+                if let Err(error) = pair.work() {
+                    let mut failure = pair.shared.failure.lock().unwrap_or_else(|e| e.into_inner());
+                    *failure = Some(error);
+                }
+            })
+            .map_err(BackendError::Thread)?;
+        Ok(Self { shared, events, thread: Some(thread) })
+    }
+}
+
+impl Backend for LockstepBackend {
+    fn name(&self) -> &'static str {
+        "lockstep"
+    }
+
+    fn events(&self) -> &Receiver<Event> {
+        &self.events
+    }
+
+    fn input(&self, _: u32, _: &[u8]) {
+        tracing::warn!("there is no console input in lockstep");
+    }
+
+    fn stop(&self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            instructions: self.shared.instructions.load(Ordering::Relaxed),
+            shared_frames: self.shared.fleet.base.shared(),
+            private_frames: 0,
+        }
+    }
+
+    fn instret(&self, vm: u32) -> u64 {
+        let count = self.shared.instret.get(vm as usize);
+        count.map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
+    fn failure(&self) -> BackendError {
+        let mut failure = self.shared.failure.lock().unwrap_or_else(|e| e.into_inner());
+        failure.take().unwrap_or(BackendError::Ended)
+    }
+}
+
+impl Drop for LockstepBackend {
+    fn drop(&mut self) {
+        self.stop();
+        while self.events.recv().is_ok() {}
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the lockstep thread ended in a panic");
+        }
+    }
+}
+
+/// One VM's CPU side.
+struct Twin {
+    guest: Guest,
+    port: CpuPort,
+    matcher: Option<ReadyMatcher>,
+    earlier: u64,
+    boots: u32,
+    /// `None` while it runs.
+    rest: Option<Rest>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// For ever, or until input that does not come.
+    Done,
+    /// It wants to start again.
+    Reset,
+}
+
+/// How the GPU's side of a VM ended a slice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Seen {
+    exit: Exit,
+    console: Vec<u8>,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { exit: GOES_ON, console: Vec::new() }
+    }
+}
+
+const GOES_ON: Exit = Exit { code: ExitCode::Budget, arg: 0 };
+
+struct Pair {
+    shared: Arc<Shared>,
+    device: DeviceFleet,
+    arena: Arc<HostArena>,
+    lane: Lane,
+    events: Sender<Event>,
+}
+
+/// The last instruction that retired.
+#[derive(Default)]
+struct Last {
+    pc: u32,
+    insn: u32,
+}
+
+impl Trace for Last {
+    fn retire(&mut self, pc: u32, insn: u32, _: u32) {
+        (self.pc, self.insn) = (pc, insn);
+    }
+}
+
+impl Pair {
+    fn work(&mut self) -> Result<(), BackendError> {
+        let count = self.shared.fleet.count;
+        let mut twins = Vec::new();
+        for vm in 0..count {
+            twins.push(self.both(vm, 0, 1)?);
+        }
+        loop {
+            let active: Vec<u32> =
+                (0..count).filter(|&vm| twins[vm as usize].rest.is_none()).collect();
+            if active.is_empty() || self.stopped() {
+                break;
+            }
+            let mut seen = self.gpu_slice(&active, SLICE)?;
+            for &vm in &active {
+                let seen = seen.remove(&vm).unwrap_or_default();
+                self.step(vm, &mut twins[vm as usize], &seen)?;
+            }
+            let digests = self.device.digests(&active)?;
+            for (&vm, digest) in active.iter().zip(digests) {
+                let twin = &mut twins[vm as usize];
+                if twin.guest.session(&mut self.lane).private_pages() != digest {
+                    return Err(self.search(vm, twin.guest.vm().sys.clock.retired, "RAM"));
+                }
+                if twin.rest == Some(Rest::Reset) {
+                    self.device.release(&[vm])?;
+                    let earlier = twin.earlier + twin.guest.vm().sys.clock.retired;
+                    let boots = twin.boots + 1;
+                    *twin = self.both(vm, earlier, boots)?;
+                }
+            }
+        }
+        while !self.stopped() {
+            thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn stopped(&self) -> bool {
+        self.shared.stopped.load(Ordering::Relaxed)
+    }
+
+    fn tell(&self, vm: u32, instret: u64, kind: EventKind) {
+        let _ = self.events.send(Event { vm, instret, kind });
+    }
+
+    /// Starts a VM, without memory on the device, on both sides.
+    fn both(&mut self, vm: u32, earlier: u64, boots: u32) -> Result<Twin, BackendError> {
+        let staged = self.shared.fleet.stage(vm);
+        self.device.start(&[Start { vm, origin: 0, staged: staged.clone() }])?;
+        let guest = Guest::new(&self.arena, &self.shared.fleet.base, staged, &self.lane)
+            .map_err(|_| CudaError::Contract("no frame for a VM's own pages"))?;
+        let matcher = Some(ReadyMatcher::new(self.shared.settings.ready.clone()));
+        Ok(Twin { guest, port: CpuPort::default(), matcher, earlier, boots, rest: None })
+    }
+
+    /// Runs VMs for one slice on the GPU.
+    fn gpu_slice(&mut self, vms: &[u32], slice: u32) -> Result<HashMap<u32, Seen>, CudaError> {
+        let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm: vm | WAKE, inbox: 0 }).collect();
+        self.device.submit(&Turn {
+            active: &entries,
+            inbox: &[],
+            slices: 1,
+            slice,
+            now: Now::Instret,
+            lanes: packing::lanes(vms.len() as u32, self.device.processors()),
+        })?;
+        let ended = self.device.wait()?;
+        let report = self.device.report(ended)?;
+        let mut seen: HashMap<u32, Seen> = HashMap::new();
+        for message in messages(&report.log) {
+            let seen = seen.entry(message.vm).or_default();
+            match message.body {
+                Body::Console(bytes) => seen.console.extend_from_slice(bytes),
+                Body::Exit(exit, _) => seen.exit = exit,
+                Body::Frame(_) | Body::Taken(_) => {}
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Runs a VM for one slice on the CPU, as the GPU's entry point does, and compares all but
+    /// RAM.
+    fn step(&mut self, vm: u32, twin: &mut Twin, seen: &Seen) -> Result<(), BackendError> {
+        let before = twin.guest.vm().sys.clock.retired;
+        let exit = cpu_slice(twin, &mut self.lane, SLICE, &mut NoTrace);
+        let retired = twin.guest.vm().sys.clock.retired;
+        let gpu = self.device.vm(vm)?;
+        let output = std::mem::take(&mut twin.port.output);
+        let ours = if exit.code == ExitCode::Stalled { GOES_ON } else { exit };
+        if let Some(what) = difference(twin.guest.vm(), &gpu) {
+            return Err(self.search(vm, retired, &what));
+        }
+        if ours != seen.exit || output != seen.console {
+            let what = format!(
+                "it ends the slice with {ours:?} on the CPU and {:?} on the GPU, its console \
+                 with {:?} and {:?}",
+                seen.exit,
+                String::from_utf8_lossy(&output),
+                String::from_utf8_lossy(&seen.console)
+            );
+            return Err(self.search(vm, retired, &what));
+        }
+        let shared = Arc::clone(&self.shared);
+        let instret = twin.earlier + retired;
+        shared.instructions.fetch_add(retired - before, Ordering::Relaxed);
+        shared.instret[vm as usize].store(instret, Ordering::Relaxed);
+        if !output.is_empty() {
+            let label = match exit.code {
+                ExitCode::Budget => instret.next_multiple_of(SLICE.into()),
+                _ => instret,
+            };
+            let ready = twin.matcher.as_mut().is_some_and(|m| m.feed(&output));
+            self.tell(vm, label, EventKind::Console(output));
+            if ready {
+                (twin.matcher, twin.boots) = (None, 0);
+                self.tell(vm, label, EventKind::Ready);
+                if shared.settings.until_ready {
+                    twin.rest = Some(Rest::Done);
+                }
+            }
+        }
+        match exit.code {
+            ExitCode::Budget | ExitCode::Stalled => {}
+            ExitCode::Idle => twin.rest = Some(Rest::Done),
+            ExitCode::Reset => {
+                self.tell(vm, instret, EventKind::Reset);
+                if shared.settings.until_ready && twin.boots >= BOOTS_MAX {
+                    self.tell(vm, instret, EventKind::Faulted(Reason::BootLoop));
+                    twin.rest = Some(Rest::Done);
+                } else {
+                    twin.rest = Some(Rest::Reset);
+                }
+            }
+            ExitCode::PowerOff | ExitCode::Fault | ExitCode::NoFrame => {
+                self.tell(vm, instret, EventKind::of_end(exit));
+                twin.rest = Some(Rest::Done);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a VM once more from its start, the last slice instruction by instruction, and tells
+    /// where it goes apart: it did so before `end`.
+    fn search(&mut self, vm: u32, end: u64, what: &str) -> BackendError {
+        let found = self.first_difference(vm, end);
+        BackendError::Apart(match found {
+            Ok(Some(found)) => found,
+            Ok(None) => format!(
+                "vm{vm} differs by instruction {end}: {what}; a second run of it alone did not"
+            ),
+            Err(error) => format!("vm{vm} differs by instruction {end}: {what}; then: {error}"),
+        })
+    }
+
+    fn first_difference(&mut self, vm: u32, end: u64) -> Result<Option<String>, BackendError> {
+        self.device.release(&[vm])?;
+        let mut twin = self.both(vm, 0, 1)?;
+        let last_good = end.saturating_sub(1) / u64::from(SLICE) * u64::from(SLICE);
+        let mut trace = Last::default();
+        while twin.guest.vm().sys.clock.retired < last_good {
+            self.gpu_slice(&[vm], SLICE)?;
+            cpu_slice(&mut twin, &mut self.lane, SLICE, &mut NoTrace);
+        }
+        while twin.guest.vm().sys.clock.retired < end {
+            let before = twin.guest.vm().sys.clock.retired;
+            self.gpu_slice(&[vm], 1)?;
+            let exit = cpu_slice(&mut twin, &mut self.lane, 1, &mut trace);
+            let gpu = self.device.vm(vm)?;
+            if let Some(what) = difference(twin.guest.vm(), &gpu) {
+                let Last { pc, insn } = trace;
+                let op = decode(insn);
+                return Ok(Some(format!(
+                    "vm{vm} differs after instruction {before}, at pc {pc:#010x}, {insn:#010x} \
+                     ({op:?}): {what}"
+                )));
+            }
+            let stuck = twin.guest.vm().sys.clock.retired == before;
+            if stuck || !matches!(exit.code, ExitCode::Budget | ExitCode::Stalled) {
+                break;
+            }
+        }
+        let digest = self.device.digests(&[vm])?;
+        if digest != [twin.guest.session(&mut self.lane).private_pages()] {
+            return self.page(vm, &mut twin).map(Some);
+        }
+        Ok(None)
+    }
+
+    /// The first word of RAM that differs.
+    fn page(&mut self, vm: u32, twin: &mut Twin) -> Result<String, BackendError> {
+        let plan = &self.shared.fleet.plan;
+        let (base, pages) = (plan.kind.map().ram_base, plan.memory / FRAME_SIZE);
+        let mut session = twin.guest.session(&mut self.lane);
+        let (mut ours, mut theirs) = ([0; FRAME_SIZE as usize], [0; FRAME_SIZE as usize]);
+        for page in 0..pages {
+            let at = u64::from(page * FRAME_SIZE);
+            // Both are inside of RAM.
+            let _ = session.with_ram(|ram| ram.read(u64::from(base) + at, &mut ours));
+            self.device.read_ram(vm, at, &mut theirs)?;
+            if let Some(i) = ours.iter().zip(&theirs).position(|(a, b)| a != b) {
+                let addr = u64::from(base) + at + i as u64;
+                return Ok(format!(
+                    "vm{vm} differs in RAM: byte {addr:#x} is {:#04x} on the CPU and {:#04x} on \
+                     the GPU",
+                    ours[i], theirs[i]
+                ));
+            }
+        }
+        Ok(format!("vm{vm} has other private pages on the GPU, of the same content"))
+    }
+}
+
+/// A slice as the GPU's entry point runs it.
+fn cpu_slice<T: Trace>(twin: &mut Twin, lane: &mut Lane, slice: u32, trace: &mut T) -> Exit {
+    let mut session = twin.guest.session(lane);
+    let mut exit = GOES_ON;
+    for _ in 0..SLICE_PARTS {
+        let over = session.vm().sys.clock.retired as u32 & (slice - 1);
+        exit = session.run(&mut twin.port, slice - over, Now::Instret, trace);
+        let aligned = session.vm().sys.clock.retired as u32 & (slice - 1) == 0;
+        if aligned || exit.code != ExitCode::Budget {
+            break;
+        }
+    }
+    exit
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backend::ClockSource;
+    use crate::backend::cuda::emulated::Emulated;
+    use crate::console::ready::ReadyPattern;
+    use crate::image::cache;
+    use crate::machine::{GuestOptions, assemble};
+    use crate::units::Size;
+
+    fn start(gpu: Emulated) -> Option<LockstepBackend> {
+        let count = 1;
+        if cache::default_image().is_none() {
+            println!("skipped: {}", cache::missing());
+            return None;
+        }
+        let fleet = assemble(&GuestOptions { count, ..GuestOptions::default() }).unwrap();
+        let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
+        let settings =
+            Settings { threads: 1, clock: ClockSource::Instret, ready, until_ready: true };
+        let device = DeviceFleet::new(Box::new(gpu), &fleet.base, count).unwrap();
+        Some(LockstepBackend::start(device, fleet, settings).unwrap())
+    }
+
+    #[test]
+    fn linux_is_the_same_on_both_until_it_is_ready() {
+        let Some(backend) = start(Emulated::new(Size::mib(256))) else { return };
+        loop {
+            match backend.events().recv_timeout(Duration::from_secs(300)) {
+                Ok(Event { kind: EventKind::Ready, .. }) => break,
+                Ok(_) => {}
+                Err(_) => panic!("{}", backend.failure()),
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_wrong_register_is_named_with_its_instruction() {
+        let gpu = Emulated::new(Size::mib(256)).wrong_from(100_000);
+        let Some(backend) = start(gpu) else { return };
+        let event = backend.events().recv_timeout(Duration::from_secs(300));
+        assert!(event.is_err(), "{event:?}");
+        let failure = backend.failure().to_string();
+        assert!(failure.contains("vm0 differs after instruction 99999, at pc 0x"), "{failure}");
+        assert!(failure.contains("register x10 (a0)"), "{failure}");
+        assert!(failure.contains("0xdeadbeef on the GPU"), "{failure}");
+    }
+}
