@@ -171,7 +171,7 @@ mod tests {
             return;
         };
         let files = Files::new();
-        for command in ["boot --kernel Image", "run elf-low", "conform missing"] {
+        for command in ["boot --kernel Image", "run elf-low", "conform elf-low"] {
             refused(files.0.path(), &format!("{command} --backend cuda"), &[&error.to_string()]);
         }
     }

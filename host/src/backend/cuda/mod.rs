@@ -2,7 +2,7 @@
 //!
 //! [`gpu`] says what is needed of a device, [`driver`] does it with CUDA and [`emulated`] with
 //! host memory. [`fleet`] lays a fleet out in device memory and launches the kernels over it;
-//! [`runner`] decides, on a thread of its own, what to launch and hears what VMs say.
+//! `runner` decides, on a thread of its own, what to launch and hears what VMs say.
 
 pub mod driver;
 pub mod emulated;
@@ -182,5 +182,19 @@ impl Drop for CudaBackend {
         {
             tracing::error!("the thread of the GPU ended in a panic");
         }
+    }
+}
+
+#[cfg(test)]
+mod text {
+    #[test]
+    fn the_ptx_is_what_it_must_be() {
+        if let Err(error) = super::has_ptx() {
+            println!("skipped: {error}");
+            return;
+        }
+        assert_eq!(ptx_builder::check::problems(super::PTX), Vec::<String>::new());
+        // The panic handler is the only place that ends a launch.
+        assert!(ptx_builder::check::traps(super::PTX) <= 1);
     }
 }

