@@ -204,13 +204,16 @@ impl Csrs {
     /// A stored word.
     #[inline]
     pub fn get(&self, word: Word) -> u32 {
-        self.words[word as usize]
+        // Always there; `get` spares the GPU build a panic.
+        self.words.get(word as usize).copied().unwrap_or(0)
     }
 
     /// Replaces a stored word; for the trap unit, which keeps to legal values.
     #[inline]
     pub fn set(&mut self, word: Word, value: u32) {
-        self.words[word as usize] = value;
+        if let Some(slot) = self.words.get_mut(word as usize) {
+            *slot = value;
+        }
     }
 
     /// `mip`: what software set and what devices drive.
@@ -225,8 +228,7 @@ impl Csrs {
     }
 
     fn merge(&mut self, word: Word, mask: u32, value: u32) {
-        let slot = &mut self.words[word as usize];
-        *slot = *slot & !mask | value & mask;
+        self.set(word, self.get(word) & !mask | value & mask);
     }
 
     fn merge_status(&mut self, mask: u32, value: u32) {

@@ -65,8 +65,8 @@ pub trait Memory {
 
     /// The frame's bytes.
     fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize];
-    /// A private frame's bytes, for writing.
-    fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize];
+    /// A private frame's bytes, for writing; `None` for a shared frame.
+    fn bytes_mut(&mut self, frame: Frame) -> Option<&mut [u8; FRAME_SIZE as usize]>;
 }
 
 /// Guest RAM: memory that instructions are fetched from.
@@ -213,8 +213,8 @@ impl<'a, M: Memory> Dma<'a, M> {
         while done < len {
             let n = (FRAME_SIZE - off).min(len - done);
             let frame = self.private(page)?;
-            let piece = self.mem.bytes_mut(frame).get_mut(off as usize..(off + n) as usize);
-            if let Some(piece) = piece {
+            let bytes = self.mem.bytes_mut(frame).ok_or(DmaError::OutOfRange)?;
+            if let Some(piece) = bytes.get_mut(off as usize..(off + n) as usize) {
                 f(done, piece);
             }
             done += n;
@@ -237,7 +237,7 @@ impl<'a, M: Memory> Dma<'a, M> {
     pub fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), DmaError> {
         self.read_with(addr, dst.len() as u32, |at, piece| {
             if let Some(d) = dst.get_mut(at as usize..at as usize + piece.len()) {
-                d.copy_from_slice(piece);
+                copy(d, piece);
             }
         })
     }
@@ -246,7 +246,7 @@ impl<'a, M: Memory> Dma<'a, M> {
     pub fn write(&mut self, addr: u64, src: &[u8]) -> Result<(), DmaError> {
         self.write_with(addr, src.len() as u32, |at, piece| {
             if let Some(s) = src.get(at as usize..at as usize + piece.len()) {
-                piece.copy_from_slice(s);
+                copy(piece, s);
             }
         })
     }
@@ -273,5 +273,13 @@ impl<'a, M: Memory> Dma<'a, M> {
     /// Writes a little-endian word.
     pub fn write_u32(&mut self, addr: u64, value: u32) -> Result<(), DmaError> {
         self.write(addr, &value.to_le_bytes())
+    }
+}
+
+/// Copies as many bytes as both have: without the panic of `copy_from_slice`, which a GPU build
+/// would carry along although the lengths are equal.
+fn copy(dst: &mut [u8], src: &[u8]) {
+    for (d, s) in dst.iter_mut().zip(src) {
+        *d = *s;
     }
 }

@@ -189,10 +189,12 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
     }
 
     #[inline]
-    fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize] {
-        assert!(self.is_private(frame), "a shared frame is read-only");
+    fn bytes_mut(&mut self, frame: Frame) -> Option<&mut [u8; FRAME_SIZE as usize]> {
+        if !self.is_private(frame) {
+            return None;
+        }
         // SAFETY: a whole private frame, reachable through `self` alone, which is borrowed.
-        unsafe { &mut *self.arena.at(frame, 0).cast() }
+        unsafe { Some(&mut *self.arena.at(frame, 0).cast()) }
     }
 }
 
@@ -304,7 +306,7 @@ impl<S: FrameSource, const SLOTS: usize> Memory for FrameRam<'_, S, SLOTS> {
     fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize] {
         self.memory.bytes(frame)
     }
-    fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize] {
+    fn bytes_mut(&mut self, frame: Frame) -> Option<&mut [u8; FRAME_SIZE as usize]> {
         self.drop_code(frame);
         self.memory.bytes_mut(frame)
     }

@@ -145,7 +145,7 @@ impl MockMemory {
 
     fn set_value<const N: usize>(&mut self, frame: Frame, offset: u32, value: [u8; N]) {
         let at = (offset % FRAME_SIZE) as usize & !(N - 1);
-        self.bytes_mut(frame)[at..at + N].copy_from_slice(&value);
+        self.bytes_mut(frame).expect("private")[at..at + N].copy_from_slice(&value);
     }
 }
 
@@ -191,9 +191,9 @@ impl Memory for MockMemory {
     fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize] {
         &self.frames[frame.index() as usize]
     }
-    fn bytes_mut(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize] {
+    fn bytes_mut(&mut self, frame: Frame) -> Option<&mut [u8; FRAME_SIZE as usize]> {
         assert!(self.is_private(frame), "write to shared frame {}", frame.index());
-        &mut self.frames[frame.index() as usize]
+        Some(&mut self.frames[frame.index() as usize])
     }
 }
 

@@ -209,7 +209,7 @@ impl Guest {
         let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &lane.magazine) };
         for (page, bytes) in staged.pages {
             let frame = ram.make_private(page)?;
-            ram.bytes_mut(frame).copy_from_slice(&bytes[..]);
+            ram.bytes_mut(frame).ok_or(NoFrame)?.copy_from_slice(&bytes[..]);
         }
         Ok(guest)
     }
