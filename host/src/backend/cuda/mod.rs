@@ -194,7 +194,6 @@ mod text {
             return;
         }
         assert_eq!(ptx_builder::check::problems(super::PTX), Vec::<String>::new());
-        // The panic handler is the only place that ends a launch.
         assert_eq!(ptx_builder::check::traps(super::PTX), 0);
     }
 }
