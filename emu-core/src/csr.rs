@@ -412,7 +412,8 @@ impl System {
             Special::Mcountinhibit => {
                 let (cycle, instret) = (self.cycle(), self.instret());
                 self.csr.set(Word::Mcountinhibit, value & COUNT_INHIBIT);
-                self.set_counters(cycle, instret, self.clock.retired);
+                self.set_cycle(cycle, self.clock.retired);
+                self.set_instret(instret, self.clock.retired);
             }
             Special::Pmpcfg => {
                 csr.pmp.write_cfg((number & 3) as usize, value);
@@ -428,11 +429,6 @@ impl System {
             Special::InstretHigh => self.set_instret(with_high(self.instret(), value), next),
             Special::Time | Special::TimeHigh => {}
         }
-    }
-
-    fn set_counters(&mut self, cycle: u64, instret: u64, at: u64) {
-        self.set_cycle(cycle, at);
-        self.set_instret(instret, at);
     }
 
     fn set_cycle(&mut self, value: u64, at: u64) {

@@ -237,6 +237,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     }
 }
 
+// Rare enough to be calls, which keeps the loop small.
+
 #[inline(never)]
 fn mulh(a: u32, b: u32) -> u32 {
     ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32
@@ -251,8 +253,6 @@ fn mulhu(a: u32, b: u32) -> u32 {
     ((u64::from(a) * u64::from(b)) >> 32) as u32
 }
 
-// Rare enough to be calls, which keeps the loop small.
-//
 // Division by zero and overflow have results, not traps (section 13.2 of the unprivileged
 // specification).
 

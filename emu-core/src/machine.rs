@@ -226,10 +226,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             if left == 0 {
                 return Exit::new(ExitCode::Budget);
             }
-            if self.sys.waiting != 0 && !self.end_wait(now) {
-                return Exit::new(ExitCode::Idle);
-            }
             if self.sys.waiting != 0 {
+                if !self.end_wait(now) {
+                    return Exit::new(ExitCode::Idle);
+                }
                 continue;
             }
             let until = self.until_event();

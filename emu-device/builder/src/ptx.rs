@@ -43,6 +43,7 @@ pub fn emit(bitcode: &Path, options: &Options<'_>) -> Result<String, Error> {
     unsafe { emit_with(&llvm, bitcode, options) }
 }
 
+// SAFETY of a call: the handles come from `llvm` and are alive.
 unsafe fn emit_with(llvm: &Llvm, bitcode: &Path, options: &Options<'_>) -> Result<String, Error> {
     // SAFETY: see `emit`.
     unsafe {
@@ -132,6 +133,7 @@ unsafe fn emit_with(llvm: &Llvm, bitcode: &Path, options: &Options<'_>) -> Resul
 }
 
 /// Entry points become kernels, everything else internal; what only the host understands goes.
+// SAFETY of a call: the handles come from `llvm` and are alive.
 unsafe fn retarget(llvm: &Llvm, module: Module, options: &Options<'_>) {
     // SAFETY: see `emit`.
     unsafe {
@@ -174,6 +176,7 @@ unsafe fn retarget(llvm: &Llvm, module: Module, options: &Options<'_>) {
     }
 }
 
+// SAFETY of a call: the handles come from `llvm` and are alive.
 unsafe fn run_passes(
     llvm: &Llvm,
     module: Module,
@@ -192,6 +195,7 @@ unsafe fn run_passes(
     }
 }
 
+// SAFETY of a call: the handles come from `llvm` and are alive.
 unsafe fn name(llvm: &Llvm, value: Value) -> String {
     // SAFETY: see `emit`.
     unsafe {
@@ -202,6 +206,7 @@ unsafe fn name(llvm: &Llvm, value: Value) -> String {
 }
 
 /// The name of a function that is called and does not exist.
+// SAFETY of a call: the handles come from `llvm` and are alive.
 unsafe fn undefined(llvm: &Llvm, module: Module) -> Option<String> {
     // SAFETY: see `emit`.
     unsafe {

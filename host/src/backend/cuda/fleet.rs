@@ -392,11 +392,6 @@ impl DeviceFleet {
         Ok(())
     }
 
-    /// Whether a launch is under way.
-    pub fn is_running(&self) -> bool {
-        self.running
-    }
-
     /// Waits for the launch under way. Its report is read with [`DeviceFleet::report`], before
     /// the launch after the next is submitted.
     pub fn wait(&mut self) -> Result<Ended, CudaError> {
