@@ -15,6 +15,7 @@ pub mod exit;
 pub mod host;
 pub mod image;
 pub mod machine;
+pub mod net;
 pub mod progress;
 pub mod report;
 pub mod trace;

@@ -1,0 +1,86 @@
+//! The network: between the guests' network cards and the outside.
+//!
+//! ```text
+//! guest, virtio-net, port | backend | Wire | network thread: Switch, Uplink | outside
+//! ```
+//!
+//! Backends put what guests send on the [`Wire`] and take from it what is for them; they never
+//! wait. One thread does everything else, when there is something to do: it waits for the wire, for
+//! sockets and for timers at once. Its work is proportional to frames and bytes, not to VMs.
+//!
+//! All guests may be identical, addresses included. So a VM is told from others by its number, from
+//! the first to the last step; what the outside sees instead of [`GUEST_IP`] is the uplink's part.
+
+pub mod counters;
+pub mod wire;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use mio::event::Event;
+use mio::{Registry, Token};
+
+pub use self::counters::{Counts, DropReason};
+pub use self::wire::Wire;
+
+/// An Ethernet frame without its check sequence, 14 to [`emu_core::port::FRAME_MAX`] bytes.
+pub type Frame = Box<[u8]>;
+
+/// The address that every guest has, as far as it knows.
+pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// Its gateway: the host's end of the wire.
+pub const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Bits of the network's part of the two.
+pub const PREFIX_LEN: u8 = 24;
+/// The gateway's hardware address, the same for all guests. No VM has it.
+pub const GATEWAY_MAC: [u8; 6] = [0x02, b'p', b'x', 0xff, 0xff, 0xfe];
+
+/// The loop's own token. Uplinks take any other.
+pub const WAKER: Token = Token(0);
+
+/// What guests reach, and what reaches guests. All calls come from the network thread.
+pub trait Uplink: Send {
+    /// Registers what it listens to, before the first guest starts.
+    fn register(&mut self, registry: &Registry) -> io::Result<()>;
+
+    /// A frame from VM `vm`. It has at least an Ethernet header and nothing else was checked.
+    fn transmit(&mut self, vm: u32, frame: Frame, out: &mut Outlet<'_>);
+
+    /// Something that it has registered is ready.
+    fn ready(&mut self, event: &Event, out: &mut Outlet<'_>);
+
+    /// Does what is due, after frames and events of one round were passed on. Answers when it
+    /// wants to be called again at the latest.
+    fn poll(&mut self, now: Instant, out: &mut Outlet<'_>) -> Option<Instant>;
+
+    /// VM `vm` has started again or ended: whatever it had open is gone.
+    fn reset(&mut self, vm: u32, out: &mut Outlet<'_>);
+}
+
+/// The way to the guests.
+pub struct Outlet<'a> {
+    wire: &'a Wire,
+}
+
+impl<'a> Outlet<'a> {
+    /// A way that ends at `wire`.
+    pub fn new(wire: &'a Wire) -> Self {
+        Self { wire }
+    }
+
+    /// Sends a frame to a VM. It is dropped, and counted, when the VM does not take what it has.
+    pub fn send(&mut self, vm: u32, frame: Frame) {
+        self.wire.deliver(vm, frame);
+    }
+
+    /// How many more frames VM `vm` may be sent before it must take some.
+    pub fn room(&self, vm: u32) -> usize {
+        self.wire.room(vm)
+    }
+
+    /// Counts a frame from or to VM `vm` that goes nowhere.
+    pub fn dropped(&self, vm: u32, reason: DropReason) {
+        self.wire.dropped(vm, reason);
+    }
+}
