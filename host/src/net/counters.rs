@@ -23,8 +23,10 @@ pub enum DropReason {
     Checksum,
     /// A source address that is not the sender's.
     Spoofed,
-    /// An IPv4 fragment.
+    /// An IPv4 fragment that is not passed on.
     Fragment,
+    /// Options of IP or TCP that are malformed, or would carry addresses of guests.
+    Options,
     /// A VLAN tag.
     Vlan,
     /// IPv6.
@@ -45,7 +47,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BadLength,
         Self::NoBuffer,
         Self::OutboundFull,
@@ -55,6 +57,7 @@ impl DropReason {
         Self::Checksum,
         Self::Spoofed,
         Self::Fragment,
+        Self::Options,
         Self::Vlan,
         Self::Ipv6,
         Self::Protocol,
@@ -77,6 +80,7 @@ impl DropReason {
             Self::Checksum => "checksum",
             Self::Spoofed => "spoofed",
             Self::Fragment => "fragment",
+            Self::Options => "options",
             Self::Vlan => "vlan",
             Self::Ipv6 => "ipv6",
             Self::Protocol => "protocol",
