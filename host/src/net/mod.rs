@@ -12,6 +12,7 @@
 //! the first to the last step; what the outside sees instead of [`GUEST_IP`] is the uplink's part.
 
 pub mod counters;
+pub mod pcap;
 pub mod rewrite;
 pub mod wire;
 
