@@ -16,7 +16,7 @@ use crate::backend::{BackendError, Reason};
 use crate::exit::Error;
 use crate::image::elf::{self, Program};
 use crate::image::{Role, load};
-use crate::machine::{BaseImage, Fleet, plan};
+use crate::machine::Fleet;
 use crate::units::Size;
 
 /// Instructions between two looks at `tohost`.
@@ -225,10 +225,7 @@ impl Bare {
 
 /// The fleet of one VM that a program is.
 fn fleet(program: &Program, kind: MachineKind, memory: Size) -> Result<Fleet, Error> {
-    let plan = plan::bare(kind, memory, program.payload.clone())?;
-    let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None);
-    let append = String::new();
-    Ok(Fleet { count: 1, plan, base, tree: None, append, seed: 0, host_time: false })
+    Ok(Fleet::bare(1, kind, memory, program.payload.clone())?)
 }
 
 fn run(target: &mut impl Target, program: &Program, max: u64, output: &mut impl Output) -> End {

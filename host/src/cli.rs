@@ -33,6 +33,11 @@ const RUN_EXAMPLES: &str = "Examples:\n  \
         pxvm run prog.elf --trace prog.log --max-instructions 1000000\n  \
         pxvm run arch-test.elf --signature out.sig";
 
+const BENCH_EXAMPLES: &str = "Examples:\n  \
+        pxvm bench                                       what this machine can do\n  \
+        pxvm bench --workload compute --count 256,8448 --packing auto,1,8,32\n  \
+        pxvm bench --backend cpu --count 1,64 --packing 1,2 --json";
+
 const CONFORM_EXAMPLES: &str = "Examples:\n  \
         pxvm conform riscv-tests/isa\n  \
         pxvm conform isa/rv32ui-p-add isa/rv32ui-v-add --json";
@@ -73,6 +78,8 @@ pub enum Command {
     Run(Run),
     /// Run riscv-tests and count
     Conform(Conform),
+    /// Measure how fast fleets run here
+    Bench(Bench),
     /// Show the device tree of a machine
     Dtb(Dtb),
     /// List the guest images in the cache
@@ -86,7 +93,7 @@ pub enum Command {
 }
 
 /// Which machine, and what is in it.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct Guest {
     /// Kernel: RISC-V Image (plain, gzip, xz, zstd) or ELF [default: the image in the cache]
@@ -353,6 +360,77 @@ pub struct Conform {
     /// Host threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+}
+
+/// What a fleet of [`Bench`] does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Workload {
+    /// Linux, from reset until every machine is ready
+    Boot,
+    /// A loop of integer arithmetic, loads and stores
+    Compute,
+    /// Booted machines that wait, under the host's clock
+    Idle,
+}
+
+/// How many VMs share what runs them: a number, or `auto`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(transparent)]
+pub struct Packing(pub Option<u32>);
+
+fn packing(text: &str) -> Result<Packing, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(Packing(None)),
+        Ok(n @ 1..=1024) => Ok(Packing(Some(n))),
+        _ => Err("it is `auto`, or a number from 1 to 32 (CPU: 1024)".into()),
+    }
+}
+
+/// `pxvm bench`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Measure how fast fleets run here: each workload with each number of machines \
+        and each packing, one line each.\n\n\
+        `compute` checks each machine's result. What does not fit, or takes too long, is a line \
+        that says so.",
+    after_help = BENCH_EXAMPLES,
+    after_long_help = long_help(BENCH_EXAMPLES)
+)]
+pub struct Bench {
+    /// What the machines do
+    #[arg(long, value_enum, value_name = "WORKLOAD,...", value_delimiter = ',')]
+    #[arg(default_value = "boot,compute,idle")]
+    pub workload: Vec<Workload>,
+    /// Numbers of machines [default: 1,256,8448 on a GPU, 1,16,64 on a CPU]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
+    pub count: Vec<u32>,
+    /// Machines that share a warp of the GPU, 1 to 32; on a CPU, host threads
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = packing)]
+    #[arg(default_value = "auto")]
+    pub packing: Vec<Packing>,
+    /// What runs the machines; auto takes the best that is there
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub backend: BackendChoice,
+    /// Which GPU, as nvidia-smi counts them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: u32,
+    /// How long `idle` is looked at
+    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "5")]
+    pub idle_seconds: Duration,
+    /// Longest that a line may take (exit code 3)
+    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "120")]
+    pub timeout: Duration,
+    /// A machine is ready when a line of its console matches this regular expression
+    #[arg(long, value_name = "REGEX", default_value = ReadyPattern::DEFAULT)]
+    pub ready_pattern: String,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// The machines of `boot` and `idle`.
+    #[command(flatten)]
+    pub guest: Guest,
 }
 
 /// `pxvm dtb`.

@@ -192,6 +192,8 @@ mod tests {
             ("run missing", &["No such file"]),
             ("conform missing", &["missing", "No such file"]),
             ("conform state-of-nothing", &["No such file"]),
+            ("bench --kernel text --backend cpu", &["not a kernel"]),
+            ("bench --backend lockstep", &["lockstep"]),
         ] {
             refused(files.0.path(), args, words);
         }

@@ -4,7 +4,7 @@ mod common;
 
 #[cfg(test)]
 mod tests {
-    use super::common::{pxvm, run};
+    use super::common::{has_image, pxvm, run};
 
     #[test]
     fn doctor_always_ends_well_and_says_what_to_do() {
@@ -43,6 +43,47 @@ mod tests {
         assert!(code == 0 && dir.path().join("pxvm-boot.1").is_file());
         let (code, page, _) = run(&mut pxvm(["man"]));
         assert!(code == 0 && page.contains("RISC\\-V"), "{page}");
+    }
+
+    fn bench(args: &str) -> (i32, serde_json::Value) {
+        let line = format!("bench --backend cpu --json {args}");
+        let (code, stdout, stderr) = run(&mut pxvm(line.split_ascii_whitespace()));
+        (code, serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}")))
+    }
+
+    #[test]
+    fn bench_measures_each_combination() {
+        let (code, report) = bench("--workload compute --count 1,3 --packing 1,auto");
+        let rows = report["rows"].as_array().unwrap();
+        assert_eq!((code, rows.len()), (0, 4));
+        for (row, (count, packing)) in rows.iter().zip([(1, 1), (1, 0), (3, 1), (3, 0)]) {
+            assert_eq!(
+                (row["count"].as_u64(), row["packing"].as_u64()),
+                (Some(count), (packing > 0).then_some(packing))
+            );
+            assert!(row["instructions"].as_u64() > Some(14_000_000 * count), "{row}");
+            assert!(row["total_gips"].as_f64() > Some(0.0), "{row}");
+        }
+    }
+
+    #[test]
+    fn bench_says_what_does_not_fit_and_goes_on() {
+        let (code, report) = bench("--workload compute --count 1000000,1");
+        assert_eq!(code, 0);
+        assert!(report["rows"][0]["note"].as_str().unwrap().contains("has memory for"), "{report}");
+        assert!(report["rows"][1]["wall_seconds"].is_number(), "{report}");
+        let (code, report) = bench("--workload compute --timeout 0.000001 --count 1");
+        assert!(code == 3 && report["rows"][0]["note"].is_string(), "{report}");
+    }
+
+    #[test]
+    fn bench_boots_fleets_and_lets_them_idle() {
+        if !has_image() {
+            return;
+        }
+        let (code, report) = bench("--workload boot,idle --count 2 --idle-seconds 0.2");
+        assert_eq!((code, report["rows"].as_array().map(Vec::len)), (0, Some(2)), "{report}");
+        assert!(report["rows"][0]["memory_per_vm"].as_u64() > Some(1 << 20), "{report}");
     }
 
     #[test]

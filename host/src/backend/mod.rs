@@ -11,6 +11,7 @@ pub mod lockstep;
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use emu_core::abi::{Exit, ExitCode, FaultCode};
@@ -38,6 +39,14 @@ pub trait Backend {
 
     /// Instructions that a VM has retired since its first start, up to its last pause.
     fn instret(&self, vm: u32) -> u64;
+
+    /// Bytes that a VM takes beside its frames.
+    fn fixed(&self) -> u64;
+
+    /// What was launched on a device; `None` where there are no launches.
+    fn launches(&self) -> Option<Launches> {
+        None
+    }
 
     /// Why it ended although nobody asked it to.
     fn failure(&self) -> BackendError {
@@ -129,6 +138,15 @@ pub struct Totals {
     pub shared_frames: u32,
     /// Frames in use by single VMs.
     pub private_frames: u32,
+}
+
+/// What ran on a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Launches {
+    /// How many launches.
+    pub count: u64,
+    /// How long they took on the device, all together.
+    pub time: Duration,
 }
 
 /// Where guest time comes from.

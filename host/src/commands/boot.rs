@@ -26,12 +26,7 @@ use crate::report::{BootReport, print_json};
 /// Boots a fleet and runs it until the condition.
 pub fn boot(args: Boot) -> Result<Code, Error> {
     let Boot { count, guest, running } = args;
-    let ready = ReadyPattern::new(&running.ready_pattern).map_err(|e| {
-        // The last of its lines says what is wrong; the others draw where.
-        let what = e.to_string().lines().last().unwrap_or_default().to_owned();
-        let what = what.trim_start_matches("error: ");
-        Error::Usage(format!("--ready-pattern is no regular expression: {what}"))
-    })?;
+    let ready = ready_pattern(&running.ready_pattern)?;
     let until = Until::from(running.until);
     let settings = Settings {
         threads: running.threads.map_or_else(host::cores, usize::from),
@@ -84,15 +79,25 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     Ok(outcome.verdict.code())
 }
 
+/// What `--ready-pattern` says.
+pub(super) fn ready_pattern(text: &str) -> Result<ReadyPattern, Error> {
+    ReadyPattern::new(text).map_err(|e| {
+        // The last of its lines says what is wrong; the others draw where.
+        let what = e.to_string().lines().last().unwrap_or_default().to_owned();
+        let what = what.trim_start_matches("error: ");
+        Error::Usage(format!("--ready-pattern is no regular expression: {what}"))
+    })
+}
+
 /// Where a fleet runs, with room made for it.
-enum Place {
+pub(super) enum Place {
     Cpu,
     Cuda(DeviceFleet, cuda::Options),
     Lockstep(DeviceFleet),
 }
 
 /// Whether a GPU is to be used, and there is one.
-fn wants_gpu(choice: BackendChoice, device: u32) -> Result<bool, Error> {
+pub(super) fn wants_gpu(choice: BackendChoice, device: u32) -> Result<bool, Error> {
     if choice == BackendChoice::Cpu {
         return Ok(false);
     }
@@ -107,7 +112,7 @@ fn wants_gpu(choice: BackendChoice, device: u32) -> Result<bool, Error> {
 }
 
 /// Takes the GPU; `None` when it does not work and need not.
-fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
+pub(super) fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
     match cuda::open(device) {
         Ok(gpu) => Ok(Some(gpu)),
         Err(error) if choice == BackendChoice::Auto => {
@@ -118,7 +123,11 @@ fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Erro
     }
 }
 
-fn start(place: Place, fleet: Fleet, settings: Settings) -> Result<Box<dyn Backend>, Error> {
+pub(super) fn start(
+    place: Place,
+    fleet: Fleet,
+    settings: Settings,
+) -> Result<Box<dyn Backend>, Error> {
     Ok(match place {
         Place::Cpu => Box::new(CpuBackend::start(fleet, settings)?),
         Place::Cuda(device, options) => {

@@ -6,7 +6,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
 use super::printing;
-use crate::backend::cuda::{self, driver::Info};
+use crate::backend::cuda;
 use crate::cli::Doctor;
 use crate::exit::{Code, Error};
 use crate::host;
@@ -85,14 +85,7 @@ fn guest_image() -> Check {
 fn cuda() -> Check {
     let name = "CUDA";
     match cuda::available(0) {
-        Ok(info) => {
-            let Info { name: card, capability: (major, minor), memory, cuda: version } = info;
-            let (x, y) = version;
-            let found = format!(
-                "{card}, {memory}, compute capability {major}.{minor}, driver for CUDA {x}.{y}"
-            );
-            Check { name, ok: true, found, advice: None }
-        }
+        Ok(info) => Check { name, ok: true, found: info.to_string(), advice: None },
         Err(error) => Check {
             name,
             ok: false,

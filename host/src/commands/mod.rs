@@ -1,5 +1,6 @@
 //! What the commands do, one file each.
 
+mod bench;
 mod boot;
 mod conform;
 mod doctor;
@@ -17,6 +18,7 @@ use crate::exit::{Code, Error};
 pub fn run(command: Command) -> Result<Code, Error> {
     match command {
         Command::Boot(args) => boot::boot(args),
+        Command::Bench(args) => bench::bench(args),
         Command::Run(args) => run::run(args),
         Command::Conform(args) => conform::conform(args),
         Command::Dtb(args) => dtb::dtb(args),

@@ -5,11 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use emu_core::abi::Vm;
 use emu_core::chacha::ChaCha;
 use emu_core::dev::virtio::Virtio;
-use emu_core::layout::virtio_slot;
+use emu_core::layout::{MachineKind, virtio_slot};
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 
-use super::{BaseImage, Plan, plan::Mode};
+use super::plan::{self, Mode};
+use super::{BaseImage, Plan, PlanError};
 use crate::dtb::{Chosen, SEED_WORDS, Template};
+use crate::image::Payload;
+use crate::units::Size;
 
 const SECTOR: u64 = 512;
 /// Unix time at guest time zero when time is not the host's: the start of 2026.
@@ -74,6 +77,19 @@ pub fn mac(vm: u32) -> [u8; 6] {
 }
 
 impl Fleet {
+    /// Bare-metal machines that all run one program.
+    pub fn bare(
+        count: u32,
+        kind: MachineKind,
+        memory: Size,
+        program: Payload,
+    ) -> Result<Self, PlanError> {
+        let plan = plan::bare(kind, memory, program)?;
+        let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None);
+        let append = String::new();
+        Ok(Self { count, plan, base, tree: None, append, seed: 0, host_time: false })
+    }
+
     /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`].
     pub fn tree_len(tree: &Template, count: u32, append: &str) -> usize {
         let bootargs = bootargs(count.saturating_sub(1), tree.bootargs().as_deref(), append);
@@ -151,13 +167,9 @@ enum Purpose {
 
 #[cfg(test)]
 mod tests {
-    use emu_core::layout::MachineKind;
-
     use super::*;
     use crate::dtb::{Shape, emit};
-    use crate::image::Payload;
     use crate::machine::plan::{Inputs, plan};
-    use crate::units::Size;
 
     fn fleet(seed: u64) -> Fleet {
         let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, disk: false };

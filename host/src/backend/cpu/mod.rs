@@ -138,6 +138,12 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn fixed(&self) -> u64 {
+        let base = &self.shared.fleet.base;
+        let tables = (base.ram.len() + base.disk.len()) * size_of::<u32>();
+        (size_of::<Slot>() + tables) as u64
+    }
+
     fn instret(&self, vm: u32) -> u64 {
         let slot = self.shared.slots.get(vm as usize);
         slot.map_or(0, |s| s.instret.load(Ordering::Relaxed))

@@ -3,6 +3,7 @@
 //! The library is opened at run time: [`present`] must be asked before anything else is called.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fmt;
 use std::ptr;
 use std::time::Duration;
 
@@ -95,6 +96,13 @@ pub struct Info {
     pub memory: Size,
     /// The version of CUDA that the driver speaks.
     pub cuda: (i32, i32),
+}
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, capability: (major, minor), memory, cuda: (x, y) } = self;
+        write!(f, "{name}, {memory}, compute capability {major}.{minor}, driver for CUDA {x}.{y}")
+    }
 }
 
 /// How many devices the driver sees.

@@ -29,6 +29,7 @@ use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
@@ -36,7 +37,7 @@ use self::driver::Device;
 pub use self::fleet::DeviceFleet;
 use self::gpu::Gpu;
 use self::runner::Runner;
-use super::{Backend, BackendError, Event, Settings, Totals};
+use super::{Backend, BackendError, Event, Launches, Settings, Totals};
 use crate::machine::Fleet;
 
 /// The GPU's part of this program; empty when there is none.
@@ -85,6 +86,8 @@ pub(crate) struct Shared {
     stopped: AtomicBool,
     instructions: AtomicU64,
     private_frames: AtomicU32,
+    launches: AtomicU64,
+    device_ns: AtomicU64,
     shared_frames: u32,
     instret: Vec<AtomicU64>,
     failure: Mutex<Option<CudaError>>,
@@ -121,6 +124,8 @@ impl CudaBackend {
             stopped: AtomicBool::new(false),
             instructions: AtomicU64::new(0),
             private_frames: AtomicU32::new(0),
+            launches: AtomicU64::new(0),
+            device_ns: AtomicU64::new(0),
             failure: Mutex::new(None),
         });
         let (sender, events) = bounded(EVENTS_MAX);
@@ -159,6 +164,16 @@ impl Backend for CudaBackend {
             shared_frames: self.shared.shared_frames,
             private_frames: self.shared.private_frames.load(Ordering::Relaxed),
         }
+    }
+
+    fn fixed(&self) -> u64 {
+        let base = &self.shared.fleet.base;
+        sizing::fixed((base.ram.len() + base.disk.len()) as u32)
+    }
+
+    fn launches(&self) -> Option<Launches> {
+        let time = Duration::from_nanos(self.shared.device_ns.load(Ordering::Relaxed));
+        Some(Launches { count: self.shared.launches.load(Ordering::Relaxed), time })
     }
 
     fn instret(&self, vm: u32) -> u64 {

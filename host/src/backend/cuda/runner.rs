@@ -308,6 +308,8 @@ impl Runner {
             listed = self.entries.len(),
             "launch"
         );
+        self.shared.launches.fetch_add(1, Ordering::Relaxed);
+        self.shared.device_ns.fetch_add(report.took.as_nanos() as u64, Ordering::Relaxed);
         self.shared.instructions.store(report.instructions, Ordering::Relaxed);
         self.shared.private_frames.store(report.private_frames, Ordering::Relaxed);
         for message in messages(&report.log) {

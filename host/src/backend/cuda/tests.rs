@@ -11,7 +11,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, ClockSource, Event, EventKind, Reason, Settings};
 use crate::console::ready::ReadyPattern;
 use crate::image::{Payload, Segment, cache};
-use crate::machine::{BaseImage, Fleet, GuestOptions, assemble, plan};
+use crate::machine::{Fleet, GuestOptions, assemble};
 use crate::units::Size;
 
 /// What happened to one VM: console, and everything else in order.
@@ -32,10 +32,7 @@ fn fleet(count: u32, code: &[u32]) -> Fleet {
     let size = bytes.len() as u32;
     let segments = vec![Segment { addr: 0x8000_0000, bytes, size }];
     let payload = Payload { segments, entry: 0x8000_0000, fixed: true };
-    let plan = plan::bare(MachineKind::Virt, Size::mib(1), payload).unwrap();
-    let base = BaseImage::new(0x8000_0000, plan.memory, &plan.contents, None);
-    let append = String::new();
-    Fleet { count, plan, base, tree: None, append, seed: 0, host_time: false }
+    Fleet::bare(count, MachineKind::Virt, Size::mib(1), payload).unwrap()
 }
 
 fn cuda(memory: Size, fleet: Fleet, settings: Settings) -> CudaBackend {

@@ -24,7 +24,7 @@ use self::compare::difference;
 use super::cpu::{CpuPort, Guest, HostArena, Lane};
 use super::cuda::fleet::{Start, Turn};
 use super::cuda::outbox::{Body, messages};
-use super::cuda::{CudaError, DeviceFleet, packing};
+use super::cuda::{CudaError, DeviceFleet, packing, sizing};
 use super::{BOOTS_MAX, Backend, BackendError, Event, EventKind, Reason, Settings, Totals};
 use crate::console::ready::ReadyMatcher;
 use crate::machine::Fleet;
@@ -111,6 +111,11 @@ impl Backend for LockstepBackend {
             shared_frames: self.shared.fleet.base.shared(),
             private_frames: 0,
         }
+    }
+
+    fn fixed(&self) -> u64 {
+        let base = &self.shared.fleet.base;
+        sizing::fixed((base.ram.len() + base.disk.len()) as u32)
     }
 
     fn instret(&self, vm: u32) -> u64 {
