@@ -1,13 +1,15 @@
 //! Between backends and the network thread: bounded queues, two for each VM, and who to wake.
 //!
 //! Nobody waits here. A queue that is full drops the frame and counts it, as a switch does;
-//! a VM's queues are its own, so that a guest that floods or does not listen harms itself only.
+//! a VM's queues are its own and are emptied in turns, so that a guest that floods or does not
+//! listen harms itself only.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::counters::{Counters, Counts, DropReason};
+use super::pcap::{Direction, Recorder};
 use super::{Frame, Outlet};
 
 /// Frames that wait for a VM: about what a TCP connection of a guest of this size has under way.
@@ -35,22 +37,56 @@ struct Station {
     inbound: Mutex<VecDeque<Frame>>,
     /// Length of `inbound`.
     waiting: AtomicU32,
-    /// Frames in `Wire::outbound`.
-    leaving: AtomicU32,
     counters: Counters,
+}
+
+/// What the network thread has not heard yet.
+#[derive(Default)]
+struct Outbound {
+    /// Each VM's messages, in order.
+    queues: Vec<VecDeque<Message>>,
+    /// VMs with messages, in the order of their turns. A turn is one message.
+    turns: VecDeque<u32>,
+    stop: bool,
+}
+
+impl Outbound {
+    /// The queue of a VM, which gets a message now.
+    fn queue(&mut self, vm: u32) -> Option<&mut VecDeque<Message>> {
+        let queue = self.queues.get_mut(vm as usize)?;
+        if queue.is_empty() {
+            self.turns.push_back(vm);
+        }
+        Some(queue)
+    }
+
+    fn next(&mut self) -> Option<Message> {
+        if std::mem::take(&mut self.stop) {
+            return Some(Message::Stop);
+        }
+        let vm = self.turns.pop_front()?;
+        let queue = self.queues.get_mut(vm as usize)?;
+        let message = queue.pop_front();
+        if !queue.is_empty() {
+            self.turns.push_back(vm);
+        }
+        message
+    }
 }
 
 /// The wire.
 #[derive(Default)]
 pub struct Wire {
     stations: Vec<Station>,
-    outbound: Mutex<VecDeque<Message>>,
+    outbound: Mutex<Outbound>,
     /// The network thread was woken and has not looked yet.
     woken: AtomicBool,
     /// Frames have come for a VM that had none.
     ring_vm: OnceLock<Bell<u32>>,
     /// There are messages for the network thread.
     ring_network: OnceLock<Bell<()>>,
+    /// Gets a copy of what passes.
+    recorder: OnceLock<Recorder>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,7 +96,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Wire {
     /// A wire for `count` VMs. Until somebody listens, frames wait.
     pub fn new(count: u32) -> Self {
-        Self { stations: (0..count).map(|_| Station::default()).collect(), ..Self::default() }
+        let outbound =
+            Outbound { queues: vec![VecDeque::new(); count as usize], ..Outbound::default() };
+        Self {
+            stations: (0..count).map(|_| Station::default()).collect(),
+            outbound: Mutex::new(outbound),
+            ..Self::default()
+        }
     }
 
     fn station(&self, vm: u32) -> Option<&Station> {
@@ -77,18 +119,33 @@ impl Wire {
         let _ = self.ring_network.set(bell);
     }
 
+    /// Says who gets a copy of what VMs send and receive. Only the first call counts.
+    pub fn record_to(&self, recorder: Recorder) {
+        let _ = self.recorder.set(recorder);
+    }
+
+    fn record(&self, vm: u32, direction: Direction, frame: &[u8]) {
+        if let Some(recorder) = self.recorder.get() {
+            recorder.record(vm, direction, frame);
+        }
+    }
+
     // For backends.
 
     /// Takes a frame from a VM.
     pub fn send(&self, vm: u32, frame: Frame) {
         let Some(station) = self.station(vm) else { return };
-        if station.leaving.fetch_add(1, Ordering::Relaxed) >= OUTBOUND_MAX as u32 {
-            station.leaving.fetch_sub(1, Ordering::Relaxed);
-            station.counters.dropped(DropReason::OutboundFull, 1);
-            return;
+        self.record(vm, Direction::Outbound, &frame);
+        let mut outbound = lock(&self.outbound);
+        let Some(queue) = outbound.queue(vm) else { return };
+        if queue.len() >= OUTBOUND_MAX {
+            drop(outbound);
+            return station.counters.dropped(DropReason::OutboundFull, 1);
         }
         station.counters.sent(frame.len());
-        self.post(Message::Frame(vm, frame));
+        queue.push_back(Message::Frame(vm, frame));
+        drop(outbound);
+        self.ring();
     }
 
     /// Whether frames wait for a VM.
@@ -119,17 +176,24 @@ impl Wire {
         if let Some(station) = self.station(vm) {
             lock(&station.inbound).clear();
             station.waiting.store(0, Ordering::Release);
-            self.post(Message::Reset(vm));
+            let mut outbound = lock(&self.outbound);
+            let Some(queue) = outbound.queue(vm) else { return };
+            // One is as good as several in a row.
+            if queue.back() != Some(&Message::Reset(vm)) {
+                queue.push_back(Message::Reset(vm));
+            }
+            drop(outbound);
+            self.ring();
         }
     }
 
     /// Ends the network thread.
     pub fn stop(&self) {
-        self.post(Message::Stop);
+        lock(&self.outbound).stop = true;
+        self.ring();
     }
 
-    fn post(&self, message: Message) {
-        lock(&self.outbound).push_back(message);
+    fn ring(&self) {
         if !self.woken.swap(true, Ordering::AcqRel)
             && let Some(ring) = self.ring_network.get()
         {
@@ -153,22 +217,13 @@ impl Wire {
 
     // For the network thread.
 
-    /// Moves at most `max` messages to the end of `to`. Whoever posts afterwards rings again.
+    /// Moves at most `max` messages to the end of `to`, VM after VM. Whoever posts afterwards
+    /// rings again.
     pub fn messages(&self, max: usize, to: &mut VecDeque<Message>) {
         // Before the look, so that a message after it rings.
         self.woken.store(false, Ordering::Release);
         let mut outbound = lock(&self.outbound);
-        let n = outbound.len().min(max);
-        let before = to.len();
-        to.extend(outbound.drain(..n));
-        drop(outbound);
-        for message in to.iter().skip(before) {
-            if let Message::Frame(vm, _) = message
-                && let Some(station) = self.station(*vm)
-            {
-                station.leaving.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
+        to.extend(std::iter::from_fn(|| outbound.next()).take(max));
     }
 
     pub(super) fn room(&self, vm: u32) -> usize {
@@ -184,6 +239,7 @@ impl Wire {
             return station.counters.dropped(DropReason::InboundFull, 1);
         }
         station.counters.received(frame.len());
+        self.record(vm, Direction::Inbound, &frame);
         inbound.push_back(frame);
         let first = inbound.len() == 1;
         station.waiting.store(inbound.len() as u32, Ordering::Release);
@@ -209,6 +265,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::net::pcap::Capture;
 
     fn frame(len: usize) -> Frame {
         vec![7; len].into()
@@ -267,6 +324,38 @@ mod tests {
         assert_eq!(wire.counts(1).drops.get(DropReason::InboundFull), 1);
         wire.reset(1);
         assert_eq!(wire.outlet().room(1), INBOUND_MAX);
+    }
+
+    #[test]
+    fn vms_take_turns_however_much_one_of_them_sends() {
+        let wire = Wire::new(3);
+        for _ in 0..OUTBOUND_MAX {
+            wire.send(2, frame(60));
+        }
+        wire.send(0, frame(61));
+        wire.reset(0);
+        wire.reset(0);
+        wire.send(1, frame(62));
+        let mut messages = VecDeque::new();
+        wire.messages(6, &mut messages);
+        let flood = || Message::Frame(2, frame(60));
+        let (a, b) = (Message::Frame(0, frame(61)), Message::Frame(1, frame(62)));
+        assert_eq!(messages, [flood(), a, b, flood(), Message::Reset(0), flood()]);
+        wire.stop();
+        messages.clear();
+        wire.messages(1, &mut messages);
+        assert_eq!(messages, [Message::Stop]);
+    }
+
+    #[test]
+    fn what_passes_is_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let capture = Capture::create(&dir.path().join("x.pcapng"), &[0, 1], 2).unwrap();
+        let wire = Wire::new(2);
+        wire.record_to(capture.recorder());
+        wire.send(1, frame(60));
+        wire.outlet().send(0, frame(60));
+        assert_eq!(capture.finish().unwrap().written, 2);
     }
 
     #[test]
