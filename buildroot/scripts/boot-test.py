@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Boots the built image in QEMU and uses it: page, shell, Ctrl-C, reboot, poweroff.
 
-usage: boot-test.py [--firmware] [--disk] [IMAGE-FOLDER]
+usage: boot-test.py [--firmware] [--disk] [--rom] [IMAGE-FOLDER]
   --firmware  with our OpenSBI, on a cpu without C, F and D
+  --rom       with the root file system in flash, executed in place; needs dtc
   --disk      with an ext2 disk, mounted by the guest
 """
 import os
@@ -68,6 +69,29 @@ def free_port():
         return s.getsockname()[1]
 
 
+FLASH, FLASH_SIZE = 0x22000000, 32 << 20
+
+
+def flash(image, scratch, arguments):
+    """What adds the ROM to a machine: its second flash, which the first does not boot from."""
+    with open(image + "/rootfs.cramfs", "rb") as f:
+        rom = f.read()
+    with open(scratch + "/flash", "wb") as f:
+        f.write(rom.ljust(FLASH_SIZE, b"\0"))
+    window = 1 << (len(rom) - 1).bit_length()
+    device = ["-drive", f"if=pflash,unit=1,format=raw,readonly=on,file={scratch}/flash"]
+    # QEMU's own tree has a flash to be probed; Linux is to take it as a ROM.
+    tree = scratch + "/tree"
+    dump = [*arguments, *device, "-machine", f"dumpdtb={tree}.dtb"]
+    subprocess.run(dump, check=True, stdout=subprocess.DEVNULL)
+    text = subprocess.check_output(["dtc", "-q", "-I", "dtb", "-O", "dts", tree + ".dtb"], text=True)
+    node = f'flash@{FLASH:x} {{ compatible = "mtd-rom"; reg = <0 {FLASH} 0 {window}>; bank-width = <4>; }};'
+    text, count = re.subn(r"flash@20000000 \{[^}]*\};", node, text)
+    assert count == 1, "QEMU's device tree has no flash"
+    subprocess.run(["dtc", "-q", "-O", "dtb", "-o", tree + ".rom.dtb"], input=text, text=True, check=True)
+    return [*device, "-dtb", tree + ".rom.dtb"]
+
+
 def uptime_on_page(port):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as reply:
         page = reply.read().decode()
@@ -77,12 +101,13 @@ def uptime_on_page(port):
 
 def main():
     options = [a for a in sys.argv[1:] if a.startswith("--")]
-    if set(options) - {"--firmware", "--disk"}:
+    if set(options) - {"--firmware", "--disk", "--rom"}:
         sys.exit(__doc__)
     folders = [a for a in sys.argv[1:] if not a.startswith("--")]
     image = folders[0] if folders else subprocess.check_output([BUILD, "--dir"], text=True).strip()
     port = free_port()
-    line = "console=ttyS0 quiet retain_initrd panic=1 pxvm.host=vm3"
+    root = "root=mtd0 rootfstype=cramfs ro init=/init" if "--rom" in options else "retain_initrd"
+    line = f"console=ttyS0 quiet {root} panic=1 pxvm.host=vm3"
     line += " ip=10.0.2.15::10.0.2.2:255.255.255.0:vm3:eth0:off"
     cpu, firmware = "rv32", []
     if "--firmware" in options:
@@ -99,14 +124,19 @@ def main():
             devices = ["-drive", f"file={disk},format=raw,if=none,id=d0"]
             devices += ["-device", "virtio-blk-device,drive=d0"]
             line += " pxvm.mount=/dev/vda:/mnt"
-        guest = Guest(
+        arguments = (
             ["qemu-system-riscv32", "-M", "virt", "-cpu", cpu, "-m", "24M", "-nographic", "-no-user-config"]
-            + ["-kernel", image + "/Image", "-initrd", image + "/initramfs.cpio", "-append", line]
+            + ["-kernel", image + "/Image", "-append", line]
             + ["-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:80"]
             + ["-device", "virtio-net-device,netdev=n0"]
             + firmware
             + devices
         )
+        if "--rom" in options:
+            arguments += flash(image, scratch, arguments)
+        else:
+            arguments += ["-initrd", image + "/initramfs.cpio"]
+        guest = Guest(arguments)
         ready = r"PXVM READY host=vm3 uptime=([0-9]+\.[0-9][0-9])\n"
         print("READY at", guest.wait_for(ready).group(1), "s")
         guest.wait_for(PROMPT)
@@ -133,6 +163,11 @@ def main():
         guest.wait_for(PROMPT)
         guest.run("grep -c . /proc/mounts; echo $$", r"[0-9]+\n[0-9]+\n")
         print("shell: commands, Ctrl-C, jobs, respawn")
+        if "--rom" in options:
+            text = rf"r-xp {FLASH >> 20:x}[0-9a-f]{{5}} [^\n]* /bin/busybox\n"
+            guest.run("grep r-xp /proc/self/maps", text)
+            guest.run("echo x > /file; echo kept > ~/file; cat ~/file", r"Read-only file system\nkept\n")
+            print("rom: text is executed in place, the root is read-only")
         if "--disk" in options:
             guest.run("echo kept > /mnt/file; mount | grep vda", r"/dev/vda on /mnt type ext2")
 

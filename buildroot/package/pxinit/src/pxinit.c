@@ -295,16 +295,15 @@ static void switch_root(const char *device)
 	struct stat st;
 	int i;
 
-	mkdir("/newroot", 0755);
-	if (mount_disk(device, "/newroot"))
+	if (mount_disk(device, "/mnt"))
 		return;
-	if (lstat("/newroot/sbin/init", &st)) {
+	if (lstat("/mnt/sbin/init", &st)) {
 		say("no /sbin/init on ", device, 0);
-		umount("/newroot");
+		umount("/mnt");
 		return;
 	}
 	for (i = 0; moved[i]; i++) {
-		char from[8] = "/", to[16] = "/newroot/";
+		char from[8] = "/", to[16] = "/mnt/";
 
 		strcat(from, moved[i]);
 		strcat(to, moved[i]);
@@ -312,10 +311,10 @@ static void switch_root(const char *device)
 		if (mount(from, to, NULL, MS_MOVE, NULL))
 			say("cannot move ", from, errno);
 	}
-	/* What the initramfs holds is not reachable any more: free its memory. */
+	/* What an initramfs holds is not reachable any more: free its memory. */
 	unlink("/usr/sbin/nginx");
 	unlink("/bin/busybox");
-	if (chdir("/newroot") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".")) {
+	if (chdir("/mnt") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".")) {
 		say("cannot switch to ", device, errno);
 		return;
 	}
@@ -647,6 +646,9 @@ int main(void)
 	/* Nothing before READY needs these. */
 	mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 	mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, NULL);
+	/* A root in ROM is read-only: its user has a home all the same. */
+	if (access("/root", W_OK))
+		mount("tmpfs", "/root", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700");
 	mkdir("/dev/pts", 0755);
 	mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=0620,ptmxmode=0666");
 
