@@ -11,7 +11,7 @@ use crate::mmu::Context;
 use crate::tlb::{DataTlb, InsnTlb};
 
 /// Layout version; host and device refuse to work together when it differs.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One VM at rest, in the order of use: hot (every instruction), warm (traps and CSRs), cold
 /// (devices). Guest RAM is not part of it.

@@ -67,6 +67,8 @@ pub struct Map {
     pub ram_base: u32,
     /// Most RAM the map has room for, in bytes.
     pub ram_max: u32,
+    /// Where a ROM lies, from its first address; as much of it as a VM has.
+    pub rom: Region,
     /// Core-local interruptor: `msip`, `mtimecmp`, `mtime`.
     pub clint: Region,
     /// Platform-level interrupt controller.
@@ -99,6 +101,7 @@ pub struct Map {
 pub const VIRT: Map = Map {
     ram_base: 0x8000_0000,
     ram_max: 0x4000_0000,
+    rom: Region::new(0x2000_0000, 0x400_0000),
     clint: Region::new(0x0200_0000, 0x1_0000),
     plic: Region::new(0x0c00_0000, 0x60_0000),
     plic_sources: 95,
@@ -122,6 +125,7 @@ pub const VIRT: Map = Map {
 pub const SEMU: Map = Map {
     ram_base: 0,
     ram_max: 0x2000_0000,
+    rom: Region::NONE,
     clint: Region::NONE,
     plic: Region::new(0xf000_0000, 0x400_0000),
     plic_sources: 31,
@@ -153,9 +157,10 @@ impl MachineKind {
 }
 
 impl Map {
-    /// Every register window, absent ones with size zero.
-    pub const fn windows(&self) -> [Region; 8] {
+    /// Every window but RAM, absent ones with size zero.
+    pub const fn windows(&self) -> [Region; 9] {
         [
+            self.rom,
             self.clint,
             self.plic,
             self.uart,

@@ -79,6 +79,11 @@ pub trait Ram: Memory {
     /// Whether the instruction loop reads both source registers before it knows what for.
     const READ_AHEAD: bool = false;
 
+    /// The frame behind page `page` of the ROM, or `None` past its end. Always a shared one.
+    fn rom(&self, _page: u32) -> Option<Frame> {
+        None
+    }
+
     /// Access to frames without going through `self`: see [`Window`].
     type Window: Window;
     /// The window of this RAM, good for as long as the RAM is.
@@ -127,6 +132,7 @@ pub enum DmaError {
 }
 
 /// A VM's RAM as devices see it: guest-physical addresses, every range checked before use.
+/// Nothing else is memory to a device, the ROM neither.
 ///
 /// Remembers whether a shared frame was replaced by a private one, because cached translations
 /// must then be dropped ([`Dma::replaced`]).

@@ -102,7 +102,7 @@ struct Leaf {
 /// Where an access goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
-    /// RAM; for stores the frame is private.
+    /// RAM, or ROM unless it is for a store; for stores the frame is private.
     Ram(Frame),
     /// Anything else, by physical address.
     Mmio(u32),
@@ -238,6 +238,12 @@ impl System {
         }
     }
 
+    /// The frame of the ROM at a physical address. Page tables cannot lie there.
+    fn rom_frame<M: Ram>(&self, ram: &M, physical: u64) -> Option<Frame> {
+        let offset = self.kind.map().rom.offset(u32::try_from(physical).ok()?)?;
+        ram.rom(offset >> FRAME_SHIFT)
+    }
+
     /// Makes a RAM page private, dropping translations to the frame it had.
     fn private<M: Memory>(&mut self, hot: &mut Hot, ram: &mut M, page: u32) -> Result<Frame, Trap> {
         let old = ram.frame(page).unwrap_or(Frame::ZERO);
@@ -281,13 +287,20 @@ impl System {
             return Err(access.access_fault(va));
         }
         let page = leaf.ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
-        if page >= ram.pages() {
-            let addr = u32::try_from(physical).map_err(|_| access.access_fault(va))?;
-            return Ok(Target::Mmio(addr | va & !PAGE_MASK));
-        }
-        let frame = match access {
-            AccessType::Store => self.private(hot, ram, page)?,
-            _ => ram.frame(page).ok_or(access.access_fault(va))?,
+        let frame = if page < ram.pages() {
+            match access {
+                AccessType::Store => self.private(hot, ram, page)?,
+                _ => ram.frame(page).ok_or(access.access_fault(va))?,
+            }
+        } else {
+            match self.rom_frame(ram, physical) {
+                Some(frame) if access != AccessType::Store => frame,
+                // A store to ROM finds no device.
+                _ => {
+                    let addr = u32::try_from(physical).map_err(|_| access.access_fault(va))?;
+                    return Ok(Target::Mmio(addr | va & !PAGE_MASK));
+                }
+            }
         };
         let mut denied = self.data_deny(&leaf, privilege, allowed, ram.is_private(frame));
         if ram.is_code(page, frame) {
@@ -353,7 +366,8 @@ impl System {
         let physical = u64::from(leaf.ppn) << FRAME_SHIFT;
         let page = leaf.ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
         let allowed = self.csr.pmp.check(physical, privilege == Privilege::Machine).x;
-        let frame = ram.frame(page).filter(|_| allowed).ok_or(access.access_fault(va))?;
+        let frame = ram.frame(page).or_else(|| self.rom_frame(ram, physical));
+        let frame = frame.filter(|_| allowed).ok_or(access.access_fault(va))?;
         let x = if privilege != Privilege::Machine && self.csr.get(Word::Satp) & SATP_MODE == 0 {
             deny::U_X | deny::S_X
         } else {

@@ -120,7 +120,8 @@ impl DataTlb {
     }
 }
 
-/// A translation for fetches, with the page of RAM that it leads to.
+/// A translation for fetches, with the page of RAM that it leads to; for ROM it is one
+/// past RAM's.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct InsnEntry {

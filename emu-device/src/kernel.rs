@@ -99,7 +99,9 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         let memory = FrameMemory::new(arena, table, DeviceFrames(&control.free));
         let shared =
             core::slice::from_raw_parts(launch.shared_code, launch.shared_code_len as usize);
-        let mut ram = FrameRam::keep(memory, shared, &mut *launch.private_code.add(id as usize));
+        let rom = core::slice::from_raw_parts(launch.rom, launch.rom_pages as usize);
+        let code = &mut *launch.private_code.add(id as usize);
+        let mut ram = FrameRam::keep(memory, rom, shared, code);
         let mut disk = FrameMemory::new(arena, disk, DeviceFrames(&control.free));
         let now = match launch.rate {
             0 => Now::Instret,

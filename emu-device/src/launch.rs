@@ -40,10 +40,14 @@ pub struct Launch {
     pub frames: u32,
     /// Shared frames in the arena.
     pub shared: u32,
-    /// Pages of `shared_code`: those of the shared frames that RAM starts with.
+    /// Pages of ROM.
+    pub rom_pages: u32,
+    /// Pages of `shared_code`: those of the first shared frames, which RAM starts with and ROM has.
     pub shared_code_len: u32,
     /// Bytes of `inbox`.
     pub inbox_len: u32,
+    /// Keeps what follows aligned.
+    pub reserved: u32,
     /// The arena.
     pub arena: *mut u8,
     /// Decoded instructions of the shared frames.
@@ -58,6 +62,8 @@ pub struct Launch {
     pub tables: *mut u32,
     /// Rows that VMs start with: only shared frames.
     pub base: *const u32,
+    /// The frames of the ROM, all shared.
+    pub rom: *const u32,
     /// All VMs' ports.
     pub ports: *mut PortState,
     /// What counts up during launches.

@@ -233,33 +233,38 @@ impl<const SLOTS: usize> CodeCache<SLOTS> {
     }
 }
 
-/// [`FrameMemory`] to execute from: with decoded instructions.
+/// [`FrameMemory`] to execute from: with a ROM beside it, and decoded instructions.
 pub struct FrameRam<'a, S, const SLOTS: usize = 64> {
     memory: FrameMemory<'a, S>,
+    /// For each page of the ROM, its frame.
+    rom: &'a [u32],
     /// One page for each shared frame.
     shared: &'a [CodePage],
     private: &'a mut CodeCache<SLOTS>,
 }
 
 impl<'a, S: FrameSource, const SLOTS: usize> FrameRam<'a, S, SLOTS> {
-    /// Adds decoded instructions to a memory: `shared` for the arena's shared frames, all zero at
-    /// first and common to the fleet, and `private`, which is emptied.
+    /// Adds to a memory the shared frames of a ROM, and decoded instructions: `shared` for the
+    /// arena's shared frames, all zero at first and common to the fleet, and `private`, which is
+    /// emptied.
     pub fn new(
         memory: FrameMemory<'a, S>,
+        rom: &'a [u32],
         shared: &'a [CodePage],
         private: &'a mut CodeCache<SLOTS>,
     ) -> Self {
         private.clear();
-        Self::keep(memory, shared, private)
+        Self::keep(memory, rom, shared, private)
     }
 
     /// The same with a `private` that serves no other VM and keeps what it knows.
     pub fn keep(
         memory: FrameMemory<'a, S>,
+        rom: &'a [u32],
         shared: &'a [CodePage],
         private: &'a mut CodeCache<SLOTS>,
     ) -> Self {
-        Self { memory, shared, private }
+        Self { memory, rom, shared, private }
     }
 }
 
@@ -320,6 +325,12 @@ impl<S: FrameSource, const SLOTS: usize> Ram for FrameRam<'_, S, SLOTS> {
     const READ_AHEAD: bool = cfg!(feature = "device");
     type Window = Arena;
     type Code = CodeRef;
+
+    fn rom(&self, page: u32) -> Option<Frame> {
+        let frame = Frame::new(*self.rom.get(page as usize)?);
+        // Frames of other VMs are out of reach whatever the table says.
+        (!self.is_private(frame)).then_some(frame)
+    }
 
     #[inline]
     fn window(&self) -> Arena {

@@ -171,7 +171,7 @@ impl Bare {
         let fleet = fleet(&program, kind, memory)?;
         let base = &fleet.base;
         let lane = Lane::new()?;
-        let arena = HostArena::new(&base.frames, base.ram_shared, base.ram.len() as u32)?;
+        let arena = HostArena::new(base, base.ram.len() as u32)?;
         // The arena has a frame for every page, so none is missing.
         let guest = Guest::new(&Arc::new(arena), base, fleet.stage(0), &lane)
             .map_err(|_| Error::Usage("no memory for the program".into()))?;

@@ -26,7 +26,8 @@ const BOOT_EXAMPLES: &str = "Examples:\n  \
         echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
         pxvm boot --machine semu --until ready            semu's memory map\n  \
         pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
-        pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'";
+        pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'\n  \
+        pxvm boot --rom root.cramfs                       another root file system in ROM";
 
 const RUN_EXAMPLES: &str = "Examples:\n  \
         pxvm run rv32ui-p-add\n  \
@@ -99,10 +100,14 @@ pub struct Guest {
     /// Kernel: RISC-V Image (plain, gzip, xz, zstd) or ELF [default: the image in the cache]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// Initial root file system: cpio (plain, gzip, xz, zstd) [default: none with --kernel, else
-    /// the one in the cache]
+    /// Initial root file system: cpio (plain, gzip, xz, zstd) [default: none with --kernel or
+    /// --rom; else the one in the cache, where the machine cannot have it in ROM]
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+    /// ROM that all machines share, up to 64 MiB; without --initrd it holds the root file system,
+    /// a cramfs [default: none with --kernel, --initrd or --dtb, else the one in the cache]
+    #[arg(long, value_name = "FILE")]
+    pub rom: Option<PathBuf>,
     /// Device tree blob to use instead of the machine's own (see `pxvm dtb`)
     #[arg(long, value_name = "FILE")]
     pub dtb: Option<PathBuf>,
@@ -137,6 +142,7 @@ impl Guest {
             memory: self.memory,
             kernel: self.kernel,
             initrd: self.initrd,
+            rom: self.rom,
             firmware: self.firmware,
             dtb: self.dtb,
             disk: self.disk,
@@ -516,7 +522,7 @@ mod tests {
 
     #[test]
     fn boot_takes_all_its_options() {
-        let line = "--count 64 --kernel k --initrd i --dtb d --append -x --memory 32M \
+        let line = "--count 64 --kernel k --initrd i --rom r --dtb d --append -x --memory 32M \
             --machine semu --firmware f --disk q --backend cpu --clock instret --threads 2 \
             --console-dir c --until ready --ready-pattern ^up --timeout 1.5 --json --seed 9";
         let boot = boot(&line.split_ascii_whitespace().collect::<Vec<_>>()).unwrap();

@@ -39,6 +39,11 @@ mod tests {
             files.write("old.bz2", b"BZh91AY&SY garbage");
             files.write("odd.img", &[1; 700]);
             files.write("no.dtb", &[7; 300]);
+            let large = fs::File::create(files.path("large.rom")).unwrap();
+            large.set_len((64 << 20) + 1).unwrap();
+            let mut cramfs = [0; 99];
+            cramfs[..8].copy_from_slice(&[0x45, 0x3d, 0xcd, 0x28, 0, 0x10, 0, 0]);
+            files.write("cut.cramfs", &cramfs);
             files
         }
 
@@ -127,6 +132,11 @@ mod tests {
             ("--initrd text", &["initrd text", "not a cpio"][..]),
             ("--initrd missing", &["initrd missing", "No such file"]),
             ("--initrd old.bz2", &["bzip2"]),
+            ("--rom empty", &["ROM empty", "the file is empty"]),
+            ("--rom missing", &["No such file"]),
+            ("--rom large.rom", &["ROM large.rom", "room for 64 MiB"]),
+            ("--rom cut.cramfs", &["truncated", "of 4096 bytes in a file of 99"]),
+            ("--rom text --machine semu", &["no place for a ROM", "--machine virt"]),
             ("--firmware elf64", &["firmware elf64", "64-bit"]),
             ("--disk odd.img", &["disk odd.img", "sectors"]),
             ("--dtb no.dtb", &["device tree"]),

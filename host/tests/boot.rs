@@ -11,6 +11,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
+    use pxvm::image::cache::default_image;
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use serde_json::Value;
 
@@ -18,6 +19,14 @@ mod tests {
 
     fn boot(args: &str) -> Command {
         pxvm(["boot", "--timeout", "100"].into_iter().chain(args.split_ascii_whitespace()))
+    }
+
+    /// Boots from the initramfs instead of the ROM.
+    fn boot_initramfs(args: &str) -> Command {
+        let mut command = boot(args);
+        let image = default_image().expect("an image");
+        command.arg("--initrd").arg(image.initrd);
+        command
     }
 
     fn json(text: &str) -> Value {
@@ -65,13 +74,54 @@ mod tests {
 
     /// What a VM says when `script` is typed at its shell; it must end with success.
     fn session(script: &str) -> String {
-        let mut child =
-            boot("").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("pxvm starts");
+        session_of(boot(""), script)
+    }
+
+    fn session_of(mut command: Command, script: &str) -> String {
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped.spawn().expect("pxvm starts");
         child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(0), "{text}");
         text
+    }
+
+    #[test]
+    fn the_root_is_executed_where_it_lies_in_rom() {
+        if !has_image() {
+            return;
+        }
+        let text = session(
+            "grep r-xp /proc/self/maps; echo x > /file; echo ke''pt > ~/file && cat ~/file; poweroff\n",
+        );
+        // The physical address in place of the offset in the file.
+        let in_rom = |line: &str| line.contains(" r-xp 200") && line.ends_with(" /bin/busybox");
+        assert!(text.lines().any(|line| in_rom(line.trim_end())), "{text}");
+        assert!(text.contains("/file: Read-only file system") && text.contains("kept"), "{text}");
+    }
+
+    #[test]
+    fn the_initramfs_holds_the_same_files_and_takes_more() {
+        if !has_image() {
+            return;
+        }
+        let script = "cd /; find init bin etc usr -type f | xargs sha256sum | sort; poweroff\n";
+        let sums = |text: String| -> Vec<String> {
+            let is_sum = |l: &&str| l.len() > 66 && l[..64].bytes().all(|b| b.is_ascii_hexdigit());
+            text.lines().map(str::trim_end).filter(is_sum).map(str::to_owned).collect()
+        };
+        let (rom, initramfs) = (session(script), session_of(boot_initramfs(""), script));
+        let (rom, initramfs) = (sums(rom), sums(initramfs));
+        assert!(rom.len() >= 5 && rom == initramfs, "{rom:#?} {initramfs:#?}");
+
+        let frames = |mut command: Command| {
+            let report = json(&run(&mut command).1);
+            report["private_frames"].as_u64().expect("a ready VM")
+        };
+        let args = "--clock instret --until ready --json";
+        let (rom, initramfs) = (frames(boot(args)), frames(boot_initramfs(args)));
+        assert!(rom + 200 < initramfs, "{rom} and {initramfs} private frames");
     }
 
     #[test]
@@ -112,8 +162,8 @@ mod tests {
             return;
         }
         // Without an init the kernel panics and resets, again and again.
-        let (code, _, stderr) =
-            run(&mut boot("--until ready --clock instret --json --append rdinit=/nothing"));
+        let mut command = boot("--until ready --clock instret --json");
+        let (code, _, stderr) = run(command.args(["--append", "init=/nothing"]));
         assert_eq!(code, 4, "{stderr}");
         assert!(stderr.contains("without becoming ready"), "{stderr}");
     }

@@ -35,6 +35,19 @@ mod tests {
     }
 
     #[test]
+    fn the_tree_has_a_rom_that_was_given() {
+        let empty = tempfile::tempdir().unwrap();
+        let rom = empty.path().join("rom");
+        std::fs::write(&rom, [1; 5000]).unwrap();
+        let mut dtb = pxvm(["dtb", "--rom"]);
+        let (code, stdout, _) = run(dtb.arg(rom).env("PXVM_CACHE", empty.path()));
+        assert_eq!(code, 0);
+        for words in ["flash@20000000", "\"mtd-rom\"", "<0x20000000 0x2000>", " root=mtd0 "] {
+            assert!(stdout.contains(words), "{stdout}");
+        }
+    }
+
+    #[test]
     fn completions_and_manual_pages_are_made() {
         let (code, script, _) = run(&mut pxvm(["completions", "bash"]));
         assert!(code == 0 && script.contains("--until"));

@@ -13,7 +13,7 @@ mod tests {
     use dtoolkit::{Node, Property};
     use emu_core::layout::{MachineKind, VIRT};
     use pxvm::dtb::{self, Chosen, Shape};
-    use pxvm::machine::fleet;
+    use pxvm::machine::fleet::{self, Root};
 
     const MEMORY: u32 = 24 << 20;
 
@@ -60,9 +60,14 @@ mod tests {
     }
 
     fn emitted(kind: MachineKind, disk: bool) -> Vec<u8> {
-        let bootargs = fleet::bootargs(0, None, "");
+        // As with the default image.
+        let (root, rom) = match kind {
+            MachineKind::Virt => (Root::Rom, 1 << 20),
+            MachineKind::Semu => (Root::Initrd, 0),
+        };
+        let bootargs = fleet::bootargs(0, None, root, "");
         let chosen = Chosen { bootargs, initrd: None, rng_seed: [0; 8] };
-        dtb::emit(&Shape { kind, memory: MEMORY, disk }).blob(&chosen)
+        dtb::emit(&Shape { kind, memory: MEMORY, rom, disk }).blob(&chosen)
     }
 
     /// The source of a machine as a blob; `None` without the compiler.

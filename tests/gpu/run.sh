@@ -3,11 +3,12 @@
 #
 #   tests/gpu/run.sh PXVM IMAGE_DIR RISCV_TESTS_DIR [COUNT...]
 #
-# IMAGE_DIR holds Image and initramfs.cpio (buildroot/build makes them), RISCV_TESTS_DIR the
-# built isa tests. Fleets have 1, 256, 8448 and 32768 machines unless COUNT says otherwise.
+# IMAGE_DIR holds Image, rootfs.cramfs and initramfs.cpio (buildroot/build makes them),
+# RISCV_TESTS_DIR the built isa tests. Fleets have 1, 256, 8448 and 32768 machines unless COUNT says
+# otherwise.
 # Prints a table and `N passed, N failed`; without a GPU it says so and ends with 0.
 set -uo pipefail
-[ $# -ge 3 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 pxvm=$(realpath "$1") images=$(realpath "$2") isa=$(realpath "$3")
 shift 3
 counts=("$@")
@@ -23,7 +24,7 @@ if ! "$pxvm" doctor | grep -q '^ok  CUDA'; then
 fi
 "$pxvm" doctor | grep CUDA
 
-guest=(--kernel "$images/Image" --initrd "$images/initramfs.cpio")
+guest=(--kernel "$images/Image" --rom "$images/rootfs.cramfs")
 verdict() { # NAME RESULT(0 is good) DETAIL
     if [ "$2" = 0 ]; then passed=$((passed + 1)) mark=ok; else failed=$((failed + 1)) mark=FAILED; fi
     printf '%-7s %-34s %s\n' "$mark" "$1" "$3"
@@ -38,6 +39,12 @@ for count in "${counts[@]}"; do
     verdict "boot --count $count" $rc "$(head -c 400 "$work/out" |
         sed -n 's/.*"wall_seconds":\([0-9.]*\).*"mips_per_vm":\([0-9.]*\),"total_gips":\([0-9.]*\).*"private_frames":\([0-9]*\).*/\1 s  \2 MIPS a VM  \3 GIPS  \4 frames/p')"
 done
+
+guest=(--kernel "$images/Image" --initrd "$images/initramfs.cpio")
+boot --backend cuda --clock instret --until ready --count 256
+verdict "boot --count 256, initramfs" $? "$(head -c 400 "$work/out" |
+    sed -n 's/.*"wall_seconds":\([0-9.]*\).*"private_frames":\([0-9]*\).*/\1 s  \2 frames/p')"
+guest=(--kernel "$images/Image" --rom "$images/rootfs.cramfs")
 
 # The same machines, seed and clock on the CPU are ready after the same number of instructions.
 ready() { grep -o '"ready_instret":[0-9]*' "$work/out"; }

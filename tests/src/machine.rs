@@ -18,6 +18,8 @@ use crate::memory::{Frames, Space};
 
 /// First address of RAM, and of the program under test.
 pub const RAM: u32 = 0x8000_0000;
+/// First address of the ROM.
+pub const ROM: u32 = 0x2000_0000;
 /// Bytes of RAM: two Sv32 superpages.
 pub const RAM_SIZE: u32 = 8 << 20;
 /// The M-mode trap handler: a jump to itself.
@@ -81,9 +83,14 @@ impl TestMachine {
 
     /// A machine of a fleet: the arena's shared frames from 1 on are its first pages, or those
     /// that `pages` names.
-    pub fn on(frames: &Rc<Frames>, mut pages: Vec<u32>) -> Self {
+    pub fn on(frames: &Rc<Frames>, pages: Vec<u32>) -> Self {
+        Self::with_rom(frames, pages, Vec::new())
+    }
+
+    /// The same with the arena's shared frames that `rom` names as a ROM.
+    pub fn with_rom(frames: &Rc<Frames>, mut pages: Vec<u32>, rom: Vec<u32>) -> Self {
         pages.resize(PAGES as usize, 0);
-        Self::with_space(Space::new(frames, pages, Vec::new()))
+        Self::with_space(Space::with_rom(frames, pages, rom, Vec::new()))
     }
 
     /// As [`TestMachine::new`], with the given memory and disk.

@@ -82,6 +82,7 @@ impl FrameSource for Pool<'_> {
 pub struct Space {
     frames: Rc<Frames>,
     table: Vec<u32>,
+    rom: Vec<u32>,
     disk: Vec<u32>,
     code: Box<CodeCache>,
 }
@@ -89,6 +90,11 @@ pub struct Space {
 impl Space {
     /// Memory whose page `i` is the arena's shared frame `table[i]`, and a disk likewise.
     pub fn new(frames: &Rc<Frames>, table: Vec<u32>, disk: Vec<u32>) -> Self {
+        Self::with_rom(frames, table, Vec::new(), disk)
+    }
+
+    /// The same with a ROM.
+    pub fn with_rom(frames: &Rc<Frames>, table: Vec<u32>, rom: Vec<u32>, disk: Vec<u32>) -> Self {
         assert!(table.iter().chain(&disk).all(|&f| f < frames.shared), "not a shared frame");
         // SAFETY: a `CodeCache` is integers, and all zero is its empty state; the memory comes from
         // the allocator with its layout, which is what `Box` gives back.
@@ -100,7 +106,7 @@ impl Space {
             }
             Box::from_raw(code)
         };
-        Self { frames: Rc::clone(frames), table, disk, code }
+        Self { frames: Rc::clone(frames), table, rom, disk, code }
     }
 
     /// The arena.
@@ -121,7 +127,7 @@ impl Space {
         let memory = unsafe { FrameMemory::new(arena, &mut self.table, Pool(&self.frames)) };
         // SAFETY: as above.
         let mut disk = unsafe { FrameMemory::new(arena, &mut self.disk, Pool(&self.frames)) };
-        let mut ram = FrameRam::new(memory, &self.frames.code, &mut self.code);
+        let mut ram = FrameRam::new(memory, &self.rom, &self.frames.code, &mut self.code);
         f(&mut ram, &mut disk)
     }
 }

@@ -5,8 +5,9 @@ use crate::backend::ClockSource;
 use crate::cli::Dtb;
 use crate::dtb::{self, Chosen, SEED_WORDS, Shape};
 use crate::exit::{Code, Error};
-use crate::image::{Role, cache, disk, load};
-use crate::machine::{assemble, fleet, plan};
+use crate::image::{Role, cache, disk, load, rom};
+use crate::machine::fleet::{self, Root};
+use crate::machine::{assemble, plan};
 
 /// Prints a VM's device tree, or writes the blob.
 pub fn dtb(args: Dtb) -> Result<Code, Error> {
@@ -15,16 +16,20 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
     let blob = if options.kernel.is_some() || cache::default_image().is_some() {
         assemble(&options)?.blob(vm)
     } else {
-        // No image: the tree without an initrd.
+        // No image: the tree without an initrd, and with a ROM only if one was given.
         plan::ram(options.kind, options.memory)?;
         let disk = options.disk.as_ref().map(|path| disk::disk(path)).transpose()?;
         let memory = options.memory.0 as u32;
-        let shape = Shape { kind: options.kind, memory, disk: disk.is_some() };
+        let window = options.kind.map().rom;
+        let rom = options.rom.as_ref().map(|path| rom::rom(path, window)).transpose()?;
+        let rom = rom.map_or(0, |rom| rom.len() as u32);
+        let shape = Shape { kind: options.kind, memory, rom, disk: disk.is_some() };
         let tree = match &options.dtb {
             None => dtb::emit(&shape),
             Some(path) => dtb::given(&load(Role::DeviceTree, path, Ok)?, &shape)?,
         };
-        let bootargs = fleet::bootargs(vm, tree.bootargs().as_deref(), &options.append);
+        let root = if rom != 0 && options.initrd.is_none() { Root::Rom } else { Root::Initrd };
+        let bootargs = fleet::bootargs(vm, tree.bootargs().as_deref(), root, &options.append);
         Some(tree.blob(&Chosen { bootargs, initrd: None, rng_seed: [0; SEED_WORDS] }))
     };
     // A fleet that is booted always has a tree.

@@ -110,6 +110,12 @@ fn soc(map: &Map, shape: &Shape) -> DeviceTreeNode {
     set(&mut soc, "ranges", Vec::<u8>::new());
     set(&mut soc, "interrupt-parent", phandle::PLIC);
 
+    if shape.rom != 0 {
+        let region = Region { size: shape.rom, ..map.rom };
+        let mut node = device("flash", region, &["mtd-rom"]);
+        set(&mut node, "bank-width", 4u32);
+        soc.add_child(node);
+    }
     if map.finisher.size != 0 {
         let mut node = device("test", map.finisher, &["sifive,test1", "sifive,test0", "syscon"]);
         set(&mut node, "phandle", phandle::FINISHER);

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use crate::image::testing::damage;
 
-    const SHAPE: Shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, disk: false };
+    const SHAPE: Shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false };
 
     fn chosen(bootargs: &str) -> Chosen {
         Chosen {

@@ -42,6 +42,8 @@ pub struct Shape {
     pub kind: MachineKind,
     /// Bytes of RAM.
     pub memory: u32,
+    /// Bytes of ROM, a power of two; zero without one.
+    pub rom: u32,
     /// Whether there is a disk.
     pub disk: bool,
 }

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 pub struct DefaultImage {
     /// The kernel.
     pub kernel: PathBuf,
-    /// The root file system.
+    /// The root file system as an initrd.
     pub initrd: PathBuf,
+    /// The same as a ROM, to be executed in place.
+    pub rom: PathBuf,
 }
 
 /// The cache: `$PXVM_CACHE`, `$XDG_CACHE_HOME/pxvm` or `~/.cache/pxvm`.
@@ -42,13 +44,17 @@ pub fn images() -> PathBuf {
 /// The default image in the folder `images`.
 pub fn default_in(images: &Path) -> DefaultImage {
     let dir = images.join("default");
-    DefaultImage { kernel: dir.join("Image"), initrd: dir.join("initramfs.cpio") }
+    DefaultImage {
+        kernel: dir.join("Image"),
+        initrd: dir.join("initramfs.cpio"),
+        rom: dir.join("rootfs.cramfs"),
+    }
 }
 
 /// The default image, if it has been built.
 pub fn default_image() -> Option<DefaultImage> {
     let image = default_in(&images());
-    (image.kernel.is_file() && image.initrd.is_file()).then_some(image)
+    [&image.kernel, &image.initrd, &image.rom].iter().all(|file| file.is_file()).then_some(image)
 }
 
 /// What to say when it has not.

@@ -1,4 +1,4 @@
-//! Files that go into a guest: kernels, initrds, firmware, programs, disks.
+//! Files that go into a guest: kernels, initrds, ROMs, firmware, programs, disks.
 //!
 //! Nothing here trusts a file: sizes are limited, every offset is checked, and a file that cannot
 //! work is refused with one sentence that says why.
@@ -9,6 +9,7 @@ pub mod disk;
 pub mod elf;
 pub mod initrd;
 pub mod kernel;
+pub mod rom;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -26,6 +27,8 @@ pub enum Role {
     Kernel,
     /// The initial root file system.
     Initrd,
+    /// A ROM.
+    Rom,
     /// M-mode firmware.
     Firmware,
     /// A device tree blob.
@@ -41,6 +44,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Kernel => "kernel",
             Self::Initrd => "initrd",
+            Self::Rom => "ROM",
             Self::Firmware => "firmware",
             Self::DeviceTree => "device tree",
             Self::Disk => "disk",

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use emu_core::layout::MachineKind;
 
+use super::fleet::Root;
 use super::plan::{Inputs, plan, ram};
 use super::{BaseImage, Fleet};
 use crate::dtb::{self, Shape};
 use crate::exit::Error;
-use crate::image::{self, Role, cache, disk, initrd, kernel};
+use crate::image::{self, Role, cache, disk, initrd, kernel, rom};
 use crate::units::Size;
 
 /// What a fleet is made of.
@@ -22,8 +23,13 @@ pub struct GuestOptions {
     pub memory: Size,
     /// The kernel; the default image when absent.
     pub kernel: Option<PathBuf>,
-    /// The initrd; the default image's when kernel and initrd are absent.
+    /// The initrd.
     pub initrd: Option<PathBuf>,
+    /// A ROM that all VMs share.
+    ///
+    /// Without kernel, initrd and ROM the root file system is the default image's: in ROM where
+    /// the machine has one, else as an initrd.
+    pub rom: Option<PathBuf>,
     /// M-mode firmware instead of the built-in SBI.
     pub firmware: Option<PathBuf>,
     /// A device tree blob instead of the machine's own.
@@ -47,6 +53,7 @@ impl Default for GuestOptions {
             memory: Size::mib(24),
             kernel: None,
             initrd: None,
+            rom: None,
             firmware: None,
             dtb: None,
             disk: None,
@@ -64,24 +71,21 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
     // `ram` has checked the size against the map.
     let memory = options.memory.0 as u32;
 
-    let (kernel_path, initrd_path) = match (&options.kernel, &options.initrd) {
-        (Some(kernel), initrd) => (kernel.clone(), initrd.clone()),
-        (None, initrd) => {
-            let image = cache::default_image().ok_or_else(|| Error::Usage(cache::missing()))?;
-            (image.kernel, Some(initrd.clone().unwrap_or(image.initrd)))
-        }
-    };
-    let kernel = kernel::kernel(&kernel_path)?;
-    let initrd = initrd_path.map(|path| initrd::initrd(&path)).transpose()?;
+    let images = images(options)?;
+    let kernel = kernel::kernel(&images.kernel)?;
+    let initrd = images.initrd.map(|path| initrd::initrd(&path)).transpose()?;
+    let rom = images.rom.map(|path| rom::rom(&path, kind.map().rom)).transpose()?;
     let firmware = options.firmware.as_ref().map(|path| kernel::firmware(path)).transpose()?;
     let disk = options.disk.as_ref().map(|path| disk::disk(path)).transpose()?;
-    let shape = Shape { kind, memory, disk: disk.is_some() };
+    let rom_len = rom.as_ref().map_or(0, |rom| rom.len() as u32);
+    let shape = Shape { kind, memory, rom: rom_len, disk: disk.is_some() };
     let tree = match &options.dtb {
         None => dtb::emit(&shape),
         Some(path) => dtb::given(&image::load(Role::DeviceTree, path, Ok)?, &shape)?,
     };
 
-    let tree_len = Fleet::tree_len(&tree, options.count, &options.append);
+    let root = if rom.is_some() && initrd.is_none() { Root::Rom } else { Root::Initrd };
+    let tree_len = Fleet::tree_len(&tree, options.count, root, &options.append);
     let plan = plan(Inputs { kind, memory: options.memory, kernel, initrd, firmware, tree_len })?;
     tracing::debug!(
         entry = format_args!("{:#x}", plan.entry),
@@ -89,14 +93,47 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
         tree = format_args!("{:#x}", plan.tree),
         "memory layout"
     );
-    let base = BaseImage::new(kind.map().ram_base, memory, &plan.contents, disk.as_deref());
+    let base = BaseImage::new(
+        kind.map().ram_base,
+        memory,
+        &plan.contents,
+        rom.as_deref(),
+        disk.as_deref(),
+    );
     Ok(Fleet {
         count: options.count,
         plan,
         base,
         tree: Some(tree),
+        root,
         append: options.append.clone(),
         seed: options.seed,
         host_time: options.host_time,
+    })
+}
+
+/// What a fleet boots from.
+struct Images {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    rom: Option<PathBuf>,
+}
+
+fn images(options: &GuestOptions) -> Result<Images, Error> {
+    let (initrd, rom) = (options.initrd.clone(), options.rom.clone());
+    if let Some(kernel) = options.kernel.clone() {
+        return Ok(Images { kernel, initrd, rom });
+    }
+    let image = cache::default_image().ok_or_else(|| Error::Usage(cache::missing()))?;
+    let kernel = image.kernel;
+    if initrd.is_some() || rom.is_some() {
+        return Ok(Images { kernel, initrd, rom });
+    }
+    // A tree that was given need not know of a ROM.
+    let has_rom = options.kind.map().rom.size != 0 && options.dtb.is_none();
+    Ok(if has_rom {
+        Images { kernel, initrd: None, rom: Some(image.rom) }
+    } else {
+        Images { kernel, initrd: Some(image.initrd), rom: None }
     })
 }

@@ -8,15 +8,17 @@ use crate::image::Segment;
 
 const FRAME: usize = FRAME_SIZE as usize;
 
-/// Frames that a fleet shares, and which page of RAM or disk each one backs.
+/// Frames that a fleet shares, and which page of RAM, ROM or disk each one backs.
 #[derive(Clone, Debug, Default)]
 pub struct BaseImage {
     /// Contents of the frames, frame 0 (all zero) first.
     pub frames: Vec<u8>,
-    /// How many frames RAM has, frame 0 included; those of the disk follow.
+    /// How many frames RAM and ROM have, frame 0 included; those of the disk follow.
     pub ram_shared: u32,
     /// For each page of RAM, its frame.
     pub ram: Vec<u32>,
+    /// For each page of the ROM, its frame; empty without a ROM.
+    pub rom: Vec<u32>,
     /// For each page of the disk, its frame; empty without a disk.
     pub disk: Vec<u32>,
     /// Length of the disk in bytes.
@@ -24,11 +26,17 @@ pub struct BaseImage {
 }
 
 impl BaseImage {
-    /// Lays out `contents` in `memory` bytes of RAM that start at `ram_base`, and `disk`.
+    /// Lays out `contents` in `memory` bytes of RAM that start at `ram_base`, and `rom` and `disk`.
     ///
     /// Segments must lie in RAM and not overlap; `Plan` guarantees both. Pages that are all zero
     /// are frame 0, and equal pages within kernel and initrd are not looked for: there are few.
-    pub fn new(ram_base: u32, memory: u32, contents: &[Segment], disk: Option<&[u8]>) -> Self {
+    pub fn new(
+        ram_base: u32,
+        memory: u32,
+        contents: &[Segment],
+        rom: Option<&[u8]>,
+        disk: Option<&[u8]>,
+    ) -> Self {
         let mut pages: HashMap<u32, Box<[u8; FRAME]>> = HashMap::new();
         for segment in contents {
             let mut at = segment.addr.wrapping_sub(ram_base) as usize;
@@ -47,6 +55,9 @@ impl BaseImage {
         base.ram = (0..memory >> FRAME_SHIFT)
             .map(|page| pages.get(&page).map_or(0, |bytes| base.add(&bytes[..])))
             .collect();
+        if let Some(rom) = rom {
+            base.rom = rom.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
+        }
         base.ram_shared = base.shared();
         if let Some(disk) = disk {
             base.disk_len = disk.len() as u64;
@@ -80,12 +91,16 @@ mod tests {
         let segment =
             |addr, bytes: &[u8]| Segment { addr, bytes: bytes.to_vec(), size: bytes.len() as u32 };
         let contents = [segment(0x8000_0ffe, &[1, 2, 3]), segment(0x8000_3000, &[0; 64])];
-        let base = BaseImage::new(0x8000_0000, 5 * 4096, &contents, Some(&[9; 512]));
+        let mut rom = [7; 3 * 4096];
+        rom[4096..8192].fill(0);
+        let base = BaseImage::new(0x8000_0000, 5 * 4096, &contents, Some(&rom), Some(&[9; 512]));
 
         assert_eq!(base.ram, [1, 2, 0, 0, 0]);
-        assert_eq!(base.disk, [3]);
-        assert_eq!(base.shared(), 4);
+        assert_eq!(base.rom, [3, 0, 4]);
+        assert_eq!(base.ram_shared, 5);
+        assert_eq!(base.disk, [5]);
+        assert_eq!(base.shared(), 6);
         assert_eq!(base.frames[4096 + 0xffe..4096 + 0x1001], [1, 2, 3]);
-        assert_eq!(base.frames.len(), 4 * 4096);
+        assert_eq!(base.frames.len(), 6 * 4096);
     }
 }

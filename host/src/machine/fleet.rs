@@ -29,6 +29,8 @@ pub struct Fleet {
     pub base: BaseImage,
     /// The device tree; none for bare-metal programs.
     pub tree: Option<Template>,
+    /// Where the root file system is.
+    pub root: Root,
     /// Words for the end of each kernel's command line.
     pub append: String,
     /// All randomness of the fleet comes from this number.
@@ -46,6 +48,26 @@ pub struct Staged {
     pub pages: Vec<(u32, Box<[u8; FRAME_SIZE as usize]>)>,
 }
 
+/// Where the kernel is told to find its root file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Root {
+    /// In the initrd, if anywhere.
+    Initrd,
+    /// In the ROM.
+    Rom,
+}
+
+impl Root {
+    /// What the command line says about it.
+    const fn words(self) -> &'static str {
+        match self {
+            // A kernel that freed the initrd would write to it: each VM had its own copy then.
+            Self::Initrd => "retain_initrd",
+            Self::Rom => "root=mtd0 rootfstype=cramfs ro init=/init",
+        }
+    }
+}
+
 /// The name of a VM, also its host name: `vm3`.
 pub fn name(vm: u32) -> String {
     format!("vm{vm}")
@@ -54,12 +76,12 @@ pub fn name(vm: u32) -> String {
 /// The command line of VM `vm`. The kernel takes the last of two words that contradict.
 ///
 /// All guests of a fleet have the same address; who talks to the outside rewrites it there.
-pub fn bootargs(vm: u32, tree: Option<&str>, append: &str) -> String {
-    let host = name(vm);
+pub fn bootargs(vm: u32, tree: Option<&str>, root: Root, append: &str) -> String {
+    let (host, root) = (name(vm), root.words());
     let mut line = match tree {
         Some(given) => given.to_owned(),
         None => format!(
-            "console=ttyS0 quiet retain_initrd ip=10.0.2.15::10.0.2.2:255.255.255.0:{host}:eth0:off \
+            "console=ttyS0 quiet {root} ip=10.0.2.15::10.0.2.2:255.255.255.0:{host}:eth0:off \
              panic=1 pxvm.host={host}"
         ),
     };
@@ -85,21 +107,21 @@ impl Fleet {
         program: Payload,
     ) -> Result<Self, PlanError> {
         let plan = plan::bare(kind, memory, program)?;
-        let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None);
-        let append = String::new();
-        Ok(Self { count, plan, base, tree: None, append, seed: 0, host_time: false })
+        let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None, None);
+        let (root, append) = (Root::Initrd, String::new());
+        Ok(Self { count, plan, base, tree: None, root, append, seed: 0, host_time: false })
     }
 
     /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`].
-    pub fn tree_len(tree: &Template, count: u32, append: &str) -> usize {
-        let bootargs = bootargs(count.saturating_sub(1), tree.bootargs().as_deref(), append);
+    pub fn tree_len(tree: &Template, count: u32, root: Root, append: &str) -> usize {
+        let bootargs = bootargs(count.saturating_sub(1), tree.bootargs().as_deref(), root, append);
         tree.blob(&Chosen { bootargs, initrd: Some(0..0), rng_seed: [0; SEED_WORDS] }).len()
     }
 
     /// The device tree of a VM.
     pub fn blob(&self, vm: u32) -> Option<Vec<u8>> {
         let tree = self.tree.as_ref()?;
-        let bootargs = bootargs(vm, tree.bootargs().as_deref(), &self.append);
+        let bootargs = bootargs(vm, tree.bootargs().as_deref(), self.root, &self.append);
         let rng_seed = self.randomness(vm, Purpose::Kernel);
         Some(tree.blob(&Chosen { bootargs, initrd: self.plan.initrd.clone(), rng_seed }))
     }
@@ -172,7 +194,7 @@ mod tests {
     use crate::machine::plan::{Inputs, plan};
 
     fn fleet(seed: u64) -> Fleet {
-        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, disk: false };
+        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false };
         let tree = emit(&shape);
         let plan = plan(Inputs {
             kind: shape.kind,
@@ -180,12 +202,12 @@ mod tests {
             kernel: Payload::flat(vec![0x13; 64], 64),
             initrd: Some(vec![5; 100]),
             firmware: None,
-            tree_len: Fleet::tree_len(&tree, 1000, "debug"),
+            tree_len: Fleet::tree_len(&tree, 1000, Root::Initrd, "debug"),
         })
         .unwrap();
-        let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None);
-        let append = "debug".into();
-        Fleet { count: 1000, plan, base, tree: Some(tree), append, seed, host_time: false }
+        let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None, None);
+        let (root, append) = (Root::Initrd, "debug".into());
+        Fleet { count: 1000, plan, base, tree: Some(tree), root, append, seed, host_time: false }
     }
 
     #[test]
@@ -206,9 +228,9 @@ mod tests {
 
     #[test]
     fn the_command_line_names_the_host_and_ends_with_what_was_appended() {
-        let line = bootargs(3, None, "panic=5");
-        assert!(line.contains("pxvm.host=vm3"));
+        let line = bootargs(3, None, Root::Rom, "panic=5");
+        assert!(line.contains("pxvm.host=vm3") && line.contains("root=mtd0 "));
         assert!(line.ends_with(" panic=5"));
-        assert_eq!(bootargs(3, Some("console=hvc0"), ""), "console=hvc0");
+        assert_eq!(bootargs(3, Some("console=hvc0"), Root::Initrd, ""), "console=hvc0");
     }
 }

@@ -2,7 +2,7 @@
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
 use pxvm_tests::hash::StateHash;
-use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, Sv32, TestMachine, pte};
+use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, ROM, Sv32, TestMachine, pte};
 use pxvm_tests::memory::Frames;
 
 use emu_core::abi::ExitCode;
@@ -29,7 +29,7 @@ impl Neighbours {
         quiet.run(100);
         let state = quiet.hash();
         let shared = frames.shared_bytes();
-        let mut hostile = TestMachine::on(&frames, vec![1, 2, 1]);
+        let mut hostile = TestMachine::with_rom(&frames, vec![1, 2, 1], vec![2, 0, 1]);
         hostile.vm.sys.dev.virtio = [Virtio::net([2, 0, 0, 0, 0, 1]), Virtio::RNG, Virtio::blk(16)];
         Self { hostile, quiet, state, shared }
     }
@@ -68,11 +68,12 @@ fn random_words(rng: &mut Prng, n: usize) -> Vec<u32> {
 }
 
 fn random_register(rng: &mut Prng) -> u32 {
-    match rng.below(5) {
+    match rng.below(6) {
         0 => rng.next_u32(),
         1 => RAM + rng.below(RAM_SIZE),
         2 => 0x1000_0000 + rng.below(0x9000),
-        3 => rng.pick(&[0x0200_0000, 0x0200_4000, 0x0c00_0000, 0x0c20_0000, 0x10_1000]),
+        3 => ROM + rng.below(0x4000),
+        4 => rng.pick(&[0x0200_0000, 0x0200_4000, 0x0c00_0000, 0x0c20_0000, 0x10_1000]),
         _ => rng.below(4096),
     }
 }

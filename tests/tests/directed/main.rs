@@ -18,6 +18,7 @@ mod loads_stores;
 mod multiply;
 mod pmp;
 mod privileged;
+mod rom;
 mod sbi;
 mod slices;
 mod sv32;

@@ -33,6 +33,8 @@ pub struct HostArena {
     _map: MmapMut,
     /// Decoded instructions of shared frames, all zero at first.
     code: MmapMut,
+    /// The frames of the ROM.
+    rom: Vec<u32>,
 }
 
 /// Private frames that nobody has.
@@ -84,9 +86,10 @@ impl Lane {
 }
 
 impl HostArena {
-    /// Reserves room for the frames in `shared`, frame 0 (all zero) first, and `private` more.
-    /// Instructions are expected in the first `code` of the shared frames.
-    pub fn new(shared: &[u8], code: u32, private: u32) -> Result<Self, BackendError> {
+    /// Reserves room for the frames of `base` and `private` more. Instructions are expected in
+    /// what RAM and ROM have of them.
+    pub fn new(base: &BaseImage, private: u32) -> Result<Self, BackendError> {
+        let (shared, code) = (&base.frames[..], base.ram_shared);
         let first = (shared.len() / FRAME_SIZE as usize) as u32;
         let frames = first.saturating_add(private);
         let bytes = u64::from(frames) * u64::from(FRAME_SIZE);
@@ -99,7 +102,8 @@ impl HostArena {
         // Shared frames are written above only, before any `FrameMemory` exists.
         let arena = unsafe { Arena::new(map.as_mut_ptr(), frames, first) };
         let pool = Mutex::new(Pool { free: Vec::new(), fresh: first, end: frames });
-        Ok(Self { arena, pool, in_use: AtomicU32::new(0), _map: map, code })
+        let rom = base.rom.clone();
+        Ok(Self { arena, pool, in_use: AtomicU32::new(0), _map: map, code, rom })
     }
 
     /// The memory that `table` describes.
@@ -230,7 +234,7 @@ impl Guest {
                 self.arena.memory(&mut self.disk, magazine),
             )
         };
-        let ram = FrameRam::new(ram, self.arena.code(), code);
+        let ram = FrameRam::new(ram, &self.arena.rom, self.arena.code(), code);
         Session { vm: &mut self.vm, ram, disk }
     }
 }
@@ -290,7 +294,8 @@ mod tests {
     fn base() -> BaseImage {
         let mut frames = vec![0; 2 * FRAME_SIZE as usize];
         frames[FRAME_SIZE as usize] = 7;
-        BaseImage { frames, ram_shared: 2, ram: vec![1, 0, 1], disk: vec![1], disk_len: 4096 }
+        let (ram, rom, disk) = (vec![1, 0, 1], Vec::new(), vec![1]);
+        BaseImage { frames, ram_shared: 2, ram, rom, disk, disk_len: 4096 }
     }
 
     fn guest(arena: &Arc<HostArena>, pages: &[u32]) -> Result<Guest, NoFrame> {
@@ -301,7 +306,7 @@ mod tests {
     }
 
     fn arena(private: u32) -> Arc<HostArena> {
-        Arc::new(HostArena::new(&base().frames, 2, private).unwrap())
+        Arc::new(HostArena::new(&base(), private).unwrap())
     }
 
     #[test]

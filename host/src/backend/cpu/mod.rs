@@ -77,8 +77,7 @@ impl CpuBackend {
         // More private frames than the host has memory for would let guests exhaust the host.
         let frames = host::memory_available().0 / u64::from(FRAME_SIZE);
         let private = (pages * u64::from(fleet.count)).min(frames).min(u64::from(u32::MAX) / 2);
-        let arena =
-            Arc::new(HostArena::new(&fleet.base.frames, fleet.base.ram_shared, private as u32)?);
+        let arena = Arc::new(HostArena::new(&fleet.base, private as u32)?);
         let slot = || Slot {
             instance: Mutex::new(None),
             input: Mutex::default(),

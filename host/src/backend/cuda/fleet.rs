@@ -161,13 +161,15 @@ impl DeviceFleet {
         let ports = zeroed(gpu.as_mut(), n * size_of::<PortState>() as u64)?;
         let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
         let returned = gpu.alloc(u64::from(frames - shared) * 4)?;
-        let row: Vec<u32> = base.ram.iter().chain(&base.disk).copied().collect();
+        // The row that VMs start with, and the ROM's behind it.
+        let rows: Vec<u32> = base.ram.iter().chain(&base.disk).chain(&base.rom).copied().collect();
         assert!(
-            row.iter().all(|&f| f < shared)
+            rows.iter().all(|&f| f < shared)
                 && base.frames[..FRAME_SIZE as usize].iter().all(|&b| b == 0)
         );
-        let base_row = gpu.alloc(u64::from(pages) * 4)?;
-        gpu.upload(base_row, raw::bytes(&row))?;
+        let base_row = gpu.alloc(rows.len() as u64 * 4)?;
+        gpu.upload(base_row, raw::bytes(&rows))?;
+        let rom = base_row + u64::from(pages) * 4;
         let arena = gpu.alloc(u64::from(frames) << FRAME_SHIFT)?;
         gpu.upload(arena, &base.frames)?;
         gpu.upload(
@@ -198,8 +200,10 @@ impl DeviceFleet {
             disk_pages: base.disk.len() as u32,
             frames,
             shared,
+            rom_pages: base.rom.len() as u32,
             shared_code_len: ram_shared,
             inbox_len: 0,
+            reserved: 0,
             arena: arena as *mut u8,
             shared_code: shared_code as *const CodePage,
             private_code: private_code as *mut CodeCache<CODE_SLOTS>,
@@ -207,6 +211,7 @@ impl DeviceFleet {
             vms: vms as *mut Vm,
             tables: tables as *mut u32,
             base: base_row as *const u32,
+            rom: rom as *const u32,
             ports: ports as *mut PortState,
             control: control as *const Control,
             inbox: std::ptr::null(),

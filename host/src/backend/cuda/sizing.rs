@@ -18,7 +18,7 @@ const TYPICAL_FRAMES: u64 = 700;
 pub struct Shape {
     /// VMs.
     pub count: u32,
-    /// Frames of the base image, and how many of them RAM starts with.
+    /// Frames of the base image, and how many of them RAM starts with or ROM has.
     pub shared: u32,
     /// Those may hold code.
     pub ram_shared: u32,

@@ -58,7 +58,7 @@ impl LockstepBackend {
         super::cpu::check_count(fleet.count, fleet.plan.memory)?;
         let pages = (fleet.base.ram.len() + fleet.base.disk.len()) as u32;
         let private = pages.saturating_mul(fleet.count).min(u32::MAX >> 2);
-        let arena = HostArena::new(&fleet.base.frames, fleet.base.ram_shared, private)?;
+        let arena = HostArena::new(&fleet.base, private)?;
         let (sender, events) = bounded(EVENTS_MAX);
         let shared = Arc::new(Shared {
             instret: (0..fleet.count).map(|_| AtomicU64::new(0)).collect(),
