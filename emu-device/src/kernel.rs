@@ -3,10 +3,11 @@
 //! The work is ordinary code, so that tests run a fleet over the host's memory with it.
 
 use crate::launch::{CODE_SLOTS, FreeFrames, Launch, StagedVm, WAKE};
-use crate::port::{Inbox, LogPort, PortState, Rest};
+use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource};
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hot, VERSION};
+use emu_core::layout::virtio_slot;
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{FRAME_SIZE, Memory};
 
@@ -91,6 +92,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
             return port.flush();
         }
         port.wake();
+        port.limit(launch.count);
         let hot = &mut *hot;
         *hot = vm.hot.clone();
 
@@ -127,9 +129,9 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
                 break;
             }
         }
-        if offered {
-            port.tell_taken();
-        }
+        let card = &vm.sys.dev.virtio[virtio_slot::NET].counters;
+        let drops = CardDrops { rx: card.rx_drops as u32, tx: card.tx_drops as u32 };
+        port.tell_taken(offered, drops);
         match exit.code {
             ExitCode::Budget => {
                 control.busy.fetch_add(1, Ordering::Relaxed);

@@ -11,6 +11,8 @@ use emu_core::port::{FRAME_MAX, Port};
 
 /// Bytes that a VM collects before it writes a console record.
 pub const CONSOLE_BYTES: usize = 120;
+/// Most bytes of frames that a VM sends in one launch.
+const SHARE_MAX: u32 = 64 << 10;
 /// Records start at multiples of this, as do the parts of the inbox.
 pub const RECORD_ALIGN: u32 = 8;
 
@@ -26,7 +28,8 @@ pub enum RecordKind {
     Frame = 2,
     /// The VM rests: an [`ExitRecord`].
     Exit = 3,
-    /// How much input it has taken: a [`Taken`].
+    /// How much input it has taken, and what its card has dropped: an
+    /// [`InputRecord`].
     Taken = 4,
 }
 
@@ -54,7 +57,7 @@ pub struct ExitRecord {
     pub wake_at: u64,
 }
 
-/// The body of [`RecordKind::Taken`]: counters that start with the VM and wrap.
+/// How far a VM's input is: counters that start with the VM and wrap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Taken {
@@ -62,6 +65,28 @@ pub struct Taken {
     pub console: u32,
     /// Frames.
     pub frames: u32,
+}
+
+/// Frames that a VM's network card has dropped, counted likewise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct CardDrops {
+    /// On the way to the guest.
+    pub rx: u32,
+    /// From the guest.
+    pub tx: u32,
+}
+
+/// The body of [`RecordKind::Taken`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct InputRecord {
+    /// Where the input ended that it was offered.
+    pub offered: Taken,
+    /// How much of it it has taken.
+    pub taken: Taken,
+    /// What its card has dropped.
+    pub drops: CardDrops,
 }
 
 /// The log, in host-visible memory.
@@ -141,6 +166,8 @@ pub struct PortState {
     pub exit: Exit,
     /// Input taken.
     pub taken: Taken,
+    /// What its card had dropped when the host was last told.
+    pub drops: CardDrops,
     /// Bytes in `console`.
     pub console_len: u32,
     /// Console output not yet in the log.
@@ -156,6 +183,7 @@ impl PortState {
             rest: Rest::No,
             exit: Exit { code: ExitCode::Budget, arg: 0 },
             taken: Taken { console: 0, frames: 0 },
+            drops: CardDrops { rx: 0, tx: 0 },
             console_len: 0,
             console: [0; CONSOLE_BYTES / 8],
         }
@@ -235,6 +263,15 @@ impl<'a> Inbox<'a> {
         Some(inbox)
     }
 
+    /// Where it ends.
+    fn end(&self) -> Taken {
+        let InboxHead { console_at, console_len, frames_at, frames_len } = self.head;
+        Taken {
+            console: console_at.wrapping_add(console_len),
+            frames: frames_at.wrapping_add(frames_len),
+        }
+    }
+
     fn byte(&self, taken: u32) -> Option<u8> {
         self.console.get(taken.wrapping_sub(self.head.console_at) as usize).copied()
     }
@@ -265,13 +302,22 @@ pub struct LogPort<'a> {
     /// Where the frame being sent goes, and its length.
     frame: *mut u8,
     frame_len: u32,
+    /// Bytes that it may still take of the log for frames.
+    share: u32,
 }
 
 impl<'a> LogPort<'a> {
     /// A port that writes to `outbox` and reads from `inbox`.
     pub fn new(vm: u32, state: &'a mut PortState, outbox: &'a Outbox, inbox: Inbox<'a>) -> Self {
         let frame = core::ptr::null_mut();
-        Self { vm, state, outbox, inbox, instret: 0, frame, frame_len: 0 }
+        Self { vm, state, outbox, inbox, instret: 0, frame, frame_len: 0, share: u32::MAX }
+    }
+
+    /// Leaves the VM a share of the log for its frames, being one of `count` VMs: half of it is
+    /// divided among all, so that nobody floods the others' part.
+    pub fn limit(&mut self, count: u32) {
+        let fair = self.outbox.capacity / 2 / count.max(1);
+        self.share = fair.clamp(2 * FRAME_MAX, SHARE_MAX);
     }
 
     /// Fleet time that is zero for this VM.
@@ -299,10 +345,20 @@ impl<'a> LogPort<'a> {
         self.flush();
     }
 
-    /// Tells the host how much input was taken.
-    pub fn tell_taken(&mut self) {
-        // Without room for it the host offers the same again, and is told then.
-        self.outbox.put(self.vm, RecordKind::Taken, self.instret, self.state.taken);
+    /// Tells the host how much input was taken if some was offered, and what the card has dropped
+    /// if that is news.
+    pub fn tell_taken(&mut self, offered: bool, drops: CardDrops) {
+        if !offered && drops == self.state.drops {
+            return;
+        }
+        let taken = self.state.taken;
+        let offered = if offered { self.inbox.end() } else { taken };
+        // Without room for it the host offers the same again, or there is news still, and it is
+        // told then.
+        let record = InputRecord { offered, taken, drops };
+        if self.outbox.put(self.vm, RecordKind::Taken, self.instret, record) {
+            self.state.drops = drops;
+        }
     }
 
     /// Makes the VM rest, and tells the host, now or when there is room to say so.
@@ -365,9 +421,11 @@ impl Port for LogPort<'_> {
     }
 
     fn net_tx_begin(&mut self, len: u32) -> bool {
+        let Some(share) = self.share.checked_sub(len) else { return false };
         match self.outbox.record(self.vm, RecordKind::Frame, len, self.instret) {
             Some(to) => {
                 (self.frame, self.frame_len) = (to, len);
+                self.share = share;
                 true
             }
             None => false,
@@ -531,6 +589,35 @@ mod tests {
         let mut bytes = offered(0, b"", 0, &[b"abc"]);
         bytes[16] = 200;
         assert!(Inbox::new(&bytes, &taken).unwrap().frame().is_none());
+    }
+
+    #[test]
+    fn a_vm_that_floods_has_its_share_of_the_log_and_no_more() {
+        let log = log(64 << 10);
+        let mut state = PortState::new(0);
+        let mut port = LogPort::new(0, &mut state, &log.outbox, Inbox::NONE);
+        port.limit(8);
+        let mut sent = 0;
+        while port.net_tx_begin(1000) {
+            port.net_tx_end();
+            sent += 1;
+        }
+        assert_eq!(sent, 4);
+        assert!(port.console_put(b'x'));
+        port.flush();
+        assert_eq!(port.state.console_len, 0);
+    }
+
+    #[test]
+    fn what_a_card_drops_is_told_once() {
+        let log = log(256);
+        let mut state = PortState::new(0);
+        let mut port = LogPort::new(0, &mut state, &log.outbox, Inbox::NONE);
+        for drops in [0, 3, 3] {
+            port.tell_taken(false, CardDrops { rx: drops, tx: 0 });
+        }
+        assert_eq!(log.outbox.tail.load(Ordering::Relaxed), 40);
+        assert_eq!(state.drops, CardDrops { rx: 3, tx: 0 });
     }
 
     #[test]

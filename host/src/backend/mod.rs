@@ -11,12 +11,17 @@ pub mod lockstep;
 
 use std::fmt;
 use std::io;
+<<<<<<< HEAD
 use std::time::Duration;
+=======
+use std::sync::Arc;
+>>>>>>> 887163d (Backends: guests' frames reach the wire and come from it, also while a guest sleeps)
 
 use crossbeam_channel::Receiver;
 use emu_core::abi::{Exit, ExitCode, FaultCode};
 
 use crate::console::ready::ReadyPattern;
+use crate::net::Wire;
 use crate::units::Size;
 
 /// Steps a fleet.
@@ -170,6 +175,8 @@ pub struct Settings {
     /// Whether being ready is all that is asked: a ready VM stands still, and one that resets
     /// [`BOOTS_MAX`] times without becoming ready has failed.
     pub until_ready: bool,
+    /// Where the network cards are connected; a wire for no VMs leads nowhere.
+    pub wire: Arc<Wire>,
 }
 
 /// Starts that a VM has to become ready, when that is all that is asked.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, unbounded};
 
@@ -33,6 +34,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         clock: running.clock.into(),
         ready,
         until_ready: until == Until::Ready,
+        wire: Arc::default(),
     };
     let options = cuda::Options { device: running.device, lanes: running.lanes };
     // A GPU that is asked for and cannot be used is told before images are looked for; loading the

@@ -5,6 +5,7 @@
 //! listen harms itself only.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
@@ -89,6 +90,12 @@ pub struct Wire {
     recorder: OnceLock<Recorder>,
 }
 
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").field("vms", &self.stations.len()).finish_non_exhaustive()
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -164,7 +171,9 @@ impl Wire {
 
     /// Counts what a guest's card itself has dropped.
     pub fn dropped_by_card(&self, vm: u32, reason: DropReason, n: u64) {
-        if let Some(station) = self.station(vm) {
+        if n > 0
+            && let Some(station) = self.station(vm)
+        {
             station.counters.dropped(reason, n);
         }
     }

@@ -94,6 +94,12 @@ impl CpuBackend {
             settings,
             fleet,
         });
+        let bell = Arc::downgrade(&shared);
+        shared.settings.wire.on_inbound(Box::new(move |vm| {
+            if let Some(shared) = bell.upgrade() {
+                shared.sched.wake(vm);
+            }
+        }));
         let backend = Self { shared, events };
         let threads = backend.shared.settings.threads.clamp(1, backend.shared.slots.len().max(1));
         for i in 0..threads {

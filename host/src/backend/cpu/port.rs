@@ -4,9 +4,15 @@ use std::collections::VecDeque;
 
 use emu_core::port::Port;
 
+use crate::net::Frame;
+
 /// Console bytes that a VM may write in one slice before it has to wait. What it sees does not
 /// depend on this number or on how fast the host takes them.
 const OUTPUT_MAX: usize = 16 << 10;
+/// The same for frames.
+const SENT_MAX: usize = 64;
+/// Frames that a VM is offered at a time; the others wait on the wire.
+pub const RECEIVED_MAX: usize = 64;
 
 /// Buffers between a VM and the host. Empty buffers take no memory.
 #[derive(Debug, Default)]
@@ -15,6 +21,12 @@ pub struct CpuPort {
     pub output: Vec<u8>,
     /// To be read by the guest.
     pub input: VecDeque<u8>,
+    /// Frames that the guest has sent since the last slice.
+    pub sent: Vec<Frame>,
+    /// Frames for the guest.
+    pub received: VecDeque<Frame>,
+    /// The frame that the guest is sending.
+    sending: Vec<u8>,
 }
 
 impl Port for CpuPort {
@@ -34,15 +46,70 @@ impl Port for CpuPort {
         self.input.pop_front()
     }
 
-    // There is no network yet: frames of the guest go nowhere, and none come.
-    fn net_tx_begin(&mut self, _: u32) -> bool {
-        true
+    fn net_tx_begin(&mut self, len: u32) -> bool {
+        let room = self.sent.len() < SENT_MAX;
+        if room {
+            self.sending = vec![0; len as usize];
+        }
+        room
     }
-    fn net_tx_write(&mut self, _: u32, _: &[u8]) {}
-    fn net_tx_end(&mut self) {}
+
+    fn net_tx_write(&mut self, at: u32, bytes: &[u8]) {
+        let at = at as usize;
+        if let Some(to) = self.sending.get_mut(at..).and_then(|to| to.get_mut(..bytes.len())) {
+            to.copy_from_slice(bytes);
+        }
+    }
+
+    fn net_tx_end(&mut self) {
+        self.sent.push(std::mem::take(&mut self.sending).into());
+    }
+
     fn net_rx_len(&mut self) -> Option<u32> {
-        None
+        self.received.front().map(|frame| frame.len() as u32)
     }
-    fn net_rx_read(&mut self, _: u32, _: &mut [u8]) {}
-    fn net_rx_end(&mut self) {}
+
+    fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]) {
+        let frame = self.received.front().map_or(&[][..], |frame| frame);
+        if let Some(from) = frame.get(at as usize..).and_then(|from| from.get(..bytes.len())) {
+            bytes.copy_from_slice(from);
+        }
+    }
+
+    fn net_rx_end(&mut self) {
+        self.received.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_put_together_and_a_slice_has_its_share() {
+        let mut port = CpuPort::default();
+        assert!(port.net_tx_begin(4));
+        port.net_tx_write(2, b"cd");
+        port.net_tx_write(0, b"ab");
+        port.net_tx_write(3, b"no");
+        port.net_tx_end();
+        assert_eq!(*port.sent[0], *b"abcd");
+        while port.net_tx_begin(1) {
+            port.net_tx_end();
+        }
+        assert_eq!(port.sent.len(), SENT_MAX);
+    }
+
+    #[test]
+    fn frames_come_in_order_each_once() {
+        let mut port = CpuPort::default();
+        port.received.extend([Frame::from(&b"first"[..]), Frame::from(&b"second"[..])]);
+        assert_eq!(port.net_rx_len(), Some(5));
+        port.net_rx_end();
+        let mut bytes = [0; 3];
+        port.net_rx_read(3, &mut bytes);
+        assert_eq!(&bytes, b"ond");
+        port.net_rx_end();
+        assert_eq!(port.net_rx_len(), None);
+    }
 }

@@ -6,15 +6,17 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use emu_core::abi::ExitCode;
+use emu_core::layout::virtio_slot;
 use emu_core::trace::NoTrace;
 
 use super::arena::{Guest, Lane};
-use super::port::CpuPort;
+use super::port::{CpuPort, RECEIVED_MAX};
 use super::sched::Rest;
 use super::{Shared, Slot};
 use crate::backend::clock::GuestClock;
 use crate::backend::{BOOTS_MAX, ClockSource, Event, EventKind, Reason};
 use crate::console::ready::ReadyMatcher;
+use crate::net::DropReason;
 
 /// Instructions in a slice. Slices end at multiples of this, so that what is noted after a slice
 /// (a ready VM's instruction count) is the same in every run of a deterministic fleet.
@@ -35,6 +37,8 @@ pub struct Instance {
     earlier: u64,
     /// Starts since the VM was last ready, this one included.
     boots: u32,
+    /// Frames to and from the guest that its card has dropped.
+    card_drops: (u64, u64),
 }
 
 /// Why a batch ended.
@@ -76,6 +80,7 @@ impl<'a> Worker<'a> {
             });
             if rest == Rest::Done {
                 *instance = None;
+                shared.settings.wire.reset(vm);
             }
             drop(instance);
             shared.sched.put(vm, rest);
@@ -100,6 +105,7 @@ impl<'a> Worker<'a> {
             matcher: Some(ReadyMatcher::new(shared.settings.ready.clone())),
             earlier,
             boots,
+            card_drops: (0, 0),
         })
     }
 
@@ -119,6 +125,7 @@ impl<'a> Worker<'a> {
                 let boots = live.boots + 1;
                 let input = std::mem::take(&mut live.port.input);
                 self.tell(vm, instret, EventKind::Reset);
+                self.shared.settings.wire.reset(vm);
                 if self.shared.settings.until_ready && boots > BOOTS_MAX {
                     self.tell(vm, instret, EventKind::Faulted(Reason::BootLoop));
                     return Rest::Done;
@@ -145,8 +152,9 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         let events = self.events.clone();
         let tell = |instret, kind| drop(events.send(Event { vm, instret, kind }));
-        let Instance { guest, port, clock, matcher, earlier, boots } = live;
+        let Instance { guest, port, clock, matcher, earlier, boots, card_drops } = live;
         let mut session = guest.session(&mut self.lane);
+        let wire = &shared.settings.wire;
         let mut at = Instant::now();
         for _ in 0..BATCH {
             if shared.stopped.load(Ordering::Relaxed) {
@@ -154,6 +162,9 @@ impl<'a> Worker<'a> {
             }
             if slot.has_input.swap(false, Ordering::Acquire) {
                 port.input.append(&mut slot.input.lock().unwrap_or_else(|e| e.into_inner()));
+            }
+            if wire.has_inbound(vm) {
+                wire.take(vm, RECEIVED_MAX - port.received.len(), &mut port.received);
             }
 
             let now = clock.now(at);
@@ -170,6 +181,14 @@ impl<'a> Worker<'a> {
             let instret = *earlier + session.vm().sys.clock.retired;
             slot.instret.store(instret, Ordering::Relaxed);
             shared.instructions.fetch_add(retired, Ordering::Relaxed);
+            port.sent.drain(..).for_each(|frame| wire.send(vm, frame));
+            let card = &session.vm().sys.dev.virtio[virtio_slot::NET].counters;
+            let drops = (card.rx_drops, card.tx_drops);
+            if drops != *card_drops {
+                wire.dropped_by_card(vm, DropReason::NoBuffer, drops.0.wrapping_sub(card_drops.0));
+                wire.dropped_by_card(vm, DropReason::BadLength, drops.1.wrapping_sub(card_drops.1));
+                *card_drops = drops;
+            }
             if !port.output.is_empty() {
                 let output = std::mem::take(&mut port.output);
                 // The slice's end, also when exceptions made it a little shorter.
@@ -193,7 +212,8 @@ impl<'a> Worker<'a> {
                 ExitCode::Idle => {
                     let timer = clock.at(session.vm().wake_at());
                     let due = timer.is_some_and(|timer| timer <= at);
-                    if !due && port.input.is_empty() {
+                    let frames = wire.has_inbound(vm) && port.received.len() < RECEIVED_MAX;
+                    if !due && port.input.is_empty() && !frames {
                         return End::Rest(Rest::Idle(timer));
                     }
                 }

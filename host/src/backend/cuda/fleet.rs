@@ -80,6 +80,8 @@ pub struct Report {
 struct Exchange {
     outbox: Box<dyn Mapped>,
     inbox: Box<dyn Mapped>,
+    /// The device's copy of `inbox`: VMs read it byte by byte.
+    inbox_device: Address,
     /// `Launch`, outbox header, and room for the entries.
     params: Box<dyn Mapped>,
     /// The device's copy of `params`.
@@ -133,6 +135,7 @@ impl DeviceFleet {
             Ok::<_, CudaError>(Exchange {
                 outbox: gpu.map(outbox_len)?,
                 inbox: gpu.map(INBOX)?,
+                inbox_device: gpu.alloc(INBOX as u64)?,
                 params: gpu.map(params_len)?,
                 device: gpu.alloc(params_len as u64)?,
                 report: gpu.map(size_of::<Control>())?,
@@ -368,7 +371,7 @@ impl DeviceFleet {
             ticks,
             inbox_len: turn.inbox.len() as u32,
             active: (exchange.device + ENTRIES_AT as u64) as *const Entry,
-            inbox: exchange.inbox.address() as *const u8,
+            inbox: exchange.inbox_device as *const u8,
             ..self.launch
         };
         let outbox = Outbox {
@@ -383,6 +386,9 @@ impl DeviceFleet {
         exchange.params.write(ENTRIES_AT, raw::bytes(turn.active));
         let bytes = ENTRIES_AT + size_of_val(turn.active);
         self.gpu.copy(exchange.device, exchange.params.address(), bytes)?;
+        if !turn.inbox.is_empty() {
+            self.gpu.copy(exchange.inbox_device, exchange.inbox.address(), turn.inbox.len())?;
+        }
         self.gpu.copy(self.control, exchange.device + OUTBOX_AT as u64, RESET)?;
         self.gpu.begin()?;
         if launch.count > 0 {

@@ -2,8 +2,12 @@
 
 use emu_device::port::RECORD_ALIGN;
 
+use crate::net::Frame;
+
 /// Console bytes that a VM is offered in one launch: its receiver takes 16 in a slice.
 const CONSOLE_MAX: usize = 512;
+/// The same for frames, in bytes: more than a guest handles in a launch.
+const FRAMES_MAX: usize = 24 << 10;
 
 /// The inbox of one launch.
 #[derive(Debug)]
@@ -21,8 +25,8 @@ pub struct Offer<'a> {
     pub console: (&'a [u8], &'a [u8]),
     /// The number of the first frame.
     pub frames_at: u32,
-    /// Frames.
-    pub frames: &'a [&'a [u8]],
+    /// Frames, in two pieces.
+    pub frames: (&'a [Frame], &'a [Frame]),
 }
 
 impl Writer {
@@ -48,12 +52,18 @@ impl Writer {
         let second = &second[..second.len().min(CONSOLE_MAX - first.len())];
         let start = self.bytes.len();
         let console_len = (first.len() + second.len()) as u32;
-        let head = [offer.console_at, console_len, offer.frames_at, offer.frames.len() as u32];
+        let all = || offer.frames.0.iter().chain(offer.frames.1);
+        let fits = |room: &mut usize, frame: &Frame| {
+            *room = room.checked_sub(frame.len())?;
+            Some(())
+        };
+        let frames_len = all().scan(FRAMES_MAX, fits).count();
+        let head = [offer.console_at, console_len, offer.frames_at, frames_len as u32];
         self.bytes.extend(head.iter().flat_map(|word| word.to_le_bytes()));
         self.bytes.extend_from_slice(first);
         self.bytes.extend_from_slice(second);
         self.pad();
-        for frame in offer.frames {
+        for frame in all().take(frames_len) {
             self.bytes.extend((frame.len() as u64).to_le_bytes());
             self.bytes.extend_from_slice(frame);
             self.pad();
@@ -77,6 +87,10 @@ mod tests {
 
     use super::*;
 
+    fn frame(bytes: &[u8]) -> Frame {
+        bytes.into()
+    }
+
     #[test]
     fn a_port_reads_what_was_written() {
         let mut writer = Writer::new(1 << 12);
@@ -85,7 +99,7 @@ mod tests {
             console_at: 40,
             console: (b"ab", b"c"),
             frames_at: 7,
-            frames: &[b"first", b"second"],
+            frames: (&[frame(b"first")], &[frame(b"second")]),
         };
         let at = writer.add(&offer);
         let bytes = &writer.bytes()[(at as usize - 1) * 8..];

@@ -95,6 +95,8 @@ pub(crate) struct Shared {
 
 pub(crate) enum Command {
     Input(u32, Vec<u8>),
+    /// Frames wait for a VM.
+    Frames(u32),
     Stop,
 }
 
@@ -130,6 +132,8 @@ impl CudaBackend {
         });
         let (sender, events) = bounded(EVENTS_MAX);
         let (commands, orders) = unbounded();
+        let bell = commands.clone();
+        shared.settings.wire.on_inbound(Box::new(move |vm| drop(bell.send(Command::Frames(vm)))));
         let runner = Runner::new(Arc::clone(&shared), device, sender, orders);
         let thread = thread::Builder::new()
             .name("cuda".to_owned())

@@ -1,7 +1,9 @@
 //! Reads what VMs said in a launch.
 
 use emu_core::abi::{Exit, ExitCode};
-use emu_device::port::{ExitRecord, RECORD_ALIGN, Record, RecordKind, Taken};
+use emu_device::port::{
+    CardDrops, ExitRecord, InputRecord, RECORD_ALIGN, Record, RecordKind, Taken,
+};
 
 /// One thing that a VM said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,8 +25,8 @@ pub enum Body<'a> {
     Frame(&'a [u8]),
     /// It rests, until the fleet time given.
     Exit(Exit, u64),
-    /// So much input it has taken.
-    Taken(Taken),
+    /// How much input it has taken, and what its card has dropped.
+    Taken(InputRecord),
 }
 
 /// The messages in a log, in order. What is no message ends them.
@@ -71,7 +73,14 @@ impl<'a> Iterator for Messages<'a> {
                 let wake_at = u64_at(bytes, std::mem::offset_of!(ExitRecord, wake_at))?;
                 Body::Exit(Exit { code, arg: u32_at(bytes, 4)? }, wake_at)
             }
-            TAKEN => Body::Taken(Taken { console: u32_at(bytes, 0)?, frames: u32_at(bytes, 4)? }),
+            TAKEN => {
+                let taken = |at| {
+                    let frames = u32_at(bytes, at + 4)?;
+                    Some(Taken { console: u32_at(bytes, at)?, frames })
+                };
+                let drops = CardDrops { rx: u32_at(bytes, 16)?, tx: u32_at(bytes, 20)? };
+                Body::Taken(InputRecord { offered: taken(0)?, taken: taken(8)?, drops })
+            }
             _ => return None,
         };
         self.rest = body.get(len.next_multiple_of(RECORD_ALIGN as usize)..).unwrap_or_default();
@@ -100,7 +109,8 @@ mod tests {
         port.net_tx_end();
         let exit = Exit { code: ExitCode::Idle, arg: 0 };
         port.end(77, exit);
-        port.tell_taken();
+        let drops = CardDrops { rx: 3, tx: 4 };
+        port.tell_taken(false, drops);
         port.rest(exit, 5);
         let log: Vec<u8> = data.iter().flat_map(|w| w.to_le_bytes()).collect();
         let read: Vec<_> = messages(&log).map(|m| (m.vm, m.instret, m.body)).collect();
@@ -109,7 +119,7 @@ mod tests {
             [
                 (9, 32_768, Body::Frame(b"eth")),
                 (9, 77, Body::Console(b"hi")),
-                (9, 77, Body::Taken(Taken::default())),
+                (9, 77, Body::Taken(InputRecord { drops, ..InputRecord::default() })),
                 (9, 77, Body::Exit(exit, 105)),
             ]
         );

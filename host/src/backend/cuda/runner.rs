@@ -28,6 +28,7 @@ use super::timers::Timers;
 use super::{Command, Shared};
 use crate::backend::clock::GuestClock;
 use crate::backend::{BOOTS_MAX, Event, EventKind, Reason};
+use crate::net::DropReason;
 
 /// Speed that is assumed before it has been measured, in instructions a second and VM.
 const FIRST_IPS: u64 = 5_000_000;
@@ -261,8 +262,16 @@ impl Runner {
         let find = |entries: &[Entry], vm: u32| entries.binary_search_by_key(&vm, |e| e.vm).ok();
         let mut marked = Vec::new();
         self.inbox.clear();
-        let seats = &self.seats;
-        self.talking.retain(|&vm| seats[vm as usize].has_input());
+        let seats = &mut self.seats;
+        self.talking.retain(|&vm| {
+            let seat = &mut seats[vm as usize];
+            seat.talks = seat.has_input();
+            seat.talks
+        });
+        // Another one is first the next time, should there be no room for all.
+        if !self.talking.is_empty() {
+            self.talking.rotate_left(1);
+        }
         for &vm in &self.talking {
             if let Some(at) = find(&self.entries, vm) {
                 self.entries[at].inbox = self.inbox.add(&self.seats[vm as usize].offer());
@@ -341,9 +350,15 @@ impl Runner {
                     self.tell(vm, instret, EventKind::Ready);
                 }
             }
-            // There is no network yet.
-            Body::Frame(_) => {}
-            Body::Taken(taken) => seat.took(taken),
+            Body::Frame(bytes) => self.shared.settings.wire.send(vm, bytes.into()),
+            Body::Taken(record) => {
+                let drops = seat.took(&record);
+                let wire = &self.shared.settings.wire;
+                seat.fetch(vm, wire);
+                wire.dropped_by_card(vm, DropReason::NoBuffer, drops.rx.into());
+                wire.dropped_by_card(vm, DropReason::BadLength, drops.tx.into());
+                self.talk(vm);
+            }
             Body::Exit(exit, wake_at) => {
                 self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
                 self.rest(vm, instret, exit, wake_at);
@@ -384,6 +399,8 @@ impl Runner {
                     self.end(vm, instret, EventKind::Faulted(Reason::BootLoop));
                     return;
                 }
+                self.shared.settings.wire.reset(vm);
+                let seat = &mut self.seats[vm as usize];
                 seat.restart(&self.shared.settings.ready, instret);
                 seat.state = State::Idle;
                 self.stale = true;
@@ -395,6 +412,7 @@ impl Runner {
 
     fn end(&mut self, vm: u32, instret: u64, kind: EventKind) {
         self.seats[vm as usize].state = State::Done;
+        self.shared.settings.wire.reset(vm);
         self.stale = true;
         self.ended.push(vm);
         self.tell(vm, instret, kind);
@@ -427,22 +445,30 @@ impl Runner {
         }
     }
 
+    /// Lists a VM as one with input, if it has some.
+    fn talk(&mut self, vm: u32) {
+        let seat = &mut self.seats[vm as usize];
+        if seat.has_input() && !seat.talks {
+            seat.talks = true;
+            self.talking.push(vm);
+        }
+    }
+
     fn obey(&mut self, command: Command) {
+        let (Command::Input(vm, _) | Command::Frames(vm)) = command else { return };
+        let Some(seat) = self.seats.get_mut(vm as usize) else { return };
+        if seat.state == State::Done {
+            return;
+        }
         match command {
-            Command::Stop => {}
-            Command::Input(vm, bytes) => {
-                let Some(seat) = self.seats.get_mut(vm as usize) else { return };
-                if seat.state == State::Done {
-                    return;
-                }
-                if seat.give(&bytes) {
-                    self.talking.push(vm);
-                }
-                // A VM that starts again is woken by that.
-                if seat.state == State::Idle && !self.restarts.contains(&vm) {
-                    self.wake(vm);
-                }
-            }
+            Command::Input(_, bytes) => seat.give(&bytes),
+            _ => seat.fetch(vm, &self.shared.settings.wire),
+        }
+        // A VM that starts again is woken by that.
+        let wake = seat.state == State::Idle && seat.has_input();
+        self.talk(vm);
+        if wake && !self.restarts.contains(&vm) {
+            self.wake(vm);
         }
     }
 

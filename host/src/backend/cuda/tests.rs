@@ -1,6 +1,7 @@
 //! The whole backend over the emulated device, against the CPU backend.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use emu_core::layout::MachineKind;
@@ -23,7 +24,7 @@ struct History {
 
 fn settings(until_ready: bool, clock: ClockSource) -> Settings {
     let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
-    Settings { threads: 2, clock, ready, until_ready }
+    Settings { threads: 2, clock, ready, until_ready, wire: Arc::default() }
 }
 
 /// A fleet of bare-metal programs.

@@ -444,8 +444,9 @@ mod tests {
         }
         let fleet = assemble(&GuestOptions { count, ..GuestOptions::default() }).unwrap();
         let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
-        let settings =
-            Settings { threads: 1, clock: ClockSource::Instret, ready, until_ready: true };
+        let wire = Arc::default();
+        let clock = ClockSource::Instret;
+        let settings = Settings { threads: 1, clock, ready, until_ready: true, wire };
         let device = DeviceFleet::new(Box::new(gpu), &fleet.base, count).unwrap();
         Some(LockstepBackend::start(device, fleet, settings).unwrap())
     }
