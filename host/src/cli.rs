@@ -10,7 +10,9 @@ use crate::backend::ClockSource;
 use crate::console::ready::ReadyPattern;
 use crate::engine::Until;
 use crate::exit;
-use crate::machine::GuestOptions;
+use crate::machine::{GuestOptions, Macs};
+use crate::net::Publish;
+use crate::net::user::HostPorts;
 use crate::units::Size;
 
 const EXAMPLES: &str = "Examples:\n  \
@@ -24,6 +26,7 @@ const BOOT_EXAMPLES: &str = "Examples:\n  \
         pxvm boot --count 4 --until ready                 four, until they serve\n  \
         pxvm boot --count 64 --until ready --timeout 120 --json\n  \
         echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
+        pxvm boot --count 8 --publish 4000:80             curl http://127.0.0.1:4003/ asks vm3\n  \
         pxvm boot --machine semu --until ready            semu's memory map\n  \
         pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
         pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'\n  \
@@ -149,6 +152,7 @@ impl Guest {
             append: self.append,
             seed: self.seed,
             host_time: clock == ClockSource::Host,
+            macs: Macs::Same,
         }
     }
 }
@@ -172,9 +176,67 @@ pub struct Boot {
     /// The machines.
     #[command(flatten)]
     pub guest: Guest,
+    /// How the machines are connected.
+    #[command(flatten)]
+    pub network: Networking,
     /// How the machines are run.
     #[command(flatten)]
     pub running: Running,
+}
+
+/// How machines are connected to the outside.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct Networking {
+    /// What the machines' network cards are connected to [default: user; none with --backend
+    /// lockstep]
+    #[arg(long, value_enum)]
+    pub net: Option<NetChoice>,
+    /// Port HOST + I of 127.0.0.1 leads to port GUEST of machine I (may be given several times)
+    #[arg(long, value_name = "HOST:GUEST")]
+    pub publish: Vec<Publish>,
+    /// Requests to this port of 127.0.0.1 go to port 80 of the machine they name:
+    /// http://vm7.localhost:PORT/
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub publish_http: Option<u16>,
+    /// Ports of 127.0.0.1 that machines reach at their gateway, 10.0.2.2 [default: none]
+    #[arg(long, value_name = "PORTS", default_value = "", hide_default_value = true)]
+    #[arg(value_parser = host_ports)]
+    pub net_host_ports: HostPorts,
+    /// Hardware addresses: the same in all machines, which so are identical, or one each
+    #[arg(long, value_enum, default_value_t = NetMac::Same)]
+    pub net_mac: NetMac,
+}
+
+fn host_ports(text: &str) -> Result<HostPorts, String> {
+    if text.is_empty() { Ok(HostPorts::default()) } else { text.parse() }
+}
+
+/// `--net`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum NetChoice {
+    /// Nothing
+    None,
+    /// Published ports of this host; needs no privileges
+    User,
+}
+
+/// `--net-mac`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum NetMac {
+    /// All have one
+    Same,
+    /// Each has its own
+    Each,
+}
+
+impl From<NetMac> for Macs {
+    fn from(mac: NetMac) -> Self {
+        match mac {
+            NetMac::Same => Self::Same,
+            NetMac::Each => Self::Each,
+        }
+    }
 }
 
 /// Most machines of a fleet; the host's memory usually says less.
@@ -524,7 +586,9 @@ mod tests {
     fn boot_takes_all_its_options() {
         let line = "--count 64 --kernel k --initrd i --rom r --dtb d --append -x --memory 32M \
             --machine semu --firmware f --disk q --backend cpu --clock instret --threads 2 \
-            --console-dir c --until ready --ready-pattern ^up --timeout 1.5 --json --seed 9";
+            --console-dir c --until ready --ready-pattern ^up --timeout 1.5 --json --seed 9 \
+            --net user --publish 4000:80 --publish 5000:22 --publish-http 8080 \
+            --net-host-ports 8000,9000-9010 --net-mac each";
         let boot = boot(&line.split_ascii_whitespace().collect::<Vec<_>>()).unwrap();
         assert_eq!((boot.count, boot.guest.seed), (64, 9));
         assert_eq!(boot.guest.append, "-x");
@@ -541,6 +605,12 @@ mod tests {
             &["--timeout", "nan"],
             &["--threads", "0"],
             &["--machine", "pdp11"],
+            &["--net", "wifi"],
+            &["--publish", "80"],
+            &["--publish", "4000:0"],
+            &["--publish-http", "0"],
+            &["--net-host-ports", "9000-8000"],
+            &["--net-host-ports", "x"],
         ] {
             assert!(boot(args).is_err(), "{args:?}");
         }

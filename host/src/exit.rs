@@ -52,6 +52,9 @@ pub enum Error {
     /// The backend could not be made or failed.
     #[error(transparent)]
     Backend(#[from] crate::backend::BackendError),
+    /// The network cannot be made as it was asked for.
+    #[error(transparent)]
+    Net(#[from] crate::net::NetError),
     /// Options that do not go together.
     #[error("{0}")]
     Usage(String),
@@ -76,7 +79,8 @@ impl Error {
         match self {
             Self::Image(_) | Self::Plan(_) | Self::Tree(_) | Self::Usage(_) => Code::Usage,
             Self::Backend(e) if e.is_usage() => Code::Usage,
-            Self::Backend(_) | Self::Io { .. } => Code::Failure,
+            Self::Net(e) if e.is_usage() => Code::Usage,
+            Self::Backend(_) | Self::Net(_) | Self::Io { .. } => Code::Failure,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The result of a run as JSON, the stable interface for scripts.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::engine::{Outcome, State};
+use crate::net::{Counts, Wire};
 
 /// What `pxvm boot --json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -32,11 +34,40 @@ pub struct BootReport {
     pub shared_frames: u32,
     /// 4 KiB frames that belong to single VMs.
     pub private_frames: u32,
+    /// What the network did; none without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetReport>,
     /// Where the console logs are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console_dir: Option<String>,
     /// The VMs.
     pub vms: Vec<VmReport>,
+}
+
+/// What the network did.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetReport {
+    /// All VMs together.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Processor time of the network thread.
+    pub cpu_seconds: f64,
+}
+
+impl NetReport {
+    /// Sums up what went over the wire, and tells the log.
+    pub fn new(wire: &Wire, cpu: Duration) -> Self {
+        let counts = wire.total();
+        let frames = counts.tx_frames + counts.rx_frames;
+        tracing::info!(
+            tx = counts.tx_frames,
+            rx = counts.rx_frames,
+            dropped = counts.drops.total(),
+            us_a_frame = cpu.as_secs_f64() * 1e6 / frames.max(1) as f64,
+            "network"
+        );
+        Self { counts, cpu_seconds: cpu.as_secs_f64() }
+    }
 }
 
 /// One VM in [`BootReport`].
@@ -55,11 +86,20 @@ pub struct VmReport {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What its network card did, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Counts>,
 }
 
 impl BootReport {
     /// Sums up a run.
-    pub fn new(backend: &dyn Backend, outcome: &Outcome, console_dir: Option<&Path>) -> Self {
+    pub fn new(
+        backend: &dyn Backend,
+        outcome: &Outcome,
+        network: Option<NetReport>,
+        wire: &Wire,
+        console_dir: Option<&Path>,
+    ) -> Self {
         let wall_seconds = outcome.wall.as_secs_f64();
         let instructions = outcome.totals.instructions;
         let count = outcome.vms.len() as u32;
@@ -71,6 +111,7 @@ impl BootReport {
             ready_instret: vm.ready_instret,
             resets: vm.resets,
             reason: vm.reason.clone(),
+            network: Some(wire.counts(id)).filter(|counts| *counts != Counts::default()),
         });
         Self {
             backend: backend.name(),
@@ -84,6 +125,7 @@ impl BootReport {
             total_gips: per_second / 1e9,
             shared_frames: outcome.totals.shared_frames,
             private_frames: outcome.totals.private_frames,
+            network,
             console_dir: console_dir.map(|d| d.display().to_string()),
             vms: vms.collect(),
         }

@@ -11,11 +11,8 @@ pub mod lockstep;
 
 use std::fmt;
 use std::io;
-<<<<<<< HEAD
-use std::time::Duration;
-=======
 use std::sync::Arc;
->>>>>>> 887163d (Backends: guests' frames reach the wire and come from it, also while a guest sleeps)
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use emu_core::abi::{Exit, ExitCode, FaultCode};

@@ -4,6 +4,7 @@ mod program;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -187,6 +188,7 @@ impl Bencher<'_> {
             },
             ready: self.ready.clone(),
             until_ready: workload == Workload::Boot,
+            wire: Arc::default(),
         };
         let place = match self.place(&fleet, packing) {
             Ok(place) => place,
@@ -453,7 +455,13 @@ mod tests {
 
     fn settings() -> Settings {
         let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
-        Settings { threads: 2, clock: ClockSource::Instret, ready, until_ready: false }
+        Settings {
+            threads: 2,
+            clock: ClockSource::Instret,
+            ready,
+            until_ready: false,
+            wire: Arc::default(),
+        }
     }
 
     fn start(backend: impl FnOnce() -> Box<dyn Backend>) -> Watch {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::printing;
+use super::{network, printing};
 use crate::backend::cpu::{CpuBackend, check_count};
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::{self, CudaBackend, DeviceFleet};
@@ -20,13 +20,14 @@ use crate::engine::{self, Control, Until, Verdict};
 use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
-use crate::machine::{Fleet, assemble};
+use crate::machine::{Fleet, GuestOptions, assemble};
+use crate::net::{Network, Wire};
 use crate::progress::Progress;
-use crate::report::{BootReport, print_json};
+use crate::report::{BootReport, NetReport, print_json};
 
 /// Boots a fleet and runs it until the condition.
 pub fn boot(args: Boot) -> Result<Code, Error> {
-    let Boot { count, guest, running } = args;
+    let Boot { count, guest, network, running } = args;
     let ready = ready_pattern(&running.ready_pattern)?;
     let until = Until::from(running.until);
     let settings = Settings {
@@ -34,13 +35,15 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         clock: running.clock.into(),
         ready,
         until_ready: until == Until::Ready,
-        wire: Arc::default(),
+        wire: Arc::new(Wire::new(count)),
     };
+    let uplink = network::uplink(&network, count, running.backend)?;
     let options = cuda::Options { device: running.device, lanes: running.lanes };
     // A GPU that is asked for and cannot be used is told before images are looked for; loading the
     // program into one that can takes seconds the first time, and comes after.
     let wanted = wants_gpu(running.backend, options.device)?;
-    let fleet = assemble(&guest.options(count, settings.clock))?;
+    let macs = network.net_mac.into();
+    let fleet = assemble(&GuestOptions { macs, ..guest.options(count, settings.clock) })?;
     let gpu = if wanted { open(running.backend, options.device)? } else { None };
     let lockstep = running.backend == BackendChoice::Lockstep;
     if lockstep && settings.clock != ClockSource::Instret {
@@ -59,6 +62,8 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
 
     let mut stage = Stage::new(&running, count)?;
     let controls = stage.controls(count, &running)?;
+    let wire = Arc::clone(&settings.wire);
+    let network = uplink.map(|uplink| Network::start(Arc::clone(&wire), uplink)).transpose()?;
     let backend = start(place, fleet, settings)?;
     let options =
         engine::Options { until, timeout: running.timeout, hold_input: !stage.interactive };
@@ -71,11 +76,13 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         &mut stage.progress,
     )?;
     drop(stage.raw.take());
+    let network = network.map(|network| NetReport::new(&wire, network.stop()));
     if stage.interactive && outcome.verdict == Verdict::Left {
         eprintln!("\npxvm: left the console");
     }
     if running.json {
-        let report = BootReport::new(backend.as_ref(), &outcome, stage.logs.as_deref());
+        let report =
+            BootReport::new(backend.as_ref(), &outcome, network, &wire, stage.logs.as_deref());
         print_json(&report).map_err(printing)?;
     }
     Ok(outcome.verdict.code())

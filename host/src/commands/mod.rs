@@ -7,6 +7,7 @@ mod doctor;
 mod dtb;
 mod generate;
 mod images;
+mod network;
 mod run;
 
 use crate::backend::BackendError;

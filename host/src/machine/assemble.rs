@@ -6,7 +6,7 @@ use emu_core::layout::MachineKind;
 
 use super::fleet::Root;
 use super::plan::{Inputs, plan, ram};
-use super::{BaseImage, Fleet};
+use super::{BaseImage, Fleet, Macs};
 use crate::dtb::{self, Shape};
 use crate::exit::Error;
 use crate::image::{self, Role, cache, disk, initrd, kernel, rom};
@@ -42,6 +42,8 @@ pub struct GuestOptions {
     pub seed: u64,
     /// Whether guests' clocks show the host's time.
     pub host_time: bool,
+    /// Hardware addresses of the network cards.
+    pub macs: Macs,
 }
 
 impl Default for GuestOptions {
@@ -60,6 +62,7 @@ impl Default for GuestOptions {
             append: String::new(),
             seed: 0,
             host_time: false,
+            macs: Macs::Same,
         }
     }
 }
@@ -109,6 +112,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
         append: options.append.clone(),
         seed: options.seed,
         host_time: options.host_time,
+        macs: options.macs,
     })
 }
 

@@ -37,6 +37,8 @@ pub struct Fleet {
     pub seed: u64,
     /// Whether guests' clocks show the host's time; otherwise the same time in every run.
     pub host_time: bool,
+    /// Hardware addresses.
+    pub macs: Macs,
 }
 
 /// One VM before its first instruction.
@@ -92,10 +94,23 @@ pub fn bootargs(vm: u32, tree: Option<&str>, root: Root, append: &str) -> String
     line
 }
 
-/// The hardware address of a VM's network card: locally administered, "px", then its number.
-pub fn mac(vm: u32) -> [u8; 6] {
-    let [_, b2, b1, b0] = vm.to_be_bytes();
-    [0x02, b'p', b'x', b2, b1, b0]
+/// Whose a hardware address is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Macs {
+    /// All VMs have VM 0's, so that guests are identical.
+    #[default]
+    Same,
+    /// Each VM has its own.
+    Each,
+}
+
+impl Macs {
+    /// The hardware address of a VM's network card: locally administered, "px", then a number.
+    pub fn of(self, vm: u32) -> [u8; 6] {
+        let number = if self == Self::Each { vm } else { 0 };
+        let [_, b2, b1, b0] = number.to_be_bytes();
+        [0x02, b'p', b'x', b2, b1, b0]
+    }
 }
 
 impl Fleet {
@@ -109,7 +124,17 @@ impl Fleet {
         let plan = plan::bare(kind, memory, program)?;
         let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None, None);
         let (root, append) = (Root::Initrd, String::new());
-        Ok(Self { count, plan, base, tree: None, root, append, seed: 0, host_time: false })
+        Ok(Self {
+            count,
+            plan,
+            base,
+            tree: None,
+            root,
+            append,
+            seed: 0,
+            host_time: false,
+            macs: Macs::Each,
+        })
     }
 
     /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`].
@@ -144,7 +169,7 @@ impl Fleet {
             _ => FIXED_EPOCH_NS,
         };
         state.sys.dev.rng = ChaCha::new(self.randomness(vm, Purpose::Device));
-        state.sys.dev.virtio[virtio_slot::NET] = Virtio::net(mac(vm));
+        state.sys.dev.virtio[virtio_slot::NET] = Virtio::net(self.macs.of(vm));
         state.sys.dev.virtio[virtio_slot::RNG] = Virtio::RNG;
         if self.base.disk_len != 0 {
             state.sys.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
@@ -207,7 +232,17 @@ mod tests {
         .unwrap();
         let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None, None);
         let (root, append) = (Root::Initrd, "debug".into());
-        Fleet { count: 1000, plan, base, tree: Some(tree), root, append, seed, host_time: false }
+        Fleet {
+            count: 1000,
+            plan,
+            base,
+            tree: Some(tree),
+            root,
+            append,
+            seed,
+            host_time: false,
+            macs: Macs::Same,
+        }
     }
 
     #[test]

@@ -13,17 +13,22 @@
 
 pub mod counters;
 pub mod pcap;
+pub mod publish;
 pub mod rewrite;
+pub mod service;
+pub mod user;
 pub mod wire;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use mio::event::Event;
 use mio::{Registry, Token};
 
 pub use self::counters::{Counts, DropReason};
+pub use self::publish::Publish;
+pub use self::service::Network;
 pub use self::wire::Wire;
 
 /// An Ethernet frame without its check sequence, 14 to [`emu_core::port::FRAME_MAX`] bytes.
@@ -84,5 +89,79 @@ impl<'a> Outlet<'a> {
     /// Counts a frame from or to VM `vm` that goes nowhere.
     pub fn dropped(&self, vm: u32, reason: DropReason) {
         self.wire.dropped(vm, reason);
+    }
+}
+
+/// A network that cannot be made as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// Another program has the port.
+    #[error("{address} is taken by another program; choose another port than {by}")]
+    PortTaken {
+        /// The option that asks for it.
+        by: String,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// A port below 1024, mostly.
+    #[error("{by}: {address} needs privileges; choose ports from 1024 on")]
+    Privileged {
+        /// The option that asks for it.
+        by: String,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Any other reason.
+    #[error("{by}: cannot listen on {address}")]
+    Bind {
+        /// The option that asks for it.
+        by: String,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Two options want the same port.
+    #[error("{a} and {b} both want port {port}")]
+    Overlap {
+        /// The port.
+        port: u16,
+        /// One of them.
+        a: String,
+        /// The other.
+        b: String,
+    },
+    /// The range ends past the last port.
+    #[error(
+        "{by} for {count} machines ends at port {last}, past 65535; \
+         there is room for {fits} machines"
+    )]
+    TooManyPorts {
+        /// The option.
+        by: String,
+        /// Machines.
+        count: u32,
+        /// The last port.
+        last: u64,
+        /// Machines that fit.
+        fits: u32,
+    },
+    /// Too few open files are allowed.
+    #[error("{needed} open files are needed and {limit} allowed; raise the limit (ulimit -n)")]
+    Files {
+        /// What is allowed.
+        limit: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// The thread or what it waits with.
+    #[error("cannot start the network")]
+    Start(#[source] io::Error),
+}
+
+impl NetError {
+    /// Whether the user asked for something impossible.
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, Self::Bind { .. } | Self::Start(_))
     }
 }

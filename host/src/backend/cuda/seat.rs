@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use emu_device::port::{CardDrops, InputRecord, Taken};
+use emu_device::port::{CardDrops, InputRecord};
 
 use super::inbox::Offer;
 use crate::console::ready::{ReadyMatcher, ReadyPattern};
@@ -152,6 +152,8 @@ impl Seat {
 
 #[cfg(test)]
 mod tests {
+    use emu_device::port::Taken;
+
     use super::*;
 
     fn seat() -> Seat {

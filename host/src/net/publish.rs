@@ -1,0 +1,183 @@
+//! Ports of this host that lead to VMs. All are bound before anything boots, so that a port that
+//! is taken is told at once.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+
+use mio::net::TcpListener;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::NetError;
+
+/// `--publish BASE:PORT`: port BASE + i of the host's loopback leads to port PORT of VM i.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Publish {
+    /// VM 0's port on the host.
+    pub base: u16,
+    /// The port in each VM.
+    pub port: u16,
+}
+
+impl FromStr for Publish {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| match text.parse::<u16>() {
+            Ok(port @ 1..) => Ok(port),
+            _ => Err(format!("'{text}' is no port: a number from 1 to 65535")),
+        };
+        let (base, port) =
+            text.split_once(':').ok_or("write HOSTPORT:GUESTPORT, such as 4000:80")?;
+        Ok(Self { base: number(base)?, port: number(port)? })
+    }
+}
+
+/// What a listening socket leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// A port of a VM.
+    Port {
+        /// Which VM.
+        vm: u32,
+        /// Its port.
+        port: u16,
+    },
+    /// Port 80 of the VM that an HTTP request names.
+    ByName,
+}
+
+/// A bound port.
+#[derive(Debug)]
+pub struct Bound {
+    /// The socket.
+    pub listener: TcpListener,
+    /// Where it leads.
+    pub target: Target,
+}
+
+/// Sockets and files that the program has open beside connections.
+const RESERVED: u64 = 128;
+/// Connections that there should be room for.
+const CONNECTIONS_MIN: u64 = 256;
+
+/// Binds all ports for `count` VMs. `http` is the port of the route by name.
+pub fn bind(count: u32, publish: &[Publish], http: Option<u16>) -> Result<Vec<Bound>, NetError> {
+    let mut wanted: BTreeMap<u16, (Target, String)> = BTreeMap::new();
+    let mut add = |port: u16, target: Target, by: String| match wanted.get(&port) {
+        Some((_, other)) => Err(NetError::Overlap { port, a: other.clone(), b: by }),
+        None => {
+            wanted.insert(port, (target, by));
+            Ok(())
+        }
+    };
+    for &Publish { base, port } in publish {
+        let by = format!("--publish {base}:{port}");
+        let last = u64::from(base) + u64::from(count) - 1;
+        if last > u16::MAX.into() {
+            let fits = u32::from(u16::MAX - base) + 1;
+            return Err(NetError::TooManyPorts { by, count, last, fits });
+        }
+        for (vm, at) in (0..count).zip(base..=u16::MAX) {
+            add(at, Target::Port { vm, port }, by.clone())?;
+        }
+    }
+    if let Some(http) = http {
+        add(http, Target::ByName, format!("--publish-http {http}"))?;
+    }
+    allow_files(wanted.len() as u64)?;
+    let bind = |(port, (target, by))| {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        match TcpListener::bind(address) {
+            Ok(listener) => Ok(Bound { listener, target }),
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+                Err(NetError::PortTaken { by, address })
+            }
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                Err(NetError::Privileged { by, address })
+            }
+            Err(source) => Err(NetError::Bind { by, address, source }),
+        }
+    };
+    wanted.into_iter().map(bind).collect()
+}
+
+/// Raises the limit of open files as far as it goes; it has to reach for `ports` and some
+/// connections.
+fn allow_files(ports: u64) -> Result<(), NetError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: maximum, maximum };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    };
+    let needed = ports + RESERVED + CONNECTIONS_MIN;
+    match limit {
+        Some(limit) if limit < needed => Err(NetError::Files { limit, needed }),
+        _ => Ok(()),
+    }
+}
+
+/// Connections that the limit of open files leaves room for beside `ports` ports.
+pub fn connections_max(ports: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let left = limit.saturating_sub(ports as u64 + RESERVED);
+    // One of a connection's ends is in user space.
+    left.clamp(CONNECTIONS_MIN, 16_384) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A port that was free a moment ago, with free ones behind it.
+    fn free_range(len: u16) -> u16 {
+        (20_000..60_000u16)
+            .step_by(97)
+            .find(|&base| {
+                let all: Result<Vec<_>, _> = (base..base + len)
+                    .map(|p| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, p)))
+                    .collect();
+                all.is_ok()
+            })
+            .expect("free ports")
+    }
+
+    #[test]
+    fn a_publish_is_two_ports() {
+        assert_eq!("4000:80".parse(), Ok(Publish { base: 4000, port: 80 }));
+        for text in ["4000", "0:80", "80:0", "x:80", "4000:65536", "1:2:3", ":", "-1:80", "4000:"] {
+            assert!(text.parse::<Publish>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_vm_has_its_port_and_the_route_by_name_one_for_all() {
+        let base = free_range(4);
+        let publish = Publish { base, port: 80 };
+        let bound = bind(3, &[publish], Some(base + 3)).unwrap();
+        let targets: Vec<Target> = bound.iter().map(|b| b.target).collect();
+        let port = |vm| Target::Port { vm, port: 80 };
+        assert_eq!(targets, [port(0), port(1), port(2), Target::ByName]);
+        assert_eq!(bound[2].listener.local_addr().unwrap().port(), base + 2);
+    }
+
+    #[test]
+    fn what_cannot_be_bound_is_refused_with_the_reason() {
+        let refused = |count, publish: &[Publish], http| {
+            bind(count, publish, http).expect_err("refused").to_string()
+        };
+        let at = |base| Publish { base, port: 80 };
+        let many = refused(1000, &[at(65_000)], None);
+        assert!(many.contains("65999") && many.contains("536 machines"), "{many}");
+        let overlap = refused(8, &[at(4000), at(4004)], None);
+        assert!(overlap.contains("4004") && overlap.contains("--publish 4000:80"), "{overlap}");
+        let same = refused(8, &[at(4000)], Some(4007));
+        assert!(same.contains("--publish-http 4007"), "{same}");
+        let base = free_range(2);
+        let _taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, base + 1)).unwrap();
+        let taken = refused(2, &[at(base)], None);
+        assert!(taken.contains(&format!("127.0.0.1:{}", base + 1)), "{taken}");
+    }
+}

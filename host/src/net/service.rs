@@ -1,0 +1,117 @@
+//! The network thread: passes messages of the wire to the uplink, and waits.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Waker};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::wire::Message;
+use super::{NetError, Uplink, WAKER, Wire};
+
+/// Messages that are handled before sockets are looked at again.
+const MESSAGES: usize = 1024;
+/// Events of sockets likewise.
+const EVENTS: usize = 1024;
+/// A timer that is due in less is not worth going to sleep for.
+const NAP_MIN: Duration = Duration::from_micros(20);
+
+/// The running network. Dropping it ends the thread and closes what it has open.
+#[derive(Debug)]
+pub struct Network {
+    wire: Arc<Wire>,
+    thread: Option<JoinHandle<Duration>>,
+}
+
+impl Network {
+    /// Starts the thread.
+    pub fn start(wire: Arc<Wire>, mut uplink: Box<dyn Uplink>) -> Result<Self, NetError> {
+        let poll = Poll::new().map_err(NetError::Start)?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(NetError::Start)?;
+        uplink.register(poll.registry()).map_err(NetError::Start)?;
+        wire.on_outbound(Box::new(move |()| {
+            // It fails only when the thread has gone.
+            let _ = waker.wake();
+        }));
+        let mut service = Service { wire: Arc::clone(&wire), uplink, poll };
+        let work = move || {
+            if let Err(error) = service.run() {
+                tracing::error!("the network has stopped: {error}");
+            }
+            let used = clock_gettime(ClockId::ThreadCPUTime);
+            Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
+        };
+        let builder = thread::Builder::new().name("network".to_owned());
+        let thread = builder.spawn(work).map_err(NetError::Start)?;
+        Ok(Self { wire, thread: Some(thread) })
+    }
+
+    /// Ends it; answers the processor time that it took.
+    pub fn stop(mut self) -> Duration {
+        self.end()
+    }
+
+    fn end(&mut self) -> Duration {
+        self.wire.stop();
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(used)) => used,
+            Some(Err(_)) => {
+                tracing::error!("the network thread ended in a panic");
+                Duration::ZERO
+            }
+            None => Duration::ZERO,
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Service {
+    wire: Arc<Wire>,
+    uplink: Box<dyn Uplink>,
+    poll: Poll,
+}
+
+impl Service {
+    fn run(&mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut messages = VecDeque::with_capacity(MESSAGES);
+        let mut wake_at = None;
+        loop {
+            match self.poll.poll(&mut events, self.patience(wake_at)) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            }
+            let mut out = self.wire.outlet();
+            for event in events.iter().filter(|event| event.token() != WAKER) {
+                self.uplink.ready(event, &mut out);
+            }
+            self.wire.messages(MESSAGES, &mut messages);
+            let more = messages.len() == MESSAGES;
+            for message in messages.drain(..) {
+                match message {
+                    Message::Frame(vm, frame) => self.uplink.transmit(vm, frame, &mut out),
+                    Message::Reset(vm) => self.uplink.reset(vm, &mut out),
+                    Message::Stop => return Ok(()),
+                }
+            }
+            let now = Instant::now();
+            wake_at = self.uplink.poll(now, &mut out);
+            if more {
+                wake_at = Some(now);
+            }
+        }
+    }
+
+    fn patience(&self, wake_at: Option<Instant>) -> Option<Duration> {
+        let left = wake_at?.saturating_duration_since(Instant::now());
+        Some(if left < NAP_MIN { Duration::ZERO } else { left })
+    }
+}

@@ -1,0 +1,214 @@
+//! One connection: a socket of the host on one side, one of a guest's stack on the other, and the
+//! bytes between them.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::{Socket, State};
+
+/// A connection on which nobody has said a word is closed after so long.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The same for one that was used.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+
+/// A connection.
+pub struct Conn {
+    /// The host's end. None when it is closed and the guest's is not yet.
+    pub stream: Option<TcpStream>,
+    /// The guest's end.
+    pub end: End,
+    /// The stream may have something to read.
+    pub readable: bool,
+    /// It may take something.
+    pub writable: bool,
+    /// It has said all it has to say.
+    eof: bool,
+    /// It was told that the guest has.
+    shut: bool,
+    /// Some byte was moved.
+    spoken: bool,
+    /// When the last one was.
+    touched: Instant,
+}
+
+/// The guest's end.
+pub enum End {
+    /// Not known yet: the host's end sends an HTTP request that names it.
+    Unknown(Vec<u8>),
+    /// A socket of VM `vm`'s stack.
+    Guest {
+        /// Which VM.
+        vm: u32,
+        /// Its socket.
+        handle: SocketHandle,
+        /// What the guest is sent first.
+        first: Vec<u8>,
+        /// The guest asked for the connection.
+        opened: bool,
+        /// The host's end is not connected yet.
+        connecting: bool,
+    },
+}
+
+fn again(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+impl Conn {
+    /// A new connection.
+    pub fn new(stream: TcpStream, end: End, now: Instant) -> Self {
+        // Should it fail, bytes are a little late.
+        let _ = stream.set_nodelay(true);
+        Self {
+            stream: Some(stream),
+            end,
+            readable: false,
+            writable: true,
+            eof: false,
+            shut: false,
+            spoken: false,
+            touched: now,
+        }
+    }
+
+    /// Whether it has had its time.
+    pub fn is_stale(&self, now: Instant) -> bool {
+        let patience = if self.spoken { IDLE_MAX } else { SILENCE_MAX };
+        now.saturating_duration_since(self.touched) > patience
+    }
+
+    /// Closes the host's end as a connection that broke.
+    pub fn reset(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            // Without it the other end is told that all is well.
+            let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+        }
+    }
+
+    /// Reads more of an HTTP request: at most until `max` bytes are there. An error, or the end,
+    /// before it is whole ends the connection.
+    pub fn read_head(&mut self, max: usize, now: Instant) -> io::Result<()> {
+        let (Some(stream), End::Unknown(head)) = (&mut self.stream, &mut self.end) else {
+            return Ok(());
+        };
+        let mut buffer = [0; 2048];
+        while self.readable && head.len() < max {
+            let room = buffer.len().min(max - head.len());
+            match stream.read(&mut buffer[..room]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    head.extend_from_slice(&buffer[..n]);
+                    self.touched = now;
+                }
+                Err(e) if again(&e) => self.readable = false,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves bytes both ways as far as they go.
+    pub fn pump(&mut self, socket: &mut Socket<'_>, now: Instant) {
+        if self.stream.is_none() {
+            return;
+        }
+        if let End::Guest { connecting: true, .. } = self.end {
+            return self.connect(socket);
+        }
+        let moved = self.from_guest(socket).and_then(|a| Ok(a | self.to_guest(socket)?));
+        match moved {
+            Ok(true) => (self.spoken, self.touched) = (true, now),
+            Ok(false) => {}
+            Err(_) => {
+                socket.abort();
+                self.reset();
+            }
+        }
+        if self.eof && self.shut {
+            self.stream = None;
+        }
+    }
+
+    /// Looks whether the host's end, which a guest asked for, is there.
+    fn connect(&mut self, socket: &mut Socket<'_>) {
+        let (Some(stream), End::Guest { connecting, .. }) = (&self.stream, &mut self.end) else {
+            return;
+        };
+        let failed = matches!(stream.take_error(), Ok(Some(_)) | Err(_));
+        if failed || socket.state() == State::Closed {
+            socket.abort();
+            self.stream = None;
+        } else if stream.peer_addr().is_ok() {
+            *connecting = false;
+            socket.pause_synack(false);
+        }
+    }
+
+    fn from_guest(&mut self, socket: &mut Socket<'_>) -> io::Result<bool> {
+        let Some(stream) = &mut self.stream else { return Ok(false) };
+        let mut moved = false;
+        while self.writable && socket.can_recv() {
+            let written = socket.recv(|bytes| match stream.write(bytes) {
+                Ok(n) => (n, Ok(n)),
+                Err(e) => (0, Err(e)),
+            });
+            match written.map_err(io::Error::other)? {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(_) => moved = true,
+                Err(e) if again(&e) => self.writable = false,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if !socket.can_recv() {
+            match socket.state() {
+                State::CloseWait | State::LastAck | State::Closing | State::TimeWait => {
+                    if !self.shut {
+                        // The host's end may have gone, which is found out by reading.
+                        let _ = stream.shutdown(Shutdown::Write);
+                        self.shut = true;
+                    }
+                }
+                // Not as it should: one of the ends is open still.
+                State::Closed => return Err(io::ErrorKind::ConnectionReset.into()),
+                _ => {}
+            }
+        }
+        Ok(moved)
+    }
+
+    fn to_guest(&mut self, socket: &mut Socket<'_>) -> io::Result<bool> {
+        let (Some(stream), End::Guest { first, .. }) = (&mut self.stream, &mut self.end) else {
+            return Ok(false);
+        };
+        let mut moved = false;
+        if !first.is_empty() && socket.can_send() {
+            let n = socket.send_slice(first).map_err(io::Error::other)?;
+            first.drain(..n);
+            moved = true;
+        }
+        while self.readable && !self.eof && first.is_empty() && socket.can_send() {
+            let read = socket.send(|room| match stream.read(room) {
+                Ok(n) => (n, Ok(n)),
+                Err(e) => (0, Err(e)),
+            });
+            match read.map_err(io::Error::other)? {
+                Ok(0) => self.eof = true,
+                Ok(_) => moved = true,
+                Err(e) if again(&e) => self.readable = false,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if self.eof && first.is_empty() && socket.may_send() {
+            // Nobody waits for more from this end, so the guest's last word need not either.
+            socket.set_ack_delay(None);
+            socket.close();
+        }
+        Ok(moved)
+    }
+}

@@ -1,0 +1,477 @@
+//! What a guest's frames are, before the TCP/IP stack sees them: checked, counted, and answered
+//! where the answer needs no stack (ARP, DHCP, "unreachable").
+
+use std::net::Ipv4Addr;
+
+use smoltcp::wire::{
+    ArpHardware, ArpOperation, ArpPacket, ArpRepr, DhcpMessageType, DhcpPacket, DhcpRepr,
+    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpPacket,
+    UdpPacket,
+};
+
+use crate::net::{DropReason, Frame, GATEWAY_IP, GATEWAY_MAC, GUEST_IP, PREFIX_LEN};
+
+const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const UDP: usize = 8;
+const ICMP: usize = 8;
+const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
+/// Seconds that an address is leased for. It never changes, so renewals are rare.
+const LEASE: u32 = 86_400;
+const TTL: u8 = 64;
+
+/// A connection that a guest asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opening {
+    /// The guest's port.
+    pub from: u16,
+    /// The gateway's.
+    pub to: u16,
+}
+
+/// What becomes of a frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It is for the stack, and perhaps asks for a connection.
+    Stack(Option<Opening>),
+    /// It is answered.
+    Answer(Frame),
+    /// It is dropped, and perhaps the guest is told.
+    Drop(DropReason, Option<Frame>),
+    /// It asks for nothing.
+    Ignore,
+}
+
+use DropReason::{
+    Broadcast, Checksum, Fragment, Ipv6, Malformed, Protocol, Spoofed, Unreachable, Vlan,
+};
+
+fn dropped(reason: DropReason) -> Fate {
+    Fate::Drop(reason, None)
+}
+
+/// Looks at a frame of the guest with hardware address `mac`.
+pub fn look(bytes: &[u8], mac: [u8; 6]) -> Fate {
+    let Ok(frame) = EthernetFrame::new_checked(bytes) else { return dropped(Malformed) };
+    if frame.src_addr().0 != mac {
+        return dropped(Spoofed);
+    }
+    match frame.ethertype() {
+        EthernetProtocol::Arp => arp(frame.payload(), mac),
+        EthernetProtocol::Ipv4 => ipv4(bytes, frame.dst_addr(), frame.payload(), mac),
+        EthernetProtocol::Ipv6 => dropped(Ipv6),
+        EthernetProtocol::Unknown(0x8100 | 0x88a8) => dropped(Vlan),
+        EthernetProtocol::Unknown(_) => dropped(Protocol),
+    }
+}
+
+/// A frame for the guest with `len` bytes behind the header.
+fn ethernet(mac: [u8; 6], protocol: EthernetProtocol, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; ETHERNET + len];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+    frame.set_dst_addr(EthernetAddress(mac));
+    frame.set_src_addr(EthernetAddress(GATEWAY_MAC));
+    frame.set_ethertype(protocol);
+    bytes
+}
+
+/// The frame of an IP packet of `len` bytes for the guest, which `fill` writes.
+pub fn packet<R>(mac: [u8; 6], len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> (Frame, R) {
+    let mut bytes = ethernet(mac, EthernetProtocol::Ipv4, len);
+    let result = fill(&mut bytes[ETHERNET..]);
+    (bytes.into(), result)
+}
+
+/// What the stack is to see of a frame.
+pub fn payload(frame: &[u8]) -> &[u8] {
+    frame.get(ETHERNET..).unwrap_or_default()
+}
+
+fn arp_frame(mac: [u8; 6], operation: ArpOperation) -> Frame {
+    let repr = ArpRepr::EthernetIpv4 {
+        operation,
+        source_hardware_addr: EthernetAddress(GATEWAY_MAC),
+        source_protocol_addr: GATEWAY_IP,
+        target_hardware_addr: EthernetAddress(mac),
+        target_protocol_addr: GUEST_IP,
+    };
+    let mut bytes = ethernet(mac, EthernetProtocol::Arp, repr.buffer_len());
+    repr.emit(&mut ArpPacket::new_unchecked(&mut bytes[ETHERNET..]));
+    bytes.into()
+}
+
+/// A question for the guest's hardware address. The answer is known; the guest learns the gateway's
+/// from it, and need not ask before its first answer.
+pub fn greeting(mac: [u8; 6]) -> Frame {
+    arp_frame(mac, ArpOperation::Request)
+}
+
+fn arp(payload: &[u8], mac: [u8; 6]) -> Fate {
+    let Ok(packet) = ArpPacket::new_checked(payload) else { return dropped(Malformed) };
+    if packet.hardware_type() != ArpHardware::Ethernet
+        || packet.protocol_type() != EthernetProtocol::Ipv4
+    {
+        return dropped(Protocol);
+    }
+    let Ok(ArpRepr::EthernetIpv4 {
+        operation,
+        source_hardware_addr,
+        source_protocol_addr: source,
+        target_protocol_addr: target,
+        ..
+    }) = ArpRepr::parse(&packet)
+    else {
+        return dropped(Malformed);
+    };
+    // A guest that looks whether its address is taken has none yet.
+    if source_hardware_addr.0 != mac || !(source == GUEST_IP || source.is_unspecified()) {
+        return dropped(Spoofed);
+    }
+    match operation {
+        ArpOperation::Request if target == GATEWAY_IP => {
+            Fate::Answer(arp_frame(mac, ArpOperation::Reply))
+        }
+        ArpOperation::Request if target != GUEST_IP => dropped(Unreachable),
+        _ => Fate::Ignore,
+    }
+}
+
+fn ipv4(bytes: &[u8], to: EthernetAddress, payload: &[u8], mac: [u8; 6]) -> Fate {
+    let Ok(packet) = Ipv4Packet::new_checked(payload) else { return dropped(Malformed) };
+    if packet.version() != 4 || usize::from(packet.header_len()) < IPV4 {
+        return dropped(Malformed);
+    }
+    if !packet.verify_checksum() {
+        return dropped(Checksum);
+    }
+    if packet.more_frags() || packet.frag_offset() != 0 {
+        return dropped(Fragment);
+    }
+    let (source, target) = (packet.src_addr(), packet.dst_addr());
+    if packet.next_header() == IpProtocol::Udp {
+        let Ok(udp) = UdpPacket::new_checked(packet.payload()) else { return dropped(Malformed) };
+        if udp.dst_port() == DHCP_SERVER && (target == GATEWAY_IP || target.is_broadcast()) {
+            return match source == GUEST_IP || source.is_unspecified() {
+                true => dhcp(udp.payload(), mac),
+                false => dropped(Spoofed),
+            };
+        }
+    }
+    if source != GUEST_IP {
+        return dropped(Spoofed);
+    }
+    let network = u32::MAX << (32 - PREFIX_LEN);
+    let last = Ipv4Addr::from(GATEWAY_IP.to_bits() | !network);
+    if target.is_broadcast() || target.is_multicast() || target == last || !to.is_unicast() {
+        return dropped(Broadcast);
+    }
+    if to.0 != GATEWAY_MAC {
+        return dropped(Unreachable);
+    }
+    if target != GATEWAY_IP {
+        const PROHIBITED: u8 = 13;
+        return Fate::Drop(Unreachable, unreachable(bytes, mac, PROHIBITED));
+    }
+    match packet.next_header() {
+        IpProtocol::Tcp => tcp(packet.payload()),
+        IpProtocol::Icmp => Fate::Stack(None),
+        IpProtocol::Udp => {
+            const PORT: u8 = 3;
+            Fate::Drop(Unreachable, unreachable(bytes, mac, PORT))
+        }
+        _ => dropped(Protocol),
+    }
+}
+
+fn tcp(payload: &[u8]) -> Fate {
+    let Ok(packet) = TcpPacket::new_checked(payload) else { return dropped(Malformed) };
+    let from = |ip| IpAddress::Ipv4(ip);
+    if !packet.verify_checksum(&from(GUEST_IP), &from(GATEWAY_IP)) {
+        return dropped(Checksum);
+    }
+    if packet.src_port() == 0 || packet.dst_port() == 0 {
+        return dropped(Malformed);
+    }
+    let opening = Opening { from: packet.src_port(), to: packet.dst_port() };
+    Fate::Stack((packet.syn() && !packet.ack() && !packet.rst()).then_some(opening))
+}
+
+/// An IPv4 header for the guest from the gateway.
+fn ipv4_header(bytes: &mut [u8], protocol: IpProtocol, target: Ipv4Addr) {
+    let len = bytes.len() as u16;
+    let mut packet = Ipv4Packet::new_unchecked(bytes);
+    packet.set_version(4);
+    packet.set_header_len(IPV4 as u8);
+    packet.set_total_len(len);
+    packet.set_hop_limit(TTL);
+    packet.set_next_header(protocol);
+    packet.set_src_addr(GATEWAY_IP);
+    packet.set_dst_addr(target);
+    packet.fill_checksum();
+}
+
+/// "Destination unreachable", with the beginning of the packet that it is about. None for an ICMP
+/// packet, which may be such a message itself.
+fn unreachable(frame: &[u8], mac: [u8; 6], code: u8) -> Option<Frame> {
+    let about = payload(frame);
+    let packet = Ipv4Packet::new_checked(about).ok()?;
+    if packet.next_header() == IpProtocol::Icmp {
+        return None;
+    }
+    let quoted = (usize::from(packet.header_len()) + 8).min(packet.total_len().into());
+    let (frame, ()) = self::packet(mac, IPV4 + ICMP + quoted, |bytes| {
+        const UNREACHABLE: u8 = 3;
+        ipv4_header(bytes, IpProtocol::Icmp, GUEST_IP);
+        let icmp = &mut bytes[IPV4..];
+        icmp[ICMP..].copy_from_slice(&about[..quoted]);
+        (icmp[0], icmp[1]) = (UNREACHABLE, code);
+        smoltcp::wire::Icmpv4Packet::new_unchecked(icmp).fill_checksum();
+    });
+    Some(frame)
+}
+
+/// Answers what a client asks of the DHCP server: everyone has the same address.
+fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
+    let request = DhcpPacket::new_checked(payload);
+    let Some(Ok(request)) = request.as_ref().ok().map(DhcpRepr::parse) else {
+        return dropped(Malformed);
+    };
+    if request.client_hardware_address.0 != mac {
+        return dropped(Spoofed);
+    }
+    let other = |ip: Option<Ipv4Addr>| ip.is_some_and(|ip| ip != GUEST_IP);
+    let message_type = match request.message_type {
+        DhcpMessageType::Discover => DhcpMessageType::Offer,
+        DhcpMessageType::Request if other(request.requested_ip) => DhcpMessageType::Nak,
+        DhcpMessageType::Request => DhcpMessageType::Ack,
+        // It gives its address back, or has one and asks for nothing that there is.
+        _ => return Fate::Ignore,
+    };
+    let granted = message_type != DhcpMessageType::Nak;
+    let network = u32::MAX << (32 - PREFIX_LEN);
+    let answer = DhcpRepr {
+        message_type,
+        transaction_id: request.transaction_id,
+        secs: 0,
+        client_hardware_address: EthernetAddress(mac),
+        client_ip: if granted { request.client_ip } else { Ipv4Addr::UNSPECIFIED },
+        your_ip: if granted { GUEST_IP } else { Ipv4Addr::UNSPECIFIED },
+        server_ip: GATEWAY_IP,
+        router: granted.then_some(GATEWAY_IP),
+        subnet_mask: granted.then_some(Ipv4Addr::from(network)),
+        relay_agent_ip: Ipv4Addr::UNSPECIFIED,
+        broadcast: true,
+        requested_ip: None,
+        client_identifier: None,
+        server_identifier: Some(GATEWAY_IP),
+        parameter_request_list: None,
+        dns_servers: None,
+        max_size: None,
+        lease_duration: granted.then_some(LEASE),
+        renew_duration: None,
+        rebind_duration: None,
+        additional_options: &[],
+    };
+    // Clients of old wait for 300 bytes of BOOTP.
+    let len = answer.buffer_len().max(300);
+    let (frame, emitted) = packet(mac, IPV4 + UDP + len, |bytes| {
+        ipv4_header(bytes, IpProtocol::Udp, Ipv4Addr::BROADCAST);
+        let mut udp = UdpPacket::new_unchecked(&mut bytes[IPV4..]);
+        udp.set_src_port(DHCP_SERVER);
+        udp.set_dst_port(DHCP_CLIENT);
+        udp.set_len((UDP + len) as u16);
+        let emitted = answer.emit(&mut DhcpPacket::new_unchecked(udp.payload_mut()));
+        udp.fill_checksum(&IpAddress::Ipv4(GATEWAY_IP), &IpAddress::Ipv4(Ipv4Addr::BROADCAST));
+        emitted
+    });
+    if emitted.is_ok() { Fate::Answer(frame) } else { dropped(Malformed) }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub const MAC: [u8; 6] = [2, b'p', b'x', 0, 0, 0];
+
+    /// A frame of the guest.
+    pub fn from_guest(protocol: EthernetProtocol, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = ethernet(GATEWAY_MAC, protocol, payload.len());
+        bytes[6..12].copy_from_slice(&MAC);
+        bytes[ETHERNET..].copy_from_slice(payload);
+        bytes
+    }
+
+    /// An IPv4 packet of the guest.
+    pub fn ip(protocol: IpProtocol, source: Ipv4Addr, target: Ipv4Addr, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; IPV4 + body.len()];
+        bytes[IPV4..].copy_from_slice(body);
+        ipv4_header(&mut bytes, protocol, target);
+        let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
+        packet.set_src_addr(source);
+        packet.fill_checksum();
+        from_guest(EthernetProtocol::Ipv4, &bytes)
+    }
+
+    fn syn(port: u16) -> Vec<u8> {
+        let mut bytes = vec![0; 20];
+        let mut tcp = TcpPacket::new_unchecked(&mut bytes[..]);
+        tcp.set_src_port(40_000);
+        tcp.set_dst_port(port);
+        tcp.set_header_len(20);
+        tcp.set_syn(true);
+        tcp.fill_checksum(&IpAddress::Ipv4(GUEST_IP), &IpAddress::Ipv4(GATEWAY_IP));
+        bytes
+    }
+
+    fn udp(source: u16, target: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; UDP + body.len()];
+        let mut udp = UdpPacket::new_unchecked(&mut bytes[..]);
+        udp.set_src_port(source);
+        udp.set_dst_port(target);
+        udp.set_len((UDP + body.len()) as u16);
+        udp.payload_mut().copy_from_slice(body);
+        bytes
+    }
+
+    fn arp_of_guest(operation: ArpOperation, source: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+        let repr = ArpRepr::EthernetIpv4 {
+            operation,
+            source_hardware_addr: EthernetAddress(MAC),
+            source_protocol_addr: source,
+            target_hardware_addr: EthernetAddress([0; 6]),
+            target_protocol_addr: target,
+        };
+        let mut bytes = vec![0; repr.buffer_len()];
+        repr.emit(&mut ArpPacket::new_unchecked(&mut bytes[..]));
+        from_guest(EthernetProtocol::Arp, &bytes)
+    }
+
+    fn reason(bytes: &[u8]) -> Option<DropReason> {
+        match look(bytes, MAC) {
+            Fate::Drop(reason, _) => Some(reason),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_gateway_answers_arp_and_nobody_else_is_there() {
+        let ask = |target| arp_of_guest(ArpOperation::Request, GUEST_IP, target);
+        let Fate::Answer(frame) = look(&ask(GATEWAY_IP), MAC) else { panic!("no answer") };
+        let packet = ArpPacket::new_checked(payload(&frame)).unwrap();
+        assert_eq!(packet.source_hardware_addr(), GATEWAY_MAC);
+        assert_eq!(packet.operation(), ArpOperation::Reply);
+        assert_eq!(frame[..6], MAC);
+        assert_eq!(reason(&ask(Ipv4Addr::new(10, 0, 2, 3))), Some(Unreachable));
+        let probe = arp_of_guest(ArpOperation::Request, Ipv4Addr::UNSPECIFIED, GUEST_IP);
+        assert_eq!(look(&probe, MAC), Fate::Ignore);
+        let lie = arp_of_guest(ArpOperation::Reply, GATEWAY_IP, GUEST_IP);
+        assert_eq!(reason(&lie), Some(Spoofed));
+    }
+
+    #[test]
+    fn tcp_and_echo_for_the_gateway_reach_the_stack() {
+        let syn = ip(IpProtocol::Tcp, GUEST_IP, GATEWAY_IP, &syn(8000));
+        assert_eq!(look(&syn, MAC), Fate::Stack(Some(Opening { from: 40_000, to: 8000 })));
+        let echo = ip(IpProtocol::Icmp, GUEST_IP, GATEWAY_IP, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
+        assert_eq!(look(&echo, MAC), Fate::Stack(None));
+    }
+
+    #[test]
+    fn what_is_not_the_guests_or_not_whole_is_dropped_with_the_reason() {
+        let good = ip(IpProtocol::Tcp, GUEST_IP, GATEWAY_IP, &syn(80));
+        let with = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = good.clone();
+            change(&mut bytes);
+            reason(&bytes)
+        };
+        assert_eq!(with(&|b| b[11] ^= 1), Some(Spoofed));
+        assert_eq!(with(&|b| b[24] ^= 1), Some(Checksum));
+        assert_eq!(with(&|b| b[40] ^= 1), Some(Checksum));
+        assert_eq!(with(&|b| b.truncate(33)), Some(Malformed));
+        assert_eq!(with(&|b| b.truncate(13)), Some(Malformed));
+        assert_eq!(with(&|b| b[14] = 0x44), Some(Malformed));
+        assert_eq!(with(&|b| b[12..14].copy_from_slice(&[0x86, 0xdd])), Some(Ipv6));
+        assert_eq!(with(&|b| b[12..14].copy_from_slice(&[0x81, 0])), Some(Vlan));
+        assert_eq!(with(&|b| b[12..14].copy_from_slice(&[0x88, 0xcc])), Some(Protocol));
+        let fragment = |b: &mut Vec<u8>| {
+            let mut packet = Ipv4Packet::new_unchecked(&mut b[ETHERNET..]);
+            packet.set_more_frags(true);
+            packet.fill_checksum();
+        };
+        assert_eq!(with(&fragment), Some(Fragment));
+        let spoofed = ip(IpProtocol::Tcp, Ipv4Addr::new(10, 0, 2, 16), GATEWAY_IP, &syn(80));
+        assert_eq!(reason(&spoofed), Some(Spoofed));
+        let all = ip(IpProtocol::Icmp, GUEST_IP, Ipv4Addr::new(10, 0, 2, 255), &[8, 0, 0, 0]);
+        assert_eq!(reason(&all), Some(Broadcast));
+        let gre = ip(IpProtocol::Unknown(47), GUEST_IP, GATEWAY_IP, &[0; 8]);
+        assert_eq!(reason(&gre), Some(Protocol));
+    }
+
+    #[test]
+    fn the_guest_is_told_what_it_cannot_reach() {
+        let away = ip(IpProtocol::Tcp, GUEST_IP, Ipv4Addr::new(9, 9, 9, 9), &syn(443));
+        let Fate::Drop(Unreachable, Some(frame)) = look(&away, MAC) else { panic!("not told") };
+        let packet = Ipv4Packet::new_checked(payload(&frame)).unwrap();
+        assert!(packet.verify_checksum());
+        assert_eq!((packet.src_addr(), packet.dst_addr()), (GATEWAY_IP, GUEST_IP));
+        assert_eq!(packet.payload()[..2], [3, 13]);
+        assert_eq!(packet.payload()[8..28], away[14..34]);
+        let dns = ip(IpProtocol::Udp, GUEST_IP, GATEWAY_IP, &udp(5000, 53, b"question"));
+        let Fate::Drop(Unreachable, Some(frame)) = look(&dns, MAC) else { panic!("not told") };
+        assert_eq!(payload(&frame)[20..22], [3, 3]);
+        // No message about a message.
+        let echo = ip(IpProtocol::Icmp, GUEST_IP, Ipv4Addr::new(9, 9, 9, 9), &[3; 36]);
+        assert_eq!(look(&echo, MAC), Fate::Drop(Unreachable, None));
+    }
+
+    #[test]
+    fn dhcp_gives_everyone_the_same_address() {
+        let discover = DhcpRepr {
+            message_type: DhcpMessageType::Discover,
+            transaction_id: 7,
+            secs: 0,
+            client_hardware_address: EthernetAddress(MAC),
+            client_ip: Ipv4Addr::UNSPECIFIED,
+            your_ip: Ipv4Addr::UNSPECIFIED,
+            server_ip: Ipv4Addr::UNSPECIFIED,
+            router: None,
+            subnet_mask: None,
+            relay_agent_ip: Ipv4Addr::UNSPECIFIED,
+            broadcast: false,
+            requested_ip: None,
+            client_identifier: None,
+            server_identifier: None,
+            parameter_request_list: None,
+            dns_servers: None,
+            max_size: None,
+            lease_duration: None,
+            renew_duration: None,
+            rebind_duration: None,
+            additional_options: &[],
+        };
+        let ask = |repr: &DhcpRepr<'_>| {
+            let mut body = vec![0; repr.buffer_len()];
+            repr.emit(&mut DhcpPacket::new_unchecked(&mut body[..])).unwrap();
+            let udp = udp(DHCP_CLIENT, DHCP_SERVER, &body);
+            look(&ip(IpProtocol::Udp, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp), MAC)
+        };
+        let answer = |repr: &DhcpRepr<'_>| {
+            let Fate::Answer(frame) = ask(repr) else { panic!("no answer") };
+            let packet = Ipv4Packet::new_checked(payload(&frame)).unwrap();
+            let udp = UdpPacket::new_checked(packet.payload()).unwrap();
+            let dhcp = DhcpPacket::new_checked(udp.payload()).unwrap();
+            let repr = DhcpRepr::parse(&dhcp).unwrap();
+            (repr.message_type, repr.your_ip, repr.router, repr.transaction_id)
+        };
+        assert_eq!(answer(&discover), (DhcpMessageType::Offer, GUEST_IP, Some(GATEWAY_IP), 7));
+        let mut request = discover.clone();
+        request.message_type = DhcpMessageType::Request;
+        request.requested_ip = Some(GUEST_IP);
+        assert_eq!(answer(&request).0, DhcpMessageType::Ack);
+        request.requested_ip = Some(Ipv4Addr::new(10, 0, 2, 99));
+        assert_eq!(answer(&request).0, DhcpMessageType::Nak);
+        request.client_hardware_address = EthernetAddress([2; 6]);
+        assert_eq!(ask(&request), Fate::Drop(Spoofed, None));
+    }
+}

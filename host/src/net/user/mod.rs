@@ -1,0 +1,580 @@
+//! The uplink `user`: no privileges, no interface of the host. Each guest is alone on a network with
+//! its gateway, which is a TCP/IP stack in this program, made when it is first needed. Connections
+//! to published ports of the host go on as connections of the gateway to the guest; a guest may
+//! open connections to the ports of the host that the user allows.
+
+mod conn;
+mod frames;
+mod http;
+mod stack;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::ops::RangeInclusive;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use mio::event::{Event, Source};
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use self::conn::{Conn, End};
+use self::frames::{Fate, Opening};
+use self::http::Refusal;
+use self::stack::Stack;
+use super::publish::{Bound, Target, connections_max};
+use super::{DropReason, Frame, Outlet, Uplink, WAKER};
+use crate::machine::Macs;
+
+/// Connections to one VM; more wait to be accepted. The guest's server has about as many.
+const TO_GUEST_MAX: usize = 60;
+/// Connections that one VM has opened to the host.
+const FROM_GUEST_MAX: usize = 32;
+/// Requests that have not named a VM yet.
+const UNKNOWN_MAX: usize = 256;
+/// Connections accepted from one port before others have their turn.
+const ACCEPTS: usize = 16;
+/// How often connections that have had their time are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// The port that the route by name leads to.
+const HTTP: u16 = 80;
+
+/// Ports of this host that guests may reach.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostPorts(Vec<RangeInclusive<u16>>);
+
+impl HostPorts {
+    fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+}
+
+impl FromStr for HostPorts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = |text: &str| match text.parse::<u16>() {
+            Ok(port @ 1..) => Ok(port),
+            _ => Err(format!("'{text}' is no port; write ports and ranges, as in 8000,9000-9010")),
+        };
+        let range = |text: &str| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let (first, last) = (port(first)?, port(last)?);
+            if first > last {
+                return Err(format!("'{text}' is no range: {first} is more than {last}"));
+            }
+            Ok(first..=last)
+        };
+        text.split(',').map(range).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// What the uplink is to do.
+#[derive(Debug)]
+pub struct Options {
+    /// VMs.
+    pub count: u32,
+    /// Ports that lead to them.
+    pub bound: Vec<Bound>,
+    /// What they may reach.
+    pub host_ports: HostPorts,
+    /// The guests' hardware addresses.
+    pub macs: Macs,
+}
+
+/// A port of the host.
+struct Listener {
+    bound: Bound,
+    /// It is in the queue of those that are to be asked.
+    queued: bool,
+}
+
+/// One VM's part.
+struct Seat {
+    stack: Stack,
+    /// Its connections, by slot.
+    conns: Vec<usize>,
+    /// Of which so many were opened by the guest.
+    opened: usize,
+    /// It is in the list of those to be served.
+    dirty: bool,
+    /// When it is to be served next.
+    wake_at: Option<Instant>,
+    /// Its alarm, which is not later.
+    alarm: Option<Instant>,
+}
+
+/// The uplink.
+pub struct UserUplink {
+    options: Options,
+    listeners: Vec<Listener>,
+    /// Listeners with connections that may be accepted.
+    accepting: VecDeque<usize>,
+    /// Listeners that wait until some connection ends.
+    held: Vec<usize>,
+    conns: Vec<Option<Conn>>,
+    free: Vec<usize>,
+    conns_max: usize,
+    unknown: usize,
+    seats: Vec<Option<Box<Seat>>>,
+    dirty: Vec<u32>,
+    timers: BinaryHeap<Reverse<(Instant, u32)>>,
+    sweep_at: Option<Instant>,
+    registry: Option<Registry>,
+}
+
+impl UserUplink {
+    /// An uplink over ports that are bound already.
+    pub fn new(mut options: Options) -> Self {
+        let bound = std::mem::take(&mut options.bound);
+        Self {
+            conns_max: connections_max(bound.len()),
+            seats: (0..options.count).map(|_| None).collect(),
+            listeners: bound.into_iter().map(|bound| Listener { bound, queued: false }).collect(),
+            options,
+            accepting: VecDeque::new(),
+            held: Vec::new(),
+            conns: Vec::new(),
+            free: Vec::new(),
+            unknown: 0,
+            dirty: Vec::new(),
+            timers: BinaryHeap::new(),
+            sweep_at: None,
+            registry: None,
+        }
+    }
+
+    fn token(&self, slot: usize) -> Token {
+        Token(WAKER.0 + 1 + self.listeners.len() + slot)
+    }
+
+    fn seat(&mut self, vm: u32) -> Option<&mut Seat> {
+        let mac = self.options.macs.of(vm);
+        let seat = self.seats.get_mut(vm as usize)?;
+        let new = || {
+            let stack = Stack::new(mac);
+            Box::new(Seat {
+                stack,
+                conns: Vec::new(),
+                opened: 0,
+                dirty: false,
+                wake_at: None,
+                alarm: None,
+            })
+        };
+        Some(seat.get_or_insert_with(new))
+    }
+
+    /// A VM is to be served in this round.
+    fn touch(&mut self, vm: u32) {
+        if let Some(Some(seat)) = self.seats.get_mut(vm as usize)
+            && !seat.dirty
+        {
+            seat.dirty = true;
+            self.dirty.push(vm);
+        }
+    }
+
+    /// Keeps a connection and listens to its stream; `None` when there are too many.
+    fn keep(&mut self, conn: Conn, now: Instant) -> Option<usize> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.conns.len() < self.conns_max => {
+                self.conns.push(None);
+                self.conns.len() - 1
+            }
+            None => return None,
+        };
+        let token = self.token(slot);
+        self.conns[slot] = Some(conn);
+        let conn = self.conns[slot].as_mut();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registered = match (&self.registry, conn.and_then(|c| c.stream.as_mut())) {
+            (Some(registry), Some(stream)) => stream.register(registry, token, interest),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        };
+        if registered.is_err() {
+            self.conns[slot] = None;
+            self.free.push(slot);
+            return None;
+        }
+        self.sweep_at.get_or_insert(now + SWEEP);
+        Some(slot)
+    }
+
+    /// Forgets a connection; listeners that waited for that have their turn.
+    fn forget(&mut self, slot: usize) {
+        self.conns[slot] = None;
+        self.free.push(slot);
+        let held = std::mem::take(&mut self.held);
+        held.into_iter().for_each(|listener| self.ask(listener));
+    }
+
+    /// Accepts from a listener in this round.
+    fn ask(&mut self, listener: usize) {
+        if let Some(entry) = self.listeners.get_mut(listener)
+            && !entry.queued
+        {
+            entry.queued = true;
+            self.accepting.push_back(listener);
+        }
+    }
+
+    /// Whether one more connection may be accepted.
+    fn has_room(&self, target: Target) -> bool {
+        if self.free.is_empty() && self.conns.len() >= self.conns_max {
+            return false;
+        }
+        match target {
+            Target::ByName => self.unknown < UNKNOWN_MAX,
+            Target::Port { vm, .. } => self.has_room_at(vm),
+        }
+    }
+
+    fn has_room_at(&self, vm: u32) -> bool {
+        let seat = self.seats.get(vm as usize).and_then(Option::as_ref);
+        seat.is_none_or(|seat| seat.conns.len() - seat.opened < TO_GUEST_MAX)
+    }
+
+    /// Takes a listener's connections, a few; they wait where there is no room for them.
+    fn accept(&mut self, listener: usize, now: Instant) {
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        entry.queued = false;
+        let target = entry.bound.target;
+        for _ in 0..ACCEPTS {
+            if !self.has_room(target) {
+                return self.held.push(listener);
+            }
+            match self.listeners[listener].bound.listener.accept() {
+                Ok((stream, _)) => self.welcome(stream, target, now),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // The client has gone already.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(e) => {
+                    tracing::warn!("cannot accept connections: {e}");
+                    self.sweep_at.get_or_insert(now + SWEEP);
+                    return self.held.push(listener);
+                }
+            }
+        }
+        self.ask(listener);
+    }
+
+    fn welcome(&mut self, stream: TcpStream, target: Target, now: Instant) {
+        match target {
+            Target::ByName => {
+                let conn = Conn::new(stream, End::Unknown(Vec::new()), now);
+                if self.keep(conn, now).is_some() {
+                    self.unknown += 1;
+                }
+            }
+            Target::Port { vm, port } => {
+                let Some(handle) = self.seat(vm).and_then(|seat| seat.stack.connect(port)) else {
+                    return;
+                };
+                let end =
+                    End::Guest { vm, handle, first: Vec::new(), opened: false, connecting: false };
+                match self.keep(Conn::new(stream, end, now), now) {
+                    Some(slot) => self.attach(vm, slot),
+                    None => self.discard(vm, handle),
+                }
+            }
+        }
+    }
+
+    fn attach(&mut self, vm: u32, slot: usize) {
+        if let Some(seat) = self.seat(vm) {
+            seat.conns.push(slot);
+        }
+        self.touch(vm);
+    }
+
+    fn discard(&mut self, vm: u32, handle: smoltcp::iface::SocketHandle) {
+        if let Some(seat) = self.seat(vm) {
+            seat.stack.remove(handle);
+        }
+    }
+
+    /// Goes on with a request that has not named a VM.
+    fn read_head(&mut self, slot: usize, now: Instant) {
+        let count = self.options.count;
+        let Some(conn) = &mut self.conns[slot] else { return };
+        let read = conn.read_head(http::HEAD_MAX, now);
+        let End::Unknown(head) = &mut conn.end else { return };
+        let routed = match (read, http::route(head, count)) {
+            (Ok(()), Ok(None)) => return,
+            (Err(_), Ok(None)) => None,
+            (_, Ok(Some(vm))) => Some(Ok((vm, std::mem::take(head)))),
+            (_, Err(refusal)) => Some(Err(refusal)),
+        };
+        self.unknown -= 1;
+        let attached = match routed {
+            Some(Ok((vm, head))) => self.attach_by_name(slot, vm, head),
+            Some(Err(refusal)) => Err(Some(refusal)),
+            None => Err(None),
+        };
+        if let Err(refusal) = attached {
+            let stream = self.conns[slot].as_mut().and_then(|conn| conn.stream.as_mut());
+            if let (Some(refusal), Some(stream)) = (refusal, stream) {
+                // A client that takes no answer has none.
+                let _ = stream.write_all(&refusal.response());
+                let _ = stream.shutdown(Shutdown::Write);
+            }
+            self.forget(slot);
+        }
+    }
+
+    fn attach_by_name(
+        &mut self,
+        slot: usize,
+        vm: u32,
+        first: Vec<u8>,
+    ) -> Result<(), Option<Refusal>> {
+        if !self.has_room_at(vm) {
+            return Err(Some(Refusal::Busy));
+        }
+        let handle = self.seat(vm).and_then(|seat| seat.stack.connect(HTTP)).ok_or(None)?;
+        if let Some(conn) = &mut self.conns[slot] {
+            conn.end = End::Guest { vm, handle, first, opened: false, connecting: false };
+        }
+        self.attach(vm, slot);
+        Ok(())
+    }
+
+    /// A guest asks for a connection to a port of the host.
+    fn open(&mut self, vm: u32, opening: Opening, out: &Outlet<'_>) {
+        if !self.options.host_ports.contains(opening.to) {
+            // The stack refuses it.
+            return out.dropped(vm, DropReason::Unreachable);
+        }
+        let Some(seat) = self.seat(vm) else { return };
+        if seat.opened >= FROM_GUEST_MAX {
+            return out.dropped(vm, DropReason::Connections);
+        }
+        let Some(handle) = seat.stack.accept(opening) else { return };
+        let now = Instant::now();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, opening.to));
+        let end = End::Guest { vm, handle, first: Vec::new(), opened: true, connecting: true };
+        let slot = match TcpStream::connect(address) {
+            Ok(stream) => self.keep(Conn::new(stream, end, now), now),
+            Err(_) => None,
+        };
+        match slot {
+            Some(slot) => {
+                if let Some(seat) = self.seat(vm) {
+                    seat.opened += 1;
+                }
+                self.attach(vm, slot);
+            }
+            None => {
+                self.discard(vm, handle);
+                out.dropped(vm, DropReason::Connections);
+            }
+        }
+    }
+
+    /// Does for a VM all there is to do.
+    fn serve(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) {
+        let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
+        seat.dirty = false;
+        let (stack, conns) = (&mut seat.stack, &mut self.conns);
+        stack.receive(now);
+        for &slot in &seat.conns {
+            if let Some(conn) = &mut conns[slot]
+                && let End::Guest { handle, .. } = conn.end
+            {
+                conn.pump(stack.get(handle), now);
+            }
+        }
+        let wake_at = stack.send(vm, now, out);
+        let mut over = Vec::new();
+        seat.conns.retain(|&slot| {
+            let Some(Conn { stream: None, end: End::Guest { handle, .. }, .. }) = &conns[slot]
+            else {
+                return true;
+            };
+            let done = stack.is_over(*handle);
+            if done {
+                stack.remove(*handle);
+                over.push(slot);
+            }
+            !done
+        });
+        seat.wake_at = wake_at;
+        self.set_alarm(vm);
+        for slot in over {
+            self.close(vm, slot);
+        }
+    }
+
+    /// Sets a VM's alarm unless there is one that rings early enough.
+    fn set_alarm(&mut self, vm: u32) {
+        if let Some(Some(seat)) = self.seats.get_mut(vm as usize)
+            && let Some(at) = seat.wake_at
+            && seat.alarm.is_none_or(|alarm| at < alarm)
+        {
+            seat.alarm = Some(at);
+            self.timers.push(Reverse((at, vm)));
+        }
+    }
+
+    /// VMs whose time has come are to be served.
+    fn ring(&mut self, now: Instant) {
+        while let Some(&Reverse((at, vm))) = self.timers.peek()
+            && at <= now
+        {
+            self.timers.pop();
+            let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { continue };
+            if seat.alarm != Some(at) {
+                continue;
+            }
+            seat.alarm = None;
+            if seat.wake_at.is_some_and(|at| at <= now) {
+                self.touch(vm);
+            } else {
+                self.set_alarm(vm);
+            }
+        }
+    }
+
+    /// Forgets a connection of a VM whose socket is gone.
+    fn close(&mut self, vm: u32, slot: usize) {
+        let opened =
+            matches!(&self.conns[slot], Some(Conn { end: End::Guest { opened: true, .. }, .. }));
+        if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
+            seat.opened -= usize::from(opened);
+        }
+        self.forget(slot);
+    }
+
+    /// Ends connections that have had their time.
+    fn sweep(&mut self, now: Instant) {
+        for slot in 0..self.conns.len() {
+            let Some(conn) = self.conns[slot].as_mut().filter(|conn| conn.is_stale(now)) else {
+                continue;
+            };
+            conn.reset();
+            let End::Guest { vm, handle, .. } = conn.end else {
+                self.unknown -= 1;
+                self.forget(slot);
+                continue;
+            };
+            let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { continue };
+            // A guest that does not take the news of the end either is not waited for.
+            if seat.stack.get(handle).is_open() {
+                seat.stack.get(handle).abort();
+                self.touch(vm);
+            } else {
+                seat.stack.remove(handle);
+                seat.conns.retain(|&other| other != slot);
+                self.close(vm, slot);
+            }
+        }
+        let held = std::mem::take(&mut self.held);
+        held.into_iter().for_each(|listener| self.ask(listener));
+        let busy = self.conns.len() > self.free.len() || !self.accepting.is_empty();
+        self.sweep_at = busy.then(|| now + SWEEP);
+    }
+
+    /// A VM's connections break, and it has a new gateway.
+    fn clear(&mut self, vm: u32) {
+        let Some(seat) = self.seats.get_mut(vm as usize).and_then(Option::take) else { return };
+        for slot in seat.conns {
+            if let Some(conn) = &mut self.conns[slot] {
+                conn.reset();
+            }
+            self.forget(slot);
+        }
+    }
+
+    /// Lets nothing that a guest sends end more than its own connections, should the stack have a
+    /// bug that panics.
+    fn guarded(
+        &mut self,
+        vm: u32,
+        out: &mut Outlet<'_>,
+        f: impl FnOnce(&mut Self, &mut Outlet<'_>),
+    ) {
+        if catch_unwind(AssertUnwindSafe(|| f(self, out))).is_err() {
+            tracing::error!("vm{vm}: its network stack failed; its connections are closed");
+            self.clear(vm);
+        }
+    }
+}
+
+impl Uplink for UserUplink {
+    fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        for (i, entry) in self.listeners.iter_mut().enumerate() {
+            let token = Token(WAKER.0 + 1 + i);
+            entry.bound.listener.register(registry, token, Interest::READABLE)?;
+        }
+        self.registry = Some(registry.try_clone()?);
+        Ok(())
+    }
+
+    fn transmit(&mut self, vm: u32, frame: Frame, out: &mut Outlet<'_>) {
+        match frames::look(&frame, self.options.macs.of(vm)) {
+            Fate::Stack(opening) => self.guarded(vm, out, |this, out| {
+                if let Some(opening) = opening {
+                    this.open(vm, opening, out);
+                }
+                if let Some(seat) = this.seat(vm) {
+                    seat.stack.push(frame);
+                    this.touch(vm);
+                }
+            }),
+            Fate::Answer(answer) => out.send(vm, answer),
+            Fate::Drop(reason, answer) => {
+                out.dropped(vm, reason);
+                if let Some(answer) = answer {
+                    out.send(vm, answer);
+                }
+            }
+            Fate::Ignore => {}
+        }
+    }
+
+    fn ready(&mut self, event: &Event, _: &mut Outlet<'_>) {
+        let Some(at) = event.token().0.checked_sub(WAKER.0 + 1) else { return };
+        let Some(slot) = at.checked_sub(self.listeners.len()) else { return self.ask(at) };
+        let Some(Some(conn)) = self.conns.get_mut(slot) else { return };
+        conn.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        conn.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        match conn.end {
+            End::Guest { vm, .. } => self.touch(vm),
+            End::Unknown(_) => self.read_head(slot, Instant::now()),
+        }
+    }
+
+    fn poll(&mut self, now: Instant, out: &mut Outlet<'_>) -> Option<Instant> {
+        for _ in 0..self.accepting.len() {
+            if let Some(listener) = self.accepting.pop_front() {
+                self.accept(listener, now);
+            }
+        }
+        self.ring(now);
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for vm in dirty.drain(..) {
+            self.guarded(vm, out, |this, out| this.serve(vm, now, out));
+        }
+        if self.dirty.is_empty() {
+            self.dirty = dirty;
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            self.sweep(now);
+        }
+        if !self.accepting.is_empty() || !self.dirty.is_empty() {
+            return Some(now);
+        }
+        let alarm = self.timers.peek().map(|&Reverse((at, _))| at);
+        alarm.into_iter().chain(self.sweep_at).min()
+    }
+
+    fn reset(&mut self, vm: u32, _: &mut Outlet<'_>) {
+        self.clear(vm);
+    }
+}

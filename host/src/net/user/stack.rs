@@ -1,0 +1,214 @@
+//! The gateway as one guest sees it: a TCP/IP stack with that guest alone on its network.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Instant;
+
+use smoltcp::iface::{
+    Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet,
+};
+use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::{Duration, Instant as Time};
+use smoltcp::wire::{HardwareAddress, IpCidr, Ipv4Cidr};
+
+use super::frames::{self, Opening};
+use crate::net::{Frame, GATEWAY_IP, GUEST_IP, Outlet, PREFIX_LEN};
+
+/// The largest IP packet on the wire.
+const MTU: usize = 1500;
+/// Bytes from a guest that wait for the host's end of a connection.
+const FROM_GUEST: usize = 32 << 10;
+/// Bytes for a guest that it has not acknowledged.
+const TO_GUEST: usize = 16 << 10;
+/// A guest that is silent for so long while it should answer is gone.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// First port of the gateway's ends of connections.
+const EPHEMERAL: u16 = 49_152;
+/// When frames for the guest found no room.
+const RETRY: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// One guest's stack.
+pub struct Stack {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    pipe: Pipe,
+    epoch: Instant,
+    next_port: u16,
+    greeted: bool,
+}
+
+/// The stack's network card: frames in and out, with the Ethernet header taken off and put on.
+struct Pipe {
+    mac: [u8; 6],
+    inward: VecDeque<Frame>,
+    outward: Vec<Frame>,
+    /// Frames that there is room for in `outward`.
+    room: usize,
+}
+
+impl Stack {
+    /// The stack for a guest with hardware address `mac`.
+    pub fn new(mac: [u8; 6]) -> Self {
+        let mut pipe = Pipe { mac, inward: VecDeque::new(), outward: Vec::new(), room: 0 };
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = RandomState::new().build_hasher().finish();
+        let mut interface = Interface::new(config, &mut pipe, Time::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            // The list is empty and has room for one.
+            let _ = addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(GATEWAY_IP, PREFIX_LEN)));
+        });
+        let sockets = SocketSet::new(Vec::new());
+        let epoch = Instant::now();
+        Self { interface, sockets, pipe, epoch, next_port: EPHEMERAL, greeted: false }
+    }
+
+    fn time(&self, now: Instant) -> Time {
+        let micros = now.saturating_duration_since(self.epoch).as_micros();
+        Time::from_micros(micros as i64)
+    }
+
+    fn socket() -> Socket<'static> {
+        let buffer = |len| SocketBuffer::new(vec![0; len]);
+        let mut socket = Socket::new(buffer(FROM_GUEST), buffer(TO_GUEST));
+        socket.set_nagle_enabled(false);
+        socket.set_timeout(Some(PATIENCE));
+        socket
+    }
+
+    /// Begins a connection to a port of the guest.
+    pub fn connect(&mut self, port: u16) -> Option<SocketHandle> {
+        let mut socket = Self::socket();
+        let local = (GATEWAY_IP, self.free_port()?);
+        socket.connect(self.interface.context(), (GUEST_IP, port), local).ok()?;
+        if !self.greeted {
+            self.greeted = true;
+            self.pipe.outward.push(frames::greeting(self.pipe.mac));
+        }
+        Some(self.sockets.add(socket))
+    }
+
+    /// Lets the guest's connection come about, once [`Socket::pause_synack`] allows it. None when
+    /// it is on its way already.
+    pub fn accept(&mut self, opening: Opening) -> Option<SocketHandle> {
+        let known = self.tcp().any(|socket| {
+            socket.local_endpoint().is_some_and(|local| local.port == opening.to)
+                && socket.remote_endpoint().is_some_and(|remote| remote.port == opening.from)
+        });
+        if known {
+            return None;
+        }
+        let mut socket = Self::socket();
+        socket.pause_synack(true);
+        socket.listen((GATEWAY_IP, opening.to)).ok()?;
+        Some(self.sockets.add(socket))
+    }
+
+    fn tcp(&self) -> impl Iterator<Item = &Socket<'static>> {
+        self.sockets.iter().map(|(_, smoltcp::socket::Socket::Tcp(socket))| socket)
+    }
+
+    /// A port of the gateway that no connection uses.
+    fn free_port(&mut self) -> Option<u16> {
+        for _ in EPHEMERAL..=u16::MAX {
+            let port = self.next_port;
+            self.next_port = port.checked_add(1).unwrap_or(EPHEMERAL);
+            let used =
+                |socket: &Socket<'_>| socket.local_endpoint().is_some_and(|e| e.port == port);
+            if !self.tcp().any(used) {
+                return Some(port);
+            }
+        }
+        None
+    }
+
+    /// A connection.
+    pub fn get(&mut self, handle: SocketHandle) -> &mut Socket<'static> {
+        self.sockets.get_mut(handle)
+    }
+
+    /// Whether nothing more is to be said on a connection.
+    pub fn is_over(&self, handle: SocketHandle) -> bool {
+        let socket = self.sockets.get::<Socket<'_>>(handle);
+        match socket.state() {
+            State::Closed => socket.remote_endpoint().is_none(),
+            // Its port is not used again for so long that nothing has to wait here.
+            State::TimeWait => true,
+            _ => false,
+        }
+    }
+
+    /// Forgets a connection.
+    pub fn remove(&mut self, handle: SocketHandle) {
+        self.sockets.remove(handle);
+    }
+
+    /// A frame from the guest that was looked at.
+    pub fn push(&mut self, frame: Frame) {
+        self.pipe.inward.push_back(frame);
+    }
+
+    /// Takes in what the guest has sent.
+    pub fn receive(&mut self, now: Instant) {
+        let time = self.time(now);
+        let Self { interface, sockets, pipe, .. } = self;
+        while interface.poll_ingress_single(time, pipe, sockets) != PollIngressSingleResult::None {}
+    }
+
+    /// Sends what there is to send to VM `vm`; answers when there may be more.
+    pub fn send(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) -> Option<Instant> {
+        let time = self.time(now);
+        let Self { interface, sockets, pipe, epoch, .. } = self;
+        pipe.room = out.room(vm);
+        while interface.poll_egress(time, pipe, sockets) != PollResult::None {}
+        let full = pipe.outward.len() >= pipe.room;
+        pipe.outward.drain(..).for_each(|frame| out.send(vm, frame));
+        if full {
+            return Some(now + RETRY);
+        }
+        let at = interface.poll_at(time, sockets)?;
+        Some(*epoch + std::time::Duration::from_micros(at.total_micros().max(0) as u64))
+    }
+}
+
+impl Device for Pipe {
+    type RxToken<'a> = Inward;
+    type TxToken<'a> = Outward<'a>;
+
+    fn receive(&mut self, _: Time) -> Option<(Inward, Outward<'_>)> {
+        let frame = self.inward.pop_front()?;
+        Some((Inward(frame), Outward(self)))
+    }
+
+    fn transmit(&mut self, _: Time) -> Option<Outward<'_>> {
+        (self.outward.len() < self.room).then_some(Outward(self))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = MTU;
+        // Those of frames from the guest were checked and counted.
+        capabilities.checksum.ipv4 = Checksum::Tx;
+        capabilities.checksum.tcp = Checksum::Tx;
+        capabilities
+    }
+}
+
+struct Inward(Frame);
+
+impl RxToken for Inward {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(frames::payload(&self.0))
+    }
+}
+
+struct Outward<'a>(&'a mut Pipe);
+
+impl TxToken for Outward<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let (frame, result) = frames::packet(self.0.mac, len, f);
+        self.0.outward.push(frame);
+        result
+    }
+}
