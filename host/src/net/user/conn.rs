@@ -119,7 +119,7 @@ impl Conn {
         if let End::Guest { connecting: true, .. } = self.end {
             return self.connect(socket);
         }
-        let moved = self.from_guest(socket).and_then(|a| Ok(a | self.to_guest(socket)?));
+        let moved = self.carry_out(socket).and_then(|a| Ok(a | self.carry_in(socket)?));
         match moved {
             Ok(true) => (self.spoken, self.touched) = (true, now),
             Ok(false) => {}
@@ -148,7 +148,7 @@ impl Conn {
         }
     }
 
-    fn from_guest(&mut self, socket: &mut Socket<'_>) -> io::Result<bool> {
+    fn carry_out(&mut self, socket: &mut Socket<'_>) -> io::Result<bool> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
         let mut moved = false;
         while self.writable && socket.can_recv() {
@@ -166,12 +166,12 @@ impl Conn {
         }
         if !socket.can_recv() {
             match socket.state() {
-                State::CloseWait | State::LastAck | State::Closing | State::TimeWait => {
-                    if !self.shut {
-                        // The host's end may have gone, which is found out by reading.
-                        let _ = stream.shutdown(Shutdown::Write);
-                        self.shut = true;
-                    }
+                State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+                    if !self.shut =>
+                {
+                    // The host's end may have gone, which is found out by reading.
+                    let _ = stream.shutdown(Shutdown::Write);
+                    self.shut = true;
                 }
                 // Not as it should: one of the ends is open still.
                 State::Closed => return Err(io::ErrorKind::ConnectionReset.into()),
@@ -181,7 +181,7 @@ impl Conn {
         Ok(moved)
     }
 
-    fn to_guest(&mut self, socket: &mut Socket<'_>) -> io::Result<bool> {
+    fn carry_in(&mut self, socket: &mut Socket<'_>) -> io::Result<bool> {
         let (Some(stream), End::Guest { first, .. }) = (&mut self.stream, &mut self.end) else {
             return Ok(false);
         };
