@@ -311,8 +311,8 @@ pub fn run(
         }
     }
     sink.flush().map_err(failed)?;
-    let verdict = result?;
     progress.finish(ledger.counts, totals, wall);
+    let verdict = result?;
     Ok(Outcome { verdict, vms: ledger.vms, counts: ledger.counts, wall, totals })
 }
 

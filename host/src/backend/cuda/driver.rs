@@ -5,12 +5,14 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::error::CudaError;
-use super::gpu::{Address, Gpu, Kernel, Mapped};
+use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
 use super::module::Module;
 use crate::units::Size;
 
@@ -156,8 +158,17 @@ pub struct Device {
     processors: u32,
     /// Bytes that the driver sets aside for the threads' stacks at the first launch.
     stacks: u64,
-    abandoned: bool,
+    /// Where uploads and downloads pass: copies from and to other memory of the host wait for the
+    /// device inside of the driver, without limit.
+    staging: Option<Pinned>,
+    /// Ends such a copy.
+    copied: sys::CUevent,
+    /// Shared with the memory that was mapped.
+    abandoned: Arc<AtomicBool>,
 }
+
+/// Bytes that are uploaded or downloaded at once.
+const STAGING: usize = 4 << 20;
 
 // SAFETY: CUDA's handles may be used from any thread that has the context, which every method
 // makes sure of (`enter`).
@@ -172,6 +183,14 @@ impl Device {
         }
         let mut device = 0;
         cuda!(cuDeviceGet(&mut device, index as c_int))?;
+        Self::take(device, ptx).map_err(|error| match error {
+            CudaError::Call { code: OUT_OF_MEMORY, .. }
+            | CudaError::Refused { code: OUT_OF_MEMORY, .. } => CudaError::Full { name },
+            other => other,
+        })
+    }
+
+    fn take(device: sys::CUdevice, ptx: &CStr) -> Result<Self, CudaError> {
         let mut context = ptr::null_mut();
         cuda!(cuDevicePrimaryCtxRetain(&mut context, device))?;
         // From here on `Drop` cleans up.
@@ -185,7 +204,9 @@ impl Device {
             allocations: Vec::new(),
             processors: 0,
             stacks: 0,
-            abandoned: false,
+            staging: None,
+            copied: ptr::null_mut(),
+            abandoned: Arc::default(),
         };
         this.enter()?;
         cuda!(cuStreamCreate(
@@ -195,6 +216,9 @@ impl Device {
         let timed = sys::CUevent_flags::CU_EVENT_DEFAULT as c_uint;
         cuda!(cuEventCreate(&mut this.begin, timed))?;
         cuda!(cuEventCreate(&mut this.event, timed))?;
+        let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+        cuda!(cuEventCreate(&mut this.copied, untimed))?;
+        this.staging = Some(this.pinned(STAGING)?);
         let processors = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let threads =
             attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?;
@@ -206,6 +230,43 @@ impl Device {
 
     fn enter(&self) -> Result<(), CudaError> {
         cuda!(cuCtxSetCurrent(self.context))
+    }
+
+    fn pinned(&self, bytes: usize) -> Result<Pinned, CudaError> {
+        let mut host = ptr::null_mut();
+        let len = bytes.max(256);
+        // Not write-combined: the host reads it, too.
+        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
+        cuda!(cuMemHostAlloc(&mut host, len, flags))?;
+        let (context, abandoned) = (self.context, Arc::clone(&self.abandoned));
+        let mut mapped = Pinned { host: host.cast(), device: 0, len, context, abandoned };
+        cuda!(cuMemHostGetDevicePointer_v2(&mut mapped.device, host, 0))?;
+        // SAFETY: just allocated with this length, and not given to the device yet.
+        unsafe { mapped.host.write_bytes(0, len) };
+        Ok(mapped)
+    }
+
+    /// Waits for a copy between the staging memory and the device.
+    fn settle(&mut self, call: &'static str) -> Result<(), CudaError> {
+        cuda!(cuEventRecord(self.copied, self.stream))?;
+        let result = wait_for(call, self.patience(), || happened(self.copied));
+        if matches!(result, Err(CudaError::Hung { .. })) {
+            self.abandon();
+        }
+        result
+    }
+
+    fn staging(&mut self) -> Result<&mut Pinned, CudaError> {
+        self.staging.as_mut().ok_or(CudaError::Contract("no memory for copies"))
+    }
+}
+
+/// Whether the device has come to an event.
+fn happened(event: sys::CUevent) -> Result<bool, CudaError> {
+    // SAFETY: the event is a device's own and alive.
+    match unsafe { sys::cuEventQuery(event) } {
+        CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+        other => check("cuEventQuery", other).map(|()| true),
     }
 }
 
@@ -232,16 +293,7 @@ impl Gpu for Device {
 
     fn map(&mut self, bytes: usize) -> Result<Box<dyn Mapped>, CudaError> {
         self.enter()?;
-        let mut host = ptr::null_mut();
-        let len = bytes.max(256);
-        // Not write-combined: the host reads it, too.
-        let flags = sys::CU_MEMHOSTALLOC_DEVICEMAP | sys::CU_MEMHOSTALLOC_PORTABLE;
-        cuda!(cuMemHostAlloc(&mut host, len, flags))?;
-        let mut mapped = Pinned { host: host.cast(), device: 0, len, context: self.context };
-        cuda!(cuMemHostGetDevicePointer_v2(&mut mapped.device, host, 0))?;
-        // SAFETY: just allocated with this length, and not given to the device yet.
-        unsafe { mapped.host.write_bytes(0, len) };
-        Ok(Box::new(mapped))
+        Ok(Box::new(self.pinned(bytes)?))
     }
 
     fn zero(&mut self, at: Address, bytes: u64) -> Result<(), CudaError> {
@@ -256,14 +308,25 @@ impl Gpu for Device {
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), CudaError> {
         self.enter()?;
-        cuda!(cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream))?;
-        cuda!(cuStreamSynchronize(self.stream))
+        for (to, piece) in (to..).step_by(STAGING).zip(bytes.chunks(STAGING)) {
+            let staging = self.staging()?;
+            staging.write(0, piece);
+            let from = staging.host.cast_const().cast();
+            cuda!(cuMemcpyHtoDAsync_v2(to, from, piece.len(), self.stream))?;
+            self.settle("cuMemcpyHtoDAsync")?;
+        }
+        Ok(())
     }
 
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.enter()?;
-        cuda!(cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), from, bytes.len(), self.stream))?;
-        cuda!(cuStreamSynchronize(self.stream))
+        for (from, piece) in (from..).step_by(STAGING).zip(bytes.chunks_mut(STAGING)) {
+            let to = self.staging()?.host.cast();
+            cuda!(cuMemcpyDtoHAsync_v2(to, from, piece.len(), self.stream))?;
+            self.settle("cuMemcpyDtoHAsync")?;
+            self.staging()?.read(0, piece);
+        }
+        Ok(())
     }
 
     fn launch(
@@ -301,12 +364,7 @@ impl Gpu for Device {
 
     fn done(&mut self) -> Result<bool, CudaError> {
         self.enter()?;
-        // SAFETY: the event is this device's and alive.
-        let result = unsafe { sys::cuEventQuery(self.event) };
-        match result {
-            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            other => check("cuEventQuery", other).map(|()| true),
-        }
+        happened(self.event)
     }
 
     fn begin(&mut self) -> Result<(), CudaError> {
@@ -330,13 +388,15 @@ impl Gpu for Device {
     }
 
     fn abandon(&mut self) {
-        self.abandoned = true;
+        self.abandoned.store(true, Ordering::Relaxed);
     }
 }
 
+const OUT_OF_MEMORY: u32 = CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32;
+
 fn no_memory(error: CudaError, bytes: u64) -> CudaError {
     match error {
-        CudaError::Call { call, code, .. } if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32 => {
+        CudaError::Call { call, code: code @ OUT_OF_MEMORY, .. } => {
             CudaError::NoMemory { call, bytes: Size(bytes), code }
         }
         other => other,
@@ -346,7 +406,7 @@ fn no_memory(error: CudaError, bytes: u64) -> CudaError {
 impl Drop for Device {
     fn drop(&mut self) {
         // Giving memory back waits for the device, which would be for ever.
-        if self.abandoned {
+        if self.abandoned.load(Ordering::Relaxed) {
             return;
         }
         let note = |result: Result<(), CudaError>| {
@@ -359,7 +419,8 @@ impl Drop for Device {
             note(cuda!(cuMemFree_v2(address)));
         }
         drop(self.module.take());
-        for event in [self.begin, self.event] {
+        drop(self.staging.take());
+        for event in [self.begin, self.event, self.copied] {
             if !event.is_null() {
                 note(cuda!(cuEventDestroy_v2(event)));
             }
@@ -377,6 +438,8 @@ struct Pinned {
     device: Address,
     len: usize,
     context: sys::CUcontext,
+    /// The device does not answer: see [`Gpu::abandon`].
+    abandoned: Arc<AtomicBool>,
 }
 
 // SAFETY: the memory is this value's alone; any thread may use it.
@@ -403,6 +466,9 @@ impl Mapped for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        if self.abandoned.load(Ordering::Relaxed) {
+            return;
+        }
         let freed = cuda!(cuCtxSetCurrent(self.context))
             .and_then(|()| cuda!(cuMemFreeHost(self.host.cast())));
         if let Err(error) = freed {

@@ -10,15 +10,15 @@ use emu_device::launch::Launch;
 use memmap2::MmapMut;
 
 use super::error::CudaError;
-use super::gpu::{Address, Gpu, Kernel, Mapped};
+use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
 use crate::units::Size;
 
 /// The device.
 pub struct Emulated {
     memory: u64,
     blocks: Vec<MmapMut>,
-    /// Launches after which it fails, for tests of that.
-    launches_left: Option<u32>,
+    /// What happens to it after some launches, for tests of that.
+    fate: Option<(u32, Fate)>,
     /// Instructions after which VM 0's x10 is wrong, for tests of finding that.
     wrong_from: Option<u64>,
     begun: Instant,
@@ -30,7 +30,7 @@ impl Emulated {
         Self {
             memory: memory.0,
             blocks: Vec::new(),
-            launches_left: None,
+            fate: None,
             wrong_from: None,
             begun: Instant::now(),
         }
@@ -38,17 +38,42 @@ impl Emulated {
 
     /// One that is lost after some launches.
     pub fn failing_after(mut self, launches: u32) -> Self {
-        self.launches_left = Some(launches);
+        self.fate = Some((launches, Fate::Lost));
         self
     }
-}
 
-impl Emulated {
+    /// One that does not answer any more after some launches.
+    pub fn hanging_after(mut self, launches: u32) -> Self {
+        self.fate = Some((launches, Fate::Hung));
+        self
+    }
+
+    /// What has become of it.
+    fn fate(&self) -> Option<Fate> {
+        self.fate.filter(|&(left, _)| left == 0).map(|(_, fate)| fate)
+    }
+
+    /// Whether it does what it is told.
+    fn alive(&self) -> Result<bool, CudaError> {
+        match self.fate() {
+            None => Ok(true),
+            Some(Fate::Hung) => Ok(false),
+            Some(Fate::Lost) => Err(CudaError::Contract("the test wants the device lost")),
+        }
+    }
+
     /// One that computes wrongly: VM 0's x10, from so many instructions on.
     pub fn wrong_from(mut self, instret: u64) -> Self {
         self.wrong_from = Some(instret);
         self
     }
+}
+
+/// What can become of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    Lost,
+    Hung,
 }
 
 fn block(bytes: u64) -> Result<MmapMut, CudaError> {
@@ -90,19 +115,21 @@ impl Gpu for Emulated {
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), CudaError> {
+        wait_for("upload", self.patience(), || self.alive())?;
         self.copy(to, bytes.as_ptr() as Address, bytes.len())
     }
 
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), CudaError> {
+        wait_for("download", self.patience(), || self.alive())?;
         self.copy(bytes.as_mut_ptr() as Address, from, bytes.len())
     }
 
     fn launch(&mut self, kernel: Kernel, _: u32, _: u32, at: Address) -> Result<(), CudaError> {
-        if let Some(left) = &mut self.launches_left {
-            let Some(less) = left.checked_sub(1) else {
-                return Err(CudaError::Contract("the test wants the device lost"));
-            };
-            *left = less;
+        if !self.alive()? {
+            return Ok(());
+        }
+        if let Some((left, _)) = &mut self.fate {
+            *left -= 1;
         }
         let mut hot: Hot = emu_core::abi::Vm::new(MachineKind::Virt).hot;
         // SAFETY: the backend describes its memory as `Launch` says, and nothing else runs.
@@ -131,7 +158,12 @@ impl Gpu for Emulated {
     }
 
     fn done(&mut self) -> Result<bool, CudaError> {
-        Ok(true)
+        // What was launched before is done.
+        Ok(self.fate() != Some(Fate::Hung))
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(200)
     }
 
     fn begin(&mut self) -> Result<(), CudaError> {

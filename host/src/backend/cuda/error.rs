@@ -67,20 +67,39 @@ pub enum CudaError {
         /// CUDA's number.
         code: u32,
     },
+    /// All of the device's memory is somebody else's.
+    #[error(
+        "CUDA device {name} has no memory left, so that 0 machines fit: another process has it \
+         (see nvidia-smi)"
+    )]
+    Full {
+        /// Its name.
+        name: String,
+    },
     /// It does not answer.
-    #[error("the GPU did not answer for {0} seconds; see dmesg for its driver's messages (Xid)")]
-    Hung(u64),
+    #[error(
+        "{call} failed: the GPU did not answer for {seconds} seconds; see dmesg for messages of \
+         NVIDIA's driver (Xid)"
+    )]
+    Hung {
+        /// What was waited for.
+        call: &'static str,
+        /// How long.
+        seconds: u64,
+    },
     /// It stopped although nothing failed: a bug of ours.
     #[error("the GPU's part contradicts the host's: {0}")]
     Contract(&'static str),
 }
 
 impl CudaError {
-    /// Whether the user asked for a GPU where there is none that can be used.
+    /// Whether the user asked for a GPU where there is none that can be used, or for more memory
+    /// than it has. Nothing was started then.
     pub fn is_usage(&self) -> bool {
+        use CudaError::{Full, NoDevice, NoDriver, NoMemory, NoPtx, TooOld};
         matches!(
             self,
-            Self::NoDriver | Self::NoPtx(_) | Self::NoDevice { .. } | Self::TooOld { .. }
+            NoDriver | NoPtx(_) | NoDevice { .. } | TooOld { .. } | Full { .. } | NoMemory { .. }
         )
     }
 }

@@ -1,7 +1,7 @@
 //! What the backend needs of a GPU, so that tests can run it without one.
 //!
-//! Work is queued and done in order. Nothing here waits but [`Gpu::wait`], `upload` and
-//! `download`.
+//! Work is queued and done in order. Nothing here waits for it but [`Gpu::wait`], `upload` and
+//! `download`, and these wait no longer than [`Gpu::patience`].
 
 use std::time::{Duration, Instant};
 
@@ -69,28 +69,45 @@ pub trait Gpu: Send {
     fn took(&mut self) -> Result<Duration, CudaError>;
     /// Gives all allocations of device memory back.
     fn clear(&mut self) -> Result<(), CudaError>;
-    /// Gives the device up without another call to it: it does not answer.
+    /// Gives the device up: it does not answer. No call is made to it any more, also not to give
+    /// memory back, as that would wait for it.
     fn abandon(&mut self);
+
+    /// How long a device may take for an answer.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 
     /// Waits for the mark.
     fn wait(&mut self) -> Result<(), CudaError> {
-        let start = Instant::now();
-        loop {
-            if self.done()? {
-                return Ok(());
-            }
-            let waited = start.elapsed();
-            if waited > PATIENCE {
-                self.abandon();
-                return Err(CudaError::Hung(PATIENCE.as_secs()));
-            }
-            if waited > SPIN {
-                std::thread::sleep(NAP);
-            } else {
-                std::hint::spin_loop();
-            }
+        let patience = self.patience();
+        let result = wait_for("cuLaunchKernel", patience, || self.done());
+        if matches!(result, Err(CudaError::Hung { .. })) {
+            self.abandon();
+        }
+        result
+    }
+}
+
+/// Waits until `done`, for the end of `call`, but not for ever.
+pub fn wait_for(
+    call: &'static str,
+    patience: Duration,
+    mut done: impl FnMut() -> Result<bool, CudaError>,
+) -> Result<(), CudaError> {
+    let start = Instant::now();
+    while !done()? {
+        let waited = start.elapsed();
+        if waited > patience {
+            return Err(CudaError::Hung { call, seconds: patience.as_secs() });
+        }
+        if waited > SPIN {
+            std::thread::sleep(NAP);
+        } else {
+            std::hint::spin_loop();
         }
     }
+    Ok(())
 }
 
 /// A launch is sized for some 10 ms. A device that takes this long is gone.

@@ -66,6 +66,8 @@ pub struct Runner {
     clock: GuestClock,
     pace: Pace,
     inbox: Writer,
+    /// The last launch, as long as nobody has looked at what it left.
+    unread: Option<Ended>,
 }
 
 impl Runner {
@@ -94,6 +96,7 @@ impl Runner {
             clock: GuestClock::new(shared.settings.clock, timebase, FIRST_IPS),
             pace: Pace::new(),
             inbox: Writer::new(INBOX),
+            unread: None,
             shared,
             fleet,
             events,
@@ -104,17 +107,17 @@ impl Runner {
     /// Runs the fleet until it is stopped, or the device fails.
     pub fn run(mut self) {
         if let Err(error) = self.work() {
-            let hung = matches!(error, CudaError::Hung(_));
-            *self.shared.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
-            if hung {
-                self.fleet.abandon();
+            // What the last good launch left is in the host's memory.
+            let unread = self.unread.take();
+            if let Some(Ok(report)) = unread.map(|ended| self.fleet.report(ended)) {
+                self.hear(&report);
             }
+            *self.shared.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
         }
     }
 
     fn work(&mut self) -> Result<(), CudaError> {
         self.start_all()?;
-        let mut unread: Option<Ended> = None;
         loop {
             while let Ok(command) = self.commands.try_recv() {
                 self.obey(command);
@@ -128,7 +131,7 @@ impl Runner {
             if launched {
                 self.submit(self.pace.slices())?;
             }
-            match unread.take() {
+            match self.unread.take() {
                 Some(ended) => {
                     let report = self.fleet.report(ended)?;
                     self.hear(&report);
@@ -137,21 +140,20 @@ impl Runner {
                 None => {}
             }
             if launched {
-                unread = Some(self.fleet.wait()?);
+                self.unread = Some(self.fleet.wait()?);
             }
         }
-        self.drain(unread)
+        self.drain()
     }
 
     /// What VMs have still to say, when all stand still.
-    fn drain(&mut self, unread: Option<Ended>) -> Result<(), CudaError> {
-        let mut unread = unread;
-        while let Some(ended) = unread.take() {
+    fn drain(&mut self) -> Result<(), CudaError> {
+        while let Some(ended) = self.unread.take() {
             let report = self.fleet.report(ended)?;
             self.hear(&report);
             if report.full && !self.list().is_empty() {
                 self.submit(0)?;
-                unread = Some(self.fleet.wait()?);
+                self.unread = Some(self.fleet.wait()?);
             }
         }
         self.restarts.clear();

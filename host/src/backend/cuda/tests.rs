@@ -9,7 +9,7 @@ use emu_core::layout::MachineKind;
 use super::emulated::Emulated;
 use super::{CudaBackend, DeviceFleet, Options};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, ClockSource, Event, EventKind, Reason, Settings};
+use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Reason, Settings};
 use crate::console::ready::ReadyPattern;
 use crate::image::{Payload, Segment, cache};
 use crate::machine::{Fleet, GuestOptions, assemble};
@@ -177,15 +177,40 @@ fn when_frames_run_out_for_good_some_vms_end_and_one_goes_on() {
     assert!((1..4).contains(&ended), "{found:?}");
 }
 
-#[test]
-fn a_lost_device_ends_the_run_with_the_reason() {
-    let fleet = fleet(1, &[LOOP]);
-    let gpu = Box::new(Emulated::new(Size::mib(64)).failing_after(5));
-    let device = DeviceFleet::new(gpu, &fleet.base, 1).unwrap();
-    let settings = settings(false, ClockSource::Host);
+/// Runs a VM that prints for ever until the device is gone: what it printed, and the reason.
+fn until_gone(gpu: Emulated) -> (usize, BackendError) {
+    // `lui t0, UART; li t1, 'x'`, then `sb t1, 0(t0); j .-4`.
+    let fleet = fleet(1, &[LUI_T0_UART, li_t1(b'x'), SB_T1_UART, 0xffdf_f06f]);
+    let device = DeviceFleet::new(Box::new(gpu), &fleet.base, 1).unwrap();
+    let settings = settings(false, ClockSource::Instret);
     let cuda = CudaBackend::start(device, fleet, settings, Options::default()).unwrap();
-    assert!(cuda.events().recv_timeout(Duration::from_secs(20)).is_err());
-    assert!(cuda.failure().to_string().contains("device lost"));
+    let mut printed = 0;
+    while let Ok(event) = cuda.events().recv_timeout(Duration::from_secs(60)) {
+        let EventKind::Console(bytes) = event.kind else { panic!("{event:?}") };
+        printed += bytes.len();
+    }
+    (printed, cuda.failure())
+}
+
+#[test]
+fn a_lost_device_ends_the_run_with_the_reason_and_all_that_was_printed() {
+    // The first launch starts the VM; every other one lets it print.
+    let (three, error) = until_gone(Emulated::new(Size::mib(64)).failing_after(4));
+    assert!(error.to_string().contains("device lost"), "{error}");
+    let (two, _) = until_gone(Emulated::new(Size::mib(64)).failing_after(3));
+    let (one, _) = until_gone(Emulated::new(Size::mib(64)).failing_after(2));
+    assert!(three > two && two > one && one > 0, "{three} {two} {one}");
+    assert!(!error.is_usage());
+}
+
+#[test]
+fn a_device_that_hangs_ends_the_run_with_the_reason() {
+    let (printed, error) = until_gone(Emulated::new(Size::mib(64)).hanging_after(4));
+    assert!(printed > 0 && error.to_string().contains("did not answer"), "{printed} {error}");
+    let fleet = fleet(1, &[LOOP]);
+    let gpu = Box::new(Emulated::new(Size::mib(64)).hanging_after(0));
+    let Err(error) = DeviceFleet::new(gpu, &fleet.base, 1) else { panic!("it does not hang") };
+    assert!(error.to_string().contains("upload failed"), "{error}");
 }
 
 fn linux(count: u32) -> Option<Fleet> {
