@@ -1,19 +1,22 @@
 //! Bare-metal programs: M-mode ELF files that end through `tohost` (HTIF) or the test finisher.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use emu_core::abi::{Exit, ExitCode};
 use emu_core::layout::MachineKind;
-use emu_core::machine::Now;
+use emu_core::mem::FRAME_SIZE;
 use emu_core::trace::{NoTrace, Trace};
 
-use crate::backend::cpu::{CpuPort, Guest, HostArena, Lane, Session};
+use crate::backend::cpu::{CpuPort, Guest, HostArena, Lane, check_count};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::gpu::Gpu;
-use crate::backend::cuda::single::Single;
+use crate::backend::cuda::group::Group;
+use crate::backend::fingerprint::fingerprint;
 use crate::backend::{BackendError, Reason};
 use crate::exit::Error;
+use crate::host;
 use crate::image::elf::{self, Program};
 use crate::image::{Role, load};
 use crate::machine::Fleet;
@@ -43,79 +46,98 @@ pub enum End {
     Faulted(Reason),
 }
 
-/// A bare-metal program in its machine.
-pub struct Bare {
-    place: Place,
-    program: Program,
-}
-
-/// Where a program runs.
-enum Place {
-    Cpu { guest: Box<Guest>, lane: Lane, port: CpuPort },
-    Cuda(Box<Single>),
-}
-
-/// What the loop needs of a machine.
-trait Target {
-    /// Runs a slice, and adds what the program printed on the UART.
-    fn slice(&mut self, budget: u32, printed: &mut Vec<u8>) -> Result<Exit, CudaError>;
-    /// Reads RAM; `None` outside of it.
-    fn read(&mut self, addr: u64, bytes: &mut [u8]) -> Option<()>;
-    /// Writes a word of RAM.
-    fn write_u32(&mut self, addr: u64, word: u32) -> Option<()>;
-
-    fn read_u32(&mut self, addr: u64) -> Option<u32> {
-        let mut word = [0; 4];
-        self.read(addr, &mut word).map(|()| u32::from_le_bytes(word))
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("passed"),
+            Self::Failed(n) => write!(f, "failed with {n}"),
+            Self::Limit => f.write_str("did not end"),
+            Self::Stuck => f.write_str("waits for an interrupt that never comes"),
+            Self::Reset => f.write_str("asked for a reset"),
+            Self::Faulted(reason) => write!(f, "cannot go on: {reason}"),
+        }
     }
 }
 
-/// A program on the CPU, watched.
+/// Bare-metal programs, each in a machine of its own.
+pub struct Bare {
+    place: Place,
+    programs: Vec<Program>,
+}
+
+/// Where programs run.
+enum Place {
+    Cpu { guests: Vec<(Guest, CpuPort)>, lane: Lane },
+    Cuda(Box<Group>),
+}
+
+/// What the loop needs of the machines.
+trait Target {
+    /// Runs each of `vms` to its next multiple of `slice` instructions; answers how it stopped
+    /// and what it printed on the UART.
+    fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError>;
+    /// Reads RAM; `false` outside of it.
+    fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError>;
+    /// Writes a word of RAM that the guest has written before; `false` when it is none.
+    fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError>;
+
+    fn read_u32(&mut self, vm: u32, addr: u64) -> Result<Option<u32>, CudaError> {
+        let mut word = [0; 4];
+        let inside = self.read(vm, addr, &mut word)?;
+        Ok(inside.then_some(u32::from_le_bytes(word)))
+    }
+}
+
+/// Programs on the CPU, watched.
 struct OnCpu<'a, T> {
-    session: Session<'a>,
-    port: &'a mut CpuPort,
+    guests: &'a mut [(Guest, CpuPort)],
+    lane: &'a mut Lane,
     trace: &'a mut T,
 }
 
 impl<T: Trace> Target for OnCpu<'_, T> {
-    fn slice(&mut self, budget: u32, printed: &mut Vec<u8>) -> Result<Exit, CudaError> {
-        let exit = self.session.run(self.port, budget, Now::Instret, self.trace);
-        printed.append(&mut self.port.output);
-        Ok(exit)
+    fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
+        let turns = vms.iter().map(|&vm| {
+            let (guest, port) = &mut self.guests[vm as usize];
+            let exit = guest.session(self.lane).slice(port, slice, self.trace);
+            (exit, std::mem::take(&mut port.output))
+        });
+        Ok(turns.collect())
     }
 
-    fn read(&mut self, addr: u64, bytes: &mut [u8]) -> Option<()> {
-        self.session.with_ram(|ram| ram.read(addr, bytes)).ok()
+    fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
+        let mut session = self.guests[vm as usize].0.session(self.lane);
+        Ok(session.with_ram(|ram| ram.read(addr, bytes)).is_ok())
     }
 
-    fn write_u32(&mut self, addr: u64, word: u32) -> Option<()> {
-        self.session.with_ram(|ram| ram.write_u32(addr, word)).ok()
-    }
-}
-
-impl Target for Single {
-    fn slice(&mut self, budget: u32, printed: &mut Vec<u8>) -> Result<Exit, CudaError> {
-        self.run(budget, printed)
-    }
-
-    // What fails here fails again in the next slice, which tells.
-    fn read(&mut self, addr: u64, bytes: &mut [u8]) -> Option<()> {
-        Single::read(self, addr, bytes).ok()?.then_some(())
-    }
-
-    fn write_u32(&mut self, addr: u64, word: u32) -> Option<()> {
-        Single::write_u32(self, addr, word).ok()?.then_some(())
+    fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError> {
+        let mut session = self.guests[vm as usize].0.session(self.lane);
+        Ok(session.with_ram(|ram| ram.write_u32(addr, word)).is_ok())
     }
 }
 
-/// What [`Bare::run`] passes on while the program runs.
+impl Target for Group {
+    fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
+        Group::turn(self, vms, slice)
+    }
+
+    fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
+        Group::read(self, vm, addr, bytes)
+    }
+
+    fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError> {
+        Group::write_u32(self, vm, addr, word)
+    }
+}
+
+/// What [`Bare::run`] passes on while programs run.
 pub trait Output {
-    /// Text that the program printed.
-    fn print(&mut self, text: &[u8]);
+    /// Text that a program printed.
+    fn print(&mut self, vm: u32, text: &[u8]);
 }
 
 impl Output for Vec<u8> {
-    fn print(&mut self, text: &[u8]) {
+    fn print(&mut self, _: u32, text: &[u8]) {
         self.extend_from_slice(text);
     }
 }
@@ -147,128 +169,150 @@ impl ToHost {
 }
 
 impl Bare {
-    /// Reads a program.
-    pub fn open(path: &Path, kind: MachineKind, memory: Size) -> Result<Self, Error> {
-        let program = load(Role::Program, path, |bytes| elf::parse(&bytes))?;
-        Self::new(program, kind, memory)
+    /// Reads a program from a file.
+    pub fn load(path: &Path) -> Result<Program, Error> {
+        Ok(load(Role::Program, path, |bytes| elf::parse(&bytes))?)
     }
 
-    /// The same for a program on a GPU, which [`Bare::into_gpu`] gives back.
-    pub fn open_on(
+    /// Puts programs into machines.
+    pub fn new(programs: Vec<Program>, kind: MachineKind, memory: Size) -> Result<Self, Error> {
+        let fleet = fleet(&programs, kind, memory)?;
+        check_count(fleet.count, fleet.plan.memory)?;
+        let base = &fleet.base;
+        let lane = Lane::new()?;
+        // A frame for every page, as long as the host has memory for it.
+        let most = host::memory_available().0 / u64::from(FRAME_SIZE);
+        let frames = (u64::from(base.ram_pages()) * u64::from(fleet.count)).min(most);
+        let frames = frames.min(u64::from(u32::MAX) / 2) as u32;
+        let arena = Arc::new(HostArena::new(base, frames)?);
+        let guest = |vm| match Guest::new(&arena, base, fleet.stage(vm), &lane) {
+            Ok(guest) => Ok((guest, CpuPort::default())),
+            Err(_) => Err(Error::Usage("no memory for the program".into())),
+        };
+        let guests = (0..fleet.count).map(guest).collect::<Result<_, Error>>()?;
+        Ok(Self { place: Place::Cpu { guests, lane }, programs })
+    }
+
+    /// The same on a GPU, which [`Bare::into_gpu`] gives back: `lanes` machines a warp, as many
+    /// as is best when absent.
+    pub fn new_on(
         gpu: Box<dyn Gpu>,
-        path: &Path,
+        lanes: Option<u32>,
+        programs: Vec<Program>,
         kind: MachineKind,
         memory: Size,
     ) -> Result<Self, Error> {
-        let program = load(Role::Program, path, |bytes| elf::parse(&bytes))?;
-        let fleet = fleet(&program, kind, memory)?;
-        let single = Single::start(gpu, &fleet)?;
-        Ok(Self { place: Place::Cuda(Box::new(single)), program })
+        let fleet = fleet(&programs, kind, memory)?;
+        let group = Group::start(gpu, &fleet, lanes)?;
+        Ok(Self { place: Place::Cuda(Box::new(group)), programs })
     }
 
-    /// Puts a program into a machine.
-    pub fn new(program: Program, kind: MachineKind, memory: Size) -> Result<Self, Error> {
-        let fleet = fleet(&program, kind, memory)?;
-        let base = &fleet.base;
-        let lane = Lane::new()?;
-        let arena = HostArena::new(base, base.ram.len() as u32)?;
-        // The arena has a frame for every page, so none is missing.
-        let guest = Guest::new(&Arc::new(arena), base, fleet.stage(0), &lane)
-            .map_err(|_| Error::Usage("no memory for the program".into()))?;
-        let place = Place::Cpu { guest: Box::new(guest), lane, port: CpuPort::default() };
-        Ok(Self { place, program })
-    }
-
-    /// The GPU of a program on one.
+    /// The GPU of programs on one.
     pub fn into_gpu(self) -> Option<Result<Box<dyn Gpu>, BackendError>> {
         match self.place {
             Place::Cpu { .. } => None,
-            Place::Cuda(single) => Some(single.into_gpu().map_err(Into::into)),
+            Place::Cuda(group) => Some(group.into_gpu().map_err(Into::into)),
         }
     }
 
-    /// Instructions retired.
-    pub fn instret(&mut self) -> u64 {
+    /// Instructions that each program has retired.
+    pub fn instrets(&mut self) -> Result<Vec<u64>, BackendError> {
         match &mut self.place {
-            Place::Cpu { guest, .. } => guest.vm().sys.clock.retired,
-            Place::Cuda(single) => single.instret().unwrap_or_default(),
-        }
-    }
-
-    /// Runs until the program ends, `max` instructions at most. A GPU tells `trace` nothing.
-    pub fn run<T: Trace>(&mut self, max: u64, trace: &mut T, output: &mut impl Output) -> End {
-        let Self { place, program } = self;
-        match place {
-            Place::Cpu { guest, lane, port } => {
-                let mut target = OnCpu { session: guest.session(lane), port, trace };
-                run(&mut target, program, max, output)
+            Place::Cpu { guests, .. } => {
+                Ok(guests.iter().map(|(guest, _)| guest.vm().sys.clock.retired).collect())
             }
-            Place::Cuda(single) => run(single.as_mut(), program, max, output),
+            Place::Cuda(group) => Ok(group.instrets()?),
         }
     }
 
-    /// The words from `begin_signature` to `end_signature`, if the program has them.
-    pub fn signature(&mut self) -> Option<Vec<u32>> {
-        let begin = self.program.symbol("begin_signature")?;
-        let end = self.program.symbol("end_signature")?;
-        let words = (begin..end).step_by(4);
+    /// A fingerprint of the state of a program's machine, RAM included.
+    pub fn digest(&mut self, vm: u32) -> Result<u64, BackendError> {
         match &mut self.place {
-            Place::Cpu { guest, lane, port } => {
-                let trace = &mut NoTrace;
-                let mut target = OnCpu { session: guest.session(lane), port, trace };
-                words.map(|addr| target.read_u32(addr.into())).collect()
+            Place::Cpu { guests, lane } => {
+                let session = guests[vm as usize].0.session(lane);
+                Ok(fingerprint(session.vm(), session.private_pages()))
             }
-            Place::Cuda(single) => words.map(|addr| single.read_u32(addr.into())).collect(),
+            Place::Cuda(group) => {
+                let (state, pages) = group.state(vm)?;
+                Ok(fingerprint(&state, pages))
+            }
         }
+    }
+
+    /// Runs until each program ends, `max` instructions at most, and tells how each did. On a GPU
+    /// `trace` is told nothing.
+    pub fn run<T: Trace>(
+        &mut self,
+        max: u64,
+        trace: &mut T,
+        output: &mut impl Output,
+    ) -> Result<Vec<End>, BackendError> {
+        let Self { place, programs } = self;
+        Ok(match place {
+            Place::Cpu { guests, lane } => {
+                run(&mut OnCpu { guests, lane, trace }, programs, max, output)?
+            }
+            Place::Cuda(group) => run(group.as_mut(), programs, max, output)?,
+        })
+    }
+
+    /// The words of the first program from `begin_signature` to `end_signature`, if it has them.
+    pub fn signature(&mut self) -> Result<Option<Vec<u32>>, BackendError> {
+        let symbol = |name| self.programs.first().and_then(|program| program.symbol(name));
+        let Some((begin, end)) = symbol("begin_signature").zip(symbol("end_signature")) else {
+            return Ok(None);
+        };
+        let words = (begin..end).step_by(4).map(u64::from);
+        let words: Result<Option<_>, CudaError> = match &mut self.place {
+            Place::Cpu { guests, lane } => {
+                let mut target = OnCpu { guests, lane, trace: &mut NoTrace };
+                words.map(|addr| target.read_u32(0, addr)).collect::<Result<Vec<_>, _>>()
+            }
+            Place::Cuda(group) => words.map(|addr| group.read_u32(0, addr)).collect(),
+        }
+        .map(|words| words.into_iter().collect());
+        Ok(words?)
     }
 }
 
-/// The fleet of one VM that a program is.
-fn fleet(program: &Program, kind: MachineKind, memory: Size) -> Result<Fleet, Error> {
-    Ok(Fleet::bare(1, kind, memory, program.payload.clone())?)
+/// The fleet that programs are.
+fn fleet(programs: &[Program], kind: MachineKind, memory: Size) -> Result<Fleet, Error> {
+    let payloads = programs.iter().map(|program| program.payload.clone()).collect();
+    Ok(Fleet::several(kind, memory, payloads)?)
 }
 
-fn run(target: &mut impl Target, program: &Program, max: u64, output: &mut impl Output) -> End {
-    let tohost = program.symbol("tohost").map(u64::from);
-    let fromhost = program.symbol("fromhost").map(u64::from);
+fn run(
+    target: &mut impl Target,
+    programs: &[Program],
+    max: u64,
+    output: &mut impl Output,
+) -> Result<Vec<End>, CudaError> {
+    let mut ends: Vec<Option<End>> = vec![None; programs.len()];
     let mut left = max;
-    loop {
-        if left == 0 {
-            return End::Limit;
+    while left > 0 {
+        let running: Vec<u32> =
+            (0..).zip(&ends).filter(|(_, end)| end.is_none()).map(|(vm, _)| vm).collect();
+        if running.is_empty() {
+            break;
         }
-        let budget = left.min(SLICE.into()) as u32;
-        left -= u64::from(budget);
-        let end = slice(target, budget, output);
-        if let Some(tohost) = tohost {
-            let mut request = read(target, tohost);
-            if request != ToHost::Nothing && end.is_none() {
-                // A 32-bit program writes it in two halves.
-                slice(target, SETTLE, output);
-                request = read(target, tohost);
-            }
-            match request {
-                ToHost::Nothing => {}
-                ToHost::Exit(0) => return End::Passed,
-                ToHost::Exit(n) => return End::Failed(n),
-                other => serve(target, other, tohost, fromhost, output),
-            }
-        }
-        if let Some(end) = end {
-            return end;
+        // A power of two: machines stop at its multiples, wherever they run.
+        let slice = 1 << left.min(SLICE.into()).ilog2();
+        left -= u64::from(slice);
+        let turns = target.turn(&running, slice)?;
+        for (vm, (exit, printed)) in running.into_iter().zip(turns) {
+            let end = stopped(vm, exit, &printed, output);
+            let asked = serve_host(target, vm, &programs[vm as usize], end.is_none(), output)?;
+            ends[vm as usize] = asked.or(end);
         }
     }
+    Ok(ends.into_iter().map(|end| end.unwrap_or(End::Limit)).collect())
 }
 
-fn slice(target: &mut impl Target, budget: u32, output: &mut impl Output) -> Option<End> {
-    let mut printed = Vec::new();
-    let exit = target.slice(budget, &mut printed);
+/// Passes on what a program printed, and tells whether it has ended.
+fn stopped(vm: u32, exit: Exit, printed: &[u8], output: &mut impl Output) -> Option<End> {
     if !printed.is_empty() {
-        output.print(&printed);
+        output.print(vm, printed);
     }
-    let exit = match exit {
-        Ok(exit) => exit,
-        Err(error) => return Some(End::Faulted(Reason::Internal(error.to_string()))),
-    };
     match exit.code {
         ExitCode::Budget | ExitCode::Stalled => None,
         ExitCode::Idle => Some(End::Stuck),
@@ -280,60 +324,105 @@ fn slice(target: &mut impl Target, budget: u32, output: &mut impl Output) -> Opt
     }
 }
 
-fn read(target: &mut impl Target, tohost: u64) -> ToHost {
-    let mut value = [0; 8];
-    match target.read(tohost, &mut value) {
-        Some(()) => ToHost::decode(u64::from_le_bytes(value)),
-        None => ToHost::Nothing,
+/// Looks at a program's `tohost`, if it has one, and does what it asks for.
+fn serve_host(
+    target: &mut impl Target,
+    vm: u32,
+    program: &Program,
+    goes_on: bool,
+    output: &mut impl Output,
+) -> Result<Option<End>, CudaError> {
+    let Some(tohost) = program.symbol("tohost").map(u64::from) else { return Ok(None) };
+    let mut request = read(target, vm, tohost)?;
+    if request != ToHost::Nothing && goes_on {
+        // A 32-bit program writes it in two halves.
+        for (exit, printed) in target.turn(&[vm], SETTLE)? {
+            if let Some(end) = stopped(vm, exit, &printed, output) {
+                return Ok(Some(end));
+            }
+        }
+        request = read(target, vm, tohost)?;
     }
+    match request {
+        ToHost::Nothing => {}
+        ToHost::Exit(0) => return Ok(Some(End::Passed)),
+        ToHost::Exit(n) => return Ok(Some(End::Failed(n))),
+        other => {
+            let fromhost = program.symbol("fromhost").map(u64::from);
+            serve(target, vm, other, tohost, fromhost, output)?;
+        }
+    }
+    Ok(None)
+}
+
+fn read(target: &mut impl Target, vm: u32, tohost: u64) -> Result<ToHost, CudaError> {
+    let mut value = [0; 8];
+    Ok(match target.read(vm, tohost, &mut value)? {
+        true => ToHost::decode(u64::from_le_bytes(value)),
+        false => ToHost::Nothing,
+    })
 }
 
 /// Does what a program asked for, and takes the request away.
 fn serve(
     target: &mut impl Target,
+    vm: u32,
     request: ToHost,
     tohost: u64,
     fromhost: Option<u64>,
     output: &mut impl Output,
-) {
+) -> Result<(), CudaError> {
     // A request with wild addresses is answered like one that is not known: by nothing.
     match request {
-        ToHost::Character(byte) => output.print(&[byte]),
-        ToHost::SystemCall(at) => drop(system_call(target, at, output)),
+        ToHost::Character(byte) => output.print(vm, &[byte]),
+        ToHost::SystemCall(at) => system_call(target, vm, at, output)?,
         _ => {}
     }
     for addr in [tohost, tohost + 4] {
-        target.write_u32(addr, 0);
+        target.write_u32(vm, addr, 0)?;
     }
     if let Some(at) = fromhost {
-        target.write_u32(at, 1);
+        target.write_u32(vm, at, 1)?;
     }
+    Ok(())
 }
 
-/// Eight 64-bit words: number and arguments, on return the result first.
-fn system_call(target: &mut impl Target, at: u64, output: &mut impl Output) -> Option<()> {
+/// Eight 64-bit words: number and arguments, on return the result first. Nothing happens when it
+/// is not known or points outside of RAM.
+fn system_call(
+    target: &mut impl Target,
+    vm: u32,
+    at: u64,
+    output: &mut impl Output,
+) -> Result<(), CudaError> {
     const WRITE: u32 = 64;
-    let (number, text) = (target.read_u32(at)?, target.read_u32(at.checked_add(16)?)?);
-    let len = target.read_u32(at.checked_add(24)?)?;
-    if number == WRITE && len <= PRINT_MAX {
-        let mut bytes = vec![0; len as usize];
-        target.read(text.into(), &mut bytes)?;
-        output.print(&bytes);
-        target.write_u32(at, len)?;
-        target.write_u32(at + 4, 0)?;
+    let mut argument = |n: u64| target.read_u32(vm, at.saturating_add(8 * n));
+    let (number, text, len) = (argument(0)?, argument(2)?, argument(3)?);
+    let (Some(WRITE), Some(text), Some(len @ ..=PRINT_MAX)) = (number, text, len) else {
+        return Ok(());
+    };
+    let mut bytes = vec![0; len as usize];
+    if target.read(vm, text.into(), &mut bytes)? {
+        output.print(vm, &bytes);
+        target.write_u32(vm, at, len)?;
+        target.write_u32(vm, at + 4, 0)?;
     }
-    Some(())
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use emu_core::abi::FaultCode;
+
     use super::*;
+    use crate::backend::cuda::emulated::Emulated;
+    use crate::exit::Code;
     use crate::image::{Payload, Segment};
 
     const TOHOST: u32 = 0x8000_1000;
 
     /// `lui t0, 0x80001` and then `code`, with `tohost` at 0x8000_1000.
-    fn program(code: &[u32]) -> Bare {
+    fn program(code: &[u32]) -> Program {
         let code = [&[0x8000_12b7], code].concat();
         let bytes: Vec<u8> = code.iter().flat_map(|w| w.to_le_bytes()).collect();
         let size = bytes.len() as u32;
@@ -344,20 +433,56 @@ mod tests {
         let payload = Payload { segments, entry: 0x8000_0000, fixed: true };
         let names = [("tohost", 0), ("begin_signature", 0), ("end_signature", 8)];
         let symbols = names.map(|(n, at)| (n.to_owned(), TOHOST + at)).to_vec();
-        Bare::new(Program { payload, symbols }, MachineKind::Virt, Size::mib(1)).unwrap()
+        Program { payload, symbols }
+    }
+
+    fn on_cpu(code: &[&[u32]]) -> Bare {
+        let programs = code.iter().map(|code| program(code)).collect();
+        Bare::new(programs, MachineKind::Virt, Size::mib(1)).unwrap()
+    }
+
+    fn on_emulated_gpu(code: &[&[u32]]) -> Bare {
+        let gpu = Box::new(Emulated::new(Size::mib(64)));
+        let programs = code.iter().map(|code| program(code)).collect();
+        Bare::new_on(gpu, None, programs, MachineKind::Virt, Size::mib(1)).unwrap()
+    }
+
+    fn run(bare: &mut Bare, max: u64) -> Vec<End> {
+        bare.run(max, &mut NoTrace, &mut Vec::new()).unwrap()
     }
 
     #[test]
     fn the_same_holds_on_an_emulated_gpu() {
-        let code = [li_t1(1), SW_T1_TOHOST, LOOP];
-        let Bare { program, .. } = program(&code);
-        let fleet = fleet(&program, MachineKind::Virt, Size::mib(1)).unwrap();
-        let gpu = Box::new(crate::backend::cuda::emulated::Emulated::new(Size::mib(64)));
-        let single = Single::start(gpu, &fleet).unwrap();
-        let mut bare = Bare { place: Place::Cuda(Box::new(single)), program };
-        assert_eq!(bare.run(100_000, &mut NoTrace, &mut Vec::new()), End::Passed);
-        assert_eq!(bare.signature(), Some(vec![1, 0]));
+        let mut bare = on_emulated_gpu(&[&[li_t1(1), SW_T1_TOHOST, LOOP]]);
+        assert_eq!(run(&mut bare, 100_000), [End::Passed]);
+        assert_eq!(bare.signature().unwrap(), Some(vec![1, 0]));
         assert!(bare.into_gpu().unwrap().is_ok());
+    }
+
+    #[test]
+    fn programs_side_by_side_end_each_in_its_own_way_and_alike_everywhere() {
+        let code: [&[u32]; 4] =
+            [&[li_t1(1), SW_T1_TOHOST, LOOP], &[LOOP], &[li_t1(7), SW_T1_TOHOST, LOOP], &[0]];
+        let trapped = End::Faulted(Reason::Fault(FaultCode::TrapLoop));
+        let expected = [End::Passed, End::Limit, End::Failed(3), trapped];
+        let (mut cpu, mut gpu) = (on_cpu(&code), on_emulated_gpu(&code));
+        assert_eq!(run(&mut cpu, 10_000), expected);
+        assert_eq!(run(&mut gpu, 10_000), expected);
+        let instrets = cpu.instrets().unwrap();
+        assert_eq!((instrets[1], &instrets), (10_000, &gpu.instrets().unwrap()));
+        for vm in 0..4 {
+            assert_eq!(cpu.digest(vm).unwrap(), gpu.digest(vm).unwrap(), "{vm}");
+        }
+        assert_ne!(cpu.digest(0).unwrap(), cpu.digest(2).unwrap());
+    }
+
+    #[test]
+    fn a_lost_gpu_is_no_fault_of_the_program() {
+        let gpu = Box::new(Emulated::new(Size::mib(64)).failing_after(2));
+        let programs = vec![program(&[LOOP])];
+        let mut bare = Bare::new_on(gpu, None, programs, MachineKind::Virt, Size::mib(1)).unwrap();
+        let error = bare.run(100_000, &mut NoTrace, &mut Vec::new()).unwrap_err();
+        assert_eq!(Error::from(error).code(), Code::Failure);
     }
 
     const LOOP: u32 = 0x0000_006f;
@@ -369,15 +494,15 @@ mod tests {
 
     #[test]
     fn one_in_tohost_is_success_and_the_signature_can_be_read() {
-        let mut bare = program(&[li_t1(1), SW_T1_TOHOST, LOOP]);
-        assert_eq!(bare.run(100_000, &mut NoTrace, &mut Vec::new()), End::Passed);
-        assert_eq!(bare.signature(), Some(vec![1, 0]));
+        let mut bare = on_cpu(&[&[li_t1(1), SW_T1_TOHOST, LOOP]]);
+        assert_eq!(run(&mut bare, 100_000), [End::Passed]);
+        assert_eq!(bare.signature().unwrap(), Some(vec![1, 0]));
     }
 
     #[test]
     fn an_odd_number_is_the_test_that_failed() {
-        let mut bare = program(&[li_t1(2 * 5 + 1), SW_T1_TOHOST, LOOP]);
-        assert_eq!(bare.run(100_000, &mut NoTrace, &mut Vec::new()), End::Failed(5));
+        let mut bare = on_cpu(&[&[li_t1(2 * 5 + 1), SW_T1_TOHOST, LOOP]]);
+        assert_eq!(run(&mut bare, 100_000), [End::Failed(5)]);
     }
 
     #[test]
@@ -385,14 +510,15 @@ mod tests {
         const LUI_T2_CONSOLE: u32 = 0x0101_03b7;
         let code = [li_t1(u32::from(b'a')), LUI_T2_CONSOLE, SW_T1_TOHOST, SW_T2_TOHOST_HIGH, LOOP];
         let mut printed = Vec::new();
-        assert_eq!(program(&code).run(100_000, &mut NoTrace, &mut printed), End::Limit);
+        let end = on_cpu(&[&code]).run(100_000, &mut NoTrace, &mut printed);
+        assert_eq!(end.unwrap(), [End::Limit]);
         assert_eq!(printed, b"a");
     }
 
     #[test]
     fn a_program_without_end_runs_to_its_limit() {
-        let mut bare = program(&[LOOP]);
-        assert_eq!(bare.run(10_000, &mut NoTrace, &mut Vec::new()), End::Limit);
-        assert!(bare.instret() <= 10_000);
+        let mut bare = on_cpu(&[&[LOOP]]);
+        assert_eq!(run(&mut bare, 10_001), [End::Limit]);
+        assert_eq!(bare.instrets().unwrap(), [10_001]);
     }
 }

@@ -34,6 +34,7 @@ const BOOT_EXAMPLES: &str = "Examples:\n  \
 
 const RUN_EXAMPLES: &str = "Examples:\n  \
         pxvm run rv32ui-p-add\n  \
+        pxvm run a.elf b.elf b.elf --backend cuda --digest\n  \
         pxvm run prog.elf --trace prog.log --max-instructions 1000000\n  \
         pxvm run arch-test.elf --signature out.sig";
 
@@ -78,7 +79,7 @@ pub struct Cli {
 pub enum Command {
     /// Boot one or many Linux machines
     Boot(Boot),
-    /// Run a bare-metal program (M-mode ELF)
+    /// Run bare-metal programs (M-mode ELF)
     Run(Run),
     /// Run riscv-tests and count
     Conform(Conform),
@@ -372,29 +373,39 @@ impl From<UntilChoice> for Until {
 /// `pxvm run`.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Run a bare-metal program: a 32-bit RISC-V ELF that starts in M-mode at its \
-        entry point.\n\nThe program ends by writing to its symbol `tohost` (1 for success, \
+    long_about = "Run bare-metal programs: 32-bit RISC-V ELF files that start in M-mode at their \
+        entry points, each in a machine of its own, side by side.\n\nA program ends by writing to its symbol `tohost` (1 for success, \
         2*n+1 for failure n; HTIF characters are printed) or to the test finisher at 0x100000.",
     after_help = RUN_EXAMPLES,
     after_long_help = long_help(RUN_EXAMPLES)
 )]
 pub struct Run {
-    /// The program
-    #[arg(value_name = "ELF")]
-    pub program: PathBuf,
-    /// Write a commit log in Spike's format, one line an instruction
+    /// The programs; machine I runs the one at place I, from 0
+    #[arg(value_name = "ELF", required = true)]
+    pub programs: Vec<PathBuf>,
+    /// Tell of each machine's end, with a fingerprint of its whole state: the same wherever it
+    /// runs, and whatever runs beside it
+    #[arg(long)]
+    pub digest: bool,
+    /// Print one JSON object, with the programs' output in it
+    #[arg(long)]
+    pub json: bool,
+    /// Write a commit log in Spike's format, one line an instruction (one program only)
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// Write the words from begin_signature to end_signature, one line each
+    /// Write the words from begin_signature to end_signature, one line each (one program only)
     #[arg(long, value_name = "FILE")]
     pub signature: Option<PathBuf>,
-    /// Give up after this many instructions (exit code 3)
+    /// Give each up after this many instructions (exit code 3)
     #[arg(long, value_name = "N", default_value_t = 1_000_000_000)]
     pub max_instructions: u64,
-    /// Where it runs.
+    /// Where they run.
     #[command(flatten)]
     pub place: Where,
-    /// RAM of the machine
+    /// Machines that share a warp of the GPU [default: by their number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub lanes: Option<u32>,
+    /// RAM of each machine
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub memory: Size,
     /// Memory map

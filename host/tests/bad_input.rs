@@ -167,7 +167,7 @@ mod tests {
             ("--memory 64K", &["too small", "--memory 3M"]),
             ("--memory 2G", &["1 GiB at most"]),
             ("--machine semu --memory 1G", &["512 MiB at most"]),
-            ("--count 1000000 --memory 1G", &["--count 1000000", "more than this host"]),
+            ("--count 1000000 --memory 1G", &["1000000 machines", "more than this host"]),
             ("--ready-pattern (", &["--ready-pattern", "unclosed group"]),
         ] {
             refused(files.0.path(), &format!("boot --kernel Image {args}"), words);

@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod cpu;
 pub mod cuda;
+pub mod fingerprint;
 pub mod lockstep;
 
 use std::fmt;
@@ -190,8 +191,8 @@ pub enum BackendError {
     Apart(String),
     /// More VMs than there is memory for.
     #[error(
-        "--count {count} is more than {place} has memory for: it has {available} available, \
-         about {fits} VMs at {each} each"
+        "{count} machines are more than {place} has memory for: it has {available} available, \
+         about {fits} machines at {each} each"
     )]
     TooMany {
         /// Whose memory.

@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 use super::boot::{self, Place};
 use super::printing;
 use crate::backend::cpu::check_count;
-use crate::backend::cuda::single::Single;
+use crate::backend::cuda::group::Group;
 use crate::backend::cuda::{self, CudaError, DeviceFleet};
 use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Launches, Settings};
 use crate::cli::{BackendChoice, Bench, Guest, Packing, Workload};
@@ -221,8 +221,8 @@ impl Bencher<'_> {
             return Ok(Place::Cpu);
         }
         let gpu = cuda::open(self.args.device).map_err(BackendError::from)?;
-        let mut first = Single::start(gpu, &program::fleet(1)?)?;
-        first.run(1000, &mut Vec::new()).map_err(BackendError::from)?;
+        let mut first = Group::start(gpu, &program::fleet(1)?, None)?;
+        first.turn(&[0], 1024).map_err(BackendError::from)?;
         let gpu = first.into_gpu().map_err(BackendError::from)?;
         let device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
         let options = cuda::Options { device: self.args.device, lanes: packing.0 };

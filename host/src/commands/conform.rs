@@ -16,6 +16,7 @@ use crate::bare::{Bare, End};
 use crate::cli::Conform;
 use crate::exit::{Code, Error, sentence};
 use crate::host;
+use crate::machine::plan;
 use crate::report::print_json;
 use crate::units::Size;
 
@@ -170,17 +171,25 @@ fn run_all(tests: &[Test], threads: usize, max: u64) -> Vec<Line> {
 fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Line>, Error> {
     let mut lines = Vec::with_capacity(tests.len());
     for test in tests {
-        if test.skip.is_some() {
-            lines.push(run_one(test, max));
+        if let Some(line) = skipped(test) {
+            lines.push(line);
             continue;
         }
-        // What cannot be read as a program fails before it gets the GPU.
-        if let Err(error) = Bare::open(&test.path, MachineKind::Virt, MEMORY) {
+        // What cannot be a program here fails before it gets the GPU.
+        let program = Bare::load(&test.path);
+        let program = match program {
+            Ok(program) => program,
+            Err(error) => {
+                lines.push(Line::new(name(&test.path), Some(sentence(&error)), 0));
+                continue;
+            }
+        };
+        if let Err(error) = plan::bare(MachineKind::Virt, MEMORY, program.payload.clone()) {
             lines.push(Line::new(name(&test.path), Some(sentence(&error)), 0));
             continue;
         }
-        let mut bare = Bare::open_on(gpu, &test.path, MachineKind::Virt, MEMORY)?;
-        lines.push(judge(name(&test.path), &mut bare, max));
+        let mut bare = Bare::new_on(gpu, None, vec![program], MachineKind::Virt, MEMORY)?;
+        lines.push(judge(name(&test.path), &mut bare, max)?);
         gpu = match bare.into_gpu() {
             Some(gpu) => gpu?,
             None => return Err(Error::Usage("the program did not run on the GPU".into())),
@@ -189,28 +198,32 @@ fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Lin
     Ok(lines)
 }
 
-fn run_one(test: &Test, max: u64) -> Line {
+fn skipped(test: &Test) -> Option<Line> {
+    let detail = Some(test.skip.clone()?);
     let name = name(&test.path);
-    if let Some(why) = &test.skip {
-        let detail = Some(why.clone());
-        return Line { name, result: Verdict::Skipped, detail, instructions: 0 };
-    }
-    match Bare::open(&test.path, MachineKind::Virt, MEMORY) {
-        Err(error) => Line::new(name, Some(sentence(&error)), 0),
-        Ok(mut bare) => judge(name, &mut bare, max),
-    }
+    Some(Line { name, result: Verdict::Skipped, detail, instructions: 0 })
 }
 
-fn judge(name: String, bare: &mut Bare, max: u64) -> Line {
-    let detail = match bare.run(max, &mut NoTrace, &mut Vec::new()) {
-        End::Passed => None,
-        End::Failed(n) => Some(format!("test {n}")),
-        End::Limit => Some(format!("no result after {max} instructions")),
-        End::Stuck => Some("waits for an interrupt that never comes".into()),
-        End::Reset => Some("asked for a reset".into()),
-        End::Faulted(reason) => Some(reason.to_string()),
+fn run_one(test: &Test, max: u64) -> Line {
+    if let Some(line) = skipped(test) {
+        return line;
+    }
+    let result = Bare::load(&test.path)
+        .and_then(|program| Bare::new(vec![program], MachineKind::Virt, MEMORY))
+        .and_then(|mut bare| judge(name(&test.path), &mut bare, max));
+    result.unwrap_or_else(|error| Line::new(name(&test.path), Some(sentence(&error)), 0))
+}
+
+fn judge(name: String, bare: &mut Bare, max: u64) -> Result<Line, Error> {
+    let end = bare.run(max, &mut NoTrace, &mut Vec::new())?.into_iter().next();
+    let detail = match end {
+        Some(End::Passed) | None => None,
+        Some(End::Failed(n)) => Some(format!("test {n}")),
+        Some(End::Limit) => Some(format!("no result after {max} instructions")),
+        Some(other) => Some(other.to_string()),
     };
-    Line::new(name, detail, bare.instret())
+    let instructions = bare.instrets()?.first().copied().unwrap_or_default();
+    Ok(Line::new(name, detail, instructions))
 }
 
 impl Line {

@@ -5,63 +5,179 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use emu_core::trace::NoTrace;
+use serde::Serialize;
 
-use super::gpu_for;
+use super::{gpu_for, printing};
 use crate::bare::{Bare, End, Output};
 use crate::cli::Run;
 use crate::exit::{Code, Error};
+use crate::report::print_json;
 use crate::trace::CommitLog;
 
-/// Prints at once, so that a program that hangs has said what it said.
-struct Stdout;
+/// Longest line of a program's that is shown in one piece beside those of others.
+const LINE_MAX: usize = 1024;
+/// Output of a program that is kept for the report.
+const KEPT_MAX: usize = 1 << 20;
 
-impl Output for Stdout {
-    fn print(&mut self, text: &[u8]) {
-        let mut out = io::stdout().lock();
-        // A reader that has gone misses nothing that it wants.
-        let _ = out.write_all(text).and_then(|()| out.flush());
-    }
+/// One machine in the report.
+#[derive(Debug, Serialize)]
+struct Line {
+    id: usize,
+    program: String,
+    passed: bool,
+    /// How it ended.
+    end: String,
+    instructions: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    /// What it printed, as far as that is text.
+    output: String,
 }
 
-/// Runs a bare-metal program.
+#[derive(Debug, Serialize)]
+struct Report {
+    backend: &'static str,
+    vms: Vec<Line>,
+}
+
+/// Runs bare-metal programs.
 pub fn run(args: Run) -> Result<Code, Error> {
     let (machine, memory) = (args.machine.into(), args.memory);
-    let mut bare = match gpu_for(args.place)? {
-        None => Bare::open(&args.program, machine, memory)?,
+    let alone = args.programs.len() == 1;
+    if !alone && (args.trace.is_some() || args.signature.is_some()) {
+        return Err(Error::Usage("--trace and --signature are for one program".into()));
+    }
+    let programs = args.programs.iter().map(|path| Bare::load(path)).collect::<Result<_, _>>()?;
+    let (backend, mut bare) = match gpu_for(args.place)? {
+        None => ("cpu", Bare::new(programs, machine, memory)?),
         Some(_) if args.trace.is_some() => {
             return Err(Error::Usage("--trace needs --backend cpu".into()));
         }
-        Some(gpu) => Bare::open_on(gpu, &args.program, machine, memory)?,
+        Some(gpu) => ("cuda", Bare::new_on(gpu, args.lanes, programs, machine, memory)?),
     };
-    let end = match &args.trace {
-        None => bare.run(args.max_instructions, &mut NoTrace, &mut Stdout),
+    let mut shown = Shown::new(&args);
+    let ends = match &args.trace {
+        None => bare.run(args.max_instructions, &mut NoTrace, &mut shown),
         Some(path) => {
             let mut log = CommitLog::new(BufWriter::new(create(path)?));
-            let end = bare.run(args.max_instructions, &mut log, &mut Stdout);
+            let ends = bare.run(args.max_instructions, &mut log, &mut shown);
             log.finish().map_err(|e| cannot_write(path, e))?;
-            end
+            ends
         }
     };
+    let outputs = shown.finish();
+    let ends = ends?;
     if let Some(path) = &args.signature {
-        let words = bare.signature().ok_or_else(|| {
-            let program = args.program.display();
+        let words = bare.signature()?.ok_or_else(|| {
+            let program = args.programs[0].display();
             Error::Usage(format!("program {program} has no begin_signature and end_signature"))
         })?;
         let mut out = BufWriter::new(create(path)?);
         let lines = words.iter().try_for_each(|word| writeln!(out, "{word:08x}"));
         lines.and_then(|()| out.flush()).map_err(|e| cannot_write(path, e))?;
     }
-    let instret = bare.instret();
-    let (code, what) = match end {
-        End::Passed => return Ok(Code::Success),
-        End::Failed(n) => (Code::Guest, format!("failed with {n}")),
-        End::Limit => (Code::Timeout, "did not end".into()),
-        End::Stuck => (Code::Guest, "waits for an interrupt that never comes".into()),
-        End::Reset => (Code::Guest, "asked for a reset".into()),
-        End::Faulted(reason) => (Code::Guest, format!("cannot go on: {reason}")),
-    };
-    eprintln!("pxvm: the program {what}, after {instret} instructions");
+
+    let instrets = bare.instrets()?;
+    let mut lines = Vec::with_capacity(ends.len());
+    for (id, ((end, instructions), output)) in ends.iter().zip(instrets).zip(outputs).enumerate() {
+        let digest = match args.digest {
+            true => Some(format!("{:016x}", bare.digest(id as u32)?)),
+            false => None,
+        };
+        let program = args.programs[id].display().to_string();
+        let (passed, end) = (*end == End::Passed, end.to_string());
+        lines.push(Line { id, program, passed, end, instructions, digest, output });
+    }
+    let code = worst(&ends);
+    if args.json {
+        print_json(&Report { backend, vms: lines }).map_err(printing)?;
+    } else if !alone || args.digest {
+        let mut text = String::new();
+        for Line { id, program, end, instructions, digest, .. } in &lines {
+            let digest = digest.as_ref().map(|d| format!(", digest {d}")).unwrap_or_default();
+            text += &format!("vm{id}: {program} {end}, {instructions} instructions{digest}\n");
+        }
+        io::stdout().write_all(text.as_bytes()).map_err(printing)?;
+    } else if let [Line { end, instructions, passed: false, .. }] = &lines[..] {
+        eprintln!("pxvm: the program {end}, after {instructions} instructions");
+    }
     Ok(code)
+}
+
+/// A program that failed outweighs one that did not end.
+fn worst(ends: &[End]) -> Code {
+    let all = |good: &[End]| ends.iter().all(|end| good.contains(end));
+    match () {
+        () if all(&[End::Passed]) => Code::Success,
+        () if all(&[End::Passed, End::Limit]) => Code::Timeout,
+        () => Code::Guest,
+    }
+}
+
+/// Shows at once what programs print, so that one that hangs has said what it said: as it comes
+/// from one alone, in lines with the machine's name from several.
+struct Shown {
+    json: bool,
+    alone: bool,
+    /// Of each program: all that it printed for the report, else what is no whole line yet.
+    kept: Vec<Vec<u8>>,
+}
+
+impl Shown {
+    fn new(args: &Run) -> Self {
+        let count = args.programs.len();
+        Self { json: args.json, alone: count == 1, kept: vec![Vec::new(); count] }
+    }
+
+    /// What is left.
+    fn finish(mut self) -> Vec<String> {
+        if !self.json {
+            for vm in 0..self.kept.len() {
+                self.lines(vm, true);
+            }
+        }
+        self.kept.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+    }
+
+    /// Shows the whole lines that there are, or all.
+    fn lines(&mut self, vm: usize, all: bool) {
+        let kept = &mut self.kept[vm];
+        let whole = match kept.iter().rposition(|&byte| byte == b'\n') {
+            _ if all || kept.len() > LINE_MAX => kept.len(),
+            end => end.map_or(0, |at| at + 1),
+        };
+        let text: Vec<u8> = kept.drain(..whole).collect();
+        let mut shown = String::new();
+        for line in String::from_utf8_lossy(&text).lines() {
+            // What would move the terminal's cursor is not of one machine alone.
+            let line =
+                line.trim_end_matches('\r').replace(|c: char| c.is_control() && c != '\t', "?");
+            shown += &format!("vm{vm}| {line}\n");
+        }
+        out(shown.as_bytes());
+    }
+}
+
+fn out(bytes: &[u8]) {
+    let mut out = io::stdout().lock();
+    // A reader that has gone misses nothing that it wants.
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+impl Output for Shown {
+    fn print(&mut self, vm: u32, text: &[u8]) {
+        if self.alone && !self.json {
+            return out(text);
+        }
+        let kept = &mut self.kept[vm as usize];
+        if self.json {
+            let room = KEPT_MAX - kept.len().min(KEPT_MAX);
+            kept.extend_from_slice(&text[..text.len().min(room)]);
+        } else {
+            kept.extend_from_slice(text);
+            self.lines(vm as usize, false);
+        }
+    }
 }
 
 fn create(path: &Path) -> Result<File, Error> {

@@ -113,6 +113,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
         seed: options.seed,
         host_time: options.host_time,
         macs: options.macs,
+        entries: Vec::new(),
     })
 }
 

@@ -15,8 +15,8 @@ pub struct BaseImage {
     pub frames: Vec<u8>,
     /// How many frames RAM and ROM have, frame 0 included; those of the disk follow.
     pub ram_shared: u32,
-    /// For each page of RAM, its frame.
-    pub ram: Vec<u32>,
+    /// For each page of RAM, its frame; a row for each program.
+    pub rows: Vec<Vec<u32>>,
     /// For each page of the ROM, its frame; empty without a ROM.
     pub rom: Vec<u32>,
     /// For each page of the disk, its frame; empty without a disk.
@@ -37,6 +37,54 @@ impl BaseImage {
         rom: Option<&[u8]>,
         disk: Option<&[u8]>,
     ) -> Self {
+        let mut base = Self { frames: vec![0; FRAME], ..Self::default() };
+        base.row(ram_base, memory, contents, |base, page| base.add(page));
+        if let Some(rom) = rom {
+            base.rom = rom.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
+        }
+        base.ram_shared = base.shared();
+        if let Some(disk) = disk {
+            base.disk_len = disk.len() as u64;
+            base.disk = disk.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
+        }
+        base
+    }
+
+    /// The same for several programs, each of which has RAM of its own. Equal pages of theirs are
+    /// one frame.
+    pub fn several<'a>(
+        ram_base: u32,
+        memory: u32,
+        programs: impl IntoIterator<Item = &'a [Segment]>,
+    ) -> Self {
+        let mut base = Self { frames: vec![0; FRAME], ..Self::default() };
+        let mut known: HashMap<Box<[u8]>, u32> = HashMap::new();
+        for contents in programs {
+            base.row(ram_base, memory, contents, |base, page| {
+                *known.entry(page.into()).or_insert_with(|| base.add(page))
+            });
+        }
+        base.ram_shared = base.shared();
+        base
+    }
+
+    /// Pages of RAM.
+    pub fn ram_pages(&self) -> u32 {
+        self.rows.first().map_or(0, |row| row.len() as u32)
+    }
+
+    /// Pages of RAM and disk.
+    pub fn pages(&self) -> u32 {
+        self.ram_pages() + self.disk.len() as u32
+    }
+
+    fn row(
+        &mut self,
+        ram_base: u32,
+        memory: u32,
+        contents: &[Segment],
+        mut frame: impl FnMut(&mut Self, &[u8]) -> u32,
+    ) {
         let mut pages: HashMap<u32, Box<[u8; FRAME]>> = HashMap::new();
         for segment in contents {
             let mut at = segment.addr.wrapping_sub(ram_base) as usize;
@@ -51,19 +99,10 @@ impl BaseImage {
                 rest = more;
             }
         }
-        let mut base = Self { frames: vec![0; FRAME], ..Self::default() };
-        base.ram = (0..memory >> FRAME_SHIFT)
-            .map(|page| pages.get(&page).map_or(0, |bytes| base.add(&bytes[..])))
+        let row = (0..memory >> FRAME_SHIFT)
+            .map(|page| pages.get(&page).map_or(0, |bytes| frame(self, &bytes[..])))
             .collect();
-        if let Some(rom) = rom {
-            base.rom = rom.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
-        }
-        base.ram_shared = base.shared();
-        if let Some(disk) = disk {
-            base.disk_len = disk.len() as u64;
-            base.disk = disk.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
-        }
-        base
+        self.rows.push(row);
     }
 
     /// Number of shared frames, the zero frame included.
@@ -95,12 +134,21 @@ mod tests {
         rom[4096..8192].fill(0);
         let base = BaseImage::new(0x8000_0000, 5 * 4096, &contents, Some(&rom), Some(&[9; 512]));
 
-        assert_eq!(base.ram, [1, 2, 0, 0, 0]);
+        assert_eq!(base.rows, [[1, 2, 0, 0, 0]]);
         assert_eq!(base.rom, [3, 0, 4]);
         assert_eq!(base.ram_shared, 5);
         assert_eq!(base.disk, [5]);
         assert_eq!(base.shared(), 6);
         assert_eq!(base.frames[4096 + 0xffe..4096 + 0x1001], [1, 2, 3]);
         assert_eq!(base.frames.len(), 6 * 4096);
+    }
+
+    #[test]
+    fn programs_share_the_pages_that_are_equal() {
+        let page = |addr, byte| Segment { addr, bytes: vec![byte; 4096], size: 4096 };
+        let programs = [[page(0, 1), page(0x1000, 2)], [page(0, 2), page(0x2000, 3)]];
+        let base = BaseImage::several(0, 3 * 4096, programs.iter().map(|p| &p[..]));
+        assert_eq!(base.rows, [[1, 2, 0], [2, 0, 3]]);
+        assert_eq!((base.shared(), base.ram_shared, base.pages()), (4, 4, 3));
     }
 }

@@ -39,11 +39,16 @@ pub struct Fleet {
     pub host_time: bool,
     /// Hardware addresses.
     pub macs: Macs,
+    /// Where VM `i` begins, in row `i` of the base image. Empty when all run the same: then they
+    /// have row 0 and the plan's entry.
+    pub entries: Vec<u32>,
 }
 
 /// One VM before its first instruction.
 #[derive(Clone)]
 pub struct Staged {
+    /// Its row of the base image.
+    pub row: u32,
     /// Its state.
     pub vm: Vm,
     /// Pages of RAM that are its own from the start, with their contents.
@@ -123,18 +128,41 @@ impl Fleet {
     ) -> Result<Self, PlanError> {
         let plan = plan::bare(kind, memory, program)?;
         let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None, None);
-        let (root, append) = (Root::Initrd, String::new());
-        Ok(Self {
+        Ok(Self::made_of(count, plan, base, Vec::new()))
+    }
+
+    /// Bare-metal machines, one for each program.
+    pub fn several(
+        kind: MachineKind,
+        memory: Size,
+        programs: Vec<Payload>,
+    ) -> Result<Self, PlanError> {
+        let count = programs.len() as u32;
+        let entries = programs.iter().map(|program| program.entry).collect();
+        let plans = programs.into_iter().map(|program| plan::bare(kind, memory, program));
+        let plans = plans.collect::<Result<Vec<Plan>, PlanError>>()?;
+        let contents = plans.iter().map(|plan| &plan.contents[..]);
+        let base = BaseImage::several(kind.map().ram_base, memory.0 as u32, contents);
+        // What the others have in common with it: all but contents and entry.
+        match plans.into_iter().next() {
+            Some(plan) => Ok(Self::made_of(count, plan, base, entries)),
+            None => Self::bare(0, kind, memory, Payload::flat(Vec::new(), 0)),
+        }
+    }
+
+    fn made_of(count: u32, plan: Plan, base: BaseImage, entries: Vec<u32>) -> Self {
+        Self {
             count,
             plan,
             base,
             tree: None,
-            root,
-            append,
+            root: Root::Initrd,
+            append: String::new(),
             seed: 0,
             host_time: false,
             macs: Macs::Each,
-        })
+            entries,
+        }
     }
 
     /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`].
@@ -154,11 +182,15 @@ impl Fleet {
     /// VM `vm` before its first instruction, which should follow soon.
     pub fn stage(&self, vm: u32) -> Staged {
         let plan = &self.plan;
+        let (row, entry) = match self.entries.get(vm as usize) {
+            Some(&entry) => (vm, entry),
+            None => (0, plan.entry),
+        };
         let mut state = Vm::new(plan.kind);
         let (hart, tree) = (0, plan.tree);
         match plan.mode {
-            Mode::Supervisor => state.boot_supervisor(plan.entry, hart, tree),
-            Mode::Machine => state.boot_machine(plan.entry, hart, tree),
+            Mode::Supervisor => state.boot_supervisor(entry, hart, tree),
+            Mode::Machine => state.boot_machine(entry, hart, tree),
         }
         if let Some(info) = plan.next_stage {
             const A2: usize = 12;
@@ -174,7 +206,7 @@ impl Fleet {
         if self.base.disk_len != 0 {
             state.sys.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
         }
-        Staged { vm: state, pages: self.own_pages(vm) }
+        Staged { row, vm: state, pages: self.own_pages(vm) }
     }
 
     /// The pages with the device tree. They hold nothing else: `plan` gives it whole pages.
@@ -242,6 +274,7 @@ mod tests {
             seed,
             host_time: false,
             macs: Macs::Same,
+            entries: Vec::new(),
         }
     }
 

@@ -9,11 +9,12 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use emu_core::abi::{Exit, Vm};
+use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{Dma, DmaError, FRAME_SIZE, Memory, NoFrame};
 use emu_core::port::Port;
 use emu_core::trace::Trace;
+use emu_device::kernel::SLICE_PARTS;
 use emu_device::ram::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
 use memmap2::{MmapMut, MmapOptions};
 
@@ -204,10 +205,11 @@ impl Guest {
         lane: &Lane,
     ) -> Result<Self, NoFrame> {
         let shared = arena.shared();
-        assert!(base.ram.iter().chain(&base.disk).all(|&f| f < shared), "another fleet's base");
+        let row = &base.rows[staged.row as usize];
+        assert!(row.iter().chain(&base.disk).all(|&f| f < shared), "another fleet's base");
         let mut vm = staged.vm;
         vm.sys.flush_tlbs(&mut vm.hot);
-        let (ram, disk) = (base.ram.clone(), base.disk.clone());
+        let (ram, disk) = (row.clone(), base.disk.clone());
         let mut guest = Self { vm, ram, disk, arena: Arc::clone(arena) };
         // SAFETY: all entries are shared frames, as asserted; the state caches none.
         let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &lane.magazine) };
@@ -257,6 +259,21 @@ impl Session<'_> {
         Machine::new(vm, ram, disk, port).run_traced(budget, now, trace)
     }
 
+    /// Runs to the next multiple of `slice` instructions, a power of two, as the GPU's entry
+    /// point does, under the `instret` clock.
+    pub fn slice<P: Port, T: Trace>(&mut self, port: &mut P, slice: u32, trace: &mut T) -> Exit {
+        let mut exit = Exit { code: ExitCode::Budget, arg: 0 };
+        for _ in 0..SLICE_PARTS {
+            let over = self.vm.sys.clock.retired as u32 & (slice - 1);
+            exit = self.run(port, slice - over, Now::Instret, trace);
+            let aligned = self.vm.sys.clock.retired as u32 & (slice - 1) == 0;
+            if aligned || exit.code != ExitCode::Budget {
+                break;
+            }
+        }
+        exit
+    }
+
     /// A fingerprint of the pages of RAM that are the guest's own.
     pub fn private_pages(&self) -> u64 {
         emu_device::kernel::private_pages(&self.ram, 0, 1)
@@ -294,14 +311,17 @@ mod tests {
     fn base() -> BaseImage {
         let mut frames = vec![0; 2 * FRAME_SIZE as usize];
         frames[FRAME_SIZE as usize] = 7;
-        let (ram, rom, disk) = (vec![1, 0, 1], Vec::new(), vec![1]);
-        BaseImage { frames, ram_shared: 2, ram, rom, disk, disk_len: 4096 }
+        let (rows, rom, disk) = (vec![vec![1, 0, 1]], Vec::new(), vec![1]);
+        BaseImage { frames, ram_shared: 2, rows, rom, disk, disk_len: 4096 }
     }
 
     fn guest(arena: &Arc<HostArena>, pages: &[u32]) -> Result<Guest, NoFrame> {
         let own = |&page: &u32| (page, Box::new([page as u8 + 1; FRAME_SIZE as usize]));
-        let staged =
-            Staged { vm: Vm::new(MachineKind::Virt), pages: pages.iter().map(own).collect() };
+        let staged = Staged {
+            row: 0,
+            vm: Vm::new(MachineKind::Virt),
+            pages: pages.iter().map(own).collect(),
+        };
         Guest::new(arena, &base(), staged, &Lane::new().unwrap())
     }
 

@@ -73,7 +73,7 @@ impl CpuBackend {
     /// Starts a fleet. Its VMs are staged by the workers, one by one.
     pub fn start(fleet: Fleet, settings: Settings) -> Result<Self, BackendError> {
         check_count(fleet.count, fleet.plan.memory)?;
-        let pages = (fleet.base.ram.len() + fleet.base.disk.len()) as u64;
+        let pages = u64::from(fleet.base.pages());
         // More private frames than the host has memory for would let guests exhaust the host.
         let frames = host::memory_available().0 / u64::from(FRAME_SIZE);
         let private = (pages * u64::from(fleet.count)).min(frames).min(u64::from(u32::MAX) / 2);
@@ -144,9 +144,8 @@ impl Backend for CpuBackend {
     }
 
     fn fixed(&self) -> u64 {
-        let base = &self.shared.fleet.base;
-        let tables = (base.ram.len() + base.disk.len()) * size_of::<u32>();
-        (size_of::<Slot>() + tables) as u64
+        let table = u64::from(self.shared.fleet.base.pages()) * size_of::<u32>() as u64;
+        size_of::<Slot>() as u64 + table
     }
 
     fn instret(&self, vm: u32) -> u64 {

@@ -124,7 +124,7 @@ const STAGING: usize = PAGES_AT + STAGED_PAGES * size_of::<StagedPage>();
 impl DeviceFleet {
     /// Makes room for `count` VMs over a base image and uploads the image.
     pub fn new(mut gpu: Box<dyn Gpu>, base: &BaseImage, count: u32) -> Result<Self, BackendError> {
-        let pages = (base.ram.len() + base.disk.len()) as u32;
+        let pages = base.pages();
         let (shared, ram_shared) = (base.shared(), base.ram_shared);
         let shape = Shape { count, shared, ram_shared, pages };
         let outbox_len = (count as usize * OUTBOX_EACH).clamp(OUTBOX_MIN, OUTBOX_MAX);
@@ -149,6 +149,16 @@ impl DeviceFleet {
         let list_device = gpu.alloc((size_of::<Launch>() + entries) as u64)?;
         let control = gpu.alloc(size_of::<Control>() as u64)?;
         let digests = gpu.alloc(u64::from(count) * 8)?;
+        // The rows that VMs start with, and the ROM's behind them.
+        let own = base.rows.iter().flat_map(|ram| ram.iter().chain(&base.disk));
+        let rows: Vec<u32> = own.chain(&base.rom).copied().collect();
+        assert!(
+            rows.iter().all(|&f| f < shared)
+                && base.frames[..FRAME_SIZE as usize].iter().all(|&b| b == 0)
+        );
+        let base_rows = gpu.alloc(rows.len() as u64 * 4)?;
+        gpu.upload(base_rows, raw::bytes(&rows))?;
+        let rom = base_rows + 4 * (rows.len() - base.rom.len()) as u64;
 
         let frames = sizing::frames(&shape, gpu.available()?)?;
         let n = u64::from(count);
@@ -164,15 +174,6 @@ impl DeviceFleet {
         let ports = zeroed(gpu.as_mut(), n * size_of::<PortState>() as u64)?;
         let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
         let returned = gpu.alloc(u64::from(frames - shared) * 4)?;
-        // The row that VMs start with, and the ROM's behind it.
-        let rows: Vec<u32> = base.ram.iter().chain(&base.disk).chain(&base.rom).copied().collect();
-        assert!(
-            rows.iter().all(|&f| f < shared)
-                && base.frames[..FRAME_SIZE as usize].iter().all(|&b| b == 0)
-        );
-        let base_row = gpu.alloc(rows.len() as u64 * 4)?;
-        gpu.upload(base_row, raw::bytes(&rows))?;
-        let rom = base_row + u64::from(pages) * 4;
         let arena = gpu.alloc(u64::from(frames) << FRAME_SHIFT)?;
         gpu.upload(arena, &base.frames)?;
         gpu.upload(
@@ -199,7 +200,7 @@ impl DeviceFleet {
             slice: 1,
             rate: 0,
             ticks: 0,
-            pages: base.ram.len() as u32,
+            pages: base.ram_pages(),
             disk_pages: base.disk.len() as u32,
             frames,
             shared,
@@ -213,7 +214,7 @@ impl DeviceFleet {
             active: std::ptr::null(),
             vms: vms as *mut Vm,
             tables: tables as *mut u32,
-            base: base_row as *const u32,
+            base: base_rows as *const u32,
             rom: rom as *const u32,
             ports: ports as *mut PortState,
             control: control as *const Control,
@@ -290,7 +291,7 @@ impl DeviceFleet {
             assert!(*vm < self.shape.count);
             heads.push(StagedVm {
                 id: *vm,
-                row: 0,
+                row: staged.row,
                 first_page: pages.len() as u32,
                 page_count: staged.pages.len() as u32,
                 origin: *origin,
@@ -527,12 +528,6 @@ impl DeviceFleet {
             Some(to) => self.gpu.upload(to, bytes).map(|()| true),
             None => Err(CudaError::Contract("a frame outside of the arena")),
         }
-    }
-
-    /// Gives the fleet up without another call to a device that may not answer.
-    pub fn abandon(mut self) {
-        self.gpu.abandon();
-        std::mem::forget(self);
     }
 
     /// Gives the fleet's memory back and the device on, for another fleet.

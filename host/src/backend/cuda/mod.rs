@@ -9,6 +9,7 @@ pub mod emulated;
 pub mod error;
 pub mod fleet;
 pub mod gpu;
+pub mod group;
 mod inbox;
 mod module;
 pub mod outbox;
@@ -17,7 +18,6 @@ pub mod packing;
 mod raw;
 mod runner;
 mod seat;
-pub mod single;
 pub mod sizing;
 #[cfg(test)]
 mod tests;
@@ -171,8 +171,7 @@ impl Backend for CudaBackend {
     }
 
     fn fixed(&self) -> u64 {
-        let base = &self.shared.fleet.base;
-        sizing::fixed((base.ram.len() + base.disk.len()) as u32)
+        sizing::fixed(self.shared.fleet.base.pages())
     }
 
     fn launches(&self) -> Option<Launches> {

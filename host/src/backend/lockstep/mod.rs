@@ -17,7 +17,6 @@ use emu_core::insn::decode;
 use emu_core::machine::Now;
 use emu_core::mem::FRAME_SIZE;
 use emu_core::trace::{NoTrace, Trace};
-use emu_device::kernel::SLICE_PARTS;
 use emu_device::launch::{Entry, SLICE, WAKE};
 
 use self::compare::difference;
@@ -56,8 +55,7 @@ impl LockstepBackend {
         settings: Settings,
     ) -> Result<Self, BackendError> {
         super::cpu::check_count(fleet.count, fleet.plan.memory)?;
-        let pages = (fleet.base.ram.len() + fleet.base.disk.len()) as u32;
-        let private = pages.saturating_mul(fleet.count).min(u32::MAX >> 2);
+        let private = fleet.base.pages().saturating_mul(fleet.count).min(u32::MAX >> 2);
         let arena = HostArena::new(&fleet.base, private)?;
         let (sender, events) = bounded(EVENTS_MAX);
         let shared = Arc::new(Shared {
@@ -114,8 +112,7 @@ impl Backend for LockstepBackend {
     }
 
     fn fixed(&self) -> u64 {
-        let base = &self.shared.fleet.base;
-        sizing::fixed((base.ram.len() + base.disk.len()) as u32)
+        sizing::fixed(self.shared.fleet.base.pages())
     }
 
     fn instret(&self, vm: u32) -> u64 {
@@ -409,19 +406,9 @@ impl Pair {
     }
 }
 
-/// A slice as the GPU's entry point runs it.
+/// A slice of the CPU's side.
 fn cpu_slice<T: Trace>(twin: &mut Twin, lane: &mut Lane, slice: u32, trace: &mut T) -> Exit {
-    let mut session = twin.guest.session(lane);
-    let mut exit = GOES_ON;
-    for _ in 0..SLICE_PARTS {
-        let over = session.vm().sys.clock.retired as u32 & (slice - 1);
-        exit = session.run(&mut twin.port, slice - over, Now::Instret, trace);
-        let aligned = session.vm().sys.clock.retired as u32 & (slice - 1) == 0;
-        if aligned || exit.code != ExitCode::Budget {
-            break;
-        }
-    }
-    exit
+    twin.guest.session(lane).slice(&mut twin.port, slice, trace)
 }
 
 #[cfg(test)]

@@ -1,0 +1,101 @@
+//! A few VMs on a device, turn by turn: bare-metal programs.
+
+use emu_core::abi::{Exit, ExitCode, Vm};
+use emu_core::machine::Now;
+use emu_device::launch::{Entry, SLICE, WAKE};
+
+use super::error::CudaError;
+use super::fleet::{DeviceFleet, Start, Turn};
+use super::gpu::Gpu;
+use super::outbox::{Body, messages};
+use super::packing;
+use crate::backend::BackendError;
+use crate::machine::Fleet;
+
+/// The VMs.
+pub struct Group {
+    device: DeviceFleet,
+    ram_base: u64,
+    lanes: Option<u32>,
+}
+
+impl Group {
+    /// Starts the VMs of a fleet, `lanes` a warp; as many as is best when absent.
+    pub fn start(
+        gpu: Box<dyn Gpu>,
+        fleet: &Fleet,
+        lanes: Option<u32>,
+    ) -> Result<Self, BackendError> {
+        let mut device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
+        let starts: Vec<Start> =
+            (0..fleet.count).map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm) }).collect();
+        device.start(&starts)?;
+        Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), lanes })
+    }
+
+    /// Runs each of `vms`, which are in order, to its next multiple of `slice` instructions, a
+    /// power of two and [`SLICE`] at most, under the `instret` clock. Answers how each stopped
+    /// and what it printed.
+    pub fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
+        let active: Vec<Entry> = vms.iter().map(|&vm| Entry { vm: vm | WAKE, inbox: 0 }).collect();
+        let lanes = self
+            .lanes
+            .unwrap_or_else(|| packing::lanes(vms.len() as u32, self.device.processors()));
+        let now = Now::Instret;
+        let slice = slice.min(SLICE);
+        self.device.submit(&Turn { active: &active, inbox: &[], slices: 1, slice, now, lanes })?;
+        let goes_on = Exit { code: ExitCode::Budget, arg: 0 };
+        let mut turns = vec![(goes_on, Vec::new()); vms.len()];
+        loop {
+            let ended = self.device.wait()?;
+            let report = self.device.report(ended)?;
+            for message in messages(&report.log) {
+                let Ok(at) = vms.binary_search(&message.vm) else { continue };
+                let (exit, printed) = &mut turns[at];
+                match message.body {
+                    Body::Console(bytes) => printed.extend_from_slice(bytes),
+                    Body::Exit(how, _) => *exit = how,
+                    Body::Frame(_) | Body::Taken(_) => {}
+                }
+            }
+            if !report.full {
+                return Ok(turns);
+            }
+            // What had no room is told now.
+            let (slices, active) = (0, &active);
+            self.device.submit(&Turn { active, inbox: &[], slices, slice, now, lanes })?;
+        }
+    }
+
+    /// Instructions that each VM has retired.
+    pub fn instrets(&mut self) -> Result<Vec<u64>, CudaError> {
+        self.device.instrets()
+    }
+
+    /// A VM's state, and a fingerprint of its private pages.
+    pub fn state(&mut self, vm: u32) -> Result<(Vm, u64), CudaError> {
+        let pages = self.device.digests(&[vm])?.first().copied().unwrap_or_default();
+        Ok((self.device.vm(vm)?, pages))
+    }
+
+    /// Reads RAM by guest-physical address; `false` outside of it.
+    pub fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
+        match addr.checked_sub(self.ram_base) {
+            Some(at) => self.device.read_ram(vm, at, bytes),
+            None => Ok(false),
+        }
+    }
+
+    /// Writes a word of RAM that the guest has written before.
+    pub fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError> {
+        match addr.checked_sub(self.ram_base) {
+            Some(at) => self.device.write_ram(vm, at, word),
+            None => Ok(false),
+        }
+    }
+
+    /// Gives the device on.
+    pub fn into_gpu(self) -> Result<Box<dyn Gpu>, CudaError> {
+        self.device.into_gpu()
+    }
+}
