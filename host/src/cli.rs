@@ -374,8 +374,9 @@ impl From<UntilChoice> for Until {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Run bare-metal programs: 32-bit RISC-V ELF files that start in M-mode at their \
-        entry points, each in a machine of its own, side by side.\n\nA program ends by writing to its symbol `tohost` (1 for success, \
-        2*n+1 for failure n; HTIF characters are printed) or to the test finisher at 0x100000.",
+        entry points, each in a machine of its own, side by side.\n\nA program ends by \
+        writing to its symbol `tohost` (1 for success, 2*n+1 for failure n; HTIF characters are \
+        printed) or to the test finisher at 0x100000.",
     after_help = RUN_EXAMPLES,
     after_long_help = long_help(RUN_EXAMPLES)
 )]
