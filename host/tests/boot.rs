@@ -14,6 +14,7 @@ mod tests {
     use pxvm::image::cache::default_image;
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use serde_json::Value;
+    use sha2::{Digest, Sha256};
 
     use super::common::{has_image, pxvm, run};
 
@@ -122,6 +123,44 @@ mod tests {
         let args = "--clock instret --until ready --json";
         let (rom, initramfs) = (frames(boot(args)), frames(boot_initramfs(args)));
         assert!(rom + 200 < initramfs, "{rom} and {initramfs} private frames");
+    }
+
+    #[test]
+    fn a_packed_rom_is_read_by_linux_as_it_was_whatever_its_files_sizes() {
+        if !has_image() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        // Around pages, where the format has an odd case: a last block that is whole.
+        let sizes = [0, 1, 4095, 4096, 4097, 8192, 8193, 20_480];
+        let mut list = String::from("dir /d 0755 0 0\n");
+        let mut expected = Vec::new();
+        for size in sizes {
+            let path = dir.path().join(format!("f{size}"));
+            let bytes: Vec<u8> = (0..size).map(|i: u32| (i % 251 + i / 251) as u8).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            list += &format!("file /d/f{size} {} 0644 0 0\n", path.display());
+            let sum: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+            expected.push(format!("{sum}  f{size}"));
+        }
+        let (list_path, rom) = (dir.path().join("list"), dir.path().join("rom"));
+        std::fs::write(&list_path, list).unwrap();
+        let packer = concat!(env!("CARGO_MANIFEST_DIR"), "/../buildroot/scripts/cramfs.py");
+        let Ok(packed) =
+            Command::new("python3").args([packer.as_ref(), &*list_path, &rom]).status()
+        else {
+            println!("skipped: python3 is not installed");
+            return;
+        };
+        assert!(packed.success());
+
+        let mut command = boot_initramfs("");
+        command.arg("--rom").arg(rom);
+        let script = "mount -t cramfs mtd0 /mnt; cd /mnt/d; sha256sum f*; poweroff\n";
+        let text = session_of(command, script);
+        for line in expected {
+            assert!(text.lines().any(|l| l.trim_end() == line), "no {line} in {text}");
+        }
     }
 
     #[test]
