@@ -4,7 +4,9 @@
 //! The tests themselves are in `tests/`, the benchmarks in `benches/`.
 
 pub mod asm;
+pub mod elf;
 pub mod fuzz;
+pub mod guests;
 pub mod hash;
 pub mod machine;
 pub mod memory;
