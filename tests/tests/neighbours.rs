@@ -117,9 +117,12 @@ fn hostile_guests_do_what_they_are_for() {
     }
 }
 
+/// What is heard of one guest: its console, and everything else in order.
+type Heard = (Vec<u8>, Vec<(u64, EventKind)>);
+
 /// What listeners hear of the good guests of a fleet, until all of these have ended.
-fn heard(backend: &dyn Backend, count: u32) -> BTreeMap<u32, (Vec<u8>, Vec<(u64, EventKind)>)> {
-    let mut all: BTreeMap<u32, (Vec<u8>, Vec<(u64, EventKind)>)> = BTreeMap::new();
+fn heard(backend: &dyn Backend, count: u32) -> BTreeMap<u32, Heard> {
+    let mut all: BTreeMap<u32, Heard> = BTreeMap::new();
     let mut left = count / 2;
     while left > 0 {
         let event = backend.events().recv_timeout(Duration::from_secs(300));
