@@ -127,6 +127,16 @@ pub fn connections_max(ports: usize) -> usize {
     left.clamp(CONNECTIONS_MIN, 16_384) as usize
 }
 
+/// Binds a free port for each of `count` VMs' port `port`.
+#[cfg(test)]
+pub fn bind_any(count: u32, port: u16) -> Vec<Bound> {
+    let bind = |vm| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+        Bound { listener, target: Target::Port { vm, port } }
+    };
+    (0..count).map(bind).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

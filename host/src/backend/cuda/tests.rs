@@ -1,8 +1,8 @@
 //! The whole backend over the emulated device, against the CPU backend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use emu_core::layout::MachineKind;
 
@@ -13,6 +13,9 @@ use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Reaso
 use crate::console::ready::ReadyPattern;
 use crate::image::{Payload, Segment, cache};
 use crate::machine::{Fleet, GuestOptions, assemble};
+use crate::net::user::{self, UserUplink};
+use crate::net::wire::Message;
+use crate::net::{GATEWAY_MAC, Network, Wire, publish};
 use crate::units::Size;
 
 /// What happened to one VM: console, and everything else in order.
@@ -250,4 +253,71 @@ fn linux_takes_input_and_powers_off() {
     });
     assert!(found[&0].console.contains("42of42"), "{}", found[&0].console);
     assert_eq!(found[&0].events.last().unwrap().1, EventKind::Halted(0));
+}
+
+fn was_ready(history: &History) -> bool {
+    history.events.iter().any(|e| e.1 == EventKind::Ready)
+}
+
+/// Asks a VM for its page; the answer with its head.
+fn page(port: u16) -> std::io::Result<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn sleeping_vms_are_woken_and_serve_pages() {
+    let Some(fleet) = linux(2) else { return };
+    let bound = publish::bind_any(2, 80);
+    let ports = bound.iter().map(|b| b.listener.local_addr().unwrap().port());
+    let ports: Vec<u16> = ports.collect();
+    let options = user::Options { count: 2, bound, ..user::Options::default() };
+    let wire = Arc::new(Wire::new(2));
+    let _network = Network::start(Arc::clone(&wire), Box::new(UserUplink::new(options))).unwrap();
+    let settings = Settings { wire: Arc::clone(&wire), ..settings(false, ClockSource::Host) };
+    let cuda = cuda(Size::mib(512), fleet, settings);
+    listen(&cuda, |all| {
+        let ready = all.len() == 2 && all.values().all(was_ready);
+        for (vm, &port) in ports.iter().enumerate().filter(|_| ready) {
+            for _ in 0..3 {
+                let page = page(port).unwrap();
+                assert!(page.contains(&format!("<title>vm{vm}</title>")), "{page}");
+            }
+        }
+        ready
+    });
+    let counts = wire.counts(1);
+    assert!(counts.tx_frames >= 9 && counts.rx_frames >= 9, "{counts:?}");
+    assert_eq!(counts.drops.total(), 0, "{counts:?}");
+}
+
+#[test]
+fn frames_go_in_and_out_when_time_is_instructions_too() {
+    let Some(fleet) = linux(1) else { return };
+    let wire = Arc::new(Wire::new(1));
+    let settings = Settings { wire: Arc::clone(&wire), ..settings(false, ClockSource::Instret) };
+    let mac = fleet.macs.of(0);
+    let cuda = cuda(Size::mib(256), fleet, settings);
+    let mut asked = false;
+    let mut heard = VecDeque::new();
+    listen(&cuda, |all| {
+        if !asked && was_ready(&all[&0]) {
+            asked = true;
+            wire.outlet().send(0, user::greeting(mac));
+            // The answer comes from a guest whose time flies.
+            let limit = Instant::now() + Duration::from_secs(60);
+            while heard.is_empty() && Instant::now() < limit {
+                std::thread::yield_now();
+                wire.messages(1, &mut heard);
+            }
+        }
+        asked
+    });
+    let Some(Message::Frame(0, answer)) = heard.pop_front() else { panic!("no answer") };
+    assert_eq!((&answer[..6], &answer[6..12]), (&GATEWAY_MAC[..], &mac[..]));
 }

@@ -8,6 +8,8 @@ mod frames;
 mod http;
 mod stack;
 
+pub use frames::greeting;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, Write};
@@ -73,7 +75,7 @@ impl FromStr for HostPorts {
 }
 
 /// What the uplink is to do.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Options {
     /// VMs.
     pub count: u32,
