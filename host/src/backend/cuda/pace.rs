@@ -5,8 +5,11 @@ use std::time::Duration;
 use emu_device::launch::SLICE;
 
 /// What a launch is to take: long against what surrounds it (under 0.1 ms), short against what a
-/// person or a network peer notices.
+/// person notices.
 const TARGET: Duration = Duration::from_millis(16);
+/// The same while frames come and go: an answer takes at least two launches, and a connection
+/// several answers.
+const TARGET_TALKING: Duration = Duration::from_millis(3);
 /// Shortest slice.
 const SLICE_MIN: u32 = 1 << 11;
 const SLICES_MAX: u32 = 256;
@@ -17,24 +20,37 @@ const SLICES_MAX: u32 = 256;
 /// launches of 16 ms and a quarter more after a change of load, at most 50 ms together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pace {
-    slices: u32,
-    slice: u32,
+    /// Instructions that a launch has time for.
+    budget: u32,
+    talking: bool,
 }
 
 impl Pace {
     /// Begins with one short slice.
     pub fn new() -> Self {
-        Self { slices: 1, slice: SLICE / 4 }
+        Self { budget: SLICE / 4, talking: false }
+    }
+
+    /// Whether frames come and go.
+    pub fn set_talking(&mut self, talking: bool) {
+        self.talking = talking;
+    }
+
+    /// Instructions for the next launch.
+    fn next(&self) -> u32 {
+        const SHORTER: u32 = (TARGET.as_millis() / TARGET_TALKING.as_millis()) as u32;
+        if self.talking { self.budget / SHORTER } else { self.budget }
     }
 
     /// Slices a launch.
     pub fn slices(&self) -> u32 {
-        self.slices
+        (self.next() / SLICE).clamp(1, SLICES_MAX)
     }
 
     /// Instructions a slice, a power of two.
     pub fn slice(&self) -> u32 {
-        self.slice
+        let budget = self.next().max(1);
+        if budget >= SLICE { SLICE } else { (1 << budget.ilog2()).clamp(SLICE_MIN, SLICE) }
     }
 
     /// Learns from a launch of `budget` instructions that some VM used up.
@@ -42,14 +58,8 @@ impl Pace {
         let took = took.as_nanos().max(1);
         let wanted = u128::from(budget) * TARGET.as_nanos() / took;
         // Growth is slow, because a launch may have been short for lack of VMs.
-        let budget = wanted.min(2 * u128::from(budget)) as u32;
-        if budget >= SLICE {
-            self.slice = SLICE;
-            self.slices = (budget / SLICE).min(SLICES_MAX);
-        } else {
-            self.slices = 1;
-            self.slice = (1 << budget.max(1).ilog2()).clamp(SLICE_MIN, SLICE);
-        }
+        let most = u128::from(self.budget) * 2;
+        self.budget = wanted.min(most).clamp(SLICE_MIN.into(), (SLICES_MAX * SLICE).into()) as u32;
     }
 }
 
@@ -58,7 +68,7 @@ mod tests {
     use super::*;
 
     fn budget(pace: &Pace) -> u32 {
-        pace.slices * pace.slice
+        pace.slices() * pace.slice()
     }
 
     /// Lets a device run at `ips` instructions a second and VM for some launches.
@@ -78,6 +88,21 @@ mod tests {
             let ms = settle(&mut pace, ips).as_millis();
             assert!((6..=17).contains(&ms), "{ips}: {ms} ms");
             assert!(pace.slice().is_power_of_two() && pace.slice() <= SLICE);
+        }
+    }
+
+    #[test]
+    fn launches_are_short_at_once_while_frames_come_and_go() {
+        for ips in [1_000_000, 7_000_000, 100_000_000] {
+            let mut pace = Pace::new();
+            settle(&mut pace, ips);
+            let before = budget(&pace);
+            pace.set_talking(true);
+            let us = u64::from(budget(&pace)) * 1_000_000 / ips;
+            assert!((1000..=4000).contains(&us), "{ips}: {us} us");
+            settle(&mut pace, ips);
+            pace.set_talking(false);
+            assert_eq!(budget(&pace), before);
         }
     }
 

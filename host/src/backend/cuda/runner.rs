@@ -34,6 +34,8 @@ use crate::net::DropReason;
 const FIRST_IPS: u64 = 5_000_000;
 /// How long VMs wait for frames of others before one of them is ended.
 const STARVED_MAX: Duration = Duration::from_secs(2);
+/// Launches stay short for so long after a frame.
+const TALK: Duration = Duration::from_millis(50);
 /// Bytes of input in a launch, all VMs together.
 const INBOX: usize = 1 << 20;
 
@@ -68,6 +70,8 @@ pub struct Runner {
     inbox: Writer,
     /// The last launch, as long as nobody has looked at what it left.
     unread: Option<Ended>,
+    /// When the last frame came or went.
+    frame_at: Option<Instant>,
 }
 
 impl Runner {
@@ -97,6 +101,7 @@ impl Runner {
             pace: Pace::new(),
             inbox: Writer::new(INBOX),
             unread: None,
+            frame_at: None,
             shared,
             fleet,
             events,
@@ -129,6 +134,8 @@ impl Runner {
             self.recycle()?;
             let launched = !self.list().is_empty();
             if launched {
+                let talking = self.frame_at.is_some_and(|at| at.elapsed() < TALK);
+                self.pace.set_talking(talking);
                 self.submit(self.pace.slices())?;
             }
             match self.unread.take() {
@@ -352,7 +359,10 @@ impl Runner {
                     self.tell(vm, instret, EventKind::Ready);
                 }
             }
-            Body::Frame(bytes) => self.shared.settings.wire.send(vm, bytes.into()),
+            Body::Frame(bytes) => {
+                self.frame_at = Some(Instant::now());
+                self.shared.settings.wire.send(vm, bytes.into());
+            }
             Body::Taken(record) => {
                 let drops = seat.took(&record);
                 let wire = &self.shared.settings.wire;
@@ -464,7 +474,10 @@ impl Runner {
         }
         match command {
             Command::Input(_, bytes) => seat.give(&bytes),
-            _ => seat.fetch(vm, &self.shared.settings.wire),
+            _ => {
+                self.frame_at = Some(Instant::now());
+                seat.fetch(vm, &self.shared.settings.wire);
+            }
         }
         // A VM that starts again is woken by that.
         let wake = seat.state == State::Idle && seat.has_input();
