@@ -1,16 +1,15 @@
 //! A VM's console and network on the CPU backend.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use emu_core::port::Port;
 
-use crate::net::Frame;
+use crate::net::{Frame, Wire};
 
 /// Console bytes that a VM may write in one slice before it has to wait. What it sees does not
 /// depend on this number or on how fast the host takes them.
 const OUTPUT_MAX: usize = 16 << 10;
-/// The same for frames.
-const SENT_MAX: usize = 64;
 /// Frames that a VM is offered at a time; the others wait on the wire.
 pub const RECEIVED_MAX: usize = 64;
 
@@ -21,12 +20,20 @@ pub struct CpuPort {
     pub output: Vec<u8>,
     /// To be read by the guest.
     pub input: VecDeque<u8>,
-    /// Frames that the guest has sent since the last slice.
-    pub sent: Vec<Frame>,
     /// Frames for the guest.
     pub received: VecDeque<Frame>,
     /// The frame that the guest is sending.
     sending: Vec<u8>,
+    /// Where its frames go, at once: what becomes of them is the wire's business.
+    wire: Arc<Wire>,
+    vm: u32,
+}
+
+impl CpuPort {
+    /// The port of VM `vm`.
+    pub fn new(vm: u32, wire: Arc<Wire>) -> Self {
+        Self { vm, wire, ..Self::default() }
+    }
 }
 
 impl Port for CpuPort {
@@ -47,11 +54,8 @@ impl Port for CpuPort {
     }
 
     fn net_tx_begin(&mut self, len: u32) -> bool {
-        let room = self.sent.len() < SENT_MAX;
-        if room {
-            self.sending = vec![0; len as usize];
-        }
-        room
+        self.sending = vec![0; len as usize];
+        true
     }
 
     fn net_tx_write(&mut self, at: u32, bytes: &[u8]) {
@@ -62,7 +66,7 @@ impl Port for CpuPort {
     }
 
     fn net_tx_end(&mut self) {
-        self.sent.push(std::mem::take(&mut self.sending).into());
+        self.wire.send(self.vm, std::mem::take(&mut self.sending).into());
     }
 
     fn net_rx_len(&mut self) -> Option<u32> {
@@ -84,20 +88,20 @@ impl Port for CpuPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::wire::Message;
 
     #[test]
-    fn frames_are_put_together_and_a_slice_has_its_share() {
-        let mut port = CpuPort::default();
+    fn frames_are_put_together_and_go_on_the_wire() {
+        let wire = Arc::new(Wire::new(4));
+        let mut port = CpuPort::new(3, Arc::clone(&wire));
         assert!(port.net_tx_begin(4));
         port.net_tx_write(2, b"cd");
         port.net_tx_write(0, b"ab");
         port.net_tx_write(3, b"no");
         port.net_tx_end();
-        assert_eq!(*port.sent[0], *b"abcd");
-        while port.net_tx_begin(1) {
-            port.net_tx_end();
-        }
-        assert_eq!(port.sent.len(), SENT_MAX);
+        let mut messages = VecDeque::new();
+        wire.messages(9, &mut messages);
+        assert_eq!(messages, [Message::Frame(3, Frame::from(&b"abcd"[..]))]);
     }
 
     #[test]

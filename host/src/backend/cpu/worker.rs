@@ -1,6 +1,7 @@
 //! Runs VMs, one slice after the other.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -100,7 +101,7 @@ impl<'a> Worker<'a> {
         let timebase = shared.fleet.plan.kind.map().timebase;
         Some(Instance {
             guest,
-            port: CpuPort::default(),
+            port: CpuPort::new(vm, Arc::clone(&shared.settings.wire)),
             clock: GuestClock::new(shared.settings.clock, timebase, FIRST_IPS),
             matcher: Some(ReadyMatcher::new(shared.settings.ready.clone())),
             earlier,
@@ -181,7 +182,6 @@ impl<'a> Worker<'a> {
             let instret = *earlier + session.vm().sys.clock.retired;
             slot.instret.store(instret, Ordering::Relaxed);
             shared.instructions.fetch_add(retired, Ordering::Relaxed);
-            port.sent.drain(..).for_each(|frame| wire.send(vm, frame));
             let card = &session.vm().sys.dev.virtio[virtio_slot::NET].counters;
             let drops = (card.rx_drops, card.tx_drops);
             if drops != *card_drops {
