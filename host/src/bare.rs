@@ -101,7 +101,6 @@ impl<T: Trace> Target for OnCpu<'_, T> {
             let (guest, port) = &mut self.guests[vm as usize];
             let exit = guest.session(self.lane).slice(port, slice, self.trace);
             // Their network leads nowhere.
-            port.sent.clear();
             (exit, std::mem::take(&mut port.output))
         });
         Ok(turns.collect())

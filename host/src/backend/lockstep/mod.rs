@@ -283,7 +283,6 @@ impl Pair {
         let gpu = self.device.vm(vm)?;
         let output = std::mem::take(&mut twin.port.output);
         // There is no network: input would come at different moments of the two sides.
-        twin.port.sent.clear();
         let ours = if exit.code == ExitCode::Stalled { GOES_ON } else { exit };
         if let Some(what) = difference(twin.guest.vm(), &gpu) {
             return Err(self.search(vm, retired, &what));
