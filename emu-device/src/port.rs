@@ -11,8 +11,8 @@ use emu_core::port::{FRAME_MAX, Port};
 
 /// Bytes that a VM collects before it writes a console record.
 pub const CONSOLE_BYTES: usize = 120;
-/// Most bytes of frames that a VM sends in one launch.
-const SHARE_MAX: u32 = 64 << 10;
+/// Most bytes of frames that a VM sends in one launch: what its card does in a slice.
+const SHARE_MAX: u32 = 128 << 10;
 /// Records start at multiples of this, as do the parts of the inbox.
 pub const RECORD_ALIGN: u32 = 8;
 

@@ -1,0 +1,343 @@
+//! The network with the real guest and real clients, on loopback.
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read, Write};
+    use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+    use std::process::{Child, Output, Stdio};
+    use std::sync::atomic::{AtomicU16, Ordering};
+    use std::time::{Duration, Instant};
+
+    use rustix::process::{Pid, Signal, kill_process};
+    use serde_json::Value;
+
+    use super::common::{has_image, pxvm, run};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// The first of `len` ports that are free, as far as one can know; no test gets another's.
+    fn free_ports(len: u16) -> u16 {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        const STEP: u16 = 16;
+        assert!(len <= STEP);
+        let start = 20_000 + (std::process::id() % 200) as u16 * 100;
+        loop {
+            let base = start + NEXT.fetch_add(STEP, Ordering::Relaxed) % 20_000;
+            let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+            let all: io::Result<Vec<_>> = (base..base + len).map(bind).collect();
+            if all.is_ok() {
+                return base;
+            }
+        }
+    }
+
+    /// A running fleet, ended with the test.
+    struct Fleet {
+        child: Child,
+        port: u16,
+    }
+
+    impl Fleet {
+        /// Boots machines with their web servers at `port` and on; `more` options. Returns when
+        /// all of them serve.
+        fn boot(count: u16, port: u16, more: &str) -> Self {
+            let args = format!(
+                "boot --backend cpu --until never --timeout 200 --json --count {count} \
+                 --publish {port}:80 {more}"
+            );
+            let mut command = pxvm(args.split_ascii_whitespace());
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let fleet = Self { child: command.spawn().expect("pxvm starts"), port };
+            let limit = Instant::now() + PATIENCE;
+            for vm in 0..count {
+                while let Err(e) = fleet.page(vm) {
+                    assert!(Instant::now() < limit, "vm{vm} does not serve: {e}");
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            fleet
+        }
+
+        fn connect(&self, vm: u16) -> io::Result<TcpStream> {
+            connect(self.port + vm)
+        }
+
+        fn page(&self, vm: u16) -> io::Result<String> {
+            get(self.port + vm, "localhost")
+        }
+
+        /// The machine's page, and that it is its own.
+        fn check(&self, vm: u16) {
+            let page = self.page(vm).unwrap_or_else(|e| panic!("vm{vm}: {e}"));
+            assert!(page.contains(&format!("<title>vm{vm}</title>")), "{page}");
+        }
+
+        /// Files that the process has open.
+        fn files(&self) -> usize {
+            std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+        }
+
+        /// Ends the fleet as Ctrl-C does; answers its report.
+        fn end(mut self) -> Value {
+            let pid = Pid::from_child(&self.child);
+            kill_process(pid, Signal::INT).unwrap();
+            let mut report = String::new();
+            self.child.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+            self.child.wait().unwrap();
+            serde_json::from_str(&report).expect("a report")
+        }
+    }
+
+    impl Drop for Fleet {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    fn connect(port: u16) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// The whole answer to one request.
+    fn get(port: u16, host: &str) -> io::Result<String> {
+        let mut stream = connect(port)?;
+        stream.write_all(format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        if answer.starts_with("HTTP/1.1 200") {
+            Ok(answer)
+        } else {
+            Err(io::Error::other(format!("no page: {answer}")))
+        }
+    }
+
+    #[test]
+    fn every_machine_serves_its_own_page_by_port_and_by_name() {
+        if !has_image() {
+            return;
+        }
+        let port = free_ports(9);
+        let fleet = Fleet::boot(8, port, &format!("--publish-http {}", port + 8));
+        for vm in 0..8 {
+            fleet.check(vm);
+            let page = get(port + 8, &format!("vm{vm}.localhost:{}", port + 8)).unwrap();
+            assert!(page.contains(&format!("<title>vm{vm}</title>")), "{page}");
+        }
+        let refused = get(port + 8, "vm8.localhost").unwrap_err().to_string();
+        assert!(refused.contains("404"), "{refused}");
+        let report = fleet.end();
+        let network = &report["network"];
+        assert!(network["tx_frames"].as_u64().unwrap() >= 8 * 2 * 4, "{network}");
+        let one = &report["vms"][7]["network"];
+        assert!(one["rx_bytes"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!(network["drops"].get("spoofed"), None, "{network}");
+    }
+
+    #[test]
+    fn identical_guests_and_guests_with_addresses_of_their_own_both_serve() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::boot(2, free_ports(2), "--net-mac each --append ip=dhcp");
+        fleet.check(0);
+        fleet.check(1);
+    }
+
+    #[test]
+    fn rude_clients_harm_nobody_and_leave_nothing_behind() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::boot(4, free_ports(4), "");
+        let before = fleet.files();
+        // They open and never speak, on one machine, as many as it takes and more.
+        let silent: Vec<TcpStream> = (0..50).map(|_| fleet.connect(0).unwrap()).collect();
+        for round in 0..25u16 {
+            for vm in 1..4 {
+                // Gone before the answer, politely and not.
+                drop(fleet.connect(vm).unwrap());
+                let mut gone = fleet.connect(vm).unwrap();
+                gone.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+                if round % 2 == 0 {
+                    reset(gone);
+                } else {
+                    drop(gone);
+                }
+                // Has said all it has to say before the answer comes.
+                let mut half = fleet.connect(vm).unwrap();
+                half.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+                half.shutdown(Shutdown::Write).unwrap();
+                let mut answer = String::new();
+                half.read_to_string(&mut answer).unwrap();
+                assert!(answer.contains(&format!("<title>vm{vm}</title>")), "{answer}");
+                // What no server understands.
+                let mut noise = fleet.connect(vm).unwrap();
+                noise.write_all(&[0xff; 300]).unwrap();
+                let mut answer = Vec::new();
+                // nginx answers with an error or with a reset.
+                let _ = noise.read_to_end(&mut answer);
+                fleet.check(vm);
+            }
+        }
+        fleet.check(0);
+        drop(silent);
+        let limit = Instant::now() + PATIENCE;
+        while fleet.files() > before {
+            assert!(Instant::now() < limit, "{} files, {before} before", fleet.files());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        for vm in 0..4 {
+            fleet.check(vm);
+        }
+        fleet.end();
+    }
+
+    fn reset(stream: TcpStream) {
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    }
+
+    #[test]
+    fn more_clients_than_a_machine_takes_wait_for_their_turn() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::boot(1, free_ports(1), "");
+        let mut clients: Vec<TcpStream> = (0..150).map(|_| fleet.connect(0).unwrap()).collect();
+        for client in &mut clients {
+            client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        }
+        for mut client in clients {
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.contains("<title>vm0</title>"), "{answer}");
+        }
+    }
+
+    /// What a machine says when `script` is typed at its shell.
+    fn session(options: &str, script: &str) -> String {
+        let args = format!("boot --backend cpu --timeout 100 {options}");
+        let mut command = pxvm(args.split_ascii_whitespace());
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("pxvm starts");
+        child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        let Output { stdout, stderr, .. } = child.wait_with_output().unwrap();
+        String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr)
+    }
+
+    /// A web server with one answer; ends with the test.
+    fn serve_one() -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let mut request = [0; 512];
+                let _ = stream.read(&mut request);
+                let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nfrom-the-host\n");
+            }
+        });
+        port
+    }
+
+    #[test]
+    fn a_guest_reaches_the_ports_of_the_host_that_it_may_and_no_others() {
+        if !has_image() {
+            return;
+        }
+        let (open, shut) = (serve_one(), serve_one());
+        let get = |port| format!("wget -T 20 -qO- http://10.0.2.2:{port}/; echo rc=$?; ");
+        let script = format!("{}{}poweroff\n", get(open), get(shut));
+        let text = session(&format!("--net-host-ports {open}"), &script);
+        assert!(text.contains("from-the-host\r\nrc=0"), "{text}");
+        assert!(text.contains("refused") && text.contains("rc=1"), "{text}");
+        assert_eq!(text.matches("from-the-host\r\n").count(), 1, "{text}");
+        // Nothing without being asked.
+        let text = session("", &format!("{}poweroff\n", get(open)));
+        assert!(text.contains("refused") && !text.contains("from-the-host\r\n"), "{text}");
+    }
+
+    #[test]
+    fn a_guest_pings_its_gateway_and_learns_at_once_what_it_cannot_reach() {
+        if !has_image() {
+            return;
+        }
+        let script = "ping -c 2 10.0.2.2; wget -T 20 -O- http://192.0.2.1/; \
+                      wget -T 20 -O- http://10.0.2.99/; poweroff\n";
+        let text = session("", script);
+        assert!(text.contains("2 packets transmitted, 2 packets received"), "{text}");
+        assert!(text.contains("can't connect to remote host (192.0.2.1)"), "{text}");
+    }
+
+    #[test]
+    fn a_machine_serves_again_after_it_has_started_again() {
+        if !has_image() {
+            return;
+        }
+        let port = free_ports(1);
+        let args = format!("boot --backend cpu --until halt --timeout 100 --publish {port}:80");
+        let mut command = pxvm(args.split_ascii_whitespace());
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("pxvm starts");
+        let mut stdin = child.stdin.take().unwrap();
+        let fleet = Fleet { child, port };
+        let limit = Instant::now() + PATIENCE;
+        let wait = || {
+            while fleet.page(0).is_err() {
+                assert!(Instant::now() < limit, "it does not serve");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        wait();
+        // A connection that is open when the machine goes breaks; it does not hang.
+        let mut open = fleet.connect(0).unwrap();
+        stdin.write_all(b"reboot -f\n").unwrap();
+        let mut rest = Vec::new();
+        assert!(open.read_to_end(&mut rest).is_err() || rest.is_empty());
+        wait();
+        fleet.check(0);
+    }
+
+    #[test]
+    fn a_machine_without_network_boots() {
+        if !has_image() {
+            return;
+        }
+        let (code, _, stderr) =
+            run(&mut pxvm("boot --net none --until ready --timeout 60 --json".split(' ')));
+        assert_eq!(code, 0, "{stderr}");
+    }
+
+    #[test]
+    fn ports_that_cannot_be_had_are_told_before_anything_boots() {
+        let refused = |args: &str| {
+            let args = format!("boot --timeout 5 {args}");
+            let (code, stdout, stderr) = run(&mut pxvm(args.split_ascii_whitespace()));
+            assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
+            stderr
+        };
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let text = refused(&format!("--publish {port}:80"));
+        assert!(text.contains(&format!("127.0.0.1:{port} is taken")), "{text}");
+        let text = refused("--count 1000 --publish 65000:80");
+        assert!(text.contains("there is room for 536 machines"), "{text}");
+        let text = refused("--count 8 --publish 24000:80 --publish 24007:22");
+        assert!(text.contains("both want port 24007"), "{text}");
+        let text = refused("--net none --publish 24000:80");
+        assert!(text.contains("--publish needs --net user"), "{text}");
+        let text = refused("--publish 24000");
+        assert!(text.contains("HOSTPORT:GUESTPORT"), "{text}");
+    }
+}
