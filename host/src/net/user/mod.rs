@@ -7,6 +7,8 @@ mod conn;
 mod frames;
 mod http;
 mod stack;
+#[cfg(test)]
+mod tests;
 
 pub use frames::greeting;
 
@@ -126,6 +128,8 @@ pub struct UserUplink {
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
     sweep_at: Option<Instant>,
     registry: Option<Registry>,
+    /// VMs whose stack failed.
+    failures: u32,
 }
 
 impl UserUplink {
@@ -146,6 +150,7 @@ impl UserUplink {
             timers: BinaryHeap::new(),
             sweep_at: None,
             registry: None,
+            failures: 0,
         }
     }
 
@@ -503,6 +508,7 @@ impl UserUplink {
     ) {
         if catch_unwind(AssertUnwindSafe(|| f(self, out))).is_err() {
             tracing::error!("vm{vm}: its network stack failed; its connections are closed");
+            self.failures += 1;
             self.clear(vm);
         }
     }
