@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -12,6 +13,9 @@ use crate::engine::Until;
 use crate::exit;
 use crate::machine::{GuestOptions, Macs};
 use crate::net::Publish;
+use crate::net::addresses::Subnet;
+use crate::net::switch::Rate;
+use crate::net::tap;
 use crate::net::user::HostPorts;
 use crate::units::Size;
 
@@ -78,7 +82,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Boot one or many Linux machines
-    Boot(Boot),
+    Boot(Box<Boot>),
     /// Run bare-metal programs (M-mode ELF)
     Run(Run),
     /// Run riscv-tests and count
@@ -191,7 +195,7 @@ pub struct Boot {
 pub struct Networking {
     /// What the machines' network cards are connected to [default: user; none with --backend
     /// lockstep]
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "none|user|tap[=NAME]")]
     pub net: Option<NetChoice>,
     /// Port HOST + I of 127.0.0.1 leads to port GUEST of machine I (may be given several times)
     #[arg(long, value_name = "HOST:GUEST")]
@@ -207,6 +211,22 @@ pub struct Networking {
     /// Hardware addresses: the same in all machines, which so are identical, or one each
     #[arg(long, value_enum, default_value_t = NetMac::Same)]
     pub net_mac: NetMac,
+    /// Machines may talk to each other, each at its address of --net-subnet
+    #[arg(long)]
+    pub net_mesh: bool,
+    /// Addresses of the machines as others see them: the host has the first, machine I that plus
+    /// 1 + I
+    #[arg(long, value_name = "NETWORK", default_value = Subnet::DEFAULT)]
+    pub net_subnet: Subnet,
+    /// Bits that each machine may send in a second, like 10M [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub net_rate: Option<Rate>,
+    /// Record what machines send and receive, as pcapng
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// Record these machines only
+    #[arg(long, value_name = "I,...", value_delimiter = ',', requires = "pcap")]
+    pub pcap_vm: Vec<u32>,
 }
 
 fn host_ports(text: &str) -> Result<HostPorts, String> {
@@ -214,12 +234,28 @@ fn host_ports(text: &str) -> Result<HostPorts, String> {
 }
 
 /// `--net`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NetChoice {
-    /// Nothing
+    /// Nothing.
     None,
-    /// Published ports of this host; needs no privileges
+    /// Published ports of this host; needs no privileges.
     User,
+    /// An interface of this host, of this name, with an address for each machine.
+    Tap(String),
+}
+
+impl FromStr for NetChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "none" => Ok(Self::None),
+            None if text == "user" => Ok(Self::User),
+            None if text == "tap" => Ok(Self::Tap(tap::DEFAULT_NAME.into())),
+            Some(("tap", name)) => Ok(Self::Tap(name.into())),
+            _ => Err("it is none, user, tap or tap=NAME".into()),
+        }
+    }
 }
 
 /// `--net-mac`.
@@ -576,7 +612,7 @@ mod tests {
     fn boot(args: &[&str]) -> Result<Boot, clap::Error> {
         let args = ["pxvm", "boot"].iter().chain(args);
         Cli::try_parse_from(args).map(|cli| match cli.command {
-            Command::Boot(boot) => boot,
+            Command::Boot(boot) => *boot,
             other => panic!("{other:?}"),
         })
     }
@@ -599,7 +635,8 @@ mod tests {
         let line = "--count 64 --kernel k --initrd i --rom r --dtb d --append -x --memory 32M \
             --machine semu --firmware f --disk q --backend cpu --clock instret --threads 2 \
             --console-dir c --until ready --ready-pattern ^up --timeout 1.5 --json --seed 9 \
-            --net user --publish 4000:80 --publish 5000:22 --publish-http 8080 \
+            --net tap=p0 --net-mesh --net-subnet 10.9.0.0/16 --net-rate 10M \
+            --pcap c.pcapng --pcap-vm 0,3 --publish 4000:80 --publish 5000:22 --publish-http 8080 \
             --net-host-ports 8000,9000-9010 --net-mac each";
         let boot = boot(&line.split_ascii_whitespace().collect::<Vec<_>>()).unwrap();
         assert_eq!((boot.count, boot.guest.seed), (64, 9));
@@ -618,6 +655,11 @@ mod tests {
             &["--threads", "0"],
             &["--machine", "pdp11"],
             &["--net", "wifi"],
+            &["--net", "user=x"],
+            &["--net-subnet", "10.77.0.1/16"],
+            &["--net-rate", "0"],
+            &["--net-rate", "10T"],
+            &["--pcap-vm", "1"],
             &["--publish", "80"],
             &["--publish", "4000:0"],
             &["--publish-http", "0"],

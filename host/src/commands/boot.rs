@@ -27,7 +27,7 @@ use crate::report::{BootReport, NetReport, print_json};
 
 /// Boots a fleet and runs it until the condition.
 pub fn boot(args: Boot) -> Result<Code, Error> {
-    let Boot { count, guest, network, running } = args;
+    let Boot { count, guest, network: networking, running } = args;
     let ready = ready_pattern(&running.ready_pattern)?;
     let until = Until::from(running.until);
     let settings = Settings {
@@ -37,12 +37,13 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         until_ready: until == Until::Ready,
         wire: Arc::new(Wire::new(count)),
     };
-    let uplink = network::uplink(&network, count, running.backend)?;
+    let uplink = network::uplink(&networking, count, running.backend)?;
+    let capture = network::capture(&networking, count, &settings.wire)?;
     let options = cuda::Options { device: running.device, lanes: running.lanes };
     // A GPU that is asked for and cannot be used is told before images are looked for; loading the
     // program into one that can takes seconds the first time, and comes after.
     let wanted = wants_gpu(running.backend, options.device)?;
-    let macs = network.net_mac.into();
+    let macs = networking.net_mac.into();
     let fleet = assemble(&GuestOptions { macs, ..guest.options(count, settings.clock) })?;
     let gpu = if wanted { open(running.backend, options.device)? } else { None };
     let lockstep = running.backend == BackendChoice::Lockstep;
@@ -63,6 +64,9 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let mut stage = Stage::new(&running, count)?;
     let controls = stage.controls(count, &running)?;
     let wire = Arc::clone(&settings.wire);
+    if let Some(places) = network::places(&networking, count) {
+        stage.progress.say(&places);
+    }
     let network = uplink.map(|uplink| Network::start(Arc::clone(&wire), uplink)).transpose()?;
     let backend = start(place, fleet, settings)?;
     let options =
@@ -77,6 +81,9 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     )?;
     drop(stage.raw.take());
     let network = network.map(|network| NetReport::new(&wire, network.stop()));
+    if let Some(missing) = capture.map(network::finish).transpose()?.flatten() {
+        stage.progress.say(&missing);
+    }
     if stage.interactive && outcome.verdict == Verdict::Left {
         eprintln!("\npxvm: left the console");
     }

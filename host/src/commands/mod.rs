@@ -18,7 +18,7 @@ use crate::exit::{Code, Error};
 /// Does what the command line says.
 pub fn run(command: Command) -> Result<Code, Error> {
     match command {
-        Command::Boot(args) => boot::boot(args),
+        Command::Boot(args) => boot::boot(*args),
         Command::Bench(args) => bench::bench(args),
         Command::Run(args) => run::run(args),
         Command::Conform(args) => conform::conform(args),

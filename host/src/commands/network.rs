@@ -1,36 +1,100 @@
-//! From options to an uplink.
+//! Puts a fleet's network together from the options.
 
 use crate::cli::{BackendChoice, NetChoice, Networking};
 use crate::exit::Error;
+use crate::net::addresses::Addresses;
+use crate::net::pcap::{Capture, Summary};
+use crate::net::switch::{Rules, Switch};
+use crate::net::tap::TapUplink;
 use crate::net::user::{self, HostPorts, UserUplink};
-use crate::net::{Uplink, publish};
+use crate::net::{NetError, Uplink, Wire, publish};
 
-/// What the network cards are connected to; ports are bound here, before anything else is done.
+/// What the network cards are connected to; ports are bound and interfaces made here, before
+/// anything else is done.
 pub fn uplink(
     options: &Networking,
     count: u32,
     backend: BackendChoice,
 ) -> Result<Option<Box<dyn Uplink>>, Error> {
     let lockstep = backend == BackendChoice::Lockstep;
-    let choice = options.net.unwrap_or(if lockstep { NetChoice::None } else { NetChoice::User });
-    let wanted = [
+    let choice = match options.net.clone() {
+        Some(choice) => choice,
+        None if lockstep => NetChoice::None,
+        None => NetChoice::User,
+    };
+    if choice != NetChoice::None && lockstep {
+        let why = "--backend lockstep has no network: frames come at any time";
+        return Err(Error::Usage(why.into()));
+    }
+    let ports = [
         ("--publish", !options.publish.is_empty()),
         ("--publish-http", options.publish_http.is_some()),
         ("--net-host-ports", options.net_host_ports != HostPorts::default()),
     ];
-    match choice {
-        NetChoice::User if lockstep => {
-            Err(Error::Usage("--backend lockstep has no network: frames come at any time".into()))
+    let others = [("--net-mesh", options.net_mesh), ("--pcap", options.pcap.is_some())];
+    let given =
+        |flags: &[(&'static str, bool)]| flags.iter().find(|(_, given)| *given).map(|f| f.0);
+    let macs = options.net_mac.into();
+    let addresses = || Addresses::new(options.net_subnet, count, macs).map_err(NetError::from);
+    let mesh = options.net_mesh.then(addresses).transpose()?;
+    let (uplink, addresses): (Box<dyn Uplink>, _) = match choice {
+        NetChoice::None => {
+            return match given(&ports).or(given(&others)) {
+                Some(flag) => Err(Error::Usage(format!("{flag} needs --net user or --net tap"))),
+                None => Ok(None),
+            };
         }
         NetChoice::User => {
             let bound = publish::bind(count, &options.publish, options.publish_http)?;
             let host_ports = options.net_host_ports.clone();
-            let macs = options.net_mac.into();
-            Ok(Some(Box::new(UserUplink::new(user::Options { count, bound, host_ports, macs }))))
+            (Box::new(UserUplink::new(user::Options { count, bound, host_ports, macs })), mesh)
         }
-        NetChoice::None => match wanted.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(Error::Usage(format!("{flag} needs --net user"))),
-            None => Ok(None),
-        },
+        NetChoice::Tap(name) => {
+            if let Some(flag) = given(&ports) {
+                let why =
+                    format!("{flag} needs --net user; with --net tap machines have addresses");
+                return Err(Error::Usage(why));
+            }
+            let addresses = addresses()?;
+            let tap = TapUplink::open(&name, addresses).map_err(NetError::from)?;
+            (Box::new(tap), Some(addresses))
+        }
+    };
+    let rules = Rules { mesh: options.net_mesh, rate: options.net_rate };
+    Ok(Some(Box::new(Switch::new(uplink, addresses, count, rules))))
+}
+
+/// Begins the file of `--pcap`.
+pub fn capture(options: &Networking, count: u32, wire: &Wire) -> Result<Option<Capture>, Error> {
+    let Some(path) = &options.pcap else { return Ok(None) };
+    if let Some(vm) = options.pcap_vm.iter().find(|&&vm| vm >= count) {
+        let why = format!("--pcap-vm {vm}: the last of {count} machines is {}", count - 1);
+        return Err(Error::Usage(why));
     }
+    let all: Vec<u32> = (0..count).collect();
+    let chosen = if options.pcap_vm.is_empty() { &all } else { &options.pcap_vm };
+    let capture = Capture::create(path, chosen, count)
+        .map_err(|e| Error::io(format!("write {}", path.display()), e))?;
+    wire.record_to(capture.recorder());
+    Ok(Some(capture))
+}
+
+/// Ends the file; answers what is to be told about it.
+pub fn finish(capture: Capture) -> Result<Option<String>, Error> {
+    let summary = capture.finish().map_err(|e| Error::io("write the capture", e))?;
+    let Summary { written, missed } = summary;
+    Ok((missed > 0).then(|| {
+        format!("the capture has {written} frames; for {missed} others writing was too slow")
+    }))
+}
+
+/// Where the machines are, if they have addresses that others see.
+pub fn places(options: &Networking, count: u32) -> Option<String> {
+    let tap = matches!(options.net, Some(NetChoice::Tap(_)));
+    let addresses = Addresses::new(options.net_subnet, count, options.net_mac.into()).ok()?;
+    let (first, last) = (addresses.ip(0), count - 1);
+    (tap || options.net_mesh).then(|| match last {
+        0 => format!("vm0 is {first}"),
+        _ => format!("vm0 to vm{last} are {first} to {}", addresses.ip(last)),
+    })
 }

@@ -11,11 +11,14 @@
 //! All guests may be identical, addresses included. So a VM is told from others by its number, from
 //! the first to the last step; what the outside sees instead of [`GUEST_IP`] is the uplink's part.
 
+pub mod addresses;
 pub mod counters;
 pub mod pcap;
 pub mod publish;
 pub mod rewrite;
 pub mod service;
+pub mod switch;
+pub mod tap;
 pub mod user;
 pub mod wire;
 
@@ -90,6 +93,11 @@ impl<'a> Outlet<'a> {
     pub fn dropped(&self, vm: u32, reason: DropReason) {
         self.wire.dropped(vm, reason);
     }
+
+    /// Counts a frame from the outside that is for no VM.
+    pub fn lost(&self, reason: DropReason) {
+        self.wire.lost(reason);
+    }
 }
 
 /// A network that cannot be made as it was asked for.
@@ -154,6 +162,12 @@ pub enum NetError {
         /// What is needed.
         needed: u64,
     },
+    /// Addresses that VMs cannot have.
+    #[error(transparent)]
+    Addresses(#[from] addresses::AddressError),
+    /// The host's interface.
+    #[error(transparent)]
+    Tap(#[from] tap::TapError),
     /// The thread or what it waits with.
     #[error("cannot start the network")]
     Start(#[source] io::Error),
@@ -162,6 +176,10 @@ pub enum NetError {
 impl NetError {
     /// Whether the user asked for something impossible.
     pub fn is_usage(&self) -> bool {
-        !matches!(self, Self::Bind { .. } | Self::Start(_))
+        match self {
+            Self::Bind { .. } | Self::Start(_) => false,
+            Self::Tap(error) => error.is_usage(),
+            _ => true,
+        }
     }
 }

@@ -86,6 +86,8 @@ pub struct Wire {
     ring_vm: OnceLock<Bell<u32>>,
     /// There are messages for the network thread.
     ring_network: OnceLock<Bell<()>>,
+    /// Frames from the outside that are for no VM.
+    outside: Counters,
     /// Gets a copy of what passes.
     recorder: OnceLock<Recorder>,
 }
@@ -215,9 +217,9 @@ impl Wire {
         self.station(vm).map(|s| s.counters.counts()).unwrap_or_default()
     }
 
-    /// Those of all VMs together.
+    /// Those of all VMs together, and of frames that were for none.
     pub fn total(&self) -> Counts {
-        let mut total = Counts::default();
+        let mut total = self.outside.counts();
         for station in &self.stations {
             total.add(&station.counters.counts());
         }
@@ -260,6 +262,10 @@ impl Wire {
 
     pub(super) fn dropped(&self, vm: u32, reason: DropReason) {
         self.dropped_by_card(vm, reason, 1);
+    }
+
+    pub(super) fn lost(&self, reason: DropReason) {
+        self.outside.dropped(reason, 1);
     }
 
     /// The way to the guests.

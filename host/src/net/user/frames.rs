@@ -66,6 +66,17 @@ pub fn look(bytes: &[u8], mac: [u8; 6]) -> Fate {
     }
 }
 
+/// The answer to a guest that asks for its address, if this frame does.
+pub fn dhcp_answer(frame: &[u8], mac: [u8; 6]) -> Option<Frame> {
+    let packet = Ipv4Packet::new_checked(payload(frame)).ok()?;
+    let udp = UdpPacket::new_checked(packet.payload()).ok()?;
+    let asks = packet.next_header() == IpProtocol::Udp && udp.dst_port() == DHCP_SERVER;
+    match asks.then(|| look(frame, mac))? {
+        Fate::Answer(answer) => Some(answer),
+        _ => None,
+    }
+}
+
 /// A frame for the guest with `len` bytes behind the header.
 fn ethernet(mac: [u8; 6], protocol: EthernetProtocol, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; ETHERNET + len];

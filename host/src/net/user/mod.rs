@@ -26,6 +26,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use self::conn::{Conn, End};
+pub use self::frames::dhcp_answer;
 use self::frames::{Fate, Opening};
 use self::http::Refusal;
 use self::stack::Stack;

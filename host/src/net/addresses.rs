@@ -1,0 +1,229 @@
+//! What the outside calls each VM: an address of a network of its own.
+//!
+//! ```text
+//! .0 the network   .1 the host   .2 VM 0   .3 VM 1   ...   the last: broadcast
+//! ```
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use super::rewrite::{Edge, Mac, View};
+use super::{GATEWAY_IP, GUEST_IP, PREFIX_LEN};
+use crate::machine::Macs;
+
+/// A network, such as 10.77.0.0/16.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Subnet {
+    network: u32,
+    prefix: u8,
+}
+
+/// Addresses that are no VM's: the network, the host, broadcast.
+const RESERVED: u64 = 3;
+const FIRST_VM: u32 = 2;
+
+/// A network that cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AddressError {
+    /// Not in the notation of networks.
+    #[error("not a network; write it like 10.77.0.0/16")]
+    Syntax,
+    /// Bits are set that are not the network's.
+    #[error("{0} is an address in {1}; write that")]
+    HostBits(Ipv4Addr, Subnet),
+    /// Loopback, multicast, reserved.
+    #[error("{0} is not for machines; a private one is, such as 10.77.0.0/16")]
+    Special(Subnet),
+    /// The guests' own.
+    #[error("--net-subnet {0} overlaps 10.0.2.0/24, which guests have inside; choose another")]
+    Overlap(Subnet),
+    /// Too few addresses.
+    #[error(
+        "--net-subnet {subnet} has room for {room} machines, and --count is {count}; \
+             a prefix of {enough} bits has room"
+    )]
+    TooSmall {
+        /// The network.
+        subnet: Subnet,
+        /// How many machines it has addresses for.
+        room: u64,
+        /// How many there are.
+        count: u32,
+        /// The longest prefix that is enough.
+        enough: u8,
+    },
+}
+
+impl Subnet {
+    /// Unless another is asked for.
+    pub const DEFAULT: &str = "10.77.0.0/16";
+
+    const fn mask(prefix: u8) -> u32 {
+        !(u32::MAX >> prefix)
+    }
+
+    /// From both words, if they are a network's.
+    pub fn from_mask(network: u32, mask: u32) -> Option<Self> {
+        let prefix = mask.leading_ones() as u8;
+        let whole = prefix < 32 && Self::mask(prefix) == mask && network & !mask == 0;
+        whole.then_some(Self { network, prefix })
+    }
+
+    fn last(&self) -> u32 {
+        self.network | !Self::mask(self.prefix)
+    }
+
+    /// The host's address in it.
+    pub fn host(&self) -> Ipv4Addr {
+        (self.network + 1).into()
+    }
+
+    /// Bits of the network's part of an address.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.network), self.prefix)
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (address, prefix) = text.split_once('/').ok_or(AddressError::Syntax)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| AddressError::Syntax)?;
+        let prefix: u8 = prefix.parse().map_err(|_| AddressError::Syntax)?;
+        if !(8..=30).contains(&prefix) {
+            return Err(AddressError::Syntax);
+        }
+        let subnet = Self { network: u32::from(address) & Self::mask(prefix), prefix };
+        if u32::from(address) != subnet.network {
+            return Err(AddressError::HostBits(address, subnet));
+        }
+        match address.octets()[0] {
+            0 | 127 | 224.. => Err(AddressError::Special(subnet)),
+            _ => Ok(subnet),
+        }
+    }
+}
+
+/// The hardware address of a VM outside: locally administered, "po", its number. No guest has one
+/// of these inside, so none is met twice.
+fn outside_mac(vm: u32) -> Mac {
+    let [_, b2, b1, b0] = vm.to_be_bytes();
+    [0x02, b'p', b'o', b2, b1, b0]
+}
+
+/// The fleet's addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    subnet: Subnet,
+    count: u32,
+    /// Hardware addresses as guests see them.
+    macs: Macs,
+}
+
+impl Addresses {
+    /// Gives `count` VMs addresses of `subnet`.
+    pub fn new(subnet: Subnet, count: u32, macs: Macs) -> Result<Self, AddressError> {
+        let guests = u32::from(GUEST_IP);
+        let common = Subnet::mask(subnet.prefix.min(PREFIX_LEN));
+        if (subnet.network ^ guests) & common == 0 {
+            return Err(AddressError::Overlap(subnet));
+        }
+        let room = |prefix: u8| (1 << (32 - prefix)) - RESERVED;
+        if u64::from(count) > room(subnet.prefix) {
+            let enough = (0..subnet.prefix).rev().find(|&p| room(p) >= count.into());
+            let (room, enough) = (room(subnet.prefix), enough.unwrap_or(0));
+            return Err(AddressError::TooSmall { subnet, room, count, enough });
+        }
+        Ok(Self { subnet, count, macs })
+    }
+
+    /// The network.
+    pub fn subnet(&self) -> Subnet {
+        self.subnet
+    }
+
+    /// How many VMs there are.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The address of a VM.
+    pub fn ip(&self, vm: u32) -> Ipv4Addr {
+        self.subnet.network.wrapping_add(FIRST_VM).wrapping_add(vm).into()
+    }
+
+    /// The VM with an address.
+    pub fn vm(&self, ip: Ipv4Addr) -> Option<u32> {
+        let vm = u32::from(ip).checked_sub(self.subnet.network)?.checked_sub(FIRST_VM)?;
+        (vm < self.count).then_some(vm)
+    }
+
+    /// The border between a VM and the outside.
+    pub fn edge(&self, vm: u32) -> Edge {
+        let inside = View {
+            mac: self.macs.of(vm),
+            ip: GUEST_IP,
+            gateway: GATEWAY_IP,
+            broadcast: (u32::from(GUEST_IP) | !Subnet::mask(PREFIX_LEN)).into(),
+        };
+        let outside = View {
+            mac: outside_mac(vm),
+            ip: self.ip(vm),
+            gateway: self.subnet.host(),
+            broadcast: self.subnet.last().into(),
+        };
+        Edge { inside, outside }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subnet(text: &str) -> Result<Subnet, String> {
+        text.parse().map_err(|e: AddressError| e.to_string())
+    }
+
+    fn addresses(text: &str, count: u32) -> Result<Addresses, String> {
+        Addresses::new(subnet(text).unwrap(), count, Macs::Same).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn vms_have_the_addresses_after_the_hosts() {
+        let addresses = addresses("192.168.6.0/23", 509).unwrap();
+        assert_eq!(addresses.subnet().host().to_string(), "192.168.6.1");
+        assert_eq!(addresses.ip(0).to_string(), "192.168.6.2");
+        assert_eq!(addresses.ip(508).to_string(), "192.168.7.254");
+        for vm in 0..509 {
+            assert_eq!(addresses.vm(addresses.ip(vm)), Some(vm));
+        }
+        for other in ["192.168.6.0", "192.168.6.1", "192.168.7.255", "192.168.5.255", "0.0.0.0"] {
+            assert_eq!(addresses.vm(other.parse().unwrap()), None, "{other}");
+        }
+        let edge = addresses.edge(3);
+        assert_eq!(edge.outside.broadcast.to_string(), "192.168.7.255");
+        assert_eq!(edge.inside.broadcast.to_string(), "10.0.2.255");
+    }
+
+    #[test]
+    fn networks_that_cannot_be_used_say_why() {
+        for wrong in ["", "10.77.0.0", "10.77.0.0/7", "10.77.0.0/31", "10.77.0/16", "x/16"] {
+            assert!(subnet(wrong).unwrap_err().contains("10.77.0.0/16"), "{wrong}");
+        }
+        assert!(subnet("10.77.0.1/16").unwrap_err().ends_with("in 10.77.0.0/16; write that"));
+        assert!(subnet("224.0.0.0/8").unwrap_err().contains("private"));
+        for overlap in ["10.0.2.0/24", "10.0.2.128/25", "10.0.0.0/8"] {
+            assert!(addresses(overlap, 1).unwrap_err().contains("overlaps"), "{overlap}");
+        }
+        let small = addresses("10.77.0.0/24", 254).unwrap_err();
+        assert!(small.contains("room for 253") && small.contains("of 23 bits"), "{small}");
+    }
+}
