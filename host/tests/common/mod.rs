@@ -2,7 +2,12 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 use std::ffi::OsStr;
-use std::process::{Command, Output, Stdio};
+use std::io::Write;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::{NamedTempFile, TempDir};
 
 /// `pxvm` with these arguments, standard input empty, consoles in a folder of the target.
 pub fn pxvm<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
@@ -25,4 +30,73 @@ pub fn has_image() -> bool {
         println!("skipped: {}", pxvm::image::cache::missing());
     }
     found
+}
+
+/// A fleet that runs until it is stopped, its consoles in a folder of its own.
+pub struct Fleet {
+    child: Child,
+    consoles: TempDir,
+}
+
+impl Fleet {
+    /// Starts `pxvm boot` as `command` says, which reports in JSON.
+    pub fn start(mut command: Command) -> Self {
+        let consoles = tempfile::tempdir().unwrap();
+        command.args(["--until", "never", "--timeout", "200", "--json", "--console-dir"]);
+        command.arg(consoles.path()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Self { child: command.spawn().expect("pxvm starts"), consoles }
+    }
+
+    /// What a VM has said.
+    pub fn console(&self, vm: u32) -> String {
+        let log = self.consoles.path().join(format!("vm{vm}.log"));
+        String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until a VM has said something.
+    pub fn hear(&mut self, vm: u32, text: &str) {
+        let start = Instant::now();
+        while !self.console(vm).contains(text) {
+            let ended = self.child.try_wait().unwrap();
+            let late = start.elapsed() > Duration::from_secs(90);
+            assert!(ended.is_none() && !late, "vm{vm} said no `{text}`: {}", self.console(vm));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it as Ctrl-C does; answers its report.
+    pub fn stop(self) -> Value {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let output = self.child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130));
+        serde_json::from_slice(&output.stdout).expect("one JSON object on standard output")
+    }
+}
+
+/// The guest's root file system with a shell script that runs instead of its init, for
+/// `--append rdinit=/script`.
+pub fn initrd_with(script: &str) -> NamedTempFile {
+    let image = pxvm::image::cache::default_image().expect("the guest image");
+    let mut archive = std::fs::read(image.initrd).unwrap();
+    let mut add = |name: &str, mode: u32, data: &[u8]| {
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        let sizes = [(6, data.len()), (11, name.len() + 1)];
+        let field = |i| match sizes.iter().find(|s| s.0 == i) {
+            Some((_, size)) => *size as u32,
+            None => [0, mode, 0, 0, 1].get(i).copied().unwrap_or(0),
+        };
+        let header: String = (0..13).map(|i| format!("{:08x}", field(i))).collect();
+        archive.extend(format!("070701{header}{name}\0").bytes());
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        archive.extend(data);
+    };
+    // The shell finds its commands through /proc.
+    let mounts = "/bin/busybox mount -t proc proc /proc\nmount -t devtmpfs dev /dev";
+    let script = format!("#!/bin/sh\n{mounts}\n{script}");
+    add("script", 0o100_755, script.as_bytes());
+    add("TRAILER!!!", 0, &[]);
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(&archive).unwrap();
+    file
 }
