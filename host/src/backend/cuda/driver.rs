@@ -113,7 +113,11 @@ pub fn count() -> Result<u32, CudaError> {
         return Err(CudaError::NoDriver);
     }
     let mut count = 0;
-    cuda!(cuInit(0))?;
+    const NO_DEVICE: u32 = CUresult::CUDA_ERROR_NO_DEVICE as u32;
+    match cuda!(cuInit(0)) {
+        Err(CudaError::Call { code: NO_DEVICE, .. }) => return Ok(0),
+        other => other?,
+    }
     cuda!(cuDeviceGetCount(&mut count))?;
     Ok(count.max(0) as u32)
 }
