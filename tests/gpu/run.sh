@@ -232,7 +232,7 @@ lost() {
         spin) name="a card that hangs" limit=85 ;;
         esac
         start=$SECONDS
-        CUDA_INJECTION64_PATH=$lose LOSE=$how LOSE_AFTER=8 run $((limit + 10)) boot "${rom[@]}" --backend cuda \
+        CUDA_INJECTION64_PATH=$lose LOSE=$how LOSE_AFTER=15 run $((limit + 10)) boot "${rom[@]}" --backend cuda \
             --count 64 --until never --timeout $limit --console-dir "$work/$how"
         rc=$?
         if ! says '^lose: launched'; then
