@@ -6,7 +6,7 @@ mod common;
 mod tests {
     use serde_json::Value;
 
-    use super::common::{Fleet, has_image, initrd_with, pxvm};
+    use super::common::{Fleet, has_image, initrd_with, pxvm, tshark};
 
     /// Each of two VMs pings its gateway and the other, and tells whether it was answered.
     fn ping_each_other(flags: &str, tries: u32) -> (Fleet, String, String) {
@@ -36,12 +36,23 @@ mod tests {
         if !has_image() {
             return;
         }
-        let (fleet, a, b) = ping_each_other("--net-mesh", 60);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mesh.pcapng");
+        let flags = format!("--net-mesh --pcap-vm 1 --pcap {}", file.display());
+        let (fleet, a, b) = ping_each_other(&flags, 60);
         assert!(a.contains("gateway=0") && a.contains("peer=0"), "{a}");
         assert!(b.contains("gateway=0") && b.contains("peer=0"), "{b}");
         assert!(a.contains("from 10.77.0.3"), "{a}");
         let report = fleet.stop();
         assert_eq!((drops(&report, 0, "isolated"), drops(&report, 1, "spoofed")), (0, 0));
+        // VM 1's answer and what it asks VM 0; nothing of VM 0's card.
+        let fields = ["frame.interface_name", "ip.src", "ip.dst", "icmp.checksum.status"];
+        let Some(pings) = tshark(&file, "icmp.type == 0 && ip.addr == 10.77.0.2", &fields) else {
+            return;
+        };
+        assert!(pings.contains(&"vm1\t10.0.2.15\t10.77.0.2\t1".to_owned()), "{pings:?}");
+        assert!(pings.contains(&"vm1\t10.77.0.2\t10.0.2.15\t1".to_owned()), "{pings:?}");
+        assert!(pings.iter().all(|line| line.starts_with("vm1")), "{pings:?}");
     }
 
     #[test]

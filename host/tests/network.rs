@@ -337,6 +337,12 @@ mod tests {
         assert!(text.contains("both want port 24007"), "{text}");
         let text = refused("--net none --publish 24000:80");
         assert!(text.contains("--publish needs --net user"), "{text}");
+        let text = refused("--net none --net-mesh");
+        assert!(text.contains("--net-mesh needs --net user or tap"), "{text}");
+        let text = refused("--net-mesh --count 9 --net-subnet 10.77.0.0/29");
+        assert!(text.contains("room for 5 machines"), "{text}");
+        let text = refused("--count 3 --pcap x --pcap-vm 3");
+        assert!(text.contains("the last of 3 machines is 2"), "{text}");
         let text = refused("--publish 24000");
         assert!(text.contains("HOSTPORT:GUESTPORT"), "{text}");
     }

@@ -5,11 +5,10 @@ mod common;
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use super::common::{Fleet, has_image, initrd_with, pxvm, run};
+    use super::common::{Fleet, has_image, initrd_with, pxvm, run, tshark};
 
     /// A network of its own, with its own root. It goes when this does.
     struct Namespace(Child);
@@ -80,24 +79,6 @@ mod tests {
             drop(self.0.stdin.take());
             let _ = self.0.wait();
         }
-    }
-
-    /// What tshark finds in a capture; `None` without tshark.
-    fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Option<Vec<String>> {
-        let mut command = Command::new("tshark");
-        for option in
-            ["ip.check_checksum:TRUE", "tcp.check_checksum:TRUE", "udp.check_checksum:TRUE"]
-        {
-            command.args(["-o", option]);
-        }
-        command.arg("-r").arg(file).args(["-Y", filter, "-T", "fields"]);
-        command.args(fields.iter().flat_map(|field| ["-e", field]));
-        let Ok(output) = command.stderr(Stdio::null()).output() else {
-            println!("skipped: no tshark; apt-get install tshark");
-            return None;
-        };
-        assert!(output.status.success());
-        Some(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect())
     }
 
     #[test]
@@ -238,5 +219,32 @@ mod tests {
         let busy = refused("boot --net tap --net-subnet 10.78.0.0/16");
         assert!(busy.contains("in use by another program"), "{busy}");
         fleet.stop();
+    }
+
+    #[test]
+    fn an_interface_that_goes_away_harms_no_guest() {
+        if !has_image() {
+            return;
+        }
+        let Some(host) = Namespace::new() else { return };
+        let initrd = initrd_with(
+            "until ping -c 1 -W 9 10.0.2.2; do :; done
+            echo up
+            while ping -c 1 -W 9 10.0.2.2; do :; done
+            echo away
+            sleep 3
+            echo on
+            sleep 9999",
+        );
+        let mut command =
+            host.pxvm("boot --backend cpu --append rdinit=/script --net tap --initrd");
+        command.arg(initrd.path());
+        let mut fleet = Fleet::start(command);
+        fleet.hear(0, "up");
+        assert!(host.does("ip link del pxvm0"));
+        fleet.hear(0, "on");
+        let report = fleet.stop();
+        let drops = &report["vms"][0]["network"]["drops"];
+        assert!(drops["uplink_full"].as_u64() > Some(0), "{report}");
     }
 }

@@ -26,35 +26,18 @@ pub fn uplink(
         let why = "--backend lockstep has no network: frames come at any time";
         return Err(Error::Usage(why.into()));
     }
-    let ports = [
-        ("--publish", !options.publish.is_empty()),
-        ("--publish-http", options.publish_http.is_some()),
-        ("--net-host-ports", options.net_host_ports != HostPorts::default()),
-    ];
-    let others = [("--net-mesh", options.net_mesh), ("--pcap", options.pcap.is_some())];
-    let given =
-        |flags: &[(&'static str, bool)]| flags.iter().find(|(_, given)| *given).map(|f| f.0);
+    check(options, &choice)?;
     let macs = options.net_mac.into();
     let addresses = || Addresses::new(options.net_subnet, count, macs).map_err(NetError::from);
     let mesh = options.net_mesh.then(addresses).transpose()?;
     let (uplink, addresses): (Box<dyn Uplink>, _) = match choice {
-        NetChoice::None => {
-            return match given(&ports).or(given(&others)) {
-                Some(flag) => Err(Error::Usage(format!("{flag} needs --net user or --net tap"))),
-                None => Ok(None),
-            };
-        }
+        NetChoice::None => return Ok(None),
         NetChoice::User => {
             let bound = publish::bind(count, &options.publish, options.publish_http)?;
             let host_ports = options.net_host_ports.clone();
             (Box::new(UserUplink::new(user::Options { count, bound, host_ports, macs })), mesh)
         }
         NetChoice::Tap(name) => {
-            if let Some(flag) = given(&ports) {
-                let why =
-                    format!("{flag} needs --net user; with --net tap machines have addresses");
-                return Err(Error::Usage(why));
-            }
             let addresses = addresses()?;
             let tap = TapUplink::open(&name, addresses).map_err(NetError::from)?;
             (Box::new(tap), Some(addresses))
@@ -62,6 +45,24 @@ pub fn uplink(
     };
     let rules = Rules { mesh: options.net_mesh, rate: options.net_rate };
     Ok(Some(Box::new(Switch::new(uplink, addresses, count, rules))))
+}
+
+/// Refuses options that another choice of `--net` has.
+fn check(options: &Networking, choice: &NetChoice) -> Result<(), Error> {
+    let user = ("--net user", *choice == NetChoice::User);
+    let any = ("--net user or tap", *choice != NetChoice::None);
+    let given = [
+        ("--publish", !options.publish.is_empty(), user),
+        ("--publish-http", options.publish_http.is_some(), user),
+        ("--net-host-ports", options.net_host_ports != HostPorts::default(), user),
+        ("--net-mesh", options.net_mesh, any),
+        ("--net-rate", options.net_rate.is_some(), any),
+        ("--pcap", options.pcap.is_some(), any),
+    ];
+    match given.into_iter().find(|(_, given, (_, fits))| *given && !fits) {
+        Some((flag, _, (need, _))) => Err(Error::Usage(format!("{flag} needs {need}"))),
+        None => Ok(()),
+    }
 }
 
 /// Begins the file of `--pcap`.

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -99,4 +100,20 @@ pub fn initrd_with(script: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(&archive).unwrap();
     file
+}
+
+/// What tshark finds in a capture; `None` without tshark.
+pub fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Option<Vec<String>> {
+    let mut command = Command::new("tshark");
+    for option in ["ip.check_checksum:TRUE", "tcp.check_checksum:TRUE", "udp.check_checksum:TRUE"] {
+        command.args(["-o", option]);
+    }
+    command.arg("-r").arg(file).args(["-Y", filter, "-T", "fields"]);
+    command.args(fields.iter().flat_map(|field| ["-e", field]));
+    let Ok(output) = command.stderr(Stdio::null()).output() else {
+        println!("skipped: no tshark; apt-get install tshark");
+        return None;
+    };
+    assert!(output.status.success());
+    Some(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect())
 }
