@@ -128,8 +128,9 @@ mod tests {
             let answer = format!("vm{vm}\t10.0.2.15\t1\t1\t1");
             assert!(shakes.contains(&syn) && shakes.contains(&answer), "{shakes:?}");
         }
-        let bad =
-            "ip.checksum.status == 0 || tcp.checksum.status == 0 || icmp.checksum.status == 0";
+        // Linux writes some zeros as 0xffff, which is the same, and which tshark does not like.
+        let bad = "ip.checksum.status == 0 || icmp.checksum.status == 0 \
+            || tcp.checksum.status == 0 && tcp.checksum != 0xffff";
         assert_eq!(tshark(&file, bad, &["frame.number"]).unwrap(), [""; 0]);
     }
 
@@ -230,9 +231,8 @@ mod tests {
         let initrd = initrd_with(
             "until ping -c 1 -W 9 10.0.2.2; do :; done
             echo up
-            while ping -c 1 -W 9 10.0.2.2; do :; done
-            echo away
-            sleep 3
+            while ping -c 1 -W 4 10.0.2.2; do :; done
+            ping -c 2 -W 1 10.0.2.2
             echo on
             sleep 9999",
         );

@@ -186,7 +186,7 @@ impl TapUplink {
     /// Tells about the first error; more of them are counters.
     fn tell(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.told, true) {
-            tracing::warn!("the interface {}: {error}", self.name);
+            tracing::warn!("the interface {} fails: {error}", self.name);
         }
     }
 }

@@ -300,14 +300,30 @@ fn every_checksum_is_right() {
         let mut p = plain(content);
         for word in 0..=u16::MAX {
             p.payload = word.to_be_bytes().to_vec();
-            for way in [Way::Out, Way::In] {
-                let (from, to) = way.views();
-                let mut frame = p.frame(from, way);
-                assert_eq!(way.pass(&mut frame), Ok(()));
-                assert_eq!(frame, p.frame(to, way), "{word:#x}");
+            let content = Content::Error(3, 3, Box::new(p.clone()), 100);
+            for p in [&p, &plain(content)] {
+                for way in [Way::Out, Way::In] {
+                    let (from, to) = way.views();
+                    let mut frame = p.frame(from, way);
+                    assert_eq!(way.pass(&mut frame), Ok(()));
+                    assert_eq!(frame, p.frame(to, way), "{word:#x}");
+                }
             }
         }
     }
+}
+
+#[test]
+fn the_other_zero_of_tcp_is_as_good() {
+    let mut p = plain(Content::Tcp(1, 2, 3, false));
+    let zero = (0..=u16::MAX).find_map(|word| {
+        p.payload = word.to_be_bytes().to_vec();
+        Some(p.frame(&INSIDE, Way::Out)).filter(|frame| frame[50..52] == [0, 0])
+    });
+    let mut frame = zero.unwrap();
+    frame[50..52].fill(0xff);
+    assert!(EDGE.outward(&mut frame).is_ok());
+    assert_eq!(frame, p.frame(&OUTSIDE, Way::Out));
 }
 
 #[test]
