@@ -4,6 +4,10 @@ mod common;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use pxvm_tests::guests;
+
     use super::common::{has_image, pxvm, run};
 
     #[test]
@@ -97,6 +101,54 @@ mod tests {
         let (code, report) = bench("--workload boot,idle --count 2 --idle-seconds 0.2");
         assert_eq!((code, report["rows"].as_array().map(Vec::len)), (0, Some(2)), "{report}");
         assert!(report["rows"][0]["memory_per_vm"].as_u64() > Some(1 << 20), "{report}");
+    }
+
+    /// Bare-metal guests as files, and `pxvm run` with some of them.
+    struct Guests(tempfile::TempDir);
+
+    impl Guests {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for guest in guests::good(1).into_iter().chain(guests::hostile()) {
+                fs::write(dir.path().join(guest.name), guest.elf).unwrap();
+            }
+            Self(dir)
+        }
+
+        fn run(&self, args: &str) -> (i32, String, String) {
+            let args = args.split_ascii_whitespace();
+            run(pxvm(["run", "--memory", "8M"]).args(args).current_dir(self.0.path()))
+        }
+    }
+
+    #[test]
+    fn programs_side_by_side_are_told_apart() {
+        let guests = Guests::new();
+        let (code, stdout, _) = guests.run("trap-loop clockwork clockwork --digest");
+        let lines: Vec<&str> = stdout.lines().collect();
+        let [one, two, fault, first, second] = lines[..] else { panic!("{stdout}") };
+        assert!(one.starts_with("vm1| edcba") && two.starts_with("vm2| edcba"), "{stdout}");
+        assert!(fault.starts_with("vm0: trap-loop cannot go on: "), "{stdout}");
+        assert!(first.starts_with("vm1: clockwork passed, ") && first.contains(", digest "));
+        // They differ in the addresses of their network cards.
+        assert_ne!(first.rsplit(' ').next(), second.rsplit(' ').next());
+        assert_eq!(code, 4);
+        let again = guests.run("wfi-storm clockwork clockwork --digest --max-instructions 100000");
+        assert_eq!(again.1.lines().last(), Some(second));
+        assert_eq!(again.0, 3);
+    }
+
+    #[test]
+    fn a_program_alone_prints_as_it_is_and_json_has_it_all() {
+        let guests = Guests::new();
+        let (code, stdout, stderr) = guests.run("clockwork");
+        assert_eq!((code, stdout.len(), stderr.as_str()), (0, 100, ""));
+        let (code, json, _) = guests.run("clockwork trap-loop --json --digest");
+        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((code, &report["vms"][0]["output"]), (4, &stdout.into()));
+        assert_eq!(report["vms"][1]["passed"], false);
+        let (code, _, stderr) = guests.run("clockwork trap-loop --trace log");
+        assert!(code == 2 && stderr.contains("one program"), "{stderr}");
     }
 
     #[test]
