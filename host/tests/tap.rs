@@ -167,6 +167,49 @@ mod tests {
     }
 
     #[test]
+    fn what_a_guest_sends_under_other_addresses_never_leaves() {
+        if !has_image() {
+            return;
+        }
+        let Some(host) = Namespace::new() else { return };
+        let initrd = initrd_with(
+            "ping -c 1 -W 20 10.0.2.2
+            echo own=$?
+            ip addr add 10.0.2.77/24 dev eth0
+            ping -c 3 -W 1 -I 10.0.2.77 10.0.2.2
+            echo other=$?
+            ip addr add 10.77.0.3/32 dev eth0
+            ping -c 3 -W 1 -I 10.77.0.3 10.0.2.2
+            echo neighbour=$?
+            ping -c 1 -W 20 10.0.2.2
+            echo again=$?
+            sleep 9999",
+        );
+        let mut command = host.pxvm("boot --backend cpu --count 1 --append rdinit=/script --net");
+        command.args(["tap", "--initrd"]).arg(initrd.path());
+        let mut fleet = Fleet::start(command);
+        // The kernel counts what comes out of the interface.
+        let arrived = || {
+            let (_, counted, _) = host.run("cat /proc/net/dev");
+            let line = counted.lines().find(|line| line.contains("pxvm0:")).unwrap_or_default();
+            line.split_ascii_whitespace().nth(2).and_then(|n| n.parse().ok()).unwrap_or(0u64)
+        };
+        fleet.hear(0, "again=");
+        let console = fleet.console(0);
+        for said in ["own=0", "other=1", "neighbour=1", "again=0"] {
+            assert!(console.contains(said), "{console}");
+        }
+        let frames = arrived();
+        let report = fleet.stop();
+        let network = &report["vms"][0]["network"];
+        let spoofed = network["drops"]["spoofed"].as_u64().unwrap_or(0);
+        assert!(spoofed >= 6, "{report}");
+        // An answer to the kernel's ARP may have come since it was asked.
+        let sent = network["tx_frames"].as_u64().unwrap();
+        assert!(frames > 0 && frames <= sent - spoofed, "{frames} of {report}");
+    }
+
+    #[test]
     fn a_prepared_interface_needs_no_rights() {
         if !has_image() {
             return;

@@ -104,7 +104,7 @@ fn tap() -> Check {
         (Ok(_), false) => (
             false,
             "no right to make interfaces (CAP_NET_ADMIN)".into(),
-            Some("once, as root: ip tuntap add dev pxvm0 mode tap user $USER".to_owned()),
+            Some("`pxvm boot --net tap` prints the commands that grant it".to_owned()),
         ),
         (Err(e), _) => (
             false,
