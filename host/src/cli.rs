@@ -201,7 +201,7 @@ pub struct Networking {
     #[arg(long, value_name = "HOST:GUEST")]
     pub publish: Vec<Publish>,
     /// Requests to this port of 127.0.0.1 go to port 80 of the machine they name:
-    /// http://vm7.localhost:PORT/
+    /// `http://vm7.localhost:PORT/`
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub publish_http: Option<u16>,
     /// Ports of 127.0.0.1 that machines reach at their gateway, 10.0.2.2 [default: none]
