@@ -22,6 +22,8 @@ pub struct Conn {
     pub end: End,
     /// The stream may have something to read.
     pub readable: bool,
+    /// The last that can be read is its end.
+    pub ending: bool,
     /// It may take something.
     pub writable: bool,
     /// It has said all it has to say.
@@ -60,12 +62,11 @@ fn again(error: &io::Error) -> bool {
 impl Conn {
     /// A new connection.
     pub fn new(stream: TcpStream, end: End, now: Instant) -> Self {
-        // Should it fail, bytes are a little late.
-        let _ = stream.set_nodelay(true);
         Self {
             stream: Some(stream),
             end,
             readable: false,
+            ending: false,
             writable: true,
             eof: false,
             shut: false,
@@ -193,12 +194,16 @@ impl Conn {
         }
         while self.readable && !self.eof && first.is_empty() && socket.can_send() {
             let read = socket.send(|room| match stream.read(room) {
-                Ok(n) => (n, Ok(n)),
+                Ok(n) => (n, Ok((n, n < room.len()))),
                 Err(e) => (0, Err(e)),
             });
             match read.map_err(io::Error::other)? {
-                Ok(0) => self.eof = true,
-                Ok(_) => moved = true,
+                Ok((0, _)) => self.eof = true,
+                Ok((_, short)) => {
+                    moved = true;
+                    // What comes next is told by another event, unless it has been already.
+                    self.readable = !short || self.ending;
+                }
                 Err(e) if again(&e) => self.readable = false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),

@@ -368,7 +368,11 @@ impl UserUplink {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, opening.to));
         let end = End::Guest { vm, handle, first: Vec::new(), opened: true, connecting: true };
         let slot = match TcpStream::connect(address) {
-            Ok(stream) => self.keep(Conn::new(stream, end, now), now),
+            Ok(stream) => {
+                // Should it fail, bytes are a little late.
+                let _ = stream.set_nodelay(true);
+                self.keep(Conn::new(stream, end, now), now)
+            }
             Err(_) => None,
         };
         match slot {
@@ -519,7 +523,10 @@ impl Uplink for UserUplink {
     fn register(&mut self, registry: &Registry) -> io::Result<()> {
         for (i, entry) in self.listeners.iter_mut().enumerate() {
             let token = Token(WAKER.0 + 1 + i);
-            entry.bound.listener.register(registry, token, Interest::READABLE)?;
+            let listener = &mut entry.bound.listener;
+            // Its connections have it from there.
+            rustix::net::sockopt::set_tcp_nodelay(&*listener, true)?;
+            listener.register(registry, token, Interest::READABLE)?;
         }
         self.registry = Some(registry.try_clone()?);
         Ok(())
@@ -551,7 +558,8 @@ impl Uplink for UserUplink {
         let Some(at) = event.token().0.checked_sub(WAKER.0 + 1) else { return };
         let Some(slot) = at.checked_sub(self.listeners.len()) else { return self.ask(at) };
         let Some(Some(conn)) = self.conns.get_mut(slot) else { return };
-        conn.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        conn.ending |= event.is_read_closed() || event.is_error();
+        conn.readable |= event.is_readable() || conn.ending;
         conn.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         match conn.end {
             End::Guest { vm, .. } => self.touch(vm),
