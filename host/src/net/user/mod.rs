@@ -34,8 +34,9 @@ use super::publish::{Bound, Target, connections_max};
 use super::{DropReason, Frame, Outlet, Uplink, WAKER};
 use crate::machine::Macs;
 
-/// Connections to one VM; more wait to be accepted. The guest's server has about as many.
-const TO_GUEST_MAX: usize = 60;
+/// Connections to one VM; more wait to be accepted. The guest's server, with room for 64, closes
+/// those that wait for a request when it has fewer than four left.
+const TO_GUEST_MAX: usize = 48;
 /// Connections that one VM has opened to the host.
 const FROM_GUEST_MAX: usize = 32;
 /// Requests that have not named a VM yet.
