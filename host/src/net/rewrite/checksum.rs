@@ -43,11 +43,15 @@ pub fn pseudo_sum(source: u32, destination: u32, protocol: u8, bytes: &[u8]) -> 
     add(start, bytes)
 }
 
+/// The sum of swapped words is the swapped sum (RFC 1071): nothing is swapped on the way, and two
+/// words are added at once.
 fn add(start: u64, bytes: &[u8]) -> u16 {
-    let (words, last) = bytes.as_chunks::<2>();
-    let sum: u64 = words.iter().map(|&w| u64::from(u16::from_be_bytes(w))).sum();
-    let last = last.first().map_or(0, |&b| u64::from(b) << 8);
-    fold(start + sum + last)
+    let (pairs, rest) = bytes.as_chunks::<4>();
+    let mut last = [0; 4];
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    let pairs = pairs.iter().chain([&last]);
+    let sum: u64 = pairs.map(|&pair| u64::from(u32::from_ne_bytes(pair))).sum();
+    fold(start + u64::from(u16::from_be(fold(sum))))
 }
 
 fn fold(mut sum: u64) -> u16 {
