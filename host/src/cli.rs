@@ -31,6 +31,7 @@ const BOOT_EXAMPLES: &str = "Examples:\n  \
         pxvm boot --count 64 --until ready --timeout 120 --json\n  \
         echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
         pxvm boot --count 8 --publish 4000:80             curl http://127.0.0.1:4003/ asks vm3\n  \
+        pxvm boot --count 8 --net tap --pcap run.pcapng   vm3 is 10.77.0.5; its frames are recorded\n  \
         pxvm boot --machine semu --until ready            semu's memory map\n  \
         pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
         pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'\n  \
@@ -193,8 +194,9 @@ pub struct Boot {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub struct Networking {
-    /// What the machines' network cards are connected to [default: user; none with --backend
-    /// lockstep]
+    /// What the machines' network cards are connected to: nothing; published ports of this host
+    /// (needs no privileges); or an interface of this host, with an address for each machine
+    /// [default: user; none with --backend lockstep]
     #[arg(long, value_name = "none|user|tap[=NAME]")]
     pub net: Option<NetChoice>,
     /// Port HOST + I of 127.0.0.1 leads to port GUEST of machine I (may be given several times)
