@@ -6,7 +6,7 @@ mod common;
 mod tests {
     use std::io::{self, Read, Write};
     use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-    use std::process::{Child, Output, Stdio};
+    use std::process::{Child, ChildStdin, Output, Stdio};
     use std::sync::atomic::{AtomicU16, Ordering};
     use std::time::{Duration, Instant};
 
@@ -50,14 +50,17 @@ mod tests {
             let mut command = pxvm(args.split_ascii_whitespace());
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let fleet = Self { child: command.spawn().expect("pxvm starts"), port };
-            let limit = Instant::now() + PATIENCE;
-            for vm in 0..count {
-                while let Err(e) = fleet.page(vm) {
-                    assert!(Instant::now() < limit, "vm{vm} does not serve: {e}");
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-            }
+            (0..count).for_each(|vm| fleet.wait(vm));
             fleet
+        }
+
+        /// Waits until a machine serves.
+        fn wait(&self, vm: u16) {
+            let limit = Instant::now() + PATIENCE;
+            while let Err(e) = self.page(vm) {
+                assert!(Instant::now() < limit, "vm{vm} does not serve: {e}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
 
         fn connect(&self, vm: u16) -> io::Result<TcpStream> {
@@ -276,37 +279,50 @@ mod tests {
         assert!(text.contains("can't connect to remote host (192.0.2.1)"), "{text}");
     }
 
+    /// One machine that serves at `port`, and by name at the next; and its keyboard.
+    fn with_keyboard(port: u16) -> (Fleet, ChildStdin) {
+        let args = format!(
+            "boot --backend cpu --until never --timeout 100 --publish {port}:80 \
+             --publish-http {}",
+            port + 1
+        );
+        let mut command = pxvm(args.split_ascii_whitespace());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("pxvm starts");
+        let stdin = child.stdin.take().unwrap();
+        let fleet = Fleet { child, port };
+        fleet.wait(0);
+        (fleet, stdin)
+    }
+
     #[test]
     fn a_machine_serves_again_after_it_has_started_again() {
         if !has_image() {
             return;
         }
-        let port = free_ports(1);
-        let args = format!("boot --backend cpu --until halt --timeout 100 --publish {port}:80");
-        let mut command = pxvm(args.split_ascii_whitespace());
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("pxvm starts");
-        let mut stdin = child.stdin.take().unwrap();
-        let fleet = Fleet { child, port };
-        let limit = Instant::now() + PATIENCE;
-        let wait = || {
-            while fleet.page(0).is_err() {
-                assert!(Instant::now() < limit, "it does not serve");
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        };
-        wait();
+        let (fleet, mut stdin) = with_keyboard(free_ports(2));
         // A connection that is open when the machine goes breaks; it does not hang.
         let mut open = fleet.connect(0).unwrap();
         stdin.write_all(b"reboot -f\n").unwrap();
         let mut rest = Vec::new();
         assert!(open.read_to_end(&mut rest).is_err() || rest.is_empty());
-        wait();
+        fleet.wait(0);
         fleet.check(0);
+    }
+
+    #[test]
+    fn a_machine_that_has_ended_refuses_its_clients() {
+        if !has_image() {
+            return;
+        }
+        let (fleet, mut stdin) = with_keyboard(free_ports(2));
+        let mut open = fleet.connect(0).unwrap();
+        stdin.write_all(b"poweroff -f\n").unwrap();
+        let mut rest = Vec::new();
+        assert!(open.read_to_end(&mut rest).is_err() || rest.is_empty());
+        assert!(fleet.page(0).is_err());
+        let refused = get(fleet.port + 1, "vm0").unwrap_err().to_string();
+        assert!(refused.contains("503") && refused.contains("has ended"), "{refused}");
     }
 
     #[test]

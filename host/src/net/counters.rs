@@ -9,7 +9,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 pub enum DropReason {
     /// From the guest: shorter than an Ethernet header or longer than the largest frame.
     BadLength,
-    /// To the guest: its driver is not up, or its buffer is too small.
+    /// To the guest: its driver is not up, its buffer is too small, or it has ended.
     NoBuffer,
     /// From the guest: too many wait for the network already.
     OutboundFull,

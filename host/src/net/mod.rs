@@ -89,6 +89,11 @@ impl<'a> Outlet<'a> {
         self.wire.room(vm)
     }
 
+    /// Whether VM `vm` takes no frame any more, for ever.
+    pub fn has_ended(&self, vm: u32) -> bool {
+        self.wire.has_ended(vm)
+    }
+
     /// Counts a frame from or to VM `vm` that goes nowhere.
     pub fn dropped(&self, vm: u32, reason: DropReason) {
         self.wire.dropped(vm, reason);

@@ -38,6 +38,8 @@ struct Station {
     inbound: Mutex<VecDeque<Frame>>,
     /// Length of `inbound`.
     waiting: AtomicU32,
+    /// The VM has ended.
+    ended: AtomicBool,
     counters: Counters,
 }
 
@@ -182,7 +184,15 @@ impl Wire {
 
     // For whoever watches the VMs.
 
-    /// A VM has started again or ended. Frames that were for it are gone.
+    /// A VM has ended: it takes no frame any more.
+    pub fn end(&self, vm: u32) {
+        if let Some(station) = self.station(vm) {
+            station.ended.store(true, Ordering::Release);
+        }
+        self.reset(vm);
+    }
+
+    /// A VM has started again. Frames that were for it are gone.
     pub fn reset(&self, vm: u32) {
         if let Some(station) = self.station(vm) {
             lock(&station.inbound).clear();
@@ -237,6 +247,10 @@ impl Wire {
         to.extend(std::iter::from_fn(|| outbound.next()).take(max));
     }
 
+    pub(super) fn has_ended(&self, vm: u32) -> bool {
+        self.station(vm).is_none_or(|s| s.ended.load(Ordering::Acquire))
+    }
+
     pub(super) fn room(&self, vm: u32) -> usize {
         let waiting = self.station(vm).map(|s| s.waiting.load(Ordering::Relaxed) as usize);
         INBOUND_MAX.saturating_sub(waiting.unwrap_or(INBOUND_MAX))
@@ -244,6 +258,9 @@ impl Wire {
 
     pub(super) fn deliver(&self, vm: u32, frame: Frame) {
         let Some(station) = self.station(vm) else { return };
+        if station.ended.load(Ordering::Acquire) {
+            return station.counters.dropped(DropReason::NoBuffer, 1);
+        }
         let mut inbound = lock(&station.inbound);
         if inbound.len() >= INBOUND_MAX {
             drop(inbound);
@@ -339,6 +356,10 @@ mod tests {
         assert_eq!(wire.counts(1).drops.get(DropReason::InboundFull), 1);
         wire.reset(1);
         assert_eq!(wire.outlet().room(1), INBOUND_MAX);
+        wire.end(1);
+        wire.outlet().send(1, frame(60));
+        assert!(wire.outlet().has_ended(1) && !wire.outlet().has_ended(0) && !wire.has_inbound(1));
+        assert_eq!(wire.counts(1).drops.get(DropReason::NoBuffer), 1);
     }
 
     #[test]

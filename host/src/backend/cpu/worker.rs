@@ -81,7 +81,7 @@ impl<'a> Worker<'a> {
             });
             if rest == Rest::Done {
                 *instance = None;
-                shared.settings.wire.reset(vm);
+                shared.settings.wire.end(vm);
             }
             drop(instance);
             shared.sched.put(vm, rest);

@@ -424,7 +424,7 @@ impl Runner {
 
     fn end(&mut self, vm: u32, instret: u64, kind: EventKind) {
         self.seats[vm as usize].state = State::Done;
-        self.shared.settings.wire.reset(vm);
+        self.shared.settings.wire.end(vm);
         self.stale = true;
         self.ended.push(vm);
         self.tell(vm, instret, kind);

@@ -59,6 +59,12 @@ fn again(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
+/// Closes a stream as one that broke.
+pub fn reset(stream: TcpStream) {
+    // Without it the other end is told that all is well.
+    let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+}
+
 impl Conn {
     /// A new connection.
     pub fn new(stream: TcpStream, end: End, now: Instant) -> Self {
@@ -84,8 +90,7 @@ impl Conn {
     /// Closes the host's end as a connection that broke.
     pub fn reset(&mut self) {
         if let Some(stream) = self.stream.take() {
-            // Without it the other end is told that all is well.
-            let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+            reset(stream);
         }
     }
 

@@ -14,6 +14,8 @@ pub enum Refusal {
     TooLarge,
     /// The VM has as many connections as it may have.
     Busy,
+    /// The VM has ended.
+    Ended,
 }
 
 impl Refusal {
@@ -25,6 +27,7 @@ impl Refusal {
                 ("404 Not Found", "No machine has this name: ask for vm0.localhost and so on.\n")
             }
             Self::TooLarge => ("431 Request Header Fields Too Large", "8 KiB at most.\n"),
+            Self::Ended => ("503 Service Unavailable", "The machine has ended.\n"),
             Self::Busy => ("503 Service Unavailable", "The machine has too many connections.\n"),
         };
         let len = text.len();

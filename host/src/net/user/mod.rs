@@ -249,7 +249,7 @@ impl UserUplink {
     }
 
     /// Takes a listener's connections, a few; they wait where there is no room for them.
-    fn accept(&mut self, listener: usize, now: Instant) {
+    fn accept(&mut self, listener: usize, now: Instant, out: &Outlet<'_>) {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         entry.queued = false;
         let target = entry.bound.target;
@@ -258,7 +258,10 @@ impl UserUplink {
                 return self.held.push(listener);
             }
             match self.listeners[listener].bound.listener.accept() {
-                Ok((stream, _)) => self.welcome(stream, target, now),
+                Ok((stream, _)) => match target {
+                    Target::Port { vm, .. } if out.has_ended(vm) => conn::reset(stream),
+                    _ => self.welcome(stream, target, now),
+                },
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // The client has gone already.
@@ -309,7 +312,7 @@ impl UserUplink {
     }
 
     /// Goes on with a request that has not named a VM.
-    fn read_head(&mut self, slot: usize, now: Instant) {
+    fn read_head(&mut self, slot: usize, now: Instant, out: &Outlet<'_>) {
         let count = self.options.count;
         let Some(conn) = &mut self.conns[slot] else { return };
         let read = conn.read_head(http::HEAD_MAX, now);
@@ -322,6 +325,7 @@ impl UserUplink {
         };
         self.unknown -= 1;
         let attached = match routed {
+            Some(Ok((vm, _))) if out.has_ended(vm) => Err(Some(Refusal::Ended)),
             Some(Ok((vm, head))) => self.attach_by_name(slot, vm, head),
             Some(Err(refusal)) => Err(Some(refusal)),
             None => Err(None),
@@ -555,7 +559,7 @@ impl Uplink for UserUplink {
         }
     }
 
-    fn ready(&mut self, event: &Event, _: &mut Outlet<'_>) {
+    fn ready(&mut self, event: &Event, out: &mut Outlet<'_>) {
         let Some(at) = event.token().0.checked_sub(WAKER.0 + 1) else { return };
         let Some(slot) = at.checked_sub(self.listeners.len()) else { return self.ask(at) };
         let Some(Some(conn)) = self.conns.get_mut(slot) else { return };
@@ -564,14 +568,14 @@ impl Uplink for UserUplink {
         conn.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         match conn.end {
             End::Guest { vm, .. } => self.touch(vm),
-            End::Unknown(_) => self.read_head(slot, Instant::now()),
+            End::Unknown(_) => self.read_head(slot, Instant::now(), out),
         }
     }
 
     fn poll(&mut self, now: Instant, out: &mut Outlet<'_>) -> Option<Instant> {
         for _ in 0..self.accepting.len() {
             if let Some(listener) = self.accepting.pop_front() {
-                self.accept(listener, now);
+                self.accept(listener, now, out);
             }
         }
         self.ring(now);

@@ -161,13 +161,11 @@ impl Stack {
         let Self { interface, sockets, pipe, epoch, .. } = self;
         pipe.room = out.room(vm);
         while interface.poll_egress(time, pipe, sockets) != PollResult::None {}
-        let full = pipe.outward.len() >= pipe.room;
         pipe.outward.drain(..).for_each(|frame| out.send(vm, frame));
-        if full {
-            return Some(now + RETRY);
-        }
         let at = interface.poll_at(time, sockets)?;
-        Some(*epoch + std::time::Duration::from_micros(at.total_micros().max(0) as u64))
+        let at = *epoch + std::time::Duration::from_micros(at.total_micros().max(0) as u64);
+        // What is due and was not sent has found no room.
+        Some(at.max(now + RETRY))
     }
 }
 
