@@ -280,10 +280,10 @@ mod tests {
     }
 
     /// One machine that serves at `port`, and by name at the next; and its keyboard.
-    fn with_keyboard(port: u16) -> (Fleet, ChildStdin) {
+    fn with_keyboard(port: u16, more: &str) -> (Fleet, ChildStdin) {
         let args = format!(
             "boot --backend cpu --until never --timeout 100 --publish {port}:80 \
-             --publish-http {}",
+             --publish-http {} {more}",
             port + 1
         );
         let mut command = pxvm(args.split_ascii_whitespace());
@@ -296,11 +296,42 @@ mod tests {
     }
 
     #[test]
+    fn a_megabyte_goes_in_and_out_unchanged() {
+        if !has_image() {
+            return;
+        }
+        let bytes: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (fleet, mut stdin) = with_keyboard(free_ports(2), &format!("--net-host-ports {port}"));
+        let script = format!("cd /run/www; wget -qO x http://10.0.2.2:{port}/ && mv x copy\n");
+        stdin.write_all(script.as_bytes()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 512]).unwrap();
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").unwrap();
+        stream.write_all(&bytes).unwrap();
+        drop(stream);
+        let limit = Instant::now() + PATIENCE;
+        loop {
+            let mut stream = fleet.connect(0).unwrap();
+            stream.write_all(b"GET /copy HTTP/1.0\r\n\r\n").unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            if answer.starts_with(b"HTTP/1.1 200") {
+                assert!(answer.ends_with(&bytes), "{} bytes", answer.len());
+                return;
+            }
+            assert!(Instant::now() < limit, "it has no copy");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
     fn a_machine_serves_again_after_it_has_started_again() {
         if !has_image() {
             return;
         }
-        let (fleet, mut stdin) = with_keyboard(free_ports(2));
+        let (fleet, mut stdin) = with_keyboard(free_ports(2), "");
         // A connection that is open when the machine goes breaks; it does not hang.
         let mut open = fleet.connect(0).unwrap();
         stdin.write_all(b"reboot -f\n").unwrap();
@@ -315,7 +346,7 @@ mod tests {
         if !has_image() {
             return;
         }
-        let (fleet, mut stdin) = with_keyboard(free_ports(2));
+        let (fleet, mut stdin) = with_keyboard(free_ports(2), "");
         let mut open = fleet.connect(0).unwrap();
         stdin.write_all(b"poweroff -f\n").unwrap();
         let mut rest = Vec::new();

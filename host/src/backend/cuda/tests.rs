@@ -1,6 +1,8 @@
 //! The whole backend over the emulated device, against the CPU backend.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -259,14 +261,13 @@ fn was_ready(history: &History) -> bool {
     history.events.iter().any(|e| e.1 == EventKind::Ready)
 }
 
-/// Asks a VM for its page; the answer with its head.
-fn page(port: u16) -> std::io::Result<String> {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port))?;
+/// Asks a VM for a file; the answer with its head.
+fn fetch(port: u16, path: &str) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
     Ok(answer)
 }
 
@@ -283,17 +284,62 @@ fn sleeping_vms_are_woken_and_serve_pages() {
     let cuda = cuda(Size::mib(512), fleet, settings);
     listen(&cuda, |all| {
         let ready = all.len() == 2 && all.values().all(was_ready);
-        for (vm, &port) in ports.iter().enumerate().filter(|_| ready) {
-            for _ in 0..3 {
-                let page = page(port).unwrap();
-                assert!(page.contains(&format!("<title>vm{vm}</title>")), "{page}");
-            }
+        let check = |vm: usize| {
+            let page = String::from_utf8(fetch(ports[vm], "/").unwrap()).unwrap();
+            assert!(page.contains(&format!("<title>vm{vm}</title>")), "{page}");
+        };
+        if ready {
+            // One after the other, then many at a time.
+            [0, 1, 0, 1].into_iter().for_each(check);
+            std::thread::scope(|scope| {
+                for client in 0..24 {
+                    scope.spawn(move || (0..4).for_each(|i| check((client + i) % 2)));
+                }
+            });
         }
         ready
     });
     let counts = wire.counts(1);
-    assert!(counts.tx_frames >= 9 && counts.rx_frames >= 9, "{counts:?}");
+    assert!(counts.tx_frames >= 150 && counts.rx_frames >= 150, "{counts:?}");
     assert_eq!(counts.drops.total(), 0, "{counts:?}");
+}
+
+#[test]
+fn bulk_comes_whole_through_inbox_and_log() {
+    let Some(fleet) = linux(1) else { return };
+    let bytes: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let bound = publish::bind_any(1, 80);
+    let published = bound[0].listener.local_addr().unwrap().port();
+    let host_ports = port.to_string().parse().unwrap();
+    let options = user::Options { count: 1, bound, host_ports, ..user::Options::default() };
+    let wire = Arc::new(Wire::new(1));
+    let _network = Network::start(Arc::clone(&wire), Box::new(UserUplink::new(options))).unwrap();
+    let settings = Settings { wire: Arc::clone(&wire), ..settings(false, ClockSource::Host) };
+    let cuda = cuda(Size::mib(256), fleet, settings);
+    listen(&cuda, |all| {
+        if !was_ready(&all[&0]) {
+            return false;
+        }
+        let get = format!("cd /run/www; wget -qO x http://10.0.2.2:{port}/ && mv x copy\n");
+        cuda.input(0, get.as_bytes());
+        let (mut stream, _) = server.accept().unwrap();
+        let _ = stream.read(&mut [0; 512]).unwrap();
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").unwrap();
+        stream.write_all(&bytes).unwrap();
+        drop(stream);
+        let limit = Instant::now() + Duration::from_secs(60);
+        let answer = loop {
+            let answer = fetch(published, "/copy").unwrap();
+            if answer.starts_with(b"HTTP/1.1 200") || Instant::now() > limit {
+                break answer;
+            }
+        };
+        assert!(answer.ends_with(&bytes), "{} bytes", answer.len());
+        true
+    });
+    assert_eq!(wire.total().drops.total(), 0, "{:?}", wire.total());
 }
 
 #[test]
