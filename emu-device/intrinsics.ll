@@ -4,6 +4,8 @@
 
 declare i32 @llvm.nvvm.read.ptx.sreg.tid.x()
 declare i32 @llvm.nvvm.read.ptx.sreg.ctaid.x()
+declare i32 @llvm.nvvm.vote.ballot.sync(i32, i1) convergent
+declare i32 @llvm.nvvm.shfl.sync.idx.i32(i32, i32, i32, i32) convergent
 declare void @llvm.trap()
 
 define i32 @pxvm_thread_idx_x() alwaysinline {
@@ -18,6 +20,21 @@ define i32 @pxvm_block_idx_x() alwaysinline {
 
 define ptr @pxvm_shared_mem() alwaysinline {
   ret ptr addrspacecast (ptr addrspace(3) @shared_mem to ptr)
+}
+
+define i32 @pxvm_ballot_sync(i32 %mask, i1 zeroext %predicate) alwaysinline convergent {
+  %r = call i32 @llvm.nvvm.vote.ballot.sync(i32 %mask, i1 %predicate)
+  ret i32 %r
+}
+
+define i32 @pxvm_shuffle_idx_sync(i32 %mask, i32 %value, i32 %lane) alwaysinline convergent {
+  %r = call i32 @llvm.nvvm.shfl.sync.idx.i32(i32 %mask, i32 %value, i32 %lane, i32 31)
+  ret i32 %r
+}
+
+define void @pxvm_rejoin() alwaysinline convergent {
+  call void asm sideeffect "", ""() convergent
+  ret void
 }
 
 define void @pxvm_trap() alwaysinline noreturn {

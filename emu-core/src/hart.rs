@@ -49,42 +49,66 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 synced = left;
             };
         }
-        let result = 'run: {
-            if n == 0 {
-                break 'run Ok(());
-            }
-            'insn: loop {
-                if off >= FRAME_SIZE {
-                    let pc = page.wrapping_add(off);
-                    match self.sys.fetch_page(hot, self.ram, pc) {
-                        Ok(fetched) => (frame, code) = fetched,
-                        Err(trap) => break 'run Err(trap),
-                    }
-                    page = pc & PAGE_MASK;
-                    off = pc & !PAGE_MASK;
+        let mut result = Ok(());
+        // Lets the loop end with this instruction, which retires (1) or not (0).
+        macro_rules! end {
+            ($retires:literal) => {
+                dropped += left - $retires;
+                synced -= left - $retires;
+                left = 1;
+            };
+        }
+        // With `READ_AHEAD`, the instruction at `off`: read while the one before was executed.
+        let mut ahead = Decoded(0);
+        macro_rules! read {
+            ($off:expr) => {
+                if M::READ_AHEAD {
+                    ahead = Decoded(self.ram.decoded(code, $off));
                 }
-                let insn = Decoded(self.ram.decoded(code, off));
-                let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
-
-                // The offset of the next instruction.
-                let next = 'done: {
+            };
+        }
+        // The loop has one end, so that lanes of a warp that part in it meet there.
+        'insn: loop {
+            if (off >= FRAME_SIZE) | (left == 0) {
+                if left == 0 {
+                    break;
+                }
+                let pc = page.wrapping_add(off);
+                match self.sys.fetch_page(hot, self.ram, pc) {
+                    Ok(fetched) => (frame, code) = fetched,
+                    Err(trap) => {
+                        result = Err(trap);
+                        break;
+                    }
+                }
+                page = pc & PAGE_MASK;
+                off = pc & !PAGE_MASK;
+                read!(off);
+            }
+            let insn = if M::READ_AHEAD { ahead } else { Decoded(self.ram.decoded(code, off)) };
+            let following = off.wrapping_add(insn.size());
+            read!(following);
+            let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
+            // The offset of the next instruction.
+            let next = 'done: {
+                let trap = {
                     'general: {
                         let (rd, imm) = (insn.rd(), insn.imm());
                         // A GPU hides the latency of its registers behind the dispatch; a CPU
                         // would only read some that are not needed.
-                        let ahead = if M::READ_AHEAD {
+                        let sources = if M::READ_AHEAD {
                             (hot.x[insn.rs1()], hot.x[insn.rs2()])
                         } else {
                             (0, 0)
                         };
                         macro_rules! a {
                             () => {
-                                if M::READ_AHEAD { ahead.0 } else { hot.x[insn.rs1()] }
+                                if M::READ_AHEAD { sources.0 } else { hot.x[insn.rs1()] }
                             };
                         }
                         macro_rules! b {
                             () => {
-                                if M::READ_AHEAD { ahead.1 } else { hot.x[insn.rs2()] }
+                                if M::READ_AHEAD { sources.1 } else { hot.x[insn.rs2()] }
                             };
                         }
                         macro_rules! pc {
@@ -101,10 +125,19 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 trace.reg(rd, value);
                             }};
                         }
+                        macro_rules! lookup {
+                            ($va:ident, $align:expr, $denied:ident) => {
+                                if M::READ_AHEAD {
+                                    hot.tlb.get_at_once($va, $align, $denied)
+                                } else {
+                                    hot.tlb.get($va, $align, $denied)
+                                }
+                            };
+                        }
                         macro_rules! load {
                             ($size:literal, $get:ident, $signed:ty) => {{
                                 let va = a!().wrapping_add(imm);
-                                let Some(data) = hot.tlb.get(va, $size - 1, load) else {
+                                let Some(data) = lookup!(va, $size - 1, load) else {
                                     break 'general;
                                 };
                                 trace.load(va);
@@ -114,44 +147,51 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         macro_rules! store {
                             ($size:literal, $put:ident) => {{
                                 let va = a!().wrapping_add(imm);
-                                let Some(data) = hot.tlb.get(va, $size - 1, store) else {
+                                let Some(data) = lookup!(va, $size - 1, store) else {
                                     break 'general;
                                 };
                                 ram.$put(data, va, b!());
                                 trace.store(va, b!(), $size);
                             }};
                         }
+                        macro_rules! go {
+                            ($off:expr) => {{
+                                let to: u32 = $off;
+                                read!(to);
+                                break 'done to;
+                            }};
+                        }
                         macro_rules! branch {
                             ($taken:expr) => {
                                 if $taken {
-                                    break 'done off.wrapping_add(imm);
+                                    go!(off.wrapping_add(imm));
                                 }
                             };
                         }
 
-                        match insn.op() {
+                        match insn.slot() {
                             // RV32I
                             Op::Lui => set!(imm),
                             Op::Auipc => set!(pc!().wrapping_add(imm)),
                             Op::Jal => {
                                 set!(pc!().wrapping_add(4));
-                                break 'done off.wrapping_add(imm);
+                                go!(off.wrapping_add(imm));
                             }
-                            Op::J => break 'done off.wrapping_add(imm),
+                            Op::J => go!(off.wrapping_add(imm)),
                             Op::Jalr => {
                                 let target = a!().wrapping_add(imm) & !1;
                                 if target & 2 != 0 {
                                     break 'general;
                                 }
                                 set!(pc!().wrapping_add(4));
-                                break 'done target.wrapping_sub(page);
+                                go!(target.wrapping_sub(page));
                             }
                             Op::Jr => {
                                 let target = a!().wrapping_add(imm) & !1;
                                 if target & 2 != 0 {
                                     break 'general;
                                 }
-                                break 'done target.wrapping_sub(page);
+                                go!(target.wrapping_sub(page));
                             }
                             Op::Beq => branch!(a!() == b!()),
                             Op::Bne => branch!(a!() != b!()),
@@ -198,39 +238,68 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             Op::Divu => set!(divu(a!(), b!())),
                             Op::Rem => set!(rem(a!(), b!())),
                             Op::Remu => set!(remu(a!(), b!())),
-                            _ => break 'general,
+                            // All named, so that no check of the range is left.
+                            Op::Undecoded
+                            | Op::DiscardedLoad
+                            | Op::MisalignedJump
+                            | Op::Ecall
+                            | Op::Ebreak
+                            | Op::Csrrw
+                            | Op::Csrrs
+                            | Op::Csrrc
+                            | Op::Csrrwi
+                            | Op::Csrrsi
+                            | Op::Csrrci
+                            | Op::LrW
+                            | Op::ScW
+                            | Op::AmoswapW
+                            | Op::AmoaddW
+                            | Op::AmoxorW
+                            | Op::AmoandW
+                            | Op::AmoorW
+                            | Op::AmominW
+                            | Op::AmomaxW
+                            | Op::AmominuW
+                            | Op::AmomaxuW
+                            | Op::Sret
+                            | Op::Mret
+                            | Op::Wfi
+                            | Op::SfenceVma
+                            | Op::Illegal => break 'general,
                         }
-                        break 'done off.wrapping_add(4);
+                        break 'done following;
                     }
-                    if insn.op() == Op::Undecoded {
+                    if insn.slot() == Op::Undecoded {
                         let decoded = Decoded::new(ram.load32(frame, off));
                         self.ram.set_decoded(code, off, decoded.0);
+                        ahead = decoded;
                         continue 'insn;
                     }
                     sync!();
                     match self.general(hot, insn, trace) {
                         Ok(pc) => {
                             if self.recheck {
-                                dropped += left - 1;
-                                synced -= left - 1;
-                                left = 1;
+                                end!(1);
                             }
-                            pc.wrapping_sub(page)
+                            let to = pc.wrapping_sub(page);
+                            read!(to);
+                            break 'done to;
                         }
-                        Err(trap) => break 'run Err(trap),
+                        Err(trap) => trap,
                     }
                 };
-                if T::ENABLED {
-                    let word = ram.load32(frame, off);
-                    trace.retire(page.wrapping_add(off), word, privilege);
-                }
-                off = next;
-                left -= 1;
-                if left == 0 {
-                    break 'run Ok(());
-                }
+                result = Err(trap);
+                end!(0);
+                off
+            };
+            M::rejoin();
+            if T::ENABLED && result.is_ok() {
+                let word = ram.load32(frame, off);
+                trace.retire(page.wrapping_add(off), word, privilege);
             }
-        };
+            off = next;
+            left -= 1;
+        }
         sync!();
         let _ = synced;
         (n - dropped - left, result)

@@ -133,15 +133,12 @@ pub struct Row {
 
 macro_rules! define_ops {
     ($(($name:literal, $op:ident, $match:literal, $mask:literal, $format:ident),)*) => {
-        /// An operation: the table's, and the few special cases that [`Decoded`] tells apart.
+        /// An operation: the few special cases that [`Decoded`] tells apart, and the table's.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        #[repr(u8)]
+        #[repr(u32)]
         pub enum Op {
             /// Not looked at yet.
             Undecoded,
-            $(#[doc = concat!("`", $name, "`")] $op,)*
-            /// In no row of the table.
-            Illegal,
             /// Computes into `x0`: nothing to do.
             Nop,
             /// `jal x0`
@@ -152,35 +149,34 @@ macro_rules! define_ops {
             DiscardedLoad,
             /// A jump or branch whose target is not a multiple of four.
             MisalignedJump,
+            $(#[doc = concat!("`", $name, "`")] $op,)*
+            /// In no row of the table.
+            Illegal,
         }
 
         impl Op {
+            /// The operation in a slot of the instruction loop, of which there are
+            /// [`Op::SLOTS`], so that the loop's `match` needs no check of the range.
             #[inline(always)]
             #[allow(non_upper_case_globals)]
-            const fn from_number(n: u8) -> Self {
-                $(const $op: u8 = Op::$op as u8;)*
-                const Undecoded: u8 = Op::Undecoded as u8;
-                const DiscardedLoad: u8 = Op::DiscardedLoad as u8;
-                const Nop: u8 = Op::Nop as u8;
-                const J: u8 = Op::J as u8;
-                const Jr: u8 = Op::Jr as u8;
-                const MisalignedJump: u8 = Op::MisalignedJump as u8;
-                match n {
+            const fn in_slot(slot: u32) -> Self {
+                $(const $op: u32 = Op::$op as u32;)*
+                match slot % Self::SLOTS {
+                    0 => Self::Undecoded,
+                    1 => Self::Nop,
+                    2 => Self::J,
+                    3 => Self::Jr,
+                    4 => Self::DiscardedLoad,
+                    5 => Self::MisalignedJump,
                     $($op => Self::$op,)*
-                    Undecoded => Self::Undecoded,
-                    DiscardedLoad => Self::DiscardedLoad,
-                    Nop => Self::Nop,
-                    J => Self::J,
-                    Jr => Self::Jr,
-                    MisalignedJump => Self::MisalignedJump,
-                    _ => Self::Illegal,
+                    _ => Self::OTHER,
                 }
             }
         }
 
         const OPS: &[Op] = &[$(Op::$op),*];
 
-        /// The table, in the order of [`Op`] from the second variant on.
+        /// The table, in the order of [`Op`] from [`Op::Lui`] on.
         pub const ROWS: &[Row] = &[
             $(Row { name: $name, matches: $match, mask: $mask, format: Format::$format },)*
         ];
@@ -222,11 +218,21 @@ static DECODE: [Op; KEYS] = {
 };
 
 impl Op {
+    const SLOTS: u32 = 64;
+    /// Stands for itself and for all that have no slot of their own.
+    pub(crate) const OTHER: Self = Self::AmoswapW;
+
+    const fn slot(self) -> u32 {
+        if (self as u32) < Self::OTHER as u32 { self as u32 } else { Self::OTHER as u32 }
+    }
+
     /// The operation's row, if it stands in the table.
     pub fn row(self) -> Option<&'static Row> {
-        ROWS.get((self as usize).wrapping_sub(1))
+        ROWS.get((self as usize).wrapping_sub(Self::Lui as usize))
     }
 }
+
+const _: () = assert!(Op::OTHER as u32 == Op::SLOTS - 1);
 
 /// Finds the operation of an instruction word.
 pub fn decode(insn: u32) -> Op {
@@ -345,13 +351,21 @@ impl Decoded {
     }
 
     fn pack(op: Op, insn: Insn, imm: u32) -> Self {
-        let fields = insn.rd() << 8 | insn.rs1() << 16 | insn.rs2() << 24;
-        Self(u64::from(imm) << 32 | fields as u64 | op as u64)
+        let fields = insn.rd() << 8 | insn.rs1() << 16 | insn.rs2() << 24 | 4 << 29;
+        Self(u64::from(imm) << 32 | fields as u64 | u64::from(op.slot()))
     }
 
+    /// The operation, as far as the instruction loop tells them apart.
     #[inline(always)]
-    pub const fn op(self) -> Op {
-        Op::from_number(self.0 as u8)
+    pub(crate) const fn slot(self) -> Op {
+        Op::in_slot(self.0 as u32)
+    }
+    /// The operation.
+    pub fn op(self) -> Op {
+        match self.slot() {
+            Op::OTHER => decode(self.insn().0),
+            op => op,
+        }
     }
     #[inline(always)]
     pub const fn rd(self) -> usize {
@@ -364,6 +378,12 @@ impl Decoded {
     #[inline(always)]
     pub const fn rs2(self) -> usize {
         (self.0 >> 24) as usize & 31
+    }
+    /// Bytes that the instruction has: 4. Kept here so that whoever reads ahead does so after
+    /// this instruction is there; a GPU would wait for both otherwise.
+    #[inline(always)]
+    pub const fn size(self) -> u32 {
+        self.0 as u32 >> 29
     }
     /// The immediate.
     #[inline(always)]

@@ -7,7 +7,7 @@ use crate::layout::virtio_slot;
 use crate::mem::{Dma, Memory, Ram};
 use crate::mmu::Privilege;
 use crate::pmp::Pmp;
-use crate::port::Port;
+use crate::port::{Place, Port};
 use crate::trace::{NoTrace, Trace};
 use crate::trap::{Trap, cause};
 
@@ -236,6 +236,16 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             let n = if until == 0 { left } else { until.min(u64::from(left)) as u32 };
             let (spent, result) = self.execute(hot, n, trace);
             left -= spent;
+            // Not where the instructions were used up: that is at another place in each VM.
+            let met = self.recheck || result.is_err();
+            let place = Place {
+                retired: self.sys.clock.retired,
+                landmark: result.is_err() || self.sys.waiting != 0,
+                user: hot.ctx.privilege == Privilege::User,
+                sp: hot.x[2],
+                pc: hot.pc,
+            };
+            let stop = met && self.port.meet(place);
             match result {
                 Ok(()) => {}
                 Err(Trap::Exception { cause, tval }) => {
@@ -245,6 +255,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                     }
                 }
                 Err(trap) => return self.stopped(trap),
+            }
+            if stop {
+                left = 0;
             }
         }
     }

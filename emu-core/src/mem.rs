@@ -76,13 +76,18 @@ pub trait Memory {
 /// written, [`Ram::drop_code`] must be called, and that it is needed shows in
 /// [`Ram::is_code`].
 pub trait Ram: Memory {
-    /// Whether the instruction loop reads both source registers before it knows what for.
+    /// Whether the instruction loop reads both source registers and the next instruction before
+    /// it knows what for.
     const READ_AHEAD: bool = false;
 
     /// The frame behind page `page` of the ROM, or `None` past its end. Always a shared one.
     fn rom(&self, _page: u32) -> Option<Frame> {
         None
     }
+
+    /// Where the ways through an instruction join. Lanes of a warp that parted go on together.
+    #[inline(always)]
+    fn rejoin() {}
 
     /// Access to frames without going through `self`: see [`Window`].
     type Window: Window;

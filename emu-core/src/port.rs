@@ -7,6 +7,21 @@
 /// Largest Ethernet frame a VM may send or receive, without the frame check sequence, in bytes.
 pub const FRAME_MAX: u32 = 1518;
 
+/// Where a hart is when an instruction has ended the loop.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Instructions retired since reset.
+    pub retired: u64,
+    /// It is at a trap or waits, to which VMs that run alike come one by one and in the same order.
+    pub landmark: bool,
+    /// It is in U-mode.
+    pub user: bool,
+    /// `sp`
+    pub sp: u32,
+    /// `pc`
+    pub pc: u32,
+}
+
 /// One VM's connection to the host.
 pub trait Port {
     /// How many console bytes from the guest there is room for.
@@ -29,6 +44,13 @@ pub trait Port {
     fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]);
     /// Drops that frame.
     fn net_rx_end(&mut self);
+
+    /// An instruction has ended the loop. VMs that share a warp may wait for each other here.
+    /// Answers whether the run ends.
+    #[inline(always)]
+    fn meet(&mut self, _place: Place) -> bool {
+        false
+    }
 }
 
 /// A port to nowhere: output is dropped and no input comes.

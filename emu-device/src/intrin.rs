@@ -4,6 +4,9 @@ unsafe extern "C" {
     safe fn pxvm_thread_idx_x() -> u32;
     safe fn pxvm_block_idx_x() -> u32;
     safe fn pxvm_shared_mem() -> *mut u8;
+    safe fn pxvm_ballot_sync(mask: u32, predicate: bool) -> u32;
+    safe fn pxvm_shuffle_idx_sync(mask: u32, value: u32, lane: u32) -> u32;
+    safe fn pxvm_rejoin();
     safe fn pxvm_trap() -> !;
 }
 
@@ -19,6 +22,28 @@ pub mod thread {
     #[inline(always)]
     pub fn block_idx_x() -> u32 {
         super::pxvm_block_idx_x()
+    }
+}
+
+/// Votes, named as in `cuda_std::warp`.
+pub mod warp {
+    /// Keeps what follows in one piece: the compiler neither copies it nor moves it into a branch.
+    #[inline(always)]
+    pub fn rejoin() {
+        super::pxvm_rejoin();
+    }
+
+    /// Waits likewise, and answers the value that thread `lane`, which has not exited, gave.
+    #[inline(always)]
+    pub fn warp_shuffle_sync_idx(mask: u32, value: u32, lane: u32) -> u32 {
+        super::pxvm_shuffle_idx_sync(mask, value, lane)
+    }
+
+    /// Waits until all threads of `mask` that have not exited call this, and answers for which of
+    /// them the predicate holds.
+    #[inline(always)]
+    pub fn warp_ballot_sync(mask: u32, predicate: bool) -> u32 {
+        super::pxvm_ballot_sync(mask, predicate)
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! The work is ordinary code, so that tests run a fleet over the host's memory with it.
 
-use crate::launch::{CODE_SLOTS, FreeFrames, Launch, StagedVm, WAKE};
+use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
 use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
-use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource};
+use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hot, VERSION};
 use emu_core::layout::virtio_slot;
@@ -12,7 +12,10 @@ use emu_core::machine::{Machine, Now};
 use emu_core::mem::{FRAME_SIZE, Memory};
 
 /// Runs that a slice may take to end where it should.
-pub const SLICE_PARTS: u32 = 8;
+pub const SLICE_PARTS: u64 = 8;
+
+/// Instructions that VMs which share a warp may run over their slices to meet.
+const GRACE: u64 = SLICE as u64 / 2;
 
 struct DeviceFrames<'a>(&'a FreeFrames);
 
@@ -93,8 +96,9 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         }
         port.wake();
         port.limit(launch.count);
+        const HOT_WORDS: usize = size_of::<Hot>() / 4;
+        copy((&raw const vm.hot).cast::<u32>(), hot.cast::<u32>(), HOT_WORDS);
         let hot = &mut *hot;
-        *hot = vm.hot.clone();
 
         let arena = Arena::new(launch.arena, launch.frames, launch.shared);
         let (table, disk) = row(launch, id);
@@ -111,23 +115,29 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         };
         let before = vm.sys.clock.retired;
         let mut exit = Exit { code: ExitCode::Budget, arg: 0 };
-        for _ in 0..launch.slices {
-            port.begin(vm.sys.clock.retired);
-            // Exceptions count as instructions but retire none, so a slice may end a little
-            // early. What is missing follows at once: VMs of a warp stay side by side.
-            for _ in 0..SLICE_PARTS {
-                let over = vm.sys.clock.retired as u32 & (launch.slice - 1);
-                exit = Machine::with_hot(hot, &mut vm.sys, &mut ram, &mut disk, &mut port)
-                    .run(launch.slice - over, now);
-                let aligned = vm.sys.clock.retired as u32 & (launch.slice - 1) == 0;
-                if aligned || exit.code != ExitCode::Budget {
-                    break;
-                }
-            }
-            port.end(vm.sys.clock.retired, exit);
-            if exit.code != ExitCode::Budget {
+        // VMs that share a warp end the launch where they meet, and may run on for it. Each cut
+        // parts them, so they are not cut where the launch's slices end.
+        let budget = u64::from(launch.slices) * u64::from(launch.slice);
+        let (slice, limit) = if launch.meeting != 0 && launch.lanes > 1 {
+            port.aim(before, before + budget);
+            (SLICE, before + budget + GRACE)
+        } else {
+            (launch.slice, (before & !u64::from(launch.slice - 1)) + budget)
+        };
+        let parts = (limit - before) / u64::from(slice.max(1)) + 2;
+        // Exceptions count as instructions but retire none, so a slice may end a little early. What
+        // is missing follows at once: VMs of a warp stay side by side.
+        for _ in 0..parts * SLICE_PARTS {
+            let retired = vm.sys.clock.retired;
+            let left = limit.saturating_sub(retired);
+            if left == 0 || exit.code != ExitCode::Budget || port.ended() {
                 break;
             }
+            let over = retired as u32 & (slice - 1);
+            let n = u64::from(slice - over).min(left) as u32;
+            port.begin(retired);
+            exit = Machine::with_hot(hot, &mut vm.sys, &mut ram, &mut disk, &mut port).run(n, now);
+            port.end(vm.sys.clock.retired, exit);
         }
         let card = &vm.sys.dev.virtio[virtio_slot::NET].counters;
         let drops = CardDrops { rx: card.rx_drops as u32, tx: card.tx_drops as u32 };
@@ -141,7 +151,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         }
         let spent = vm.sys.clock.retired.wrapping_sub(before);
         control.instructions.fetch_add(spent, Ordering::Relaxed);
-        vm.hot = hot.clone();
+        copy((&raw const *hot).cast::<u32>(), (&raw mut vm.hot).cast::<u32>(), HOT_WORDS);
     }
 }
 

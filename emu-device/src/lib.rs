@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod launch;
 pub mod port;
 pub mod ram;
+mod warp;
 
 #[cfg(feature = "device")]
 mod intrin;

@@ -5,9 +5,10 @@
 //! said, not to the number of VMs, and host-visible memory is small, however large the fleet.
 
 use crate::launch::SLICE;
+use crate::warp::Warp;
 use core::sync::atomic::{AtomicU32, Ordering};
 use emu_core::abi::{Exit, ExitCode};
-use emu_core::port::{FRAME_MAX, Port};
+use emu_core::port::{FRAME_MAX, Place, Port};
 
 /// Bytes that a VM collects before it writes a console record.
 pub const CONSOLE_BYTES: usize = 120;
@@ -160,6 +161,8 @@ pub struct PortState {
     pub origin: u64,
     /// Instructions retired at the end of the VM's last launch.
     pub instret: u64,
+    /// Landmarks passed since the VMs of the warp last met.
+    pub landmarks: u32,
     /// Whether it rests.
     pub rest: Rest,
     /// Why it rests.
@@ -180,6 +183,7 @@ impl PortState {
         Self {
             origin,
             instret: 0,
+            landmarks: 0,
             rest: Rest::No,
             exit: Exit { code: ExitCode::Budget, arg: 0 },
             taken: Taken { console: 0, frames: 0 },
@@ -304,13 +308,16 @@ pub struct LogPort<'a> {
     frame_len: u32,
     /// Bytes that it may still take of the log for frames.
     share: u32,
+    warp: Warp,
 }
 
 impl<'a> LogPort<'a> {
     /// A port that writes to `outbox` and reads from `inbox`.
     pub fn new(vm: u32, state: &'a mut PortState, outbox: &'a Outbox, inbox: Inbox<'a>) -> Self {
         let frame = core::ptr::null_mut();
-        Self { vm, state, outbox, inbox, instret: 0, frame, frame_len: 0, share: u32::MAX }
+        let warp = Warp::new(state.instret, state.landmarks, u64::MAX);
+        let share = u32::MAX;
+        Self { vm, state, outbox, inbox, instret: 0, frame, frame_len: 0, share, warp }
     }
 
     /// Leaves the VM a share of the log for its frames, being one of `count` VMs: half of it is
@@ -335,9 +342,20 @@ impl<'a> LogPort<'a> {
         self.instret = retired / u64::from(SLICE) * u64::from(SLICE) + u64::from(SLICE);
     }
 
+    /// The launch may end after `goal` instructions, wherever the VMs of the warp meet.
+    pub fn aim(&mut self, retired: u64, goal: u64) {
+        self.warp = Warp::new(retired, self.state.landmarks, goal);
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&self) -> bool {
+        self.warp.ended
+    }
+
     /// Ends a slice: `retired` is the VM's count now, and `exit` how the slice ended.
     pub fn end(&mut self, retired: u64, exit: Exit) {
         self.state.instret = retired;
+        self.state.landmarks = self.warp.landmarks;
         self.instret = match exit.code {
             ExitCode::Budget => retired.next_multiple_of(u64::from(SLICE)),
             _ => retired,
@@ -462,6 +480,11 @@ impl Port for LogPort<'_> {
             self.inbox.next_frame();
             self.state.taken.frames = self.state.taken.frames.wrapping_add(1);
         }
+    }
+
+    #[inline]
+    fn meet(&mut self, place: Place) -> bool {
+        self.warp.meet(place)
     }
 }
 

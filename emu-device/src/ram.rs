@@ -52,10 +52,11 @@ impl Arena {
     #[inline(always)]
     fn at(self, frame: Frame, offset: u32) -> *mut u8 {
         debug_assert!(frame.index() < self.frames);
-        let byte = (frame.index() as usize) << FRAME_SHIFT | (offset & (FRAME_SIZE - 1)) as usize;
+        // The offset is known before the frame is.
+        let (byte, start) = (offset & (FRAME_SIZE - 1), (frame.index() as usize) << FRAME_SHIFT);
         // SAFETY: frames are made from table entries, which are inside the arena
         // (`FrameMemory::new`).
-        unsafe { self.base.add(byte) }
+        unsafe { self.base.add(byte as usize).add(start) }
     }
 }
 
@@ -97,6 +98,53 @@ impl Window for Arena {
         debug_assert!(frame.index() >= self.shared);
         // SAFETY: as `store8`, aligned as `load32`.
         unsafe { self.at(frame, offset & !3).cast::<u32>().write(value) }
+    }
+}
+
+/// Words that a copy has under way at a time.
+const BATCH: usize = 8;
+
+// For the GPU, LLVM makes a loop over single bytes of anything that it recognises as a copy or as
+// filling memory; it recognises nothing volatile.
+
+/// Copies words.
+///
+/// # Safety
+/// As [`core::ptr::copy_nonoverlapping`].
+pub(crate) unsafe fn copy<T: Copy>(from: *const T, to: *mut T, len: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        if !cfg!(feature = "device") {
+            return core::ptr::copy_nonoverlapping(from, to, len);
+        }
+        let whole = len - len % BATCH;
+        for at in whole..len {
+            to.add(at).write_volatile(from.add(at).read_volatile());
+        }
+        for at in (0..whole).step_by(BATCH) {
+            let words: [T; BATCH] = core::array::from_fn(|i| from.add(at + i).read_volatile());
+            for (i, word) in words.into_iter().enumerate() {
+                to.add(at + i).write_volatile(word);
+            }
+        }
+    }
+}
+
+/// Fills words with zero.
+///
+/// # Safety
+/// As [`core::ptr::write_bytes`]; `len` is a multiple of [`BATCH`].
+unsafe fn fill_zero(to: *mut u64, len: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        if !cfg!(feature = "device") {
+            return to.write_bytes(0, len);
+        }
+        for at in (0..len).step_by(BATCH) {
+            for i in 0..BATCH {
+                to.add(at + i).write_volatile(0);
+            }
+        }
     }
 }
 
@@ -144,11 +192,11 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
         // SAFETY: both are whole frames of the arena; `new` is private and `old` is not, so they
         // differ.
         unsafe {
-            core::ptr::copy_nonoverlapping(
-                self.arena.at(old, 0).cast::<u64>(),
-                self.arena.at(new, 0).cast::<u64>(),
-                FRAME_SIZE as usize / 8,
-            );
+            let to = self.arena.at(new, 0).cast::<u64>();
+            match old.index() {
+                0 => fill_zero(to, FRAME_SIZE as usize / 8),
+                _ => copy(self.arena.at(old, 0).cast::<u64>(), to, FRAME_SIZE as usize / 8),
+            }
         }
         if let Some(entry) = self.table.get_mut(page as usize) {
             *entry = new.index();
@@ -227,9 +275,9 @@ impl<const SLOTS: usize> CodeCache<SLOTS> {
     }
 
     fn empty(&mut self, slot: usize) {
-        for word in &mut self.pages[slot % SLOTS] {
-            *word.get_mut() = 0;
-        }
+        let page = &mut self.pages[slot % SLOTS];
+        // SAFETY: the page is borrowed, and zero is a valid value of its words.
+        unsafe { fill_zero(page.as_mut_ptr().cast(), INSNS) }
     }
 }
 
@@ -323,6 +371,13 @@ pub struct CodeRef(*const AtomicU64);
 
 impl<S: FrameSource, const SLOTS: usize> Ram for FrameRam<'_, S, SLOTS> {
     const READ_AHEAD: bool = cfg!(feature = "device");
+
+    #[inline(always)]
+    fn rejoin() {
+        #[cfg(feature = "device")]
+        crate::intrin::warp::rejoin();
+    }
+
     type Window = Arena;
     type Code = CodeRef;
 
@@ -377,7 +432,7 @@ impl<S: FrameSource, const SLOTS: usize> Ram for FrameRam<'_, S, SLOTS> {
     fn decoded(&self, code: CodeRef, offset: u32) -> u64 {
         // SAFETY: `code` points to a whole page in `shared` or `private`, both borrowed for as
         // long as `self` lives, and the index is masked.
-        let word = unsafe { code.0.add((offset >> 2) as usize % INSNS) };
+        let word = unsafe { code.0.byte_add((offset & (FRAME_SIZE - 4)) as usize * 2) };
         if cfg!(feature = "device") {
             // An atomic load would pass by the GPU's first-level cache.
             // SAFETY: as above. All writers write the same value, in one aligned access, and a

@@ -8,6 +8,7 @@
 mod bitcode;
 pub mod check;
 mod llvm;
+mod peephole;
 mod ptx;
 
 pub use bitcode::emit as bitcode;
@@ -38,7 +39,7 @@ pub fn build(workspace: &Path, out: &Path) -> Result<String, Error> {
         entries: &ENTRIES,
         keep_ir: None,
     };
-    let text = ptx(&bitcode, &options)?;
+    let text = peephole::drop_dead_branches(&ptx(&bitcode, &options)?);
     match check::problems(&text).into_iter().next() {
         None => Ok(text),
         Some(problem) => Err(Error::Refused(problem)),

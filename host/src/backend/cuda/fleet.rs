@@ -54,6 +54,8 @@ pub struct Turn<'a> {
     pub now: Now,
     /// VMs a warp.
     pub lanes: u32,
+    /// Whether VMs that share a warp may run over their slices to meet.
+    pub meeting: bool,
 }
 
 /// What came of a launch.
@@ -207,7 +209,7 @@ impl DeviceFleet {
             rom_pages: base.rom.len() as u32,
             shared_code_len: ram_shared,
             inbox_len: 0,
-            reserved: 0,
+            meeting: 0,
             arena: arena as *mut u8,
             shared_code: shared_code as *const CodePage,
             private_code: private_code as *mut CodeCache<CODE_SLOTS>,
@@ -367,6 +369,7 @@ impl DeviceFleet {
             count: turn.active.len() as u32,
             lanes: turn.lanes,
             slices: turn.slices,
+            meeting: u32::from(turn.meeting),
             slice: turn.slice,
             rate,
             ticks,

@@ -43,7 +43,9 @@ impl Group {
             .unwrap_or_else(|| packing::lanes(vms.len() as u32, self.device.processors()));
         let now = Now::Instret;
         let slice = slice.min(SLICE);
-        self.device.submit(&Turn { active: &active, inbox: &[], slices: 1, slice, now, lanes })?;
+        let turn =
+            Turn { active: &active, inbox: &[], slices: 1, slice, now, lanes, meeting: false };
+        self.device.submit(&turn)?;
         let goes_on = Exit { code: ExitCode::Budget, arg: 0 };
         let mut turns = vec![(goes_on, Vec::new()); vms.len()];
         loop {
@@ -62,8 +64,7 @@ impl Group {
                 return Ok(turns);
             }
             // What had no room is told now.
-            let (slices, active) = (0, &active);
-            self.device.submit(&Turn { active, inbox: &[], slices, slice, now, lanes })?;
+            self.device.submit(&Turn { slices: 0, ..turn })?;
         }
     }
 

@@ -303,6 +303,7 @@ impl Runner {
             slice: self.pace.slice(),
             now: self.clock.now(Instant::now()),
             lanes: lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.processors())),
+            meeting: true,
         };
         self.fleet.submit(&turn)?;
         for at in marked {
@@ -315,8 +316,12 @@ impl Runner {
     /// Takes in what a launch left.
     fn hear(&mut self, report: &Report) {
         if report.busy > 0 {
-            self.clock.measured(report.budget.into(), report.took);
-            self.pace.measured(report.budget, report.took);
+            // VMs that share a warp may run over their budget to meet.
+            let before = self.shared.instructions.load(Ordering::Relaxed);
+            let each = report.instructions.saturating_sub(before) / u64::from(report.busy);
+            let ran = each.clamp(report.budget.into(), u32::MAX.into());
+            self.clock.measured(ran, report.took);
+            self.pace.measured(ran as u32, report.took);
         }
         tracing::trace!(
             busy = report.busy,

@@ -256,6 +256,7 @@ impl Pair {
             active: &entries,
             inbox: &[],
             slices: 1,
+            meeting: false,
             slice,
             now: Now::Instret,
             lanes: packing::lanes(vms.len() as u32, self.device.processors()),
