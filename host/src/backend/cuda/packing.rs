@@ -11,9 +11,8 @@ const FULL_SPEED: u32 = 8;
 /// that run at full speed.
 ///
 /// Measured on an H200 (132 multiprocessors), Linux guests that boot, each with its own name and
-/// random numbers, seconds to the last READY: 2,112 VMs 2.3 with 2 a warp and 3.1 with 4; 4,224 VMs
-/// 7.0 with 1, 3.5 with 4, 4.5 with 8; 8,448 VMs 8.7 with 2, 6.3 with 4, 5.1 with 8, 6.2 with 16.
-/// The rule takes the best of each.
+/// random numbers, seconds to the last READY: 8,448 VMs 5.4 with 4 a warp, 2.8 with 8, 3.1 with 16;
+/// 32,768 VMs about the same with 16 and with 32.
 pub fn lanes(runnable: u32, processors: u32) -> u32 {
     let warps = processors.saturating_mul(FULL_SPEED).max(1);
     runnable.div_ceil(warps).next_power_of_two().clamp(1, 32)
