@@ -8,7 +8,7 @@
 //! (`recheck`).
 
 use crate::abi::Hot;
-use crate::insn::{Decoded, Op};
+use crate::insn::{Decoded, INSN_SIZE, Op};
 use crate::machine::Core;
 use crate::mem::{FRAME_SIZE, Frame, Memory, Ram, Window};
 use crate::mmu::{Context, PAGE_MASK};
@@ -86,7 +86,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 read!(off);
             }
             let insn = if M::READ_AHEAD { ahead } else { Decoded(self.ram.decoded(code, off)) };
-            let following = off.wrapping_add(insn.size());
+            // A CPU need not wait for the instruction to know that.
+            let size = if M::READ_AHEAD { insn.size() } else { INSN_SIZE };
+            let following = off.wrapping_add(size);
             read!(following);
             let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
             // The offset of the next instruction.

@@ -307,6 +307,9 @@ impl Insn {
     }
 }
 
+/// Bytes that every instruction has.
+pub const INSN_SIZE: u32 = 4;
+
 /// An instruction taken apart, in one word that a table can hold: operation, registers, and the
 /// immediate (or the whole instruction where the operation wants other fields).
 ///
@@ -351,7 +354,8 @@ impl Decoded {
     }
 
     fn pack(op: Op, insn: Insn, imm: u32) -> Self {
-        let fields = insn.rd() << 8 | insn.rs1() << 16 | insn.rs2() << 24 | 4 << 29;
+        let fields =
+            insn.rd() << 8 | insn.rs1() << 16 | insn.rs2() << 24 | (INSN_SIZE as usize) << 29;
         Self(u64::from(imm) << 32 | fields as u64 | u64::from(op.slot()))
     }
 
@@ -379,7 +383,7 @@ impl Decoded {
     pub const fn rs2(self) -> usize {
         (self.0 >> 24) as usize & 31
     }
-    /// Bytes that the instruction has: 4. Kept here so that whoever reads ahead does so after
+    /// Bytes that the instruction has, [`INSN_SIZE`]. Kept here so that whoever reads ahead does so after
     /// this instruction is there; a GPU would wait for both otherwise.
     #[inline(always)]
     pub const fn size(self) -> u32 {
