@@ -118,16 +118,17 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         // VMs that share a warp end the launch where they meet, and may run on for it. Each cut
         // parts them, so they are not cut where the launch's slices end.
         let budget = u64::from(launch.slices) * u64::from(launch.slice);
-        let (slice, limit) = if launch.meeting != 0 && launch.lanes > 1 {
+        let (slice, limit, slices) = if launch.meeting != 0 && launch.lanes > 1 {
             port.aim(before, before + budget);
-            (SLICE, before + budget + GRACE)
+            let most = budget + GRACE;
+            (SLICE, before + most, most / u64::from(SLICE) + 2)
         } else {
-            (launch.slice, (before & !u64::from(launch.slice - 1)) + budget)
+            let start = before & !u64::from(launch.slice - 1);
+            (launch.slice, start + budget, launch.slices.into())
         };
-        let parts = (limit - before) / u64::from(slice.max(1)) + 2;
         // Exceptions count as instructions but retire none, so a slice may end a little early. What
         // is missing follows at once: VMs of a warp stay side by side.
-        for _ in 0..parts * SLICE_PARTS {
+        for _ in 0..slices * SLICE_PARTS {
             let retired = vm.sys.clock.retired;
             let left = limit.saturating_sub(retired);
             if left == 0 || exit.code != ExitCode::Budget || port.ended() {
