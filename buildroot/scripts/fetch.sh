@@ -8,6 +8,17 @@ is_here() { # FILE SHA256
     [ -f "$DOWNLOADS/$1" ] && echo "$2  $DOWNLOADS/$1" | sha256sum --quiet --check - > /dev/null 2>&1
 }
 
+# The archive that all of Debian's revisions of an upstream version share, from the newest one
+# that the mirror really has.
+upstream_archive() { # NAME UPSTREAM-VERSION
+    local revision
+    for revision in $(apt-cache showsrc --only-source "$1" |
+        awk -v v="$2-" '$1 == "Version:" && index($2, v) == 1 { print $2 }' | sort -Vru); do
+        apt-get source --tar-only --download-only "$1=$revision" && return
+    done
+    return 1
+}
+
 wanted=()
 for package; do
     while read -r kind name version file sha256; do
@@ -24,11 +35,10 @@ printf '%s\n' "${wanted[@]}" | sort -u | while read -r kind name version; do
     case $kind in
     binary) apt-get download "$name=$version" ;;
     source)
-        # Without a .dsc among the pins the upstream archive is all we want.
         if lock_lines "$name" | grep -q '\.dsc '; then
             apt-get source --download-only "$name=$version"
         else
-            apt-get source --tar-only --download-only "$name=$version"
+            upstream_archive "$name" "$version"
         fi
         ;;
     esac < /dev/null || die "the mirror could not give us $name $version (pinned in buildroot/packages.lock)."

@@ -2,8 +2,9 @@
 set -euo pipefail
 . "$BR/scripts/lib.sh"
 
-dsc=$(lock_lines nginx | awk '$4 ~ /\.dsc$/ { print $4 }')
-dpkg-source --no-check -x "$DOWNLOADS/$dsc" "$WORK/src"
+archive=$(lock_lines nginx | awk '{ print $4 }')
+mkdir "$WORK/src"
+tar -xf "$DOWNLOADS/$archive" -C "$WORK/src" --strip-components=1
 cd "$WORK/src"
 export PATH=$DIR_musl/bin:$PATH LC_ALL=C
 # configure runs its probes: let qemu-user run them.
