@@ -4,6 +4,9 @@
 
 declare i32 @llvm.nvvm.read.ptx.sreg.tid.x()
 declare i32 @llvm.nvvm.read.ptx.sreg.ctaid.x()
+declare void @llvm.nvvm.bar.warp.sync(i32) convergent
+declare i64 @llvm.nvvm.read.ptx.sreg.globaltimer()
+declare i32 @llvm.nvvm.activemask() convergent
 declare i32 @llvm.nvvm.vote.ballot.sync(i32, i1) convergent
 declare i32 @llvm.nvvm.shfl.sync.idx.i32(i32, i32, i32, i32) convergent
 declare void @llvm.trap()
@@ -20,6 +23,26 @@ define i32 @pxvm_block_idx_x() alwaysinline {
 
 define ptr @pxvm_shared_mem() alwaysinline {
   ret ptr addrspacecast (ptr addrspace(3) @shared_mem to ptr)
+}
+
+define i64 @pxvm_now_ns() alwaysinline {
+  %t = call i64 @llvm.nvvm.read.ptx.sreg.globaltimer()
+  ret i64 %t
+}
+
+define void @pxvm_sync_warp(i32 %mask) alwaysinline convergent {
+  call void @llvm.nvvm.bar.warp.sync(i32 %mask)
+  ret void
+}
+
+define i32 @pxvm_opaque(i32 %value) alwaysinline {
+  %r = call i32 asm sideeffect "mov.b32 $0, $1;", "=r,r"(i32 %value)
+  ret i32 %r
+}
+
+define i32 @pxvm_activemask() alwaysinline convergent {
+  %r = call i32 @llvm.nvvm.activemask()
+  ret i32 %r
 }
 
 define i32 @pxvm_ballot_sync(i32 %mask, i1 zeroext %predicate) alwaysinline convergent {

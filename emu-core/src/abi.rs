@@ -8,10 +8,10 @@ use crate::dev::Devices;
 use crate::layout::MachineKind;
 use crate::machine::Clock;
 use crate::mmu::Context;
-use crate::tlb::{DataTlb, InsnTlb};
+use crate::tlb::{FirstTlb, InsnTlb, SecondTlb};
 
 /// Layout version; host and device refuse to work together when it differs.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// One VM at rest, in the order of use: hot (every instruction), warm (traps and CSRs), cold
 /// (devices). Guest RAM is not part of it.
@@ -45,6 +45,8 @@ pub struct System {
     pub(crate) replaced: u32,
     /// Cached translations for instructions. Not part of the architectural state.
     pub itlb: InsnTlb,
+    /// Cached translations for data, behind [`Hot::tlb`].
+    pub dtlb: SecondTlb,
     /// `clock.retired` when a trap vector last trapped to itself, to notice endless traps.
     pub trap_loop: u64,
 }
@@ -62,7 +64,7 @@ pub struct Hot {
     /// What the TLB checks depend on: privilege, SUM, MPRV.
     pub ctx: Context,
     /// Cached translations for data. Not part of the architectural state.
-    pub tlb: DataTlb,
+    pub tlb: FirstTlb,
     /// Makes the number of words odd.
     pub(crate) odd: u32,
 }
@@ -127,7 +129,7 @@ impl Vm {
                 pc: 0,
                 reservation: NO_RESERVATION,
                 ctx: Context::RESET,
-                tlb: DataTlb::EMPTY,
+                tlb: FirstTlb::EMPTY,
                 odd: 0,
             },
             sys: System {
@@ -139,6 +141,7 @@ impl Vm {
                 waiting: 0,
                 replaced: 0,
                 itlb: InsnTlb::EMPTY,
+                dtlb: SecondTlb::EMPTY,
                 trap_loop: u64::MAX,
             },
         }
@@ -148,4 +151,4 @@ impl Vm {
 // A VM of a large fleet keeps `Hot` in shared memory and must fit 32 KiB with its frame table.
 // An odd number of words puts the same register of neighbouring lanes into different banks.
 const _: () = assert!(size_of::<Hot>() <= 768 && size_of::<Hot>() / 4 % 2 == 1);
-const _: () = assert!(size_of::<Vm>() <= 4096);
+const _: () = assert!(size_of::<Vm>() <= 6144);

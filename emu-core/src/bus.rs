@@ -55,6 +55,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let device = route(self.sys.kind.map(), addr).ok_or(NoDevice)?;
         // Reading may take input or acknowledge an interrupt.
         self.recheck = true;
+        self.port.at(self.sys.clock.retired);
         let sys = &mut *self.sys;
         let value = match device {
             Device::Uart(off) => sys.dev.uart.read(off, self.port),
@@ -80,6 +81,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let device = route(self.sys.kind.map(), addr).ok_or(NoDevice)?;
         let value = value & mask(size);
         self.recheck = true;
+        self.port.at(self.sys.clock.retired);
         let sys = &mut *self.sys;
         match device {
             Device::Uart(off) => return Ok(sys.dev.uart.write(off, value, self.port)),

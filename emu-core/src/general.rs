@@ -227,7 +227,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
 
     /// The frame that an AMO works on.
     fn amo_frame(&mut self, hot: &mut Hot, va: u32) -> Result<Frame, Trap> {
-        match hot.tlb.get(va, 3, hot.ctx.store) {
+        let denied = hot.ctx.store;
+        let cached = hot.tlb.get(va, 3, denied);
+        match cached.or_else(|| hot.tlb.refill(&self.sys.dtlb, va, 3, denied)) {
             Some(frame) => Ok(frame),
             None if va & 3 != 0 => Err(Trap::new(cause::STORE_MISALIGNED, va)),
             None => self.ram_frame(hot, va, AccessType::Store),

@@ -40,6 +40,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         // What changes these ends the loop.
         let Context { load, store, .. } = hot.ctx;
         self.recheck = false;
+        let company = self.port.company();
 
         macro_rules! sync {
             () => {
@@ -95,181 +96,196 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             let next = 'done: {
                 let trap = {
                     'general: {
-                        let (rd, imm) = (insn.rd(), insn.imm());
-                        // A GPU hides the latency of its registers behind the dispatch; a CPU
-                        // would only read some that are not needed.
-                        let sources = if M::READ_AHEAD {
-                            (hot.x[insn.rs1()], hot.x[insn.rs2()])
-                        } else {
-                            (0, 0)
-                        };
-                        macro_rules! a {
-                            () => {
-                                if M::READ_AHEAD { sources.0 } else { hot.x[insn.rs1()] }
+                        'missed: {
+                            let (rd, imm) = (insn.rd(), insn.imm());
+                            // A GPU hides the latency of its registers behind the dispatch; a CPU
+                            // would only read some that are not needed.
+                            let sources = if M::READ_AHEAD {
+                                (hot.x[insn.rs1()], hot.x[insn.rs2()])
+                            } else {
+                                (0, 0)
                             };
-                        }
-                        macro_rules! b {
-                            () => {
-                                if M::READ_AHEAD { sources.1 } else { hot.x[insn.rs2()] }
-                            };
-                        }
-                        macro_rules! pc {
-                            () => {
-                                page.wrapping_add(off)
-                            };
-                        }
+                            macro_rules! a {
+                                () => {
+                                    if M::READ_AHEAD { sources.0 } else { hot.x[insn.rs1()] }
+                                };
+                            }
+                            macro_rules! b {
+                                () => {
+                                    if M::READ_AHEAD { sources.1 } else { hot.x[insn.rs2()] }
+                                };
+                            }
+                            macro_rules! pc {
+                                () => {
+                                    page.wrapping_add(off)
+                                };
+                            }
 
-                        // `rd` is not x0: decoding sees to that.
-                        macro_rules! set {
-                            ($value:expr) => {{
-                                let value: u32 = $value;
-                                hot.x[rd] = value;
-                                trace.reg(rd, value);
-                            }};
-                        }
-                        macro_rules! lookup {
-                            ($va:ident, $align:expr, $denied:ident) => {
-                                if M::READ_AHEAD {
-                                    hot.tlb.get_at_once($va, $align, $denied)
-                                } else {
-                                    hot.tlb.get($va, $align, $denied)
-                                }
-                            };
-                        }
-                        macro_rules! load {
-                            ($size:literal, $get:ident, $signed:ty) => {{
-                                let va = a!().wrapping_add(imm);
-                                let Some(data) = lookup!(va, $size - 1, load) else {
-                                    break 'general;
+                            // `rd` is not x0: decoding sees to that.
+                            macro_rules! set {
+                                ($value:expr) => {{
+                                    let value: u32 = $value;
+                                    hot.x[rd] = value;
+                                    trace.reg(rd, value);
+                                }};
+                            }
+                            macro_rules! lookup {
+                                ($va:ident, $align:expr, $denied:ident) => {
+                                    if M::READ_AHEAD {
+                                        hot.tlb.get_at_once($va, $align, $denied)
+                                    } else {
+                                        hot.tlb.get($va, $align, $denied)
+                                    }
                                 };
-                                trace.load(va);
-                                set!(ram.$get(data, va) as $signed as u32);
-                            }};
-                        }
-                        macro_rules! store {
-                            ($size:literal, $put:ident) => {{
-                                let va = a!().wrapping_add(imm);
-                                let Some(data) = lookup!(va, $size - 1, store) else {
-                                    break 'general;
+                            }
+                            macro_rules! load {
+                                ($size:literal, $get:ident, $signed:ty) => {{
+                                    let va = a!().wrapping_add(imm);
+                                    let Some(data) = lookup!(va, $size - 1, load) else {
+                                        break 'missed;
+                                    };
+                                    trace.load(va);
+                                    set!(ram.$get(data, va) as $signed as u32);
+                                }};
+                            }
+                            macro_rules! store {
+                                ($size:literal, $put:ident) => {{
+                                    let va = a!().wrapping_add(imm);
+                                    let Some(data) = lookup!(va, $size - 1, store) else {
+                                        break 'missed;
+                                    };
+                                    ram.$put(data, va, b!());
+                                    trace.store(va, b!(), $size);
+                                }};
+                            }
+                            macro_rules! go {
+                                ($off:expr) => {{
+                                    let to: u32 = $off;
+                                    read!(to);
+                                    break 'done to;
+                                }};
+                            }
+                            macro_rules! branch {
+                                ($taken:expr) => {
+                                    // A GPU computes where to go in less time than it takes
+                                    // to part lanes and join them.
+                                    if M::READ_AHEAD {
+                                        let to = off.wrapping_add(imm);
+                                        go!(if $taken { to } else { following });
+                                    } else if $taken {
+                                        go!(off.wrapping_add(imm));
+                                    }
                                 };
-                                ram.$put(data, va, b!());
-                                trace.store(va, b!(), $size);
-                            }};
-                        }
-                        macro_rules! go {
-                            ($off:expr) => {{
-                                let to: u32 = $off;
-                                read!(to);
-                                break 'done to;
-                            }};
-                        }
-                        macro_rules! branch {
-                            ($taken:expr) => {
-                                if $taken {
+                            }
+
+                            match insn.slot() {
+                                // RV32I
+                                Op::Lui => set!(imm),
+                                Op::Auipc => set!(pc!().wrapping_add(imm)),
+                                Op::Jal => {
+                                    set!(pc!().wrapping_add(4));
                                     go!(off.wrapping_add(imm));
                                 }
-                            };
-                        }
-
-                        match insn.slot() {
-                            // RV32I
-                            Op::Lui => set!(imm),
-                            Op::Auipc => set!(pc!().wrapping_add(imm)),
-                            Op::Jal => {
-                                set!(pc!().wrapping_add(4));
-                                go!(off.wrapping_add(imm));
-                            }
-                            Op::J => go!(off.wrapping_add(imm)),
-                            Op::Jalr => {
-                                let target = a!().wrapping_add(imm) & !1;
-                                if target & 2 != 0 {
-                                    break 'general;
+                                Op::J => go!(off.wrapping_add(imm)),
+                                Op::Jalr => {
+                                    let target = a!().wrapping_add(imm) & !1;
+                                    if target & 2 != 0 {
+                                        break 'general;
+                                    }
+                                    set!(pc!().wrapping_add(4));
+                                    go!(target.wrapping_sub(page));
                                 }
-                                set!(pc!().wrapping_add(4));
-                                go!(target.wrapping_sub(page));
-                            }
-                            Op::Jr => {
-                                let target = a!().wrapping_add(imm) & !1;
-                                if target & 2 != 0 {
-                                    break 'general;
+                                Op::Jr => {
+                                    let target = a!().wrapping_add(imm) & !1;
+                                    if target & 2 != 0 {
+                                        break 'general;
+                                    }
+                                    // Ways through a function join where it returns.
+                                    if P::parted(company) {
+                                        self.recheck = true;
+                                        end!(1);
+                                    }
+                                    go!(target.wrapping_sub(page));
                                 }
-                                go!(target.wrapping_sub(page));
+                                Op::Beq => branch!(a!() == b!()),
+                                Op::Bne => branch!(a!() != b!()),
+                                Op::Blt => branch!((a!() as i32) < (b!() as i32)),
+                                Op::Bge => branch!((a!() as i32) >= (b!() as i32)),
+                                Op::Bltu => branch!(a!() < b!()),
+                                Op::Bgeu => branch!(a!() >= b!()),
+                                Op::Lb => load!(1, load8, i8),
+                                Op::Lh => load!(2, load16, i16),
+                                Op::Lw => load!(4, load32, u32),
+                                Op::Lbu => load!(1, load8, u32),
+                                Op::Lhu => load!(2, load16, u32),
+                                Op::Sb => store!(1, store8),
+                                Op::Sh => store!(2, store16),
+                                Op::Sw => store!(4, store32),
+                                Op::Addi => set!(a!().wrapping_add(imm)),
+                                Op::Slti => set!(u32::from((a!() as i32) < imm as i32)),
+                                Op::Sltiu => set!(u32::from(a!() < imm)),
+                                Op::Xori => set!(a!() ^ imm),
+                                Op::Ori => set!(a!() | imm),
+                                Op::Andi => set!(a!() & imm),
+                                Op::Slli => set!(a!() << (imm & 31)),
+                                Op::Srli => set!(a!() >> (imm & 31)),
+                                Op::Srai => set!(((a!() as i32) >> (imm & 31)) as u32),
+                                Op::Add => set!(a!().wrapping_add(b!())),
+                                Op::Sub => set!(a!().wrapping_sub(b!())),
+                                Op::Sll => set!(a!() << (b!() & 31)),
+                                Op::Slt => set!(u32::from((a!() as i32) < (b!() as i32))),
+                                Op::Sltu => set!(u32::from(a!() < b!())),
+                                Op::Xor => set!(a!() ^ b!()),
+                                Op::Srl => set!(a!() >> (b!() & 31)),
+                                Op::Sra => set!(((a!() as i32) >> (b!() & 31)) as u32),
+                                Op::Or => set!(a!() | b!()),
+                                Op::And => set!(a!() & b!()),
+                                // Fences: one hart, devices that act between instructions, and
+                                // decoded instructions that follow every store: always in order.
+                                Op::Nop | Op::Fence | Op::FenceI => {}
+                                // M
+                                Op::Mul => set!(a!().wrapping_mul(b!())),
+                                Op::Mulh => set!(mulh(a!(), b!())),
+                                Op::Mulhsu => set!(mulhsu(a!(), b!())),
+                                Op::Mulhu => set!(mulhu(a!(), b!())),
+                                Op::Div => set!(div(a!(), b!())),
+                                Op::Divu => set!(divu(a!(), b!())),
+                                Op::Rem => set!(rem(a!(), b!())),
+                                Op::Remu => set!(remu(a!(), b!())),
+                                // All named, so that no check of the range is left.
+                                Op::Undecoded
+                                | Op::DiscardedLoad
+                                | Op::MisalignedJump
+                                | Op::Ecall
+                                | Op::Ebreak
+                                | Op::Csrrw
+                                | Op::Csrrs
+                                | Op::Csrrc
+                                | Op::Csrrwi
+                                | Op::Csrrsi
+                                | Op::Csrrci
+                                | Op::LrW
+                                | Op::ScW
+                                | Op::AmoswapW
+                                | Op::AmoaddW
+                                | Op::AmoxorW
+                                | Op::AmoandW
+                                | Op::AmoorW
+                                | Op::AmominW
+                                | Op::AmomaxW
+                                | Op::AmominuW
+                                | Op::AmomaxuW
+                                | Op::Sret
+                                | Op::Mret
+                                | Op::Wfi
+                                | Op::SfenceVma
+                                | Op::Illegal => break 'general,
                             }
-                            Op::Beq => branch!(a!() == b!()),
-                            Op::Bne => branch!(a!() != b!()),
-                            Op::Blt => branch!((a!() as i32) < (b!() as i32)),
-                            Op::Bge => branch!((a!() as i32) >= (b!() as i32)),
-                            Op::Bltu => branch!(a!() < b!()),
-                            Op::Bgeu => branch!(a!() >= b!()),
-                            Op::Lb => load!(1, load8, i8),
-                            Op::Lh => load!(2, load16, i16),
-                            Op::Lw => load!(4, load32, u32),
-                            Op::Lbu => load!(1, load8, u32),
-                            Op::Lhu => load!(2, load16, u32),
-                            Op::Sb => store!(1, store8),
-                            Op::Sh => store!(2, store16),
-                            Op::Sw => store!(4, store32),
-                            Op::Addi => set!(a!().wrapping_add(imm)),
-                            Op::Slti => set!(u32::from((a!() as i32) < imm as i32)),
-                            Op::Sltiu => set!(u32::from(a!() < imm)),
-                            Op::Xori => set!(a!() ^ imm),
-                            Op::Ori => set!(a!() | imm),
-                            Op::Andi => set!(a!() & imm),
-                            Op::Slli => set!(a!() << (imm & 31)),
-                            Op::Srli => set!(a!() >> (imm & 31)),
-                            Op::Srai => set!(((a!() as i32) >> (imm & 31)) as u32),
-                            Op::Add => set!(a!().wrapping_add(b!())),
-                            Op::Sub => set!(a!().wrapping_sub(b!())),
-                            Op::Sll => set!(a!() << (b!() & 31)),
-                            Op::Slt => set!(u32::from((a!() as i32) < (b!() as i32))),
-                            Op::Sltu => set!(u32::from(a!() < b!())),
-                            Op::Xor => set!(a!() ^ b!()),
-                            Op::Srl => set!(a!() >> (b!() & 31)),
-                            Op::Sra => set!(((a!() as i32) >> (b!() & 31)) as u32),
-                            Op::Or => set!(a!() | b!()),
-                            Op::And => set!(a!() & b!()),
-                            // Fences: one hart, devices that act between instructions, and
-                            // decoded instructions that follow every store: always in order.
-                            Op::Nop | Op::Fence | Op::FenceI => {}
-                            // M
-                            Op::Mul => set!(a!().wrapping_mul(b!())),
-                            Op::Mulh => set!(mulh(a!(), b!())),
-                            Op::Mulhsu => set!(mulhsu(a!(), b!())),
-                            Op::Mulhu => set!(mulhu(a!(), b!())),
-                            Op::Div => set!(div(a!(), b!())),
-                            Op::Divu => set!(divu(a!(), b!())),
-                            Op::Rem => set!(rem(a!(), b!())),
-                            Op::Remu => set!(remu(a!(), b!())),
-                            // All named, so that no check of the range is left.
-                            Op::Undecoded
-                            | Op::DiscardedLoad
-                            | Op::MisalignedJump
-                            | Op::Ecall
-                            | Op::Ebreak
-                            | Op::Csrrw
-                            | Op::Csrrs
-                            | Op::Csrrc
-                            | Op::Csrrwi
-                            | Op::Csrrsi
-                            | Op::Csrrci
-                            | Op::LrW
-                            | Op::ScW
-                            | Op::AmoswapW
-                            | Op::AmoaddW
-                            | Op::AmoxorW
-                            | Op::AmoandW
-                            | Op::AmoorW
-                            | Op::AmominW
-                            | Op::AmomaxW
-                            | Op::AmominuW
-                            | Op::AmomaxuW
-                            | Op::Sret
-                            | Op::Mret
-                            | Op::Wfi
-                            | Op::SfenceVma
-                            | Op::Illegal => break 'general,
+                            break 'done following;
                         }
-                        break 'done following;
+                        if self.second_try(hot, ram, insn, trace) {
+                            break 'done following;
+                        }
                     }
                     if insn.slot() == Op::Undecoded {
                         let decoded = Decoded::new(ram.load32(frame, off));
@@ -305,6 +321,52 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         sync!();
         let _ = synced;
         (n - dropped - left, result)
+    }
+
+    /// A load or store that missed the first level of the TLB, done if the second one has it.
+    ///
+    /// Here and now, not by another turn of the loop, so that lanes of a warp stay side by side.
+    #[inline(always)]
+    fn second_try<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        ram: M::Window,
+        insn: Decoded,
+        trace: &mut T,
+    ) -> bool {
+        let va = hot.x[insn.rs1()].wrapping_add(insn.imm());
+        let op = insn.slot();
+        let size = match op {
+            Op::Lb | Op::Lbu | Op::Sb => 1,
+            Op::Lh | Op::Lhu | Op::Sh => 2,
+            _ => 4,
+        };
+        let store = matches!(op, Op::Sb | Op::Sh | Op::Sw);
+        let denied = if store { hot.ctx.store } else { hot.ctx.load };
+        let Some(frame) = hot.tlb.refill(&self.sys.dtlb, va, size - 1, denied) else {
+            return false;
+        };
+        if store {
+            let value = hot.x[insn.rs2()];
+            match size {
+                1 => ram.store8(frame, va, value),
+                2 => ram.store16(frame, va, value),
+                _ => ram.store32(frame, va, value),
+            }
+            trace.store(va, value, size);
+            return true;
+        }
+        let value = match op {
+            Op::Lb => ram.load8(frame, va) as i8 as u32,
+            Op::Lbu => ram.load8(frame, va),
+            Op::Lh => ram.load16(frame, va) as i16 as u32,
+            Op::Lhu => ram.load16(frame, va),
+            _ => ram.load32(frame, va),
+        };
+        trace.load(va);
+        hot.x[insn.rd()] = value;
+        trace.reg(insn.rd(), value);
+        true
     }
 }
 

@@ -195,17 +195,34 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
         self.run_traced(budget, now, &mut NoTrace)
     }
 
+    /// [`Machine::run`], or, unless it `looks`, the rest of a run that a meeting has ended
+    /// ([`crate::port::Port::meet`]), without a look at time and input.
+    #[inline(always)]
+    pub fn run_on(&mut self, budget: u32, now: Now, looks: bool) -> Exit {
+        self.core.run(self.hot, budget, now, looks, &mut NoTrace)
+    }
+
     /// [`Machine::run`], watched.
     pub fn run_traced<T: Trace>(&mut self, budget: u32, now: Now, trace: &mut T) -> Exit {
-        self.core.run(self.hot, budget, now, trace)
+        self.core.run(self.hot, budget, now, true, trace)
     }
 }
 
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
-    fn run<T: Trace>(&mut self, hot: &mut Hot, budget: u32, now: Now, trace: &mut T) -> Exit {
-        self.sys.clock.begin(now);
-        if let Err(trap) = self.poll_devices(hot) {
-            return self.stopped(trap);
+    #[inline]
+    fn run<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        budget: u32,
+        now: Now,
+        looks: bool,
+        trace: &mut T,
+    ) -> Exit {
+        if looks {
+            self.sys.clock.begin(now);
+            if let Err(trap) = self.poll_devices(hot) {
+                return self.stopped(trap);
+            }
         }
         let mut left = budget;
         loop {
@@ -240,8 +257,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             let met = self.recheck || result.is_err();
             let place = Place {
                 retired: self.sys.clock.retired,
-                landmark: result.is_err() || self.sys.waiting != 0,
-                user: hot.ctx.privilege == Privilege::User,
+                call: matches!(result, Err(Trap::Exception { cause: cause::ECALL_U, .. })),
+                waits: self.sys.waiting != 0,
+                user: hot.ctx.privilege == Privilege::User && result.is_ok(),
                 sp: hot.x[2],
                 pc: hot.pc,
             };

@@ -252,6 +252,7 @@ impl System {
         }
         let new = ram.make_private(page).map_err(|_| Trap::NoFrame)?;
         hot.tlb.forget(old);
+        self.dtlb.forget(old);
         self.itlb.forget(old);
         self.replaced = 1;
         Ok(new)
@@ -264,7 +265,9 @@ impl System {
         ram: &mut M,
         va: u32,
     ) -> Option<Frame> {
-        let frame = hot.tlb.unprotect_code(va, hot.ctx.store)?;
+        let frame = hot.tlb.get(va, 0, hot.ctx.store & !deny::CODE)?;
+        hot.tlb.unprotect_code(frame);
+        self.dtlb.unprotect_code(frame);
         ram.drop_code(frame);
         self.replaced = 1;
         Some(frame)
@@ -312,6 +315,7 @@ impl System {
             }
         }
         hot.tlb.insert(va, denied, frame);
+        self.dtlb.insert(va, denied, frame);
         Ok(Target::Ram(frame))
     }
 
@@ -348,6 +352,7 @@ impl System {
         };
         if ram.is_private(frame) && !ram.is_code(page, frame) {
             hot.tlb.protect_code(frame);
+            self.dtlb.protect_code(frame);
         }
         Ok((frame, ram.code(page, frame)))
     }
@@ -387,6 +392,7 @@ impl System {
     /// Forgets all cached translations.
     pub fn flush_tlbs(&mut self, hot: &mut Hot) {
         hot.tlb.flush();
+        self.dtlb.flush();
         self.itlb.flush();
     }
 
@@ -396,6 +402,7 @@ impl System {
         match va {
             Some(va) => {
                 hot.tlb.flush_page(va);
+                self.dtlb.flush_page(va);
                 self.itlb.flush_page(va);
             }
             None => self.flush_tlbs(hot),

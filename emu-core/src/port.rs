@@ -12,9 +12,12 @@ pub const FRAME_MAX: u32 = 1518;
 pub struct Place {
     /// Instructions retired since reset.
     pub retired: u64,
-    /// It is at a trap or waits, to which VMs that run alike come one by one and in the same order.
-    pub landmark: bool,
-    /// It is in U-mode.
+    /// It is at a program's system call. VMs that run alike come to these one by one and in the same
+    /// order, which they do not to page faults and interrupts.
+    pub call: bool,
+    /// It waits for an interrupt.
+    pub waits: bool,
+    /// It is in U-mode and goes on there.
     pub user: bool,
     /// `sp`
     pub sp: u32,
@@ -45,8 +48,25 @@ pub trait Port {
     /// Drops that frame.
     fn net_rx_end(&mut self);
 
-    /// An instruction has ended the loop. VMs that share a warp may wait for each other here.
-    /// Answers whether the run ends.
+    /// The hart has retired so many instructions, and what follows on this port comes from the
+    /// next one.
+    #[inline(always)]
+    fn at(&mut self, _retired: u64) {}
+
+    /// Lanes of a warp that came to where they are together, as far as that is worth a look.
+    #[inline(always)]
+    fn company(&self) -> u32 {
+        0
+    }
+
+    /// Whether some of that company is elsewhere.
+    #[inline(always)]
+    fn parted(_company: u32) -> bool {
+        false
+    }
+
+    /// An instruction has ended the loop. Answers whether the run ends, so that VMs that share a
+    /// warp can wait for each other.
     #[inline(always)]
     fn meet(&mut self, _place: Place) -> bool {
         false

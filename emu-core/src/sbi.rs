@@ -56,6 +56,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// `a0` error and `a1` value.
     pub(crate) fn sbi_call(&mut self, hot: &mut Hot) -> Result<(), Trap> {
         let (extension, function) = (arg(hot, 7), arg(hot, 6));
+        self.port.at(self.sys.clock.retired);
         if extension <= eid::LEGACY_SHUTDOWN {
             // Legacy calls answer in a0 alone.
             hot.x[10] = self.legacy(hot, extension)?;

@@ -4,6 +4,10 @@ unsafe extern "C" {
     safe fn pxvm_thread_idx_x() -> u32;
     safe fn pxvm_block_idx_x() -> u32;
     safe fn pxvm_shared_mem() -> *mut u8;
+    safe fn pxvm_now_ns() -> u64;
+    safe fn pxvm_opaque(value: u32) -> u32;
+    safe fn pxvm_sync_warp(mask: u32);
+    safe fn pxvm_activemask() -> u32;
     safe fn pxvm_ballot_sync(mask: u32, predicate: bool) -> u32;
     safe fn pxvm_shuffle_idx_sync(mask: u32, value: u32, lane: u32) -> u32;
     safe fn pxvm_rejoin();
@@ -33,6 +37,18 @@ pub mod warp {
         super::pxvm_rejoin();
     }
 
+    /// Waits until all threads of `mask` that have not exited call this.
+    #[inline(always)]
+    pub fn sync_warp(mask: u32) {
+        super::pxvm_sync_warp(mask);
+    }
+
+    /// The threads that execute this together.
+    #[inline(always)]
+    pub fn activemask() -> u32 {
+        super::pxvm_activemask()
+    }
+
     /// Waits likewise, and answers the value that thread `lane`, which has not exited, gave.
     #[inline(always)]
     pub fn warp_shuffle_sync_idx(mask: u32, value: u32, lane: u32) -> u32 {
@@ -45,6 +61,18 @@ pub mod warp {
     pub fn warp_ballot_sync(mask: u32, predicate: bool) -> u32 {
         super::pxvm_ballot_sync(mask, predicate)
     }
+}
+
+/// The value, of which the compiler knows nothing.
+#[inline(always)]
+pub fn opaque(value: u32) -> u32 {
+    pxvm_opaque(value)
+}
+
+/// The device's clock, in nanoseconds.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    pxvm_now_ns()
 }
 
 /// The block's dynamic shared memory.

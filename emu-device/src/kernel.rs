@@ -5,6 +5,7 @@
 use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
 use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
+use crate::warp::bracket;
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hot, VERSION};
 use emu_core::layout::virtio_slot;
@@ -16,6 +17,13 @@ pub const SLICE_PARTS: u64 = 8;
 
 /// Instructions that VMs which share a warp may run over their slices to meet.
 const GRACE: u64 = SLICE as u64 / 2;
+
+/// Where lanes that run and lanes that wait for them join.
+#[inline(always)]
+fn rejoin() {
+    #[cfg(feature = "device")]
+    crate::intrin::warp::rejoin();
+}
 
 struct DeviceFrames<'a>(&'a FreeFrames);
 
@@ -115,30 +123,53 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         };
         let before = vm.sys.clock.retired;
         let mut exit = Exit { code: ExitCode::Budget, arg: 0 };
-        // VMs that share a warp end the launch where they meet, and may run on for it. Each cut
-        // parts them, so they are not cut where the launch's slices end.
+        // Exact launches end at a multiple of their slice, on all backends the same. Others end by
+        // the clock, where VMs that share a warp meet. Each cut parts those that have retired more
+        // from those that have retired fewer, so there are none but for VMs that look for input, or
+        // that are alone.
         let budget = u64::from(launch.slices) * u64::from(launch.slice);
-        let (slice, limit, slices) = if launch.meeting != 0 && launch.lanes > 1 {
-            port.aim(before, before + budget);
-            let most = budget + GRACE;
-            (SLICE, before + most, most / u64::from(SLICE) + 2)
+        let meeting = launch.meeting_ns != 0;
+        let (slice, limit, runs, cut) = if meeting {
+            let goal = before + budget + budget / 2;
+            port.gather(before, hot.x[2], goal, launch.meeting_ns);
+            let alone = launch.lanes == 1;
+            let slice = if alone { launch.slice } else { SLICE };
+            (slice, goal + GRACE, u64::MAX, alone | offered)
         } else {
             let start = before & !u64::from(launch.slice - 1);
-            (launch.slice, start + budget, launch.slices.into())
+            let runs = u64::from(launch.slices) * SLICE_PARTS;
+            (launch.slice, start + budget, runs, true)
         };
-        // Exceptions count as instructions but retire none, so a slice may end a little early. What
-        // is missing follows at once: VMs of a warp stay side by side.
-        for _ in 0..slices * SLICE_PARTS {
-            let retired = vm.sys.clock.retired;
-            let left = limit.saturating_sub(retired);
-            if left == 0 || exit.code != ExitCode::Budget || port.ended() {
+        let (mut first, mut goes, mut done, mut stuck) = (true, true, 0, 0);
+        loop {
+            if bracket(entry.inbox) {
+                if goes {
+                    let retired = vm.sys.clock.retired;
+                    let left = limit.saturating_sub(retired);
+                    let over = retired as u32 & (slice - 1);
+                    let n = if cut { u64::from(slice - over).min(left) } else { left } as u32;
+                    port.begin(retired);
+                    let mut machine =
+                        Machine::with_hot(hot, &mut vm.sys, &mut ram, &mut disk, &mut port);
+                    let looks = first | !meeting | (over == 0);
+                    exit = machine.run_on(n, now, looks);
+                    port.end(vm.sys.clock.retired, exit);
+                    stuck = if vm.sys.clock.retired == retired { stuck + 1 } else { 0 };
+                    (first, done) = (false, done + 1);
+                }
+                port.wait();
+            }
+            rejoin();
+            // Exceptions count as instructions but retire none, so a slice may end a little early,
+            // and what is missing follows at once. One that does nothing else goes on another time.
+            let over = vm.sys.clock.retired >= limit || done >= runs || stuck >= SLICE_PARTS;
+            if port.leave(over || exit.code != ExitCode::Budget) {
                 break;
             }
-            let over = retired as u32 & (slice - 1);
-            let n = u64::from(slice - over).min(left) as u32;
-            port.begin(retired);
-            exit = Machine::with_hot(hot, &mut vm.sys, &mut ram, &mut disk, &mut port).run(n, now);
-            port.end(vm.sys.clock.retired, exit);
+            goes = port.settle();
+            if port.ended() {
+                break;
+            }
         }
         let card = &vm.sys.dev.virtio[virtio_slot::NET].counters;
         let drops = CardDrops { rx: card.rx_drops as u32, tx: card.tx_drops as u32 };

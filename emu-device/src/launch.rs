@@ -46,9 +46,9 @@ pub struct Launch {
     pub shared_code_len: u32,
     /// Bytes of `inbox`.
     pub inbox_len: u32,
-    /// Non-zero if VMs that share a warp may run over their slices, to end the launch where they
-    /// meet.
-    pub meeting: u32,
+    /// Zero for an exact launch, which ends with its slices; else the nanoseconds after which it ends
+    /// where the VMs that share a warp meet.
+    pub meeting_ns: u32,
     /// The arena.
     pub arena: *mut u8,
     /// Decoded instructions of the shared frames.

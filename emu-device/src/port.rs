@@ -5,7 +5,7 @@
 //! said, not to the number of VMs, and host-visible memory is small, however large the fleet.
 
 use crate::launch::SLICE;
-use crate::warp::Warp;
+use crate::warp::{self, Warp};
 use core::sync::atomic::{AtomicU32, Ordering};
 use emu_core::abi::{Exit, ExitCode};
 use emu_core::port::{FRAME_MAX, Place, Port};
@@ -161,8 +161,8 @@ pub struct PortState {
     pub origin: u64,
     /// Instructions retired at the end of the VM's last launch.
     pub instret: u64,
-    /// Landmarks passed since the VMs of the warp last met.
-    pub landmarks: u32,
+    /// System calls passed: see [`crate::warp`].
+    pub calls: u32,
     /// Whether it rests.
     pub rest: Rest,
     /// Why it rests.
@@ -183,7 +183,7 @@ impl PortState {
         Self {
             origin,
             instret: 0,
-            landmarks: 0,
+            calls: 0,
             rest: Rest::No,
             exit: Exit { code: ExitCode::Budget, arg: 0 },
             taken: Taken { console: 0, frames: 0 },
@@ -315,7 +315,7 @@ impl<'a> LogPort<'a> {
     /// A port that writes to `outbox` and reads from `inbox`.
     pub fn new(vm: u32, state: &'a mut PortState, outbox: &'a Outbox, inbox: Inbox<'a>) -> Self {
         let frame = core::ptr::null_mut();
-        let warp = Warp::new(state.instret, state.landmarks, u64::MAX);
+        let warp = Warp::alone(state.calls);
         let share = u32::MAX;
         Self { vm, state, outbox, inbox, instret: 0, frame, frame_len: 0, share, warp }
     }
@@ -337,25 +337,43 @@ impl<'a> LogPort<'a> {
         self.state.rest = Rest::No;
     }
 
-    /// Begins a slice of a VM that has retired so many instructions.
+    /// Begins a run of a VM that has retired so many instructions.
     pub fn begin(&mut self, retired: u64) {
-        self.instret = retired / u64::from(SLICE) * u64::from(SLICE) + u64::from(SLICE);
+        self.instret = end_of_slice(retired);
     }
 
-    /// The launch may end after `goal` instructions, wherever the VMs of the warp meet.
-    pub fn aim(&mut self, retired: u64, goal: u64) {
-        self.warp = Warp::new(retired, self.state.landmarks, goal);
+    /// This VM waits for others of its warp: see [`Warp::gather`].
+    pub fn gather(&mut self, retired: u64, sp: u32, goal: u64, ns: u32) {
+        self.warp.gather(retired, sp, goal, ns);
     }
 
-    /// Whether it has ended.
+    /// Waits for the others: see [`Warp::wait`].
+    pub fn wait(&self) {
+        self.warp.wait();
+    }
+
+    /// Whether the VM is `over`, which the others learn: see [`Warp::leave`].
+    pub fn leave(&mut self, over: bool) -> bool {
+        self.warp.leave(over)
+    }
+
+    /// Whether the VM goes on before others: see [`Warp::settle`].
+    pub fn settle(&mut self) -> bool {
+        self.warp.settle()
+    }
+
+    /// Whether the launch has ended.
     pub fn ended(&self) -> bool {
         self.warp.ended
     }
 
-    /// Ends a slice: `retired` is the VM's count now, and `exit` how the slice ended.
+    /// Ends a run: `retired` is the VM's count now, and `exit` how the run ended.
     pub fn end(&mut self, retired: u64, exit: Exit) {
+        if retired > self.instret {
+            self.flush();
+        }
         self.state.instret = retired;
-        self.state.landmarks = self.warp.landmarks;
+        self.state.calls = self.warp.calls;
         self.instret = match exit.code {
             ExitCode::Budget => retired.next_multiple_of(u64::from(SLICE)),
             _ => retired,
@@ -409,6 +427,11 @@ impl<'a> LogPort<'a> {
             self.state.console_len = 0;
         }
     }
+}
+
+/// The end of the slice in which a VM is that has retired so many instructions.
+fn end_of_slice(retired: u64) -> u64 {
+    retired / u64::from(SLICE) * u64::from(SLICE) + u64::from(SLICE)
 }
 
 impl Port for LogPort<'_> {
@@ -483,8 +506,27 @@ impl Port for LogPort<'_> {
     }
 
     #[inline]
+    fn at(&mut self, retired: u64) {
+        let end = end_of_slice(retired);
+        if end != self.instret {
+            self.flush();
+            self.instret = end;
+        }
+    }
+
+    #[inline(always)]
+    fn company(&self) -> u32 {
+        self.warp.company
+    }
+
+    #[inline(always)]
+    fn parted(company: u32) -> bool {
+        warp::parted(company)
+    }
+
+    #[inline]
     fn meet(&mut self, place: Place) -> bool {
-        self.warp.meet(place)
+        self.warp.arrive(&place)
     }
 }
 
@@ -535,12 +577,29 @@ mod tests {
         for byte in b"hello, log" {
             assert!(port.console_put(*byte));
         }
-        port.end(40_000, Exit { code: ExitCode::Budget, arg: 0 });
+        port.end(30_000, Exit { code: ExitCode::Budget, arg: 0 });
         let bytes = log.bytes();
         assert_eq!(bytes[..8], [7, 0, 0, 0, RecordKind::Console as u8, 0, 10, 0]);
-        assert_eq!(bytes[8..16], 65_536u64.to_le_bytes());
+        assert_eq!(bytes[8..16], 32_768u64.to_le_bytes());
         assert_eq!(&bytes[16..26], b"hello, log");
         assert_eq!(log.outbox.tail.load(Ordering::Relaxed), 32);
+    }
+
+    #[test]
+    fn a_run_over_several_slices_tells_of_each_as_if_it_had_been_cut() {
+        let log = log(256);
+        let mut state = PortState::new(0);
+        let mut port = LogPort::new(7, &mut state, &log.outbox, Inbox::NONE);
+        port.begin(5);
+        for (retired, byte) in [(10, b'a'), (32_767, b'b'), (32_768, b'c'), (70_000, b'd')] {
+            port.at(retired);
+            assert!(port.console_put(byte));
+        }
+        port.end(99_000, Exit { code: ExitCode::Idle, arg: 0 });
+        let bytes = log.bytes();
+        let stamp = |at: usize| u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap());
+        assert_eq!([stamp(0), stamp(24), stamp(48)], [32_768, 65_536, 98_304]);
+        assert_eq!(&bytes[16..18], b"ab");
     }
 
     #[test]

@@ -3,15 +3,29 @@
 //! VMs that run alike run together only as long as they are at the same instruction. A host name
 //! of another length, or other random numbers, and one VM is some instructions behind; from then
 //! on a warp executes both instructions at each step, and lanes never meet again by themselves.
-//! So they wait for each other where that costs nothing to find out: when an instruction ends the
-//! loop. Lanes that are at the same one go on together. Of the others those go first that are
-//! deepest in calls, then those at the lowest address, as these will come by where the rest waits;
-//! the kernel goes before programs, and at landmarks (traps, waits for an interrupt) those that
-//! have passed the fewest. A launch ends where all have met, so that the next one finds them side
-//! by side.
+//! So they look for each other where that costs nothing to find out: when an instruction ends the
+//! loop. If all are there, and at the same one, they go on. If not, each lane's run ends
+//! ([`Warp::arrive`]), and when all have come out, they settle who goes first ([`Warp::settle`]):
+//! those that have made the fewest system calls, which tell how far a program is (page faults do
+//! not, there are more or fewer of them by where its random addresses lie). Then the kernel goes
+//! before programs, those deepest in calls before the others, and the lowest address, as these will
+//! come by where the rest waits.
+//!
+//! A program may run for long without any of that. So lanes that came from a meeting together look
+//! at each return from a function whether all are there; when some are not, their runs end, too.
+//!
+//! A launch ends where all have met, so that the next one finds them side by side, once its time is
+//! over: by the clock and not by instructions, because a launch is as long as its slowest warp.
 //!
 //! VMs that do not run alike would wait for nothing: how long a lane is waited for is halved each
-//! time it does not come, and doubled when it does.
+//! time it does not come, and doubled when it does; and until all have met again, returns are
+//! nothing special.
+//!
+//! A vote or a barrier makes lanes wait for each other, and leaves them apart: each group that came
+//! by itself goes on to execute the same code by itself. Only where the ways of a branch join does
+//! the hardware put lanes together that were together before it; but those that wait there are let
+//! go as soon as others come by a loop in which the compiler fears that somebody is waited for. So
+//! runs are inside of a branch that all take, at whose end all wait at a barrier ([`Warp::wait`]).
 
 use emu_core::port::Place;
 
@@ -22,116 +36,277 @@ const PATIENCE_MIN: u32 = 1 << 8;
 /// One lane's view of its warp. All lanes come to the same `patience`.
 #[derive(Debug)]
 pub struct Warp {
+    /// Whether lanes wait for each other.
+    meeting: bool,
     patience: u32,
     /// Instructions that this lane had retired when all last met, or gave up.
     met: u64,
-    /// Landmarks since all last met.
-    pub landmarks: u32,
+    /// System calls passed, as this lane's company counts.
+    pub calls: u32,
+    /// `sp` where all last met.
+    sp: u32,
+    /// All lanes that take part.
+    lanes: u32,
+    /// Those that this one goes with, if they are worth a look at each return.
+    pub company: u32,
     /// Instructions after which the launch may end where all meet.
     goal: u64,
-    /// It has ended.
+    /// When it may, and when it ends in any case.
+    times: (u64, u64),
+    /// Where this lane's run has ended.
+    at: Option<Stop>,
+    /// The launch has ended.
     pub ended: bool,
 }
 
+/// Where a run has ended for a meeting.
+#[derive(Clone, Copy, Debug)]
+struct Stop {
+    turn: Turn,
+    retired: u64,
+    sp: u32,
+}
+
 impl Warp {
-    /// A lane that has retired so many instructions, passed so many landmarks since all met, and
-    /// may end its launch after `goal`.
-    pub const fn new(retired: u64, landmarks: u32, goal: u64) -> Self {
-        Self { patience: PATIENCE_MAX, met: retired, landmarks, goal, ended: false }
+    /// A lane that goes its way.
+    pub const fn alone(calls: u32) -> Self {
+        Self {
+            meeting: false,
+            patience: PATIENCE_MAX,
+            met: 0,
+            calls,
+            sp: 0,
+            lanes: 0,
+            company: 0,
+            goal: u64::MAX,
+            times: (u64::MAX, u64::MAX),
+            at: None,
+            ended: false,
+        }
     }
 
-    /// Waits for the other lanes, and answers whether the launch ends.
-    pub fn meet(&mut self, place: Place) -> bool {
-        if place.landmark {
-            self.landmarks = self.landmarks.saturating_add(1);
+    /// From now on this lane, which has retired so many instructions and whose `sp` is given, goes
+    /// with those that are here. The launch ends where they meet after `goal` instructions, or when
+    /// `ns` nanoseconds have passed.
+    pub fn gather(&mut self, retired: u64, sp: u32, goal: u64, ns: u32) {
+        let (now, ns) = (now_ns(), u64::from(ns));
+        self.meeting = true;
+        (self.met, self.sp, self.goal) = (retired, sp, goal);
+        self.times = (now.saturating_add(ns), now.saturating_add(ns + ns / 2));
+        self.lanes = here();
+        self.company = self.lanes;
+    }
+
+    /// A lane's run has come to a place where it may end. Answers whether it does.
+    pub fn arrive(&mut self, place: &Place) -> bool {
+        if !self.meeting {
+            return false;
         }
-        let turn = Turn::of(&place, self.landmarks);
-        loop {
-            let lanes = ballot(true);
-            let leader = lanes.trailing_zeros();
-            // All lanes take part in each exchange, whatever they got from the one before.
-            let (pc, kind) = (from_lane(place.pc, leader), from_lane(turn.kind, leader));
-            let together = ballot(pc == place.pc && kind == turn.kind) == lanes;
-            let late = ballot(place.retired.wrapping_sub(self.met) > u64::from(self.patience)) != 0;
-            let goal = ballot(place.retired >= self.goal) != 0;
-            if together || late {
-                let patience = if together { self.patience * 2 } else { self.patience / 2 };
-                self.patience = patience.clamp(PATIENCE_MIN, PATIENCE_MAX);
-                self.met = place.retired;
-                if together {
-                    self.landmarks = 0;
-                }
-                self.ended = together && goal;
-                return self.ended;
-            }
-            if turn.comes_with(turn.first(lanes)) {
-                return false;
-            }
+        if place.call {
+            self.calls = self.calls.wrapping_add(1);
         }
+        let turn = Turn::of(place, self.calls, self.sp);
+        let stop = Stop { turn, retired: place.retired, sp: place.sp };
+        let lanes = here();
+        if lanes == self.lanes && turn.same_place(lanes) {
+            self.go_on(&stop, lanes);
+            return self.ended;
+        }
+        self.at = Some(stop);
+        true
+    }
+
+    /// All lanes are at the same place.
+    fn go_on(&mut self, stop: &Stop, lanes: u32) {
+        let leader = lanes.trailing_zeros();
+        self.patience = (self.patience * 2).min(PATIENCE_MAX);
+        (self.met, self.sp, self.company) = (stop.retired, stop.sp, lanes);
+        self.calls = from_lane(lanes, self.calls, leader);
+        self.ended = ballot(lanes, stop.retired >= self.goal || now_ns() >= self.times.0) != 0;
+    }
+
+    /// Waits until all lanes' runs have ended.
+    pub fn wait(&self) {
+        if self.meeting {
+            sync(self.lanes);
+        }
+    }
+
+    /// Takes those lanes out that are `over`, and answers whether this one is.
+    pub fn leave(&mut self, over: bool) -> bool {
+        if self.meeting {
+            self.lanes &= !ballot(self.lanes, over);
+        }
+        over
+    }
+
+    /// All lanes' runs have ended. Answers whether this one goes on first.
+    pub fn settle(&mut self) -> bool {
+        if !self.meeting || self.ended {
+            return true;
+        }
+        let lanes = self.lanes;
+        self.ended = ballot(lanes, now_ns() >= self.times.1) != 0;
+        // One that ended for another reason than a meeting has yet to come to one.
+        let nowhere = Stop { turn: Turn::FIRST, retired: self.met, sp: self.sp };
+        let stop = self.at.take().unwrap_or(nowhere);
+        let turn = stop.turn;
+        if turn.same_place(lanes) {
+            if turn != Turn::FIRST {
+                self.go_on(&stop, lanes);
+            }
+            return true;
+        }
+        let waited = stop.retired.wrapping_sub(self.met);
+        if ballot(lanes, waited > u64::from(self.patience)) != 0 {
+            self.patience = (self.patience / 2).max(PATIENCE_MIN);
+            (self.met, self.sp, self.company) = (stop.retired, stop.sp, 0);
+            return true;
+        }
+        let first = turn.first(lanes);
+        let goes = turn.comes_with(first);
+        let going = ballot(lanes, goes);
+        // Where nobody waits that these lanes may come upon, they are a company of their own.
+        let near = ballot(lanes, turn.calls == first.calls && turn.kind == first.kind);
+        self.company = if near == going { going } else { lanes };
+        if !goes {
+            self.at = Some(stop);
+        }
+        goes
     }
 }
 
 /// Which lanes go first: those with the least turn.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Turn {
+    /// System calls passed.
+    calls: u32,
     kind: u32,
-    /// `sp` in the kernel, where it tells how deep in calls the lane is; landmarks.
+    /// `sp`, which tells how deep in calls the lane is.
     depth: u32,
-    /// `pc`, but for landmarks.
+    /// `pc`
     at: u32,
 }
 
 impl Turn {
-    fn of(place: &Place, landmarks: u32) -> Self {
-        match (place.landmark, place.user) {
-            (false, false) => Self { kind: 0, depth: place.sp, at: place.pc },
-            (false, true) => Self { kind: 1, depth: 0, at: place.pc },
-            (true, _) => Self { kind: 2, depth: landmarks, at: 0 },
+    const KERNEL: u32 = 0;
+    const PROGRAM: u32 = 1;
+    const REST: u32 = 2;
+    const FIRST: Self = Self { calls: 0, kind: 0, depth: 0, at: 0 };
+
+    fn of(place: &Place, calls: u32, met_sp: u32) -> Self {
+        // Programs' stacks lie elsewhere in each VM; what they have grown by can be compared.
+        let grown = place.sp.wrapping_sub(met_sp).wrapping_add(1 << 31);
+        let (kind, depth) = match (place.call | place.waits, place.user) {
+            (true, _) => (Self::REST, 0),
+            (false, false) => (Self::KERNEL, place.sp),
+            (false, true) => (Self::PROGRAM, grown),
+        };
+        Self { calls, kind, depth, at: place.pc }
+    }
+
+    /// That of another lane.
+    fn from(self, lanes: u32, lane: u32) -> Self {
+        Self {
+            calls: from_lane(lanes, self.calls, lane),
+            kind: from_lane(lanes, self.kind, lane),
+            depth: from_lane(lanes, self.depth, lane),
+            at: from_lane(lanes, self.at, lane),
         }
+    }
+
+    /// Whether all lanes are at the same place.
+    fn same_place(self, lanes: u32) -> bool {
+        let leader = lanes.trailing_zeros();
+        let (at, kind) = (from_lane(lanes, self.at, leader), from_lane(lanes, self.kind, leader));
+        ballot(lanes, at == self.at && kind == self.kind) == lanes
     }
 
     /// The least of all lanes.
     fn first(self, lanes: u32) -> Self {
-        let mut first = Self { kind: u32::MAX, ..self };
-        let mut left = lanes;
-        while left != 0 {
-            let lane = left.trailing_zeros();
-            let other = Self {
-                kind: from_lane(self.kind, lane),
-                depth: from_lane(self.depth, lane),
-                at: from_lane(self.at, lane),
-            };
-            first = first.min(other);
-            left &= left - 1;
+        let mut lane = lanes.trailing_zeros();
+        loop {
+            let first = self.from(lanes, lane);
+            let before = ballot(lanes, self < first);
+            if before == 0 {
+                return first;
+            }
+            lane = before.trailing_zeros();
         }
-        first
     }
 
     /// Whether a lane goes on when `first` does.
     fn comes_with(self, first: Self) -> bool {
         // Stacks may lie elsewhere in each VM.
-        self.kind == first.kind
-            && if self.kind == 2 { self.depth == first.depth } else { self.at == first.at }
+        self.calls == first.calls && self.kind == first.kind && self.at == first.at
     }
 }
 
-/// The lanes for which the predicate holds. Those that have ended are not waited for.
+/// Whether lanes of `company` are elsewhere.
 #[inline(always)]
-fn ballot(predicate: bool) -> u32 {
-    #[cfg(feature = "device")]
-    return crate::intrin::warp::warp_ballot_sync(u32::MAX, predicate);
-    #[cfg(not(feature = "device"))]
-    u32::from(predicate)
+pub fn parted(company: u32) -> bool {
+    cfg!(feature = "device") && company & !here() != 0
 }
 
-/// The value that a lane has.
+/// The lanes that execute this together.
 #[inline(always)]
-fn from_lane(value: u32, lane: u32) -> u32 {
+fn here() -> u32 {
     #[cfg(feature = "device")]
-    return crate::intrin::warp::warp_shuffle_sync_idx(u32::MAX, value, lane);
+    return crate::intrin::warp::activemask();
+    #[cfg(not(feature = "device"))]
+    1
+}
+
+/// A condition that holds, of which the compiler knows nothing. Lanes that part under it are
+/// together again behind it.
+#[inline(always)]
+pub fn bracket(value: u32) -> bool {
+    #[cfg(feature = "device")]
+    return crate::intrin::opaque(value) != u32::MAX;
     #[cfg(not(feature = "device"))]
     {
-        debug_assert_eq!(lane, 0);
+        let _ = value;
+        true
+    }
+}
+
+/// Waits for all of `lanes`.
+#[inline(always)]
+fn sync(lanes: u32) {
+    #[cfg(feature = "device")]
+    crate::intrin::warp::sync_warp(lanes);
+    #[cfg(not(feature = "device"))]
+    debug_assert_eq!(lanes, 1);
+}
+
+/// Those of `lanes`, which all come here, for which the predicate holds.
+#[inline(always)]
+fn ballot(lanes: u32, predicate: bool) -> u32 {
+    #[cfg(feature = "device")]
+    return crate::intrin::warp::warp_ballot_sync(lanes, predicate);
+    #[cfg(not(feature = "device"))]
+    {
+        u32::from(predicate) & lanes
+    }
+}
+
+/// The value that one of `lanes`, which all come here, has.
+#[inline(always)]
+fn from_lane(lanes: u32, value: u32, lane: u32) -> u32 {
+    #[cfg(feature = "device")]
+    return crate::intrin::warp::warp_shuffle_sync_idx(lanes, value, lane);
+    #[cfg(not(feature = "device"))]
+    {
+        debug_assert_eq!((lanes, lane), (1, 0));
         value
     }
+}
+
+/// A clock of the device's, in nanoseconds; elsewhere it stands still.
+#[inline(always)]
+fn now_ns() -> u64 {
+    #[cfg(feature = "device")]
+    return crate::intrin::now_ns();
+    #[cfg(not(feature = "device"))]
+    0
 }

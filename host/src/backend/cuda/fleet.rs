@@ -54,8 +54,9 @@ pub struct Turn<'a> {
     pub now: Now,
     /// VMs a warp.
     pub lanes: u32,
-    /// Whether VMs that share a warp may run over their slices to meet.
-    pub meeting: bool,
+    /// How long it is to take, VMs that share a warp ending where they meet; `None` for one that ends
+    /// with its slices exactly.
+    pub time: Option<Duration>,
 }
 
 /// What came of a launch.
@@ -209,7 +210,7 @@ impl DeviceFleet {
             rom_pages: base.rom.len() as u32,
             shared_code_len: ram_shared,
             inbox_len: 0,
-            meeting: 0,
+            meeting_ns: 0,
             arena: arena as *mut u8,
             shared_code: shared_code as *const CodePage,
             private_code: private_code as *mut CodeCache<CODE_SLOTS>,
@@ -369,7 +370,7 @@ impl DeviceFleet {
             count: turn.active.len() as u32,
             lanes: turn.lanes,
             slices: turn.slices,
-            meeting: u32::from(turn.meeting),
+            meeting_ns: turn.time.map_or(0, |t| t.as_nanos() as u32),
             slice: turn.slice,
             rate,
             ticks,

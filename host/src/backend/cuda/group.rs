@@ -43,8 +43,7 @@ impl Group {
             .unwrap_or_else(|| packing::lanes(vms.len() as u32, self.device.processors()));
         let now = Now::Instret;
         let slice = slice.min(SLICE);
-        let turn =
-            Turn { active: &active, inbox: &[], slices: 1, slice, now, lanes, meeting: false };
+        let turn = Turn { active: &active, inbox: &[], slices: 1, slice, now, lanes, time: None };
         self.device.submit(&turn)?;
         let goes_on = Exit { code: ExitCode::Budget, arg: 0 };
         let mut turns = vec![(goes_on, Vec::new()); vms.len()];

@@ -36,6 +36,11 @@ impl Pace {
         self.talking = talking;
     }
 
+    /// How long the next launch is to take.
+    pub fn target(&self) -> Duration {
+        if self.talking { TARGET_TALKING } else { TARGET }
+    }
+
     /// Instructions for the next launch.
     fn next(&self) -> u32 {
         const SHORTER: u32 = (TARGET.as_millis() / TARGET_TALKING.as_millis()) as u32;

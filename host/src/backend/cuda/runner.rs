@@ -296,14 +296,15 @@ impl Runner {
 
         let count = self.entries.len() as u32;
         let lanes = self.shared.options.lanes;
+        let lanes = lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.processors()));
         let turn = Turn {
             active: &self.entries,
             inbox: self.inbox.bytes(),
             slices,
             slice: self.pace.slice(),
             now: self.clock.now(Instant::now()),
-            lanes: lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.processors())),
-            meeting: true,
+            lanes,
+            time: Some(self.pace.target()),
         };
         self.fleet.submit(&turn)?;
         for at in marked {
@@ -326,6 +327,7 @@ impl Runner {
         tracing::trace!(
             busy = report.busy,
             log = report.log.len(),
+            instructions = report.instructions,
             us = report.took.as_micros() as u64,
             budget = report.budget,
             listed = self.entries.len(),

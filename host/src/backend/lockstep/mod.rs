@@ -256,7 +256,7 @@ impl Pair {
             active: &entries,
             inbox: &[],
             slices: 1,
-            meeting: false,
+            time: None,
             slice,
             now: Now::Instret,
             lanes: packing::lanes(vms.len() as u32, self.device.processors()),
