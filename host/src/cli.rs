@@ -11,7 +11,7 @@ use crate::backend::ClockSource;
 use crate::console::ready::ReadyPattern;
 use crate::engine::Until;
 use crate::exit;
-use crate::machine::{GuestOptions, Macs};
+use crate::machine::{GuestOptions, Link, Macs};
 use crate::net::Publish;
 use crate::net::addresses::Subnet;
 use crate::net::switch::Rate;
@@ -159,6 +159,7 @@ impl Guest {
             seed: self.seed,
             host_time: clock == ClockSource::Host,
             macs: Macs::Same,
+            link: Link::Up,
         }
     }
 }

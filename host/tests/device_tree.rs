@@ -13,7 +13,7 @@ mod tests {
     use dtoolkit::{Node, Property};
     use emu_core::layout::{MachineKind, VIRT};
     use pxvm::dtb::{self, Chosen, Shape};
-    use pxvm::machine::fleet::{self, Root};
+    use pxvm::machine::fleet::{self, Link, Root};
 
     const MEMORY: u32 = 24 << 20;
 
@@ -65,7 +65,7 @@ mod tests {
             MachineKind::Virt => (Root::Rom, 1 << 20),
             MachineKind::Semu => (Root::Initrd, 0),
         };
-        let bootargs = fleet::bootargs(0, None, root, "");
+        let bootargs = fleet::bootargs(0, None, root, Link::Up, "");
         let chosen = Chosen { bootargs, initrd: None, rng_seed: [0; 8] };
         dtb::emit(&Shape { kind, memory: MEMORY, rom, disk }).blob(&chosen)
     }

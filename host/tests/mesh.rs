@@ -60,12 +60,11 @@ mod tests {
         if !has_image() {
             return;
         }
-        // Without --net-mesh a VM has no name for another, whatever the subnet.
         let (fleet, a, b) = ping_each_other("", 3);
         assert!(a.contains("gateway=0") && a.contains("peer=1"), "{a}");
         assert!(b.contains("gateway=0") && b.contains("peer=1"), "{b}");
         let report = fleet.stop();
-        assert!(drops(&report, 0, "unreachable") >= 3, "{report}");
+        assert!(drops(&report, 0, "isolated") >= 3, "{report}");
     }
 
     #[test]

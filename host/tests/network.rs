@@ -357,13 +357,34 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_network_boots() {
+    fn a_machine_without_network_has_no_link_and_serves_itself() {
         if !has_image() {
             return;
         }
-        let (code, _, stderr) =
-            run(&mut pxvm("boot --net none --until ready --timeout 60 --json".split(' ')));
-        assert_eq!(code, 0, "{stderr}");
+        let script = "ifconfig eth0 up; echo link=$(cat /sys/class/net/eth0/carrier); \
+                      wget -qO- http://127.0.0.1/; poweroff\n";
+        let text = session("--net none", script);
+        assert!(text.contains("link=0\r\n"), "{text}");
+        assert!(text.contains("<title>vm0</title>"), "{text}");
+        let text = session("", script);
+        assert!(text.contains("link=1\r\n"), "{text}");
+    }
+
+    #[test]
+    fn clients_that_say_nothing_give_way_to_one_that_speaks() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::boot(1, free_ports(1), "");
+        let silent: Vec<TcpStream> = (0..48).map(|_| fleet.connect(0).unwrap()).collect();
+        fleet.check(0);
+        // Of the others none had to go: it was not that all had had their time.
+        let gone = |mut client: &TcpStream| {
+            client.set_nonblocking(true).unwrap();
+            !matches!(client.read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        };
+        let gone: Vec<usize> = (0..48).filter(|&i| gone(&silent[i])).collect();
+        assert_eq!(gone, [0]);
     }
 
     #[test]

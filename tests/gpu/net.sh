@@ -1,19 +1,23 @@
 #!/bin/bash
-# A fleet on the GPU serves pages to clients on this host: needs a GPU, a release binary and
-# python3, no Rust.
+# A fleet on the GPU serves pages to clients on this host: needs a GPU, python3, a release binary and
+# beside it the load generator (cargo build --release --bin pxvm --bin load), no Rust.
 #
 #   tests/gpu/net.sh PXVM IMAGE_DIR [COUNT [SECONDS]]
 #
 # IMAGE_DIR holds Image and initramfs.cpio (buildroot/build makes them). Boots COUNT machines
 # (default 256) with `--publish`, then measures: all pages asked for at once, one request at a
 # time, and as many as come through for SECONDS (default 10) with 2, 4 and 8 connections a machine.
-# Prints load.py's lines, what the program counted, and `N passed, N failed`: passed means that
+# Prints its lines, what the program counted, and `N passed, N failed`: passed means that
 # every request was answered with the right machine's page; times are for reading.
 set -uo pipefail
 [ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 pxvm=$(realpath "$1") images=$(realpath "$2") count=${3:-256} seconds=${4:-10}
 backend=${PXVM_BACKEND:-cuda} # for a look at this script without a GPU
-load=$(dirname "$(realpath "$0")")/../net/load.py
+load=$(dirname "$pxvm")/load
+[ -x "$load" ] || {
+    echo "error: no $load; cargo build --release -p pxvm-tests --bin load makes it" >&2
+    exit 2
+}
 port=20000
 work=$(mktemp -d)
 pid=
@@ -58,7 +62,7 @@ measure "one at a time" single 500
 workers=$(nproc)
 [ "$workers" -le 8 ] || workers=8
 for each in 2 4 8; do
-    measure "$each connections each" many "$seconds" $((each * count)) "$workers"
+    measure "$each connections each" many "$seconds" "$each" "$workers"
 done
 sleep 1
 measure "one at a time, after" single 200

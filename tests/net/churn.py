@@ -128,11 +128,11 @@ class Soak:
             t.join()
         for client in self.silent:
             client.close()
+        for vm in range(self.count):
+            page(self.port + vm, vm)
         limit = time.monotonic() + 60
         while self.files() > files and time.monotonic() < limit:
             time.sleep(0.2)
-        for vm in range(self.count):
-            page(self.port + vm, vm)
         grown = self.memory() - settled
         print(f"files {files} at first, {self.files()} at the end; "
               f"memory grew by {grown >> 10} MiB in the last two thirds")

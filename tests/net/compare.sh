@@ -5,12 +5,16 @@
 #   tests/net/compare.sh PXVM IMAGE_DIR [ROUNDS]
 #
 # IMAGE_DIR holds Image and initramfs.cpio, PXVM_FIRMWARE names a folder with fw_dynamic.bin for QEMU
-# (default: the one in the cache; buildroot/build makes both). Prints
-# load.py's results, then the medians side by side.
+# (default: the one in the cache; buildroot/build makes both). Needs the load generator beside PXVM:
+# cargo build --release -p pxvm-tests --bin load. Prints its results, then the medians side by side.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 pxvm=$(realpath "$1") images=$(realpath "$2") rounds=${3:-3}
-here=$(dirname "$(realpath "$0")")
+load=$(dirname "$pxvm")/load
+[ -x "$load" ] || {
+    echo "error: no $load; cargo build --release -p pxvm-tests --bin load makes it" >&2
+    exit 2
+}
 firmware=${PXVM_FIRMWARE:-${XDG_CACHE_HOME:-$HOME/.cache}/pxvm/firmware/default}
 port=24080
 work=$(mktemp -d)
@@ -50,7 +54,7 @@ ready() {
     local i
     for i in $(seq 100); do
         kill -0 "$pid" 2> /dev/null || break
-        if timeout 3 "$here/load.py" all $port 1 > /dev/null 2>&1; then return; fi
+        if timeout 3 "$load" all $port 1 > /dev/null 2>&1; then return; fi
         sleep 0.2
     done
     echo "error: the machine does not serve:" >&2
@@ -59,10 +63,10 @@ ready() {
 }
 measure() { # NAME
     ready
-    "$here/load.py" single $port 1 50 > /dev/null # warm
+    "$load" single $port 1 50 > /dev/null # warm
     for what in "single $port 1 500" "many $port 1 5 8"; do
         # shellcheck disable=SC2086
-        "$here/load.py" $what --json > "$work/json" || { echo "error: $(cat "$work/json")" >&2; exit 1; }
+        "$load" $what --json > "$work/json" || { echo "error: $(cat "$work/json")" >&2; exit 1; }
         printf '%s %s\n' "$1" "$(cat "$work/json")" >> "$work/all"
         # shellcheck disable=SC2086
         printf '%-5s %s\n' "$1" "$(python3 -c '

@@ -22,11 +22,14 @@ export XDG_STATE_HOME=$work/state
     --kernel "$images/Image" --initrd "$images/initramfs.cpio" \
     > "$work/out" 2> "$work/err" < /dev/null &
 pid=$!
-for _ in $(seq 150); do
-    kill -0 "$pid" 2> /dev/null || { cat "$work/err" >&2; exit 1; }
-    if timeout 3 "$here/load.py" all $port "$count" > /dev/null 2>&1; then break; fi
+until grep -q " $count ready" <(tr '\r' '\n' < "$work/err"); do
+    if ! kill -0 "$pid" 2> /dev/null || [ $SECONDS -gt 60 ]; then
+        cat "$work/err" >&2
+        exit 1
+    fi
     sleep 0.2
 done
+sleep 1
 python3 "$here/churn.py" "$port" "$count" "$seconds" "$pid"
 kill -INT "$pid"
 wait "$pid" || true

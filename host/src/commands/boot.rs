@@ -20,7 +20,7 @@ use crate::engine::{self, Control, Until, Verdict};
 use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
-use crate::machine::{Fleet, GuestOptions, assemble};
+use crate::machine::{Fleet, GuestOptions, Link, assemble};
 use crate::net::{Network, Wire};
 use crate::progress::Progress;
 use crate::report::{BootReport, NetReport, print_json};
@@ -44,7 +44,8 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     // program into one that can takes seconds the first time, and comes after.
     let wanted = wants_gpu(running.backend, options.device)?;
     let macs = networking.net_mac.into();
-    let fleet = assemble(&GuestOptions { macs, ..guest.options(count, settings.clock) })?;
+    let link = if uplink.is_some() { Link::Up } else { Link::Down };
+    let fleet = assemble(&GuestOptions { macs, link, ..guest.options(count, settings.clock) })?;
     let gpu = if wanted { open(running.backend, options.device)? } else { None };
     let lockstep = running.backend == BackendChoice::Lockstep;
     if lockstep && settings.clock != ClockSource::Instret {

@@ -29,7 +29,8 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
             Some(path) => dtb::given(&load(Role::DeviceTree, path, Ok)?, &shape)?,
         };
         let root = if rom != 0 && options.initrd.is_none() { Root::Rom } else { Root::Initrd };
-        let bootargs = fleet::bootargs(vm, tree.bootargs().as_deref(), root, &options.append);
+        let (given, link) = (tree.bootargs(), options.link);
+        let bootargs = fleet::bootargs(vm, given.as_deref(), root, link, &options.append);
         Some(tree.blob(&Chosen { bootargs, initrd: None, rng_seed: [0; SEED_WORDS] }))
     };
     // A fleet that is booted always has a tree.

@@ -35,7 +35,10 @@ pub fn uplink(
         NetChoice::User => {
             let bound = publish::bind(count, &options.publish, options.publish_http)?;
             let host_ports = options.net_host_ports.clone();
-            (Box::new(UserUplink::new(user::Options { count, bound, host_ports, macs })), mesh)
+            // Where they have no room in the network, VMs have no names for each other.
+            let peers = addresses().ok();
+            let options = user::Options { count, bound, host_ports, macs, peers };
+            (Box::new(UserUplink::new(options)), mesh)
         }
         NetChoice::Tap(name) => {
             let addresses = addresses()?;

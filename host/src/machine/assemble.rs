@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use emu_core::layout::MachineKind;
 
-use super::fleet::Root;
+use super::fleet::{Link, Root};
 use super::plan::{Inputs, plan, ram};
 use super::{BaseImage, Fleet, Macs};
 use crate::dtb::{self, Shape};
@@ -44,6 +44,8 @@ pub struct GuestOptions {
     pub host_time: bool,
     /// Hardware addresses of the network cards.
     pub macs: Macs,
+    /// Whether network cards are connected to anything.
+    pub link: Link,
 }
 
 impl Default for GuestOptions {
@@ -63,6 +65,7 @@ impl Default for GuestOptions {
             seed: 0,
             host_time: false,
             macs: Macs::Same,
+            link: Link::Up,
         }
     }
 }
@@ -88,7 +91,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
     };
 
     let root = if rom.is_some() && initrd.is_none() { Root::Rom } else { Root::Initrd };
-    let tree_len = Fleet::tree_len(&tree, options.count, root, &options.append);
+    let tree_len = Fleet::tree_len(&tree, options.count, root, options.link, &options.append);
     let plan = plan(Inputs { kind, memory: options.memory, kernel, initrd, firmware, tree_len })?;
     tracing::debug!(
         entry = format_args!("{:#x}", plan.entry),
@@ -113,6 +116,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
         seed: options.seed,
         host_time: options.host_time,
         macs: options.macs,
+        link: options.link,
         entries: Vec::new(),
     })
 }

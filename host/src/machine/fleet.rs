@@ -39,6 +39,8 @@ pub struct Fleet {
     pub host_time: bool,
     /// Hardware addresses.
     pub macs: Macs,
+    /// Whether network cards are connected to anything.
+    pub link: Link,
     /// Where VM `i` begins, in row `i` of the base image. Empty when all run the same: then they
     /// have row 0 and the plan's entry.
     pub entries: Vec<u32>,
@@ -75,6 +77,27 @@ impl Root {
     }
 }
 
+/// The link of all network cards. It is the same as long as a fleet runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Link {
+    /// There is a network.
+    #[default]
+    Up,
+    /// There is none.
+    Down,
+}
+
+impl Link {
+    /// What the command line says about the network of a VM with this name.
+    fn words(self, host: &str) -> String {
+        match self {
+            Self::Up => format!("ip=10.0.2.15::10.0.2.2:255.255.255.0:{host}:eth0:off "),
+            // A kernel that is given an address waits two minutes for the link.
+            Self::Down => String::new(),
+        }
+    }
+}
+
 /// The name of a VM, also its host name: `vm3`.
 pub fn name(vm: u32) -> String {
     format!("vm{vm}")
@@ -83,14 +106,14 @@ pub fn name(vm: u32) -> String {
 /// The command line of VM `vm`. The kernel takes the last of two words that contradict.
 ///
 /// All guests of a fleet have the same address; who talks to the outside rewrites it there.
-pub fn bootargs(vm: u32, tree: Option<&str>, root: Root, append: &str) -> String {
+pub fn bootargs(vm: u32, tree: Option<&str>, root: Root, link: Link, append: &str) -> String {
     let (host, root) = (name(vm), root.words());
     let mut line = match tree {
         Some(given) => given.to_owned(),
-        None => format!(
-            "console=ttyS0 quiet {root} ip=10.0.2.15::10.0.2.2:255.255.255.0:{host}:eth0:off \
-             panic=1 pxvm.host={host}"
-        ),
+        None => {
+            let ip = link.words(&host);
+            format!("console=ttyS0 quiet {root} {ip}panic=1 pxvm.host={host}")
+        }
     };
     if !append.is_empty() {
         line.push(' ');
@@ -161,20 +184,23 @@ impl Fleet {
             seed: 0,
             host_time: false,
             macs: Macs::Each,
+            link: Link::Up,
             entries,
         }
     }
 
     /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`].
-    pub fn tree_len(tree: &Template, count: u32, root: Root, append: &str) -> usize {
-        let bootargs = bootargs(count.saturating_sub(1), tree.bootargs().as_deref(), root, append);
+    pub fn tree_len(tree: &Template, count: u32, root: Root, link: Link, append: &str) -> usize {
+        let (last, given) = (count.saturating_sub(1), tree.bootargs());
+        let bootargs = bootargs(last, given.as_deref(), root, link, append);
         tree.blob(&Chosen { bootargs, initrd: Some(0..0), rng_seed: [0; SEED_WORDS] }).len()
     }
 
     /// The device tree of a VM.
     pub fn blob(&self, vm: u32) -> Option<Vec<u8>> {
         let tree = self.tree.as_ref()?;
-        let bootargs = bootargs(vm, tree.bootargs().as_deref(), self.root, &self.append);
+        let given = tree.bootargs();
+        let bootargs = bootargs(vm, given.as_deref(), self.root, self.link, &self.append);
         let rng_seed = self.randomness(vm, Purpose::Kernel);
         Some(tree.blob(&Chosen { bootargs, initrd: self.plan.initrd.clone(), rng_seed }))
     }
@@ -201,7 +227,9 @@ impl Fleet {
             _ => FIXED_EPOCH_NS,
         };
         state.sys.dev.rng = ChaCha::new(self.randomness(vm, Purpose::Device));
-        state.sys.dev.virtio[virtio_slot::NET] = Virtio::net(self.macs.of(vm));
+        let mut card = Virtio::net(self.macs.of(vm));
+        card.set_link(self.link == Link::Up);
+        state.sys.dev.virtio[virtio_slot::NET] = card;
         state.sys.dev.virtio[virtio_slot::RNG] = Virtio::RNG;
         if self.base.disk_len != 0 {
             state.sys.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
@@ -259,7 +287,7 @@ mod tests {
             kernel: Payload::flat(vec![0x13; 64], 64),
             initrd: Some(vec![5; 100]),
             firmware: None,
-            tree_len: Fleet::tree_len(&tree, 1000, Root::Initrd, "debug"),
+            tree_len: Fleet::tree_len(&tree, 1000, Root::Initrd, Link::Up, "debug"),
         })
         .unwrap();
         let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None, None);
@@ -274,6 +302,7 @@ mod tests {
             seed,
             host_time: false,
             macs: Macs::Same,
+            link: Link::Up,
             entries: Vec::new(),
         }
     }
@@ -296,9 +325,20 @@ mod tests {
 
     #[test]
     fn the_command_line_names_the_host_and_ends_with_what_was_appended() {
-        let line = bootargs(3, None, Root::Rom, "panic=5");
+        let line = bootargs(3, None, Root::Rom, Link::Up, "panic=5");
         assert!(line.contains("pxvm.host=vm3") && line.contains("root=mtd0 "));
         assert!(line.ends_with(" panic=5"));
-        assert_eq!(bootargs(3, Some("console=hvc0"), Root::Initrd, ""), "console=hvc0");
+        assert!(line.contains(" ip=10.0.2.15:"));
+        let given = bootargs(3, Some("console=hvc0"), Root::Initrd, Link::Up, "");
+        assert_eq!(given, "console=hvc0");
+    }
+
+    #[test]
+    fn without_a_network_the_link_is_down_and_nobody_waits_for_it() {
+        let alone = Fleet { link: Link::Down, ..fleet(1) };
+        let link = |fleet: &Fleet| fleet.stage(0).vm.sys.dev.virtio[virtio_slot::NET].config.link;
+        assert_eq!((link(&alone), link(&fleet(1))), (0, 1));
+        let line = bootargs(3, None, Root::Rom, Link::Down, "");
+        assert!(!line.contains("ip=") && line.contains("pxvm.host=vm3"), "{line}");
     }
 }

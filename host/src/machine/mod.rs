@@ -10,5 +10,5 @@ pub mod plan;
 
 pub use assemble::{GuestOptions, assemble};
 pub use base::BaseImage;
-pub use fleet::{Fleet, Macs, Staged};
+pub use fleet::{Fleet, Link, Macs, Staged};
 pub use plan::{Plan, PlanError};

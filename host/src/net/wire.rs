@@ -84,6 +84,8 @@ pub struct Wire {
     outbound: Mutex<Outbound>,
     /// The network thread was woken and has not looked yet.
     woken: AtomicBool,
+    /// Frames were sent since the last [`Wire::flush`].
+    sent: AtomicBool,
     /// Frames have come for a VM that had none.
     ring_vm: OnceLock<Bell<u32>>,
     /// There are messages for the network thread.
@@ -143,7 +145,8 @@ impl Wire {
 
     // For backends.
 
-    /// Takes a frame from a VM.
+    /// Takes a frame from a VM. The network thread sees it after the next [`Wire::flush`] at the
+    /// latest: to wake it costs more than all it does for a frame.
     pub fn send(&self, vm: u32, frame: Frame) {
         let Some(station) = self.station(vm) else { return };
         self.record(vm, Direction::Outbound, &frame);
@@ -155,8 +158,20 @@ impl Wire {
         }
         station.counters.sent(frame.len());
         queue.push_back(Message::Frame(vm, frame));
+        let many = queue.len() == OUTBOUND_MAX / 2;
         drop(outbound);
-        self.ring();
+        self.sent.store(true, Ordering::Release);
+        if many {
+            self.flush();
+        }
+    }
+
+    /// The frames that were sent are all for the moment.
+    pub fn flush(&self) {
+        // Most calls find nothing, and should not fight over the memory.
+        if self.sent.load(Ordering::Acquire) && self.sent.swap(false, Ordering::AcqRel) {
+            self.ring();
+        }
     }
 
     /// Whether frames wait for a VM.
@@ -314,14 +329,23 @@ mod tests {
         let (a, b) = (Arc::clone(&vm_bell), Arc::clone(&net_bell));
         wire.on_inbound(Box::new(move |vm| _ = a.fetch_add(1 + vm as usize, Ordering::Relaxed)));
         wire.on_outbound(Box::new(move |()| _ = b.fetch_add(1, Ordering::Relaxed)));
+        wire.flush();
         wire.send(1, frame(60));
         wire.send(0, frame(61));
+        assert_eq!(net_bell.load(Ordering::Relaxed), 0);
+        wire.flush();
+        wire.flush();
         assert_eq!(net_bell.load(Ordering::Relaxed), 1);
         let mut messages = VecDeque::new();
         wire.messages(9, &mut messages);
         assert_eq!(messages, [Message::Frame(1, frame(60)), Message::Frame(0, frame(61))]);
         wire.send(0, frame(62));
+        wire.flush();
         assert_eq!(net_bell.load(Ordering::Relaxed), 2);
+        wire.messages(9, &mut messages);
+        // Who sends that much is not waited for.
+        (0..OUTBOUND_MAX / 2).for_each(|_| wire.send(0, frame(60)));
+        assert_eq!(net_bell.load(Ordering::Relaxed), 3);
 
         wire.outlet().send(1, frame(63));
         wire.outlet().send(1, frame(64));

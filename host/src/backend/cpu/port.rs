@@ -24,7 +24,7 @@ pub struct CpuPort {
     pub received: VecDeque<Frame>,
     /// The frame that the guest is sending.
     sending: Vec<u8>,
-    /// Where its frames go, at once: what becomes of them is the wire's business.
+    /// Where its frames go, a slice's together: what becomes of them is the wire's business.
     wire: Arc<Wire>,
     vm: u32,
 }

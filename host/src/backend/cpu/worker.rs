@@ -172,6 +172,7 @@ impl<'a> Worker<'a> {
             let before = session.vm().sys.clock.retired;
             let budget = SLICE - (before as u32 & (SLICE - 1));
             let exit = session.run(port, budget, now, &mut NoTrace);
+            wire.flush();
             let retired = session.vm().sys.clock.retired.wrapping_sub(before);
             if shared.settings.clock == ClockSource::Host {
                 let end = Instant::now();

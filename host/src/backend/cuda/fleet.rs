@@ -70,12 +70,27 @@ pub struct Report {
     pub budget: u32,
     /// See `budget`.
     pub busy: u32,
+    /// VMs that were launched.
+    pub listed: u32,
     /// Instructions retired since the fleet began.
     pub instructions: u64,
     /// Private frames in use.
     pub private_frames: u32,
     /// How long the device took.
     pub took: Duration,
+}
+
+impl Report {
+    /// Instructions that a VM ran which used up its budget, when the fleet had retired `before`.
+    ///
+    /// VMs that share a warp may run over their budget to meet, which the mean over all says while
+    /// all are busy. It says little when others came to rest early; the sum must not be shared out
+    /// among the busy ones then: a launch would seem to do much in its time, the next would be
+    /// longer, and in the end as long as whatever the busiest VM has to do.
+    pub fn ran(&self, before: u64) -> u32 {
+        let mean = self.instructions.saturating_sub(before) / u64::from(self.listed.max(1));
+        mean.clamp(self.budget.into(), u32::MAX.into()) as u32
+    }
 }
 
 /// One set of what host and device exchange in a launch. There are two, so that the host reads
@@ -93,6 +108,8 @@ struct Exchange {
     report: Box<dyn Mapped>,
     /// Instructions that the launch gave each VM.
     budget: u32,
+    /// VMs in the launch.
+    listed: u32,
 }
 
 const OUTBOX_AT: usize = size_of::<Launch>();
@@ -143,6 +160,7 @@ impl DeviceFleet {
                 device: gpu.alloc(params_len as u64)?,
                 report: gpu.map(size_of::<Control>())?,
                 budget: 0,
+                listed: 0,
             })
         };
         let exchanges = [exchange(gpu.as_mut())?, exchange(gpu.as_mut())?];
@@ -385,6 +403,7 @@ impl DeviceFleet {
             data: exchange.outbox.address() as *mut u8,
         };
         exchange.budget = turn.slices * turn.slice;
+        exchange.listed = turn.active.len() as u32;
         exchange.inbox.write(0, turn.inbox);
         exchange.params.write(0, raw::bytes(&[launch]));
         exchange.params.write(OUTBOX_AT, raw::bytes(&[outbox]));
@@ -443,6 +462,7 @@ impl DeviceFleet {
             log,
             full: tail > self.outbox_len,
             busy: busy.load(Relaxed),
+            listed: exchange.listed,
             instructions: instructions.load(Relaxed),
             private_frames: self.private_frames_in(free),
             budget: exchange.budget,

@@ -317,12 +317,9 @@ impl Runner {
     /// Takes in what a launch left.
     fn hear(&mut self, report: &Report) {
         if report.busy > 0 {
-            // VMs that share a warp may run over their budget to meet.
-            let before = self.shared.instructions.load(Ordering::Relaxed);
-            let each = report.instructions.saturating_sub(before) / u64::from(report.busy);
-            let ran = each.clamp(report.budget.into(), u32::MAX.into());
-            self.clock.measured(ran, report.took);
-            self.pace.measured(ran as u32, report.took);
+            let ran = report.ran(self.shared.instructions.load(Ordering::Relaxed));
+            self.clock.measured(ran.into(), report.took);
+            self.pace.measured(ran, report.took);
         }
         tracing::trace!(
             busy = report.busy,
@@ -330,7 +327,7 @@ impl Runner {
             instructions = report.instructions,
             us = report.took.as_micros() as u64,
             budget = report.budget,
-            listed = self.entries.len(),
+            listed = report.listed,
             "launch"
         );
         self.shared.launches.fetch_add(1, Ordering::Relaxed);
@@ -340,6 +337,7 @@ impl Runner {
         for message in messages(&report.log) {
             self.handle(&message);
         }
+        self.shared.settings.wire.flush();
     }
 
     fn handle(&mut self, message: &Message<'_>) {

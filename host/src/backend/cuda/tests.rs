@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use emu_core::layout::MachineKind;
 
 use super::emulated::Emulated;
+use super::fleet::Report;
 use super::{CudaBackend, DeviceFleet, Options};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Reason, Settings};
@@ -366,4 +367,17 @@ fn frames_go_in_and_out_when_time_is_instructions_too() {
     });
     let Some(Message::Frame(0, answer)) = heard.pop_front() else { panic!("no answer") };
     assert_eq!((&answer[..6], &answer[6..12]), (&GATEWAY_MAC[..], &mac[..]));
+}
+
+#[test]
+fn a_busy_vm_among_idle_ones_does_not_make_launches_look_fast() {
+    let ran = |busy, listed, instructions| {
+        let report = Report { budget: 1000, busy, listed, instructions, ..Report::default() };
+        report.ran(50_000)
+    };
+    // One runs on, 255 came to rest half way.
+    assert_eq!(ran(1, 256, 50_000 + 1000 + 255 * 500), 1000);
+    // All are busy, and ran on to meet.
+    assert_eq!(ran(8, 8, 50_000 + 8 * 1300), 1300);
+    assert_eq!(ran(1, 1, 50_000 + 990), 1000);
 }

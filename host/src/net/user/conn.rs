@@ -1,11 +1,12 @@
 //! One connection: a socket of the host on one side, one of a guest's stack on the other, and the
 //! bytes between them.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
+use rustix::net::SendFlags;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, State};
 
@@ -13,6 +14,8 @@ use smoltcp::socket::tcp::{Socket, State};
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The same for one that was used.
 const IDLE_MAX: Duration = Duration::from_secs(600);
+/// Time for the first word even when others wait.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A connection.
 pub struct Conn {
@@ -30,6 +33,8 @@ pub struct Conn {
     eof: bool,
     /// It was told that the guest has.
     shut: bool,
+    /// It has to go.
+    ousted: bool,
     /// Some byte was moved.
     spoken: bool,
     /// When the last one was.
@@ -59,6 +64,11 @@ fn again(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
+/// Whether the guest has ended its side of the connection.
+fn said_all(state: State) -> bool {
+    matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
+}
+
 /// Closes a stream as one that broke.
 pub fn reset(stream: TcpStream) {
     // Without it the other end is told that all is well.
@@ -76,6 +86,7 @@ impl Conn {
             writable: true,
             eof: false,
             shut: false,
+            ousted: false,
             spoken: false,
             touched: now,
         }
@@ -84,7 +95,23 @@ impl Conn {
     /// Whether it has had its time.
     pub fn is_stale(&self, now: Instant) -> bool {
         let patience = if self.spoken { IDLE_MAX } else { SILENCE_MAX };
-        now.saturating_duration_since(self.touched) > patience
+        self.ousted || now.saturating_duration_since(self.touched) > patience
+    }
+
+    /// Since when nobody says anything, if a client began it, nobody ever has, and there was time
+    /// to. What a client has said counts also when the guest has not heard it; a request that names
+    /// no VM yet does not.
+    pub fn silent_since(&self, now: Instant) -> Option<Instant> {
+        let by_client = !matches!(self.end, End::Guest { opened: true, .. });
+        let silent = by_client && !self.spoken && !self.readable && self.stream.is_some();
+        let late = now.saturating_duration_since(self.touched) > GRACE;
+        (silent && late).then_some(self.touched)
+    }
+
+    /// Closes the host's end, for the sake of other clients; the rest follows.
+    pub fn oust(&mut self) {
+        self.ousted = true;
+        self.reset();
     }
 
     /// Closes the host's end as a connection that broke.
@@ -96,7 +123,7 @@ impl Conn {
 
     /// Reads more of an HTTP request: at most until `max` bytes are there. An error, or the end,
     /// before it is whole ends the connection.
-    pub fn read_head(&mut self, max: usize, now: Instant) -> io::Result<()> {
+    pub fn read_head(&mut self, max: usize) -> io::Result<()> {
         let (Some(stream), End::Unknown(head)) = (&mut self.stream, &mut self.end) else {
             return Ok(());
         };
@@ -105,10 +132,8 @@ impl Conn {
             let room = buffer.len().min(max - head.len());
             match stream.read(&mut buffer[..room]) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => {
-                    head.extend_from_slice(&buffer[..n]);
-                    self.touched = now;
-                }
+                // Not that it goes on and on counts, but that it is whole in time.
+                Ok(n) => head.extend_from_slice(&buffer[..n]),
                 Err(e) if again(&e) => self.readable = false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
@@ -158,9 +183,15 @@ impl Conn {
         let Some(stream) = &mut self.stream else { return Ok(false) };
         let mut moved = false;
         while self.writable && socket.can_recv() {
-            let written = socket.recv(|bytes| match stream.write(bytes) {
-                Ok(n) => (n, Ok(n)),
-                Err(e) => (0, Err(e)),
+            // Whoever reads the last bytes learns at once, from the same segment, that they are.
+            let last = (said_all(socket.state()) && !self.shut).then(|| socket.recv_queue());
+            let written = socket.recv(|bytes| {
+                let more = last == Some(bytes.len());
+                let flags = if more { SendFlags::MORE } else { SendFlags::empty() };
+                match rustix::net::send(&*stream, bytes, flags | SendFlags::NOSIGNAL) {
+                    Ok(n) => (n, Ok(n)),
+                    Err(e) => (0, Err(e.into())),
+                }
             });
             match written.map_err(io::Error::other)? {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -172,9 +203,7 @@ impl Conn {
         }
         if !socket.can_recv() {
             match socket.state() {
-                State::CloseWait | State::LastAck | State::Closing | State::TimeWait
-                    if !self.shut =>
-                {
+                state if said_all(state) && !self.shut => {
                     // The host's end may have gone, which is found out by reading.
                     let _ = stream.shutdown(Shutdown::Write);
                     self.shut = true;

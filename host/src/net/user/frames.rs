@@ -9,6 +9,7 @@ use smoltcp::wire::{
     UdpPacket,
 };
 
+use crate::net::addresses::Addresses;
 use crate::net::{DropReason, Frame, GATEWAY_IP, GATEWAY_MAC, GUEST_IP, PREFIX_LEN};
 
 const ETHERNET: usize = 14;
@@ -44,22 +45,30 @@ pub enum Fate {
 }
 
 use DropReason::{
-    Broadcast, Checksum, Fragment, Ipv6, Malformed, Protocol, Spoofed, Unreachable, Vlan,
+    Broadcast, Checksum, Fragment, Ipv6, Isolated, Malformed, Protocol, Spoofed, Unreachable, Vlan,
 };
+
+/// Why nothing gets to an address that is not the gateway's.
+fn elsewhere(target: Ipv4Addr, peers: Option<&Addresses>) -> DropReason {
+    match peers.and_then(|peers| peers.vm(target)) {
+        Some(_) => Isolated,
+        None => Unreachable,
+    }
+}
 
 fn dropped(reason: DropReason) -> Fate {
     Fate::Drop(reason, None)
 }
 
-/// Looks at a frame of the guest with hardware address `mac`.
-pub fn look(bytes: &[u8], mac: [u8; 6]) -> Fate {
+/// Looks at a frame of the guest with hardware address `mac`, which is kept apart from `peers`.
+pub fn look(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
     let Ok(frame) = EthernetFrame::new_checked(bytes) else { return dropped(Malformed) };
     if frame.src_addr().0 != mac {
         return dropped(Spoofed);
     }
     match frame.ethertype() {
-        EthernetProtocol::Arp => arp(frame.payload(), mac),
-        EthernetProtocol::Ipv4 => ipv4(bytes, frame.dst_addr(), frame.payload(), mac),
+        EthernetProtocol::Arp => arp(frame.payload(), mac, peers),
+        EthernetProtocol::Ipv4 => ipv4(bytes, frame.dst_addr(), frame.payload(), mac, peers),
         EthernetProtocol::Ipv6 => dropped(Ipv6),
         EthernetProtocol::Unknown(0x8100 | 0x88a8) => dropped(Vlan),
         EthernetProtocol::Unknown(_) => dropped(Protocol),
@@ -71,7 +80,7 @@ pub fn dhcp_answer(frame: &[u8], mac: [u8; 6]) -> Option<Frame> {
     let packet = Ipv4Packet::new_checked(payload(frame)).ok()?;
     let udp = UdpPacket::new_checked(packet.payload()).ok()?;
     let asks = packet.next_header() == IpProtocol::Udp && udp.dst_port() == DHCP_SERVER;
-    match asks.then(|| look(frame, mac))? {
+    match asks.then(|| look(frame, mac, None))? {
         Fate::Answer(answer) => Some(answer),
         _ => None,
     }
@@ -118,7 +127,7 @@ pub fn greeting(mac: [u8; 6]) -> Frame {
     arp_frame(mac, ArpOperation::Request)
 }
 
-fn arp(payload: &[u8], mac: [u8; 6]) -> Fate {
+fn arp(payload: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
     let Ok(packet) = ArpPacket::new_checked(payload) else { return dropped(Malformed) };
     if packet.hardware_type() != ArpHardware::Ethernet
         || packet.protocol_type() != EthernetProtocol::Ipv4
@@ -143,12 +152,18 @@ fn arp(payload: &[u8], mac: [u8; 6]) -> Fate {
         ArpOperation::Request if target == GATEWAY_IP => {
             Fate::Answer(arp_frame(mac, ArpOperation::Reply))
         }
-        ArpOperation::Request if target != GUEST_IP => dropped(Unreachable),
+        ArpOperation::Request if target != GUEST_IP => dropped(elsewhere(target, peers)),
         _ => Fate::Ignore,
     }
 }
 
-fn ipv4(bytes: &[u8], to: EthernetAddress, payload: &[u8], mac: [u8; 6]) -> Fate {
+fn ipv4(
+    bytes: &[u8],
+    to: EthernetAddress,
+    payload: &[u8],
+    mac: [u8; 6],
+    peers: Option<&Addresses>,
+) -> Fate {
     let Ok(packet) = Ipv4Packet::new_checked(payload) else { return dropped(Malformed) };
     if packet.version() != 4 || usize::from(packet.header_len()) < IPV4 {
         return dropped(Malformed);
@@ -178,11 +193,11 @@ fn ipv4(bytes: &[u8], to: EthernetAddress, payload: &[u8], mac: [u8; 6]) -> Fate
         return dropped(Broadcast);
     }
     if to.0 != GATEWAY_MAC {
-        return dropped(Unreachable);
+        return dropped(elsewhere(target, peers));
     }
     if target != GATEWAY_IP {
         const PROHIBITED: u8 = 13;
-        return Fate::Drop(Unreachable, unreachable(bytes, mac, PROHIBITED));
+        return Fate::Drop(elsewhere(target, peers), unreachable(bytes, mac, PROHIBITED));
     }
     match packet.next_header() {
         IpProtocol::Tcp => tcp(packet.payload()),
@@ -302,6 +317,7 @@ fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::machine::Macs;
 
     pub const MAC: [u8; 6] = [2, b'p', b'x', 0, 0, 0];
 
@@ -358,8 +374,13 @@ pub mod tests {
         from_guest(EthernetProtocol::Arp, &bytes)
     }
 
+    fn look_at(bytes: &[u8], mac: [u8; 6]) -> Fate {
+        let peers = Addresses::new("10.77.0.0/16".parse().unwrap(), 8, Macs::Same).unwrap();
+        look(bytes, mac, Some(&peers))
+    }
+
     fn reason(bytes: &[u8]) -> Option<DropReason> {
-        match look(bytes, MAC) {
+        match look_at(bytes, MAC) {
             Fate::Drop(reason, _) => Some(reason),
             _ => None,
         }
@@ -368,14 +389,14 @@ pub mod tests {
     #[test]
     fn the_gateway_answers_arp_and_nobody_else_is_there() {
         let ask = |target| arp_of_guest(ArpOperation::Request, GUEST_IP, target);
-        let Fate::Answer(frame) = look(&ask(GATEWAY_IP), MAC) else { panic!("no answer") };
+        let Fate::Answer(frame) = look_at(&ask(GATEWAY_IP), MAC) else { panic!("no answer") };
         let packet = ArpPacket::new_checked(payload(&frame)).unwrap();
         assert_eq!(packet.source_hardware_addr(), GATEWAY_MAC);
         assert_eq!(packet.operation(), ArpOperation::Reply);
         assert_eq!(frame[..6], MAC);
         assert_eq!(reason(&ask(Ipv4Addr::new(10, 0, 2, 3))), Some(Unreachable));
         let probe = arp_of_guest(ArpOperation::Request, Ipv4Addr::UNSPECIFIED, GUEST_IP);
-        assert_eq!(look(&probe, MAC), Fate::Ignore);
+        assert_eq!(look_at(&probe, MAC), Fate::Ignore);
         let lie = arp_of_guest(ArpOperation::Reply, GATEWAY_IP, GUEST_IP);
         assert_eq!(reason(&lie), Some(Spoofed));
     }
@@ -383,9 +404,9 @@ pub mod tests {
     #[test]
     fn tcp_and_echo_for_the_gateway_reach_the_stack() {
         let syn = ip(IpProtocol::Tcp, GUEST_IP, GATEWAY_IP, &syn(8000));
-        assert_eq!(look(&syn, MAC), Fate::Stack(Some(Opening { from: 40_000, to: 8000 })));
+        assert_eq!(look_at(&syn, MAC), Fate::Stack(Some(Opening { from: 40_000, to: 8000 })));
         let echo = ip(IpProtocol::Icmp, GUEST_IP, GATEWAY_IP, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
-        assert_eq!(look(&echo, MAC), Fate::Stack(None));
+        assert_eq!(look_at(&echo, MAC), Fate::Stack(None));
     }
 
     #[test]
@@ -422,18 +443,29 @@ pub mod tests {
     #[test]
     fn the_guest_is_told_what_it_cannot_reach() {
         let away = ip(IpProtocol::Tcp, GUEST_IP, Ipv4Addr::new(9, 9, 9, 9), &syn(443));
-        let Fate::Drop(Unreachable, Some(frame)) = look(&away, MAC) else { panic!("not told") };
+        let Fate::Drop(Unreachable, Some(frame)) = look_at(&away, MAC) else { panic!("not told") };
         let packet = Ipv4Packet::new_checked(payload(&frame)).unwrap();
         assert!(packet.verify_checksum());
         assert_eq!((packet.src_addr(), packet.dst_addr()), (GATEWAY_IP, GUEST_IP));
         assert_eq!(packet.payload()[..2], [3, 13]);
         assert_eq!(packet.payload()[8..28], away[14..34]);
         let dns = ip(IpProtocol::Udp, GUEST_IP, GATEWAY_IP, &udp(5000, 53, b"question"));
-        let Fate::Drop(Unreachable, Some(frame)) = look(&dns, MAC) else { panic!("not told") };
+        let Fate::Drop(Unreachable, Some(frame)) = look_at(&dns, MAC) else { panic!("not told") };
         assert_eq!(payload(&frame)[20..22], [3, 3]);
         // No message about a message.
         let echo = ip(IpProtocol::Icmp, GUEST_IP, Ipv4Addr::new(9, 9, 9, 9), &[3; 36]);
-        assert_eq!(look(&echo, MAC), Fate::Drop(Unreachable, None));
+        assert_eq!(look_at(&echo, MAC), Fate::Drop(Unreachable, None));
+    }
+
+    #[test]
+    fn what_is_for_another_vm_is_counted_as_such() {
+        let (peer, nobody) = (Ipv4Addr::new(10, 77, 0, 9), Ipv4Addr::new(10, 77, 0, 10));
+        let to = |ip| self::ip(IpProtocol::Tcp, GUEST_IP, ip, &syn(80));
+        let Fate::Drop(Isolated, Some(_)) = look_at(&to(peer), MAC) else { panic!("not told") };
+        assert_eq!(reason(&to(nobody)), Some(Unreachable));
+        let ask = |ip| arp_of_guest(ArpOperation::Request, GUEST_IP, ip);
+        assert_eq!(reason(&ask(peer)), Some(Isolated));
+        assert_eq!(reason(&ask(nobody)), Some(Unreachable));
     }
 
     #[test]
@@ -465,7 +497,7 @@ pub mod tests {
             let mut body = vec![0; repr.buffer_len()];
             repr.emit(&mut DhcpPacket::new_unchecked(&mut body[..])).unwrap();
             let udp = udp(DHCP_CLIENT, DHCP_SERVER, &body);
-            look(&ip(IpProtocol::Udp, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp), MAC)
+            look_at(&ip(IpProtocol::Udp, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp), MAC)
         };
         let answer = |repr: &DhcpRepr<'_>| {
             let Fate::Answer(frame) = ask(repr) else { panic!("no answer") };

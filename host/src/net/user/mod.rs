@@ -3,100 +3,40 @@
 //! to published ports of the host go on as connections of the gateway to the guest; a guest may
 //! open connections to the ports of the host that the user allows.
 
+mod accept;
 mod conn;
 mod frames;
 mod http;
+mod options;
 mod stack;
 #[cfg(test)]
 mod tests;
 
-pub use frames::greeting;
-
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::io::{self, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
-use std::ops::RangeInclusive;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use mio::event::{Event, Source};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use smoltcp::iface::SocketHandle;
 
+use self::accept::Listener;
 use self::conn::{Conn, End};
-pub use self::frames::dhcp_answer;
 use self::frames::{Fate, Opening};
-use self::http::Refusal;
-use self::stack::Stack;
-use super::publish::{Bound, Target, connections_max};
+pub use self::frames::{dhcp_answer, greeting};
+pub use self::options::{HostPorts, Options};
+use self::stack::{Spare, Stack};
+use super::publish::connections_max;
 use super::{DropReason, Frame, Outlet, Uplink, WAKER};
-use crate::machine::Macs;
 
-/// Connections to one VM; more wait to be accepted. The guest's server, with room for 64, closes
-/// those that wait for a request when it has fewer than four left.
-const TO_GUEST_MAX: usize = 48;
 /// Connections that one VM has opened to the host.
 const FROM_GUEST_MAX: usize = 32;
-/// Requests that have not named a VM yet.
-const UNKNOWN_MAX: usize = 256;
-/// Connections accepted from one port before others have their turn.
-const ACCEPTS: usize = 16;
 /// How often connections that have had their time are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
-/// The port that the route by name leads to.
-const HTTP: u16 = 80;
-
-/// Ports of this host that guests may reach.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct HostPorts(Vec<RangeInclusive<u16>>);
-
-impl HostPorts {
-    fn contains(&self, port: u16) -> bool {
-        self.0.iter().any(|range| range.contains(&port))
-    }
-}
-
-impl FromStr for HostPorts {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let port = |text: &str| match text.parse::<u16>() {
-            Ok(port @ 1..) => Ok(port),
-            _ => Err(format!("'{text}' is no port; write ports and ranges, as in 8000,9000-9010")),
-        };
-        let range = |text: &str| {
-            let (first, last) = text.split_once('-').unwrap_or((text, text));
-            let (first, last) = (port(first)?, port(last)?);
-            if first > last {
-                return Err(format!("'{text}' is no range: {first} is more than {last}"));
-            }
-            Ok(first..=last)
-        };
-        text.split(',').map(range).collect::<Result<_, _>>().map(Self)
-    }
-}
-
-/// What the uplink is to do.
-#[derive(Debug, Default)]
-pub struct Options {
-    /// VMs.
-    pub count: u32,
-    /// Ports that lead to them.
-    pub bound: Vec<Bound>,
-    /// What they may reach.
-    pub host_ports: HostPorts,
-    /// The guests' hardware addresses.
-    pub macs: Macs,
-}
-
-/// A port of the host.
-struct Listener {
-    bound: Bound,
-    /// It is in the queue of those that are to be asked.
-    queued: bool,
-}
 
 /// One VM's part.
 struct Seat {
@@ -105,6 +45,8 @@ struct Seat {
     conns: Vec<usize>,
     /// Of which so many were opened by the guest.
     opened: usize,
+    /// Listeners that wait until one of them ends.
+    held: Vec<usize>,
     /// It is in the list of those to be served.
     dirty: bool,
     /// When it is to be served next.
@@ -119,13 +61,14 @@ pub struct UserUplink {
     listeners: Vec<Listener>,
     /// Listeners with connections that may be accepted.
     accepting: VecDeque<usize>,
-    /// Listeners that wait until some connection ends.
+    /// Listeners that wait until some connection ends, whosever it is.
     held: Vec<usize>,
     conns: Vec<Option<Conn>>,
     free: Vec<usize>,
     conns_max: usize,
     unknown: usize,
     seats: Vec<Option<Box<Seat>>>,
+    spare: Spare,
     dirty: Vec<u32>,
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
     sweep_at: Option<Instant>,
@@ -141,13 +84,14 @@ impl UserUplink {
         Self {
             conns_max: connections_max(bound.len()),
             seats: (0..options.count).map(|_| None).collect(),
-            listeners: bound.into_iter().map(|bound| Listener { bound, queued: false }).collect(),
+            listeners: bound.into_iter().map(Listener::new).collect(),
             options,
             accepting: VecDeque::new(),
             held: Vec::new(),
             conns: Vec::new(),
             free: Vec::new(),
             unknown: 0,
+            spare: Spare::default(),
             dirty: Vec::new(),
             timers: BinaryHeap::new(),
             sweep_at: None,
@@ -169,6 +113,7 @@ impl UserUplink {
                 stack,
                 conns: Vec::new(),
                 opened: 0,
+                held: Vec::new(),
                 dirty: false,
                 wake_at: None,
                 alarm: None,
@@ -218,84 +163,7 @@ impl UserUplink {
     fn forget(&mut self, slot: usize) {
         self.conns[slot] = None;
         self.free.push(slot);
-        let held = std::mem::take(&mut self.held);
-        held.into_iter().for_each(|listener| self.ask(listener));
-    }
-
-    /// Accepts from a listener in this round.
-    fn ask(&mut self, listener: usize) {
-        if let Some(entry) = self.listeners.get_mut(listener)
-            && !entry.queued
-        {
-            entry.queued = true;
-            self.accepting.push_back(listener);
-        }
-    }
-
-    /// Whether one more connection may be accepted.
-    fn has_room(&self, target: Target) -> bool {
-        if self.free.is_empty() && self.conns.len() >= self.conns_max {
-            return false;
-        }
-        match target {
-            Target::ByName => self.unknown < UNKNOWN_MAX,
-            Target::Port { vm, .. } => self.has_room_at(vm),
-        }
-    }
-
-    fn has_room_at(&self, vm: u32) -> bool {
-        let seat = self.seats.get(vm as usize).and_then(Option::as_ref);
-        seat.is_none_or(|seat| seat.conns.len() - seat.opened < TO_GUEST_MAX)
-    }
-
-    /// Takes a listener's connections, a few; they wait where there is no room for them.
-    fn accept(&mut self, listener: usize, now: Instant, out: &Outlet<'_>) {
-        let Some(entry) = self.listeners.get_mut(listener) else { return };
-        entry.queued = false;
-        let target = entry.bound.target;
-        for _ in 0..ACCEPTS {
-            if !self.has_room(target) {
-                return self.held.push(listener);
-            }
-            match self.listeners[listener].bound.listener.accept() {
-                Ok((stream, _)) => match target {
-                    Target::Port { vm, .. } if out.has_ended(vm) => conn::reset(stream),
-                    _ => self.welcome(stream, target, now),
-                },
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The client has gone already.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(e) => {
-                    tracing::warn!("cannot accept connections: {e}");
-                    self.sweep_at.get_or_insert(now + SWEEP);
-                    return self.held.push(listener);
-                }
-            }
-        }
-        self.ask(listener);
-    }
-
-    fn welcome(&mut self, stream: TcpStream, target: Target, now: Instant) {
-        match target {
-            Target::ByName => {
-                let conn = Conn::new(stream, End::Unknown(Vec::new()), now);
-                if self.keep(conn, now).is_some() {
-                    self.unknown += 1;
-                }
-            }
-            Target::Port { vm, port } => {
-                let Some(handle) = self.seat(vm).and_then(|seat| seat.stack.connect(port)) else {
-                    return;
-                };
-                let end =
-                    End::Guest { vm, handle, first: Vec::new(), opened: false, connecting: false };
-                match self.keep(Conn::new(stream, end, now), now) {
-                    Some(slot) => self.attach(vm, slot),
-                    None => self.discard(vm, handle),
-                }
-            }
-        }
+        self.release();
     }
 
     fn attach(&mut self, vm: u32, slot: usize) {
@@ -305,57 +173,10 @@ impl UserUplink {
         self.touch(vm);
     }
 
-    fn discard(&mut self, vm: u32, handle: smoltcp::iface::SocketHandle) {
-        if let Some(seat) = self.seat(vm) {
-            seat.stack.remove(handle);
+    fn discard(&mut self, vm: u32, handle: SocketHandle) {
+        if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
+            seat.stack.remove(handle, &mut self.spare);
         }
-    }
-
-    /// Goes on with a request that has not named a VM.
-    fn read_head(&mut self, slot: usize, now: Instant, out: &Outlet<'_>) {
-        let count = self.options.count;
-        let Some(conn) = &mut self.conns[slot] else { return };
-        let read = conn.read_head(http::HEAD_MAX, now);
-        let End::Unknown(head) = &mut conn.end else { return };
-        let routed = match (read, http::route(head, count)) {
-            (Ok(()), Ok(None)) => return,
-            (Err(_), Ok(None)) => None,
-            (_, Ok(Some(vm))) => Some(Ok((vm, std::mem::take(head)))),
-            (_, Err(refusal)) => Some(Err(refusal)),
-        };
-        self.unknown -= 1;
-        let attached = match routed {
-            Some(Ok((vm, _))) if out.has_ended(vm) => Err(Some(Refusal::Ended)),
-            Some(Ok((vm, head))) => self.attach_by_name(slot, vm, head),
-            Some(Err(refusal)) => Err(Some(refusal)),
-            None => Err(None),
-        };
-        if let Err(refusal) = attached {
-            let stream = self.conns[slot].as_mut().and_then(|conn| conn.stream.as_mut());
-            if let (Some(refusal), Some(stream)) = (refusal, stream) {
-                // A client that takes no answer has none.
-                let _ = stream.write_all(&refusal.response());
-                let _ = stream.shutdown(Shutdown::Write);
-            }
-            self.forget(slot);
-        }
-    }
-
-    fn attach_by_name(
-        &mut self,
-        slot: usize,
-        vm: u32,
-        first: Vec<u8>,
-    ) -> Result<(), Option<Refusal>> {
-        if !self.has_room_at(vm) {
-            return Err(Some(Refusal::Busy));
-        }
-        let handle = self.seat(vm).and_then(|seat| seat.stack.connect(HTTP)).ok_or(None)?;
-        if let Some(conn) = &mut self.conns[slot] {
-            conn.end = End::Guest { vm, handle, first, opened: false, connecting: false };
-        }
-        self.attach(vm, slot);
-        Ok(())
     }
 
     /// A guest asks for a connection to a port of the host.
@@ -364,11 +185,14 @@ impl UserUplink {
             // The stack refuses it.
             return out.dropped(vm, DropReason::Unreachable);
         }
-        let Some(seat) = self.seat(vm) else { return };
+        if self.seat(vm).is_none() {
+            return;
+        }
+        let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
         if seat.opened >= FROM_GUEST_MAX {
             return out.dropped(vm, DropReason::Connections);
         }
-        let Some(handle) = seat.stack.accept(opening) else { return };
+        let Some(handle) = seat.stack.accept(opening, &mut self.spare) else { return };
         let now = Instant::now();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, opening.to));
         let end = End::Guest { vm, handle, first: Vec::new(), opened: true, connecting: true };
@@ -398,7 +222,7 @@ impl UserUplink {
     fn serve(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) {
         let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
         seat.dirty = false;
-        let (stack, conns) = (&mut seat.stack, &mut self.conns);
+        let (stack, conns, spare) = (&mut seat.stack, &mut self.conns, &mut self.spare);
         stack.receive(now);
         for &slot in &seat.conns {
             if let Some(conn) = &mut conns[slot]
@@ -416,7 +240,7 @@ impl UserUplink {
             };
             let done = stack.is_over(*handle);
             if done {
-                stack.remove(*handle);
+                stack.remove(*handle, spare);
                 over.push(slot);
             }
             !done
@@ -465,15 +289,21 @@ impl UserUplink {
         if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
             seat.opened -= usize::from(opened);
         }
+        self.release_at(vm);
         self.forget(slot);
     }
 
     /// Ends connections that have had their time.
     fn sweep(&mut self, now: Instant) {
         for slot in 0..self.conns.len() {
-            let Some(conn) = self.conns[slot].as_mut().filter(|conn| conn.is_stale(now)) else {
+            let Some(conn) = &mut self.conns[slot] else { continue };
+            if !conn.is_stale(now) {
+                // It may have been silent for long enough to make room.
+                if let End::Guest { vm, .. } = conn.end {
+                    self.release_at(vm);
+                }
                 continue;
-            };
+            }
             conn.reset();
             let End::Guest { vm, handle, .. } = conn.end else {
                 self.unknown -= 1;
@@ -486,13 +316,12 @@ impl UserUplink {
                 seat.stack.get(handle).abort();
                 self.touch(vm);
             } else {
-                seat.stack.remove(handle);
+                seat.stack.remove(handle, &mut self.spare);
                 seat.conns.retain(|&other| other != slot);
                 self.close(vm, slot);
             }
         }
-        let held = std::mem::take(&mut self.held);
-        held.into_iter().for_each(|listener| self.ask(listener));
+        self.release();
         let busy = self.conns.len() > self.free.len() || !self.accepting.is_empty();
         self.sweep_at = busy.then(|| now + SWEEP);
     }
@@ -506,6 +335,7 @@ impl UserUplink {
             }
             self.forget(slot);
         }
+        seat.held.into_iter().for_each(|listener| self.ask(listener));
     }
 
     /// Lets nothing that a guest sends end more than its own connections, should the stack have a
@@ -538,7 +368,7 @@ impl Uplink for UserUplink {
     }
 
     fn transmit(&mut self, vm: u32, frame: Frame, out: &mut Outlet<'_>) {
-        match frames::look(&frame, self.options.macs.of(vm)) {
+        match frames::look(&frame, self.options.macs.of(vm), self.options.peers.as_ref()) {
             Fate::Stack(opening) => self.guarded(vm, out, |this, out| {
                 if let Some(opening) = opening {
                     this.open(vm, opening, out);

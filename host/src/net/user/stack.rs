@@ -28,6 +28,38 @@ const EPHEMERAL: u16 = 49_152;
 /// When frames for the guest found no room.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(1);
 
+/// A socket waits so long for data that its acknowledgement can go along with.
+const ACK_DELAY: Duration = Duration::from_millis(10);
+/// Sockets that are kept for the next connections.
+const SPARE_MAX: usize = 256;
+
+/// Sockets whose connections are over, for all guests: their buffers need not be made and zeroed
+/// again.
+#[derive(Default)]
+pub struct Spare(Vec<Socket<'static>>);
+
+impl Spare {
+    /// A socket as if it were new.
+    fn take(&mut self) -> Socket<'static> {
+        let buffer = |len| SocketBuffer::new(vec![0; len]);
+        let new = || Socket::new(buffer(FROM_GUEST), buffer(TO_GUEST));
+        // What it was asked to do before is forgotten when it connects or listens.
+        let mut socket = self.0.pop().unwrap_or_else(new);
+        socket.set_nagle_enabled(false);
+        socket.set_timeout(Some(PATIENCE));
+        socket.set_ack_delay(Some(ACK_DELAY));
+        socket.pause_synack(false);
+        socket
+    }
+
+    fn put(&mut self, mut socket: Socket<'static>) {
+        if self.0.len() < SPARE_MAX {
+            socket.abort();
+            self.0.push(socket);
+        }
+    }
+}
+
 /// One guest's stack.
 pub struct Stack {
     interface: Interface,
@@ -68,18 +100,10 @@ impl Stack {
         Time::from_micros(micros as i64)
     }
 
-    fn socket() -> Socket<'static> {
-        let buffer = |len| SocketBuffer::new(vec![0; len]);
-        let mut socket = Socket::new(buffer(FROM_GUEST), buffer(TO_GUEST));
-        socket.set_nagle_enabled(false);
-        socket.set_timeout(Some(PATIENCE));
-        socket
-    }
-
     /// Begins a connection to a port of the guest.
-    pub fn connect(&mut self, port: u16) -> Option<SocketHandle> {
-        let mut socket = Self::socket();
+    pub fn connect(&mut self, port: u16, spare: &mut Spare) -> Option<SocketHandle> {
         let local = (GATEWAY_IP, self.free_port()?);
+        let mut socket = spare.take();
         socket.connect(self.interface.context(), (GUEST_IP, port), local).ok()?;
         if !self.greeted {
             self.greeted = true;
@@ -90,7 +114,7 @@ impl Stack {
 
     /// Lets the guest's connection come about, once [`Socket::pause_synack`] allows it. None when
     /// it is on its way already.
-    pub fn accept(&mut self, opening: Opening) -> Option<SocketHandle> {
+    pub fn accept(&mut self, opening: Opening, spare: &mut Spare) -> Option<SocketHandle> {
         let known = self.tcp().any(|socket| {
             socket.local_endpoint().is_some_and(|local| local.port == opening.to)
                 && socket.remote_endpoint().is_some_and(|remote| remote.port == opening.from)
@@ -98,7 +122,7 @@ impl Stack {
         if known {
             return None;
         }
-        let mut socket = Self::socket();
+        let mut socket = spare.take();
         socket.pause_synack(true);
         socket.listen((GATEWAY_IP, opening.to)).ok()?;
         Some(self.sockets.add(socket))
@@ -139,8 +163,9 @@ impl Stack {
     }
 
     /// Forgets a connection.
-    pub fn remove(&mut self, handle: SocketHandle) {
-        self.sockets.remove(handle);
+    pub fn remove(&mut self, handle: SocketHandle, spare: &mut Spare) {
+        let smoltcp::socket::Socket::Tcp(socket) = self.sockets.remove(handle);
+        spare.put(socket);
     }
 
     /// A frame from the guest that was looked at.

@@ -1,12 +1,14 @@
 //! Guests that send anything at all.
 
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 use mio::{Events, Poll};
 use smoltcp::wire::{EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpPacket};
 
 use super::frames::tests::{MAC, from_guest, ip};
 use super::*;
+use crate::net::publish::{Bound, Target, bind_any};
 use crate::net::{GATEWAY_IP, GUEST_IP, Wire};
 
 /// Numbers that look random and are the same in every run.
@@ -36,10 +38,15 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(Vec::new())
+    }
+
+    fn with(bound: Vec<Bound>) -> Self {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = server.local_addr().unwrap().port();
-        let host_ports = HostPorts(vec![port..=port]);
-        let mut uplink = UserUplink::new(Options { count: 2, host_ports, ..Options::default() });
+        let host_ports = port.to_string().parse().unwrap();
+        let mut uplink =
+            UserUplink::new(Options { count: 2, bound, host_ports, ..Options::default() });
         let poll = Poll::new().unwrap();
         uplink.register(poll.registry()).unwrap();
         Self { uplink, wire: Wire::new(2), poll, server }
@@ -55,12 +62,16 @@ impl Bench {
 
     /// Lets the uplink do what there is to do; answers what VM `vm` was sent.
     fn turn(&mut self, vm: u32) -> Vec<Frame> {
+        self.turn_at(vm, Instant::now())
+    }
+
+    fn turn_at(&mut self, vm: u32, now: Instant) -> Vec<Frame> {
         let mut events = Events::with_capacity(64);
         self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
         for event in &events {
             self.uplink.ready(event, &mut self.wire.outlet());
         }
-        self.uplink.poll(Instant::now(), &mut self.wire.outlet());
+        self.uplink.poll(now, &mut self.wire.outlet());
         let mut frames = VecDeque::new();
         self.wire.take(vm, usize::MAX, &mut frames);
         frames.into()
@@ -190,12 +201,56 @@ fn a_guest_that_starts_again_leaves_no_connection_behind() {
     assert!(bench.turn(0).is_empty());
 }
 
-#[test]
-fn host_ports_are_ports_and_ranges() {
-    let ports: HostPorts = "80,8000-8002".parse().unwrap();
-    let allowed = [80, 8000, 8002, 81, 7999, 8003].map(|port| ports.contains(port));
-    assert_eq!(allowed, [true, true, true, false, false, false]);
-    for text in ["", "0", "x", "5-4", "1-", "70000", "1,,2"] {
-        assert!(text.parse::<HostPorts>().is_err(), "{text}");
+/// Whether the other end has closed a connection.
+fn is_closed(mut client: &TcpStream) -> bool {
+    client.set_nonblocking(true).unwrap();
+    match client.read(&mut [0]) {
+        Err(e) if e.kind() == ErrorKind::WouldBlock => false,
+        Ok(0) | Err(_) => true,
+        Ok(_) => panic!("nobody speaks"),
     }
+}
+
+/// `room` clients for `target`, of whom the third has said something, and more who want their place:
+/// `gone` have to go.
+fn silent_clients_give_way(target: Target, room: usize, gone: &[usize]) {
+    let mut bound = bind_any(1, 80).pop().unwrap();
+    bound.target = target;
+    let at = bound.listener.local_addr().unwrap();
+    let mut bench = Bench::with(vec![bound]);
+    let begun = Instant::now();
+    let later = |seconds| begun + Duration::from_secs(seconds);
+    let mut clients = Vec::new();
+    for i in 0..room {
+        clients.push(TcpStream::connect(at).unwrap());
+        if i == 2 {
+            clients[2].write_all(b"GET /").unwrap();
+        }
+        bench.turn(0);
+    }
+    let connections = |bench: &Bench| bench.uplink.conns.iter().flatten().count();
+    // A turn of the loop takes some connections only.
+    (0..room).for_each(|_| _ = bench.turn(0));
+    assert_eq!(connections(&bench), room);
+    // Nobody wants their place.
+    (0..5).for_each(|_| _ = bench.turn_at(0, later(5)));
+    assert!(clients.iter().all(|client| !is_closed(client)));
+
+    let newcomers: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(at).unwrap()).collect();
+    (0..9).for_each(|_| _ = bench.turn_at(0, later(6)));
+    let closed: Vec<usize> = (0..room).filter(|&i| is_closed(&clients[i])).collect();
+    assert_eq!(closed, gone);
+    assert_eq!(connections(&bench), room);
+    assert!(newcomers.iter().all(|client| !is_closed(client)));
+}
+
+#[test]
+fn silent_clients_of_a_vm_give_way_to_others() {
+    silent_clients_give_way(Target::Port { vm: 0, port: 80 }, 48, &[0, 1, 3]);
+}
+
+#[test]
+fn clients_that_name_no_vm_give_way_to_others() {
+    // Half a request names none either.
+    silent_clients_give_way(Target::ByName, 256, &[0, 1, 2]);
 }

@@ -1,0 +1,253 @@
+//! Clients: whom to accept, whom to let wait, and who has to go for others.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::time::Instant;
+
+use mio::net::TcpStream;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use smoltcp::iface::SocketHandle;
+
+use super::conn::{self, Conn, End};
+use super::http::{self, Refusal};
+use super::{SWEEP, UserUplink};
+use crate::net::Outlet;
+use crate::net::publish::{Bound, Target};
+
+/// Connections to one VM; more wait to be accepted. The guest's server, with room for 64, closes
+/// those that wait for a request when it has fewer than four left.
+const TO_GUEST_MAX: usize = 48;
+/// Requests that have not named a VM yet.
+const UNKNOWN_MAX: usize = 256;
+/// Connections accepted from one port before others have their turn.
+const ACCEPTS: usize = 16;
+/// The port that the route by name leads to.
+const HTTP: u16 = 80;
+
+/// A port of the host.
+pub struct Listener {
+    pub bound: Bound,
+    /// It is in the queue of those that are to be asked.
+    queued: bool,
+}
+
+impl Listener {
+    pub fn new(bound: Bound) -> Self {
+        Self { bound, queued: false }
+    }
+
+    /// Whether a client waits to be accepted.
+    fn has_client(&self) -> bool {
+        let mut fds = [PollFd::new(&self.bound.listener, PollFlags::IN)];
+        // If it cannot be told, trying does no harm.
+        !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+    }
+}
+
+impl UserUplink {
+    /// Accepts from a listener in this round.
+    pub(super) fn ask(&mut self, listener: usize) {
+        if let Some(entry) = self.listeners.get_mut(listener)
+            && !entry.queued
+        {
+            entry.queued = true;
+            self.accepting.push_back(listener);
+        }
+    }
+
+    /// The listeners that waited for the end of some connection have their turn.
+    pub(super) fn release(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        held.into_iter().for_each(|listener| self.ask(listener));
+    }
+
+    /// The same for those that waited for one of VM `vm`.
+    pub(super) fn release_at(&mut self, vm: u32) {
+        if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
+            let held = std::mem::take(&mut seat.held);
+            held.into_iter().for_each(|listener| self.ask(listener));
+        }
+    }
+
+    /// A listener's clients wait until a connection ends that is in their way.
+    fn hold(&mut self, listener: usize, target: Target) {
+        match target {
+            Target::Port { vm, .. } if !self.is_full() => match self.seat(vm) {
+                Some(seat) => seat.held.push(listener),
+                None => self.held.push(listener),
+            },
+            _ => self.held.push(listener),
+        }
+    }
+
+    /// Whether there are as many connections as there may be.
+    fn is_full(&self) -> bool {
+        self.free.is_empty() && self.conns.len() >= self.conns_max
+    }
+
+    /// Whether one more connection may be accepted.
+    fn has_room(&self, target: Target) -> bool {
+        let has_room = match target {
+            Target::ByName => self.unknown < UNKNOWN_MAX,
+            Target::Port { vm, .. } => self.has_room_at(vm),
+        };
+        has_room && !self.is_full()
+    }
+
+    fn has_room_at(&self, vm: u32) -> bool {
+        let seat = self.seats.get(vm as usize).and_then(Option::as_ref);
+        seat.is_none_or(|seat| seat.conns.len() - seat.opened < TO_GUEST_MAX)
+    }
+
+    /// The connection in the way of a client for `target` that was silent longest, if that was
+    /// long enough.
+    fn most_silent(&self, target: Target, now: Instant) -> Option<usize> {
+        let oldest = |slots: &mut dyn Iterator<Item = usize>| {
+            let since = |slot: usize| Some((self.conns[slot].as_ref()?.silent_since(now)?, slot));
+            slots.filter_map(since).min().map(|(_, slot)| slot)
+        };
+        let unknown =
+            |&slot: &usize| matches!(&self.conns[slot], Some(Conn { end: End::Unknown(_), .. }));
+        match target {
+            _ if self.is_full() => oldest(&mut (0..self.conns.len())),
+            Target::ByName => oldest(&mut (0..self.conns.len()).filter(unknown)),
+            Target::Port { vm, .. } => {
+                let seat = self.seats.get(vm as usize)?.as_ref()?;
+                oldest(&mut seat.conns.iter().copied())
+            }
+        }
+    }
+
+    /// Ends a connection for the sake of others. Its slot is free when the guest was told.
+    fn oust(&mut self, slot: usize) {
+        let Some(conn) = &mut self.conns[slot] else { return };
+        conn.oust();
+        match conn.end {
+            End::Unknown(_) => {
+                self.unknown -= 1;
+                self.forget(slot);
+            }
+            End::Guest { vm, handle, .. } => {
+                if let Some(seat) = self.seat(vm) {
+                    seat.stack.get(handle).abort();
+                }
+                self.touch(vm);
+            }
+        }
+    }
+
+    /// Takes a listener's connections, a few; they wait where there is no room for them.
+    pub(super) fn accept(&mut self, listener: usize, now: Instant, out: &Outlet<'_>) {
+        let Some(entry) = self.listeners.get_mut(listener) else { return };
+        entry.queued = false;
+        let target = entry.bound.target;
+        for _ in 0..ACCEPTS {
+            if !self.has_room(target) {
+                match self.most_silent(target, now) {
+                    // The next client is told of.
+                    Some(_) if !self.listeners[listener].has_client() => return,
+                    Some(slot) => self.oust(slot),
+                    None => {}
+                }
+            }
+            if !self.has_room(target) {
+                return self.hold(listener, target);
+            }
+            match self.listeners[listener].bound.listener.accept() {
+                Ok((stream, _)) => match target {
+                    Target::Port { vm, .. } if out.has_ended(vm) => conn::reset(stream),
+                    _ => self.welcome(stream, target, now),
+                },
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // The client has gone already.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(e) => {
+                    tracing::warn!("cannot accept connections: {e}");
+                    self.sweep_at.get_or_insert(now + SWEEP);
+                    return self.held.push(listener);
+                }
+            }
+        }
+        self.ask(listener);
+    }
+
+    fn welcome(&mut self, stream: TcpStream, target: Target, now: Instant) {
+        match target {
+            Target::ByName => {
+                let conn = Conn::new(stream, End::Unknown(Vec::new()), now);
+                if self.keep(conn, now).is_some() {
+                    self.unknown += 1;
+                }
+            }
+            Target::Port { vm, port } => {
+                let Some(handle) = self.connect(vm, port) else { return };
+                let end =
+                    End::Guest { vm, handle, first: Vec::new(), opened: false, connecting: false };
+                match self.keep(Conn::new(stream, end, now), now) {
+                    Some(slot) => self.attach(vm, slot),
+                    None => self.discard(vm, handle),
+                }
+            }
+        }
+    }
+
+    /// Begins a connection to a port of a VM.
+    fn connect(&mut self, vm: u32, port: u16) -> Option<SocketHandle> {
+        self.seat(vm)?;
+        let seat = self.seats.get_mut(vm as usize)?.as_mut()?;
+        seat.stack.connect(port, &mut self.spare)
+    }
+
+    /// Goes on with a request that has not named a VM.
+    pub(super) fn read_head(&mut self, slot: usize, now: Instant, out: &Outlet<'_>) {
+        let count = self.options.count;
+        let Some(conn) = &mut self.conns[slot] else { return };
+        let read = conn.read_head(http::HEAD_MAX);
+        let End::Unknown(head) = &mut conn.end else { return };
+        let routed = match (read, http::route(head, count)) {
+            (Ok(()), Ok(None)) => return,
+            (Err(_), Ok(None)) => None,
+            (_, Ok(Some(vm))) => Some(Ok((vm, std::mem::take(head)))),
+            (_, Err(refusal)) => Some(Err(refusal)),
+        };
+        self.unknown -= 1;
+        let attached = match routed {
+            Some(Ok((vm, _))) if out.has_ended(vm) => Err(Some(Refusal::Ended)),
+            Some(Ok((vm, head))) => self.attach_by_name(slot, vm, head, now),
+            Some(Err(refusal)) => Err(Some(refusal)),
+            None => Err(None),
+        };
+        if let Err(refusal) = attached {
+            let stream = self.conns[slot].as_mut().and_then(|conn| conn.stream.as_mut());
+            if let (Some(refusal), Some(stream)) = (refusal, stream) {
+                // A client that takes no answer has none.
+                let _ = stream.write_all(&refusal.response());
+                let _ = stream.shutdown(Shutdown::Write);
+            }
+            self.forget(slot);
+        }
+    }
+
+    fn attach_by_name(
+        &mut self,
+        slot: usize,
+        vm: u32,
+        first: Vec<u8>,
+        now: Instant,
+    ) -> Result<(), Option<Refusal>> {
+        if !self.has_room_at(vm) {
+            // The guest can stand one more until it was told.
+            match self.most_silent(Target::Port { vm, port: HTTP }, now) {
+                Some(silent) if silent != slot => self.oust(silent),
+                _ => return Err(Some(Refusal::Busy)),
+            }
+        }
+        let handle = self.connect(vm, HTTP).ok_or(None)?;
+        if let Some(conn) = &mut self.conns[slot] {
+            conn.end = End::Guest { vm, handle, first, opened: false, connecting: false };
+        }
+        self.attach(vm, slot);
+        Ok(())
+    }
+}
