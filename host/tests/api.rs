@@ -389,10 +389,8 @@ mod tests {
         let fleet = Fleet::ready("--count 2", 2);
         // One that reads nothing, of any manner.
         let mut follower = fleet.connect();
-        let request = format!(
-            "GET /api/v1/vms/0/console?follow=true HTTP/1.1\r\nHost: {}\r\n\r\n",
-            fleet.host
-        );
+        let request =
+            format!("GET /api/v1/vms/0/console/stream HTTP/1.1\r\nHost: {}\r\n\r\n", fleet.host);
         follower.write_all(request.as_bytes()).unwrap();
         block_on(async {
             let mut slow = attach(&fleet.host, 0).await;

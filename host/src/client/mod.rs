@@ -143,7 +143,7 @@ impl Client {
 
     /// Follows a VM's console.
     pub async fn follow(&self, vm: u32) -> Result<Follow, ClientError> {
-        let path = format!("/api/v1/vms/{vm}/console?follow=true");
+        let path = format!("/api/v1/vms/{vm}/console/stream");
         let response = self.ask(Self::request(Method::GET, &path, Body::empty())?).await?;
         Ok(Follow(response.into_body()))
     }
