@@ -205,6 +205,9 @@ mod tests {
         assert_eq!(listed["vms"].as_array().unwrap().len(), 1);
     }
 
+    /// Method, path, headers, body; status and code of the answer.
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16, &'a str);
+
     #[test]
     fn what_makes_no_sense_is_refused_with_a_reason() {
         if !has_image() {
@@ -215,7 +218,7 @@ mod tests {
         let long = "x".repeat(5000);
         let long_line = json!({ "line": long }).to_string();
         let huge = "x".repeat(300 << 10);
-        let cases: &[(&str, &str, &[(&str, &str)], &str, u16, &str)] = &[
+        let cases: &[Case<'_>] = &[
             ("GET", "/api/v1/vms/7", &[], "", 404, "unknown_vm"),
             ("GET", "/api/v1/vms/99999999999", &[], "", 400, "bad_request"),
             ("GET", "/api/v1/vms/-1", &[], "", 400, "bad_request"),
