@@ -86,7 +86,7 @@ impl UserUplink {
     }
 
     /// Whether one more connection may be accepted.
-    fn has_room(&self, target: Target) -> bool {
+    pub(super) fn has_room(&self, target: Target) -> bool {
         let has_room = match target {
             Target::ByName => self.unknown < UNKNOWN_MAX,
             Target::Port { vm, .. } => self.has_room_at(vm),
@@ -172,7 +172,7 @@ impl UserUplink {
         self.ask(listener);
     }
 
-    fn welcome(&mut self, stream: TcpStream, target: Target, now: Instant) {
+    pub(super) fn welcome(&mut self, stream: TcpStream, target: Target, now: Instant) {
         match target {
             Target::ByName => {
                 let conn = Conn::new(stream, End::Unknown(Vec::new()), now);

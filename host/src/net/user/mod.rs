@@ -30,8 +30,9 @@ use self::frames::{Fate, Opening};
 pub use self::frames::{dhcp_answer, greeting};
 pub use self::options::{HostPorts, Options};
 use self::stack::{Spare, Stack};
-use super::publish::connections_max;
-use super::{DropReason, Frame, Outlet, Uplink, WAKER};
+use super::door::VisitError;
+use super::publish::{Target, connections_max};
+use super::{DropReason, Frame, Outlet, Uplink, Visit, WAKER};
 
 /// Connections that one VM has opened to the host.
 const FROM_GUEST_MAX: usize = 32;
@@ -428,5 +429,20 @@ impl Uplink for UserUplink {
 
     fn reset(&mut self, vm: u32, _: &mut Outlet<'_>) {
         self.clear(vm);
+    }
+
+    fn visit(&mut self, visit: Visit, now: Instant, out: &mut Outlet<'_>) {
+        let Visit { vm, port, stream, answer } = visit;
+        let target = Target::Port { vm, port };
+        let refused = match target {
+            _ if out.has_ended(vm) => Some(VisitError::Ended),
+            _ if !self.has_room(target) => Some(VisitError::Busy),
+            _ => None,
+        };
+        if refused.is_none() {
+            self.welcome(stream, target, now);
+        }
+        // Whoever asked may have gone; that is found out by reading.
+        let _ = answer.send(refused.map_or(Ok(()), Err));
     }
 }
