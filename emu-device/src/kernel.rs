@@ -174,14 +174,15 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         let card = &vm.sys.dev.virtio[virtio_slot::NET].counters;
         let drops = CardDrops { rx: card.rx_drops as u32, tx: card.tx_drops as u32 };
         port.tell_taken(offered, drops);
+        let spent = vm.sys.clock.retired.wrapping_sub(before);
         match exit.code {
             ExitCode::Budget => {
                 control.busy.fetch_add(1, Ordering::Relaxed);
+                control.ran.fetch_add(spent, Ordering::Relaxed);
             }
             ExitCode::Stalled => {}
             _ => port.rest(exit, vm.wake_at()),
         }
-        let spent = vm.sys.clock.retired.wrapping_sub(before);
         control.instructions.fetch_add(spent, Ordering::Relaxed);
         copy((&raw const *hot).cast::<u32>(), (&raw mut vm.hot).cast::<u32>(), HOT_WORDS);
     }

@@ -98,10 +98,12 @@ pub struct Entry {
 pub struct Control {
     /// What VMs say to the host.
     pub outbox: Outbox,
-    /// VMs that used all their slices up and would go on.
+    /// VMs that would go on.
     pub busy: AtomicU32,
     /// Keeps what follows aligned.
     pub reserved: u32,
+    /// Instructions that these have retired in the launch.
+    pub ran: AtomicU64,
     /// Instructions retired, since the fleet's start.
     pub instructions: AtomicU64,
     /// Free frames.

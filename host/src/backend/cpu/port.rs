@@ -24,8 +24,10 @@ pub struct CpuPort {
     pub received: VecDeque<Frame>,
     /// The frame that the guest is sending.
     sending: Vec<u8>,
-    /// Where its frames go, a slice's together: what becomes of them is the wire's business.
+    /// Where its frames go: what becomes of them is the wire's business.
     wire: Arc<Wire>,
+    /// Whether they go at once, or with the others of the slice.
+    pub flushes: bool,
     vm: u32,
 }
 
@@ -67,6 +69,9 @@ impl Port for CpuPort {
 
     fn net_tx_end(&mut self) {
         self.wire.send(self.vm, std::mem::take(&mut self.sending).into());
+        if self.flushes {
+            self.wire.flush();
+        }
     }
 
     fn net_rx_len(&mut self) -> Option<u32> {

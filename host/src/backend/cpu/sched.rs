@@ -96,6 +96,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether a VM waits for its turn.
+    pub fn is_crowded(&self) -> bool {
+        !self.lock().queue.is_empty()
+    }
+
     /// Takes back a VM from the worker that got it from [`Scheduler::next`].
     pub fn put(&self, vm: u32, rest: Rest) {
         let mut inner = self.lock();

@@ -267,6 +267,8 @@ impl<'a> Worker<'a> {
             let before = session.vm().sys.clock.retired;
             let budget = SLICE - (before as u32 & (SLICE - 1));
             let typed = port.input.len();
+            // A frame's answer may be there before the slice is over, if a processor is free.
+            port.flushes = !shared.sched.is_crowded();
             let exit = session.run(port, budget, now, &mut NoTrace);
             wire.flush();
             if typed > 0 {

@@ -68,10 +68,10 @@ pub struct Report {
     pub log: Vec<u8>,
     /// Whether the log had no room for something, which is told next time.
     pub full: bool,
-    /// Instructions that each VM was given, and how many VMs used them up.
-    pub budget: u32,
-    /// See `budget`.
+    /// VMs that would go on.
     pub busy: u32,
+    /// Instructions that these have retired, on average.
+    pub ran: u32,
     /// VMs that were launched.
     pub listed: u32,
     /// Instructions retired since the fleet began.
@@ -80,19 +80,6 @@ pub struct Report {
     pub private_frames: u32,
     /// How long the device took.
     pub took: Duration,
-}
-
-impl Report {
-    /// Instructions that a VM ran which used up its budget, when the fleet had retired `before`.
-    ///
-    /// VMs that share a warp may run over their budget to meet, which the mean over all says while
-    /// all are busy. It says little when others came to rest early; the sum must not be shared out
-    /// among the busy ones then: a launch would seem to do much in its time, the next would be
-    /// longer, and in the end as long as whatever the busiest VM has to do.
-    pub fn ran(&self, before: u64) -> u32 {
-        let mean = self.instructions.saturating_sub(before) / u64::from(self.listed.max(1));
-        mean.clamp(self.budget.into(), u32::MAX.into()) as u32
-    }
 }
 
 /// One set of what host and device exchange in a launch. There are two, so that the host reads
@@ -108,8 +95,6 @@ struct Exchange {
     device: Address,
     /// `Control` after the launch.
     report: Box<dyn Mapped>,
-    /// Instructions that the launch gave each VM.
-    budget: u32,
     /// VMs in the launch.
     listed: u32,
 }
@@ -161,7 +146,6 @@ impl DeviceFleet {
                 params: gpu.map(params_len)?,
                 device: gpu.alloc(params_len as u64)?,
                 report: gpu.map(size_of::<Control>())?,
-                budget: 0,
                 listed: 0,
             })
         };
@@ -205,6 +189,7 @@ impl DeviceFleet {
                 outbox: Outbox { tail: 0.into(), capacity: 0, data: std::ptr::null_mut() },
                 busy: 0.into(),
                 reserved: 0,
+                ran: 0.into(),
                 instructions: 0.into(),
                 free: FreeFrames {
                     next: shared.into(),
@@ -404,7 +389,6 @@ impl DeviceFleet {
             capacity: self.outbox_len as u32,
             data: exchange.outbox.address() as *mut u8,
         };
-        exchange.budget = turn.slices * turn.slice;
         exchange.listed = turn.active.len() as u32;
         exchange.inbox.write(0, turn.inbox);
         exchange.params.write(0, raw::bytes(&[launch]));
@@ -456,18 +440,19 @@ impl DeviceFleet {
             exchange.report.read(0, bytes);
             Ok(())
         })?;
-        let Control { outbox, busy, instructions, free, .. } = &control;
+        let Control { outbox, busy, ran, instructions, free, .. } = &control;
+        let busy = busy.load(Relaxed);
         let tail = outbox.tail.load(Relaxed) as usize;
         let mut log = vec![0; tail.min(self.outbox_len)];
         exchange.outbox.read(0, &mut log);
         Ok(Report {
             log,
             full: tail > self.outbox_len,
-            busy: busy.load(Relaxed),
+            busy,
+            ran: (ran.load(Relaxed) / u64::from(busy.max(1))) as u32,
             listed: exchange.listed,
             instructions: instructions.load(Relaxed),
             private_frames: self.private_frames_in(free),
-            budget: exchange.budget,
             took: ended.took,
         })
     }

@@ -328,16 +328,15 @@ impl Runner {
     /// Takes in what a launch left.
     fn hear(&mut self, report: &Report) {
         if report.busy > 0 {
-            let ran = report.ran(self.shared.instructions.load(Ordering::Relaxed));
-            self.clock.measured(ran.into(), report.took);
-            self.pace.measured(ran, report.took);
+            self.clock.measured(report.ran.into(), report.took);
+            self.pace.measured(report.ran, report.took);
         }
         tracing::trace!(
             busy = report.busy,
             log = report.log.len(),
             instructions = report.instructions,
             us = report.took.as_micros() as u64,
-            budget = report.budget,
+            ran = report.ran,
             listed = report.listed,
             "launch"
         );

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use emu_core::layout::MachineKind;
+use emu_core::machine::Now;
+use emu_device::launch::Entry;
 
 use super::emulated::Emulated;
-use super::fleet::Report;
+use super::fleet::{Start, Turn};
 use super::{CudaBackend, DeviceFleet, Options};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Reason, Settings};
@@ -371,14 +373,22 @@ fn frames_go_in_and_out_when_time_is_instructions_too() {
 }
 
 #[test]
-fn a_busy_vm_among_idle_ones_does_not_make_launches_look_fast() {
-    let ran = |busy, listed, instructions| {
-        let report = Report { budget: 1000, busy, listed, instructions, ..Report::default() };
-        report.ran(50_000)
-    };
-    // One runs on, 255 came to rest half way.
-    assert_eq!(ran(1, 256, 50_000 + 1000 + 255 * 500), 1000);
-    // All are busy, and ran on to meet.
-    assert_eq!(ran(8, 8, 50_000 + 8 * 1300), 1300);
-    assert_eq!(ran(1, 1, 50_000 + 990), 1000);
+fn a_launch_tells_how_far_vms_came_that_would_go_on() {
+    const LOOP: u32 = 0x0000_006f;
+    const WFI: u32 = 0x1050_0073;
+    let fleet = fleet(2, &[LOOP, WFI, LOOP]);
+    let gpu = Box::new(Emulated::new(Size::mib(64)));
+    let mut device = DeviceFleet::new(gpu, &fleet.base, 2).unwrap();
+    let mut starts = [0, 1].map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm) });
+    starts[1].staged.vm.hot.pc += 4;
+    device.start(&starts).unwrap();
+    let active = [0, 1].map(|vm| Entry { vm, inbox: 0 });
+    let now = Now::Instret;
+    let turn =
+        Turn { active: &active, inbox: &[], slices: 2, slice: 1024, now, lanes: 1, time: None };
+    device.submit(&turn).unwrap();
+    let ended = device.wait().unwrap();
+    let report = device.report(ended).unwrap();
+    assert_eq!((report.listed, report.busy, report.ran), (2, 1, 2048));
+    assert_eq!(report.instructions, 2049);
 }
