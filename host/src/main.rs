@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use pxvm::backend::cuda::driver;
 use pxvm::cli::Cli;
 use pxvm::progress::Stderr;
 use pxvm::{commands, exit};
@@ -13,11 +14,13 @@ fn main() -> ExitCode {
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let filter = EnvFilter::try_from_env("PXVM_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stderr).init();
-    match commands::run(cli.command) {
-        Ok(code) => code.into(),
+    let code = match commands::run(cli.command) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("pxvm: {}", exit::sentence(&error));
-            error.code().into()
+            error.code()
         }
-    }
+    };
+    driver::leave_if_hung(code.number());
+    code.into()
 }

@@ -393,6 +393,22 @@ impl Gpu for Device {
 
     fn abandon(&mut self) {
         self.abandoned.store(true, Ordering::Relaxed);
+        HUNG.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Some device of this process was abandoned.
+static HUNG: AtomicBool = AtomicBool::new(false);
+
+/// Ends the process, if a device does not answer: the driver's library would wait for it on the
+/// ordinary way out.
+pub fn leave_if_hung(code: u8) {
+    unsafe extern "C" {
+        fn _exit(status: c_int) -> !;
+    }
+    if HUNG.load(Ordering::Relaxed) {
+        // SAFETY: POSIX's function, which any thread may call at any time.
+        unsafe { _exit(code.into()) }
     }
 }
 
@@ -409,8 +425,9 @@ fn no_memory(error: CudaError, bytes: u64) -> CudaError {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Giving memory back waits for the device, which would be for ever.
+        // Giving anything back waits for the device, which would be for ever: the program, too.
         if self.abandoned.load(Ordering::Relaxed) {
+            std::mem::forget(self.module.take());
             return;
         }
         let note = |result: Result<(), CudaError>| {
