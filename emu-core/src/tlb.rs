@@ -215,3 +215,45 @@ impl InsnTlb {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::mem::FRAME_SIZE;
+
+    const PAGE: u32 = 0x8040_3000;
+    const FRAME: Frame = Frame::new(7);
+    const READABLE: u32 = deny::ALL & !deny::S_R;
+
+    #[test]
+    fn the_second_level_gives_back_what_the_first_has_lost() {
+        let (mut first, mut second) = (FirstTlb::EMPTY, SecondTlb::EMPTY);
+        second.insert(PAGE, READABLE, FRAME);
+        assert_eq!(first.get(PAGE, 3, deny::S_R), None);
+        assert_eq!(first.refill(&second, PAGE | 8, 3, deny::S_R), Some(FRAME));
+        assert_eq!(first.get(PAGE, 3, deny::S_R), Some(FRAME));
+    }
+
+    #[test]
+    fn a_refill_allows_no_more_than_the_second_level_does() {
+        let (mut first, mut second) = (FirstTlb::EMPTY, SecondTlb::EMPTY);
+        second.insert(PAGE, READABLE, FRAME);
+        assert_eq!(first.refill(&second, PAGE, 3, deny::S_W | deny::CODE), None);
+        assert_eq!(first.refill(&second, PAGE | 2, 3, deny::S_R), None);
+        assert_eq!(first.refill(&second, PAGE + FRAME_SIZE, 3, deny::S_R), None);
+        second.flush_page(PAGE);
+        assert_eq!(first.refill(&second, PAGE, 3, deny::S_R), None);
+        assert_eq!(first.get(PAGE, 3, deny::S_R), None);
+    }
+
+    #[test]
+    fn stores_to_code_are_denied_until_it_is_dropped() {
+        let mut tlb = SecondTlb::EMPTY;
+        tlb.insert(PAGE, deny::ALL & !deny::S_W, FRAME);
+        tlb.protect_code(FRAME);
+        assert_eq!(tlb.get(PAGE, 0, deny::S_W | deny::CODE), None);
+        tlb.unprotect_code(FRAME);
+        assert_eq!(tlb.get(PAGE, 0, deny::S_W | deny::CODE), Some(FRAME));
+    }
+}

@@ -310,3 +310,68 @@ fn now_ns() -> u64 {
     #[cfg(not(feature = "device"))]
     0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KERNEL: Place = Place {
+        retired: 0,
+        call: false,
+        waits: false,
+        user: false,
+        sp: 0xc100_0000,
+        pc: 0xc000_1000,
+    };
+    const PROGRAM: Place = Place { user: true, sp: 0x9d00_0000, pc: 0x1_0000, ..KERNEL };
+
+    fn turn(place: Place, calls: u32) -> Turn {
+        Turn::of(&place, calls, PROGRAM.sp)
+    }
+
+    #[test]
+    fn those_go_first_that_the_others_wait_for() {
+        let call = Place { call: true, ..PROGRAM };
+        let waits = Place { waits: true, ..KERNEL };
+        let deeper = Place { sp: PROGRAM.sp - 64, pc: PROGRAM.pc + 400, ..PROGRAM };
+        let earlier = Place { pc: PROGRAM.pc - 4, ..PROGRAM };
+        let order = [
+            turn(waits, 3),
+            turn(KERNEL, 4),
+            turn(deeper, 4),
+            turn(earlier, 4),
+            turn(PROGRAM, 4),
+            turn(call, 4),
+            turn(KERNEL, 5),
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+    }
+
+    #[test]
+    fn a_programs_stack_may_lie_anywhere() {
+        let elsewhere = Place { sp: PROGRAM.sp - 0x5_0000, ..PROGRAM };
+        let there = Turn::of(&elsewhere, 4, elsewhere.sp);
+        assert_eq!(there, turn(PROGRAM, 4));
+    }
+
+    #[test]
+    fn a_lane_alone_is_with_all_the_others() {
+        let mut warp = Warp::alone(0);
+        assert!(!warp.arrive(&KERNEL), "nobody waits in an exact launch");
+        warp.gather(0, KERNEL.sp, 100, 1_000_000);
+        assert!(!warp.arrive(&KERNEL) && !warp.ended);
+        assert!(warp.arrive(&Place { retired: 100, ..PROGRAM }) && warp.ended);
+    }
+
+    #[test]
+    fn a_call_is_counted_and_a_lane_that_is_over_leaves() {
+        let mut warp = Warp::alone(7);
+        warp.gather(0, KERNEL.sp, u64::MAX, 1_000_000);
+        assert!(!warp.arrive(&Place { call: true, ..PROGRAM }));
+        assert_eq!(warp.calls, 8);
+        assert!(!warp.leave(false));
+        assert!(warp.settle() && !warp.ended);
+        assert!(warp.leave(true));
+        assert_eq!(warp.lanes, 0);
+    }
+}
