@@ -1,0 +1,30 @@
+// The sheet that adds VMs to the fleet.
+
+import * as api from "./api.js";
+import { byId, setText } from "./dom.js";
+import { count } from "./format.js";
+
+export function setUpAdding(fleet) {
+  const sheet = byId("add");
+  const number = byId("add-count");
+  const wrong = byId("add-wrong");
+
+  byId("open-add").addEventListener("click", () => {
+    const room = fleet.info ? Math.max(0, fleet.info.capacity - fleet.info.count) : 0;
+    setText(byId("add-room"), room > 0 ? `There is room for ${count(room)} more.` : "There is no room for more.");
+    number.max = Math.max(1, room);
+    setText(wrong, "");
+    sheet.showModal();
+    number.select();
+  });
+  byId("add-cancel").addEventListener("click", () => sheet.close());
+  byId("add-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    try {
+      await api.addVms(Number(number.value));
+      sheet.close();
+    } catch (error) {
+      setText(wrong, error.message);
+    }
+  });
+}

@@ -1,0 +1,97 @@
+// A VM's console: xterm.js on a WebSocket.
+
+import { CanvasAddon, FitAddon, Terminal } from "/assets/vendor/terminal.js";
+import * as api from "./api.js";
+import { colour } from "./dom.js";
+
+const AGAIN_MS = 2000;
+/** What the server accepts at a time. */
+const PIECE = 4096;
+
+const theme = () => ({
+  background: colour("panel"),
+  foreground: colour("text"),
+  cursor: colour("accent"),
+  cursorAccent: colour("panel"),
+  selectionBackground: colour("edge"),
+});
+
+export class Console {
+  /** `onLink` hears "connected" and the like; `onLeave` when the user wants out. */
+  constructor(host, { onLink, onLeave }) {
+    this.onLink = onLink;
+    this.id = -1;
+    this.terminal = new Terminal({
+      fontFamily: '"Plex Mono", ui-monospace, monospace',
+      fontSize: 12.5,
+      lineHeight: 1.15,
+      scrollback: 5000,
+      theme: theme(),
+      // The canvas cannot be read by everyone; this keeps the lines as text beside it.
+      screenReaderMode: true,
+    });
+    // xterm's other renderer needs style elements, which the page's policy forbids.
+    this.terminal.loadAddon(new CanvasAddon());
+    this.fit = new FitAddon();
+    this.terminal.loadAddon(this.fit);
+    this.terminal.open(host);
+    // Tab and Esc are the guest's, so there is another way out.
+    this.terminal.attachCustomKeyEventHandler((event) => {
+      if (!(event.ctrlKey && event.key === "]")) return true;
+      if (event.type === "keydown") onLeave();
+      event.preventDefault();
+      return false;
+    });
+    this.terminal.onData((text) => this.#send(new TextEncoder().encode(text)));
+    this.terminal.onBinary((text) => this.#send(Uint8Array.from(text, (c) => c.charCodeAt(0))));
+    new ResizeObserver(() => {
+      if (host.clientWidth > 0) this.fit.fit();
+    }).observe(host);
+    addEventListener("theme", () => {
+      this.terminal.options.theme = theme();
+    });
+  }
+
+  /** Attaches to a VM's console, or with -1 to none. */
+  attach(id) {
+    if (id === this.id) return;
+    this.id = id;
+    clearTimeout(this.again);
+    this.socket?.close();
+    this.socket = null;
+    this.terminal.reset();
+    if (id >= 0) this.#connect();
+  }
+
+  focus() {
+    this.terminal.focus();
+  }
+
+  #connect() {
+    const { id } = this;
+    const socket = new WebSocket(api.consoleUrl(id));
+    socket.binaryType = "arraybuffer";
+    this.socket = socket;
+    this.onLink("connecting");
+    socket.addEventListener("open", () => {
+      if (this.socket !== socket) return;
+      // The server begins with the history.
+      this.terminal.reset();
+      this.onLink("");
+    });
+    socket.addEventListener("message", ({ data }) => {
+      if (this.socket === socket) this.terminal.write(typeof data === "string" ? data : new Uint8Array(data));
+    });
+    socket.addEventListener("close", () => {
+      if (this.socket !== socket) return;
+      this.socket = null;
+      this.onLink("not connected, trying again");
+      this.again = setTimeout(() => this.#connect(), AGAIN_MS);
+    });
+  }
+
+  #send(bytes) {
+    if (this.socket?.readyState !== WebSocket.OPEN) return;
+    for (let at = 0; at < bytes.length; at += PIECE) this.socket.send(bytes.subarray(at, at + PIECE));
+  }
+}
