@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use emu_core::layout::MachineKind;
 
+use crate::api::access::TOKEN_MIN;
 use crate::backend::ClockSource;
 use crate::console::ready::ReadyPattern;
 use crate::engine::Until;
@@ -32,6 +34,7 @@ const BOOT_EXAMPLES: &str = "Examples:\n  \
         echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
         pxvm boot --count 8 --publish 4000:80             curl http://127.0.0.1:4003/ asks vm3\n  \
         pxvm boot --count 8 --net tap --pcap run.pcapng   vm3 is 10.77.0.5; its frames are recorded\n  \
+        pxvm boot --count 16 --dashboard                  sixteen in the browser\n  \
         pxvm boot --machine semu --until ready            semu's memory map\n  \
         pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
         pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'\n  \
@@ -179,6 +182,13 @@ pub struct Boot {
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
     pub count: u32,
+    /// Machines that there is room for; those above --count are added while the fleet runs
+    /// [default: --count]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
+    pub capacity: Option<u32>,
+    /// How the fleet is seen and steered.
+    #[command(flatten)]
+    pub control: Controlling,
     /// The machines.
     #[command(flatten)]
     pub guest: Guest,
@@ -188,6 +198,34 @@ pub struct Boot {
     /// How the machines are run.
     #[command(flatten)]
     pub running: Running,
+}
+
+/// How a fleet is seen and steered while it runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Control")]
+pub struct Controlling {
+    /// Serve the dashboard and the control API at 127.0.0.1:8080, or the next free port; without
+    /// --until the fleet runs until Ctrl-C
+    #[arg(long)]
+    pub dashboard: bool,
+    /// The same at this address; one that is not of loopback asks clients for a token
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The token, at least 16 characters [default: made up and printed, where one is needed]
+    #[arg(long, value_name = "TOKEN", env = "PXVM_TOKEN", hide_env_values = true)]
+    #[arg(value_parser = token)]
+    pub token: Option<String>,
+    /// The fleet's name, for `pxvm ps --fleet NAME` and such [default: fleet-PID]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+fn token(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if text.len() >= TOKEN_MIN && text.chars().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("a token has {TOKEN_MIN} or more letters, digits, - and _"))
 }
 
 /// How machines are connected to the outside.
@@ -306,8 +344,9 @@ pub struct Running {
     #[arg(long, value_name = "DIR")]
     pub console_dir: Option<PathBuf>,
     /// End when every machine was ready, when every one has powered off, or only by Ctrl-C
-    #[arg(long, value_enum, default_value_t = UntilChoice::Halt)]
-    pub until: UntilChoice,
+    /// [default: halt; never with --dashboard or --listen]
+    #[arg(long, value_enum)]
+    pub until: Option<UntilChoice>,
     /// A machine is ready when a line of its console matches this regular expression
     #[arg(long, value_name = "REGEX", default_value = ReadyPattern::DEFAULT)]
     pub ready_pattern: String,
@@ -628,7 +667,7 @@ mod tests {
     fn boot_has_sensible_defaults() {
         let boot = boot(&[]).unwrap();
         assert_eq!((boot.count, boot.guest.memory), (1, Size::mib(24)));
-        assert_eq!(boot.running.until, UntilChoice::Halt);
+        assert_eq!(boot.running.until, None);
         assert_eq!(boot.running.clock, Clock::Host);
     }
 
@@ -639,7 +678,8 @@ mod tests {
             --console-dir c --until ready --ready-pattern ^up --timeout 1.5 --json --seed 9 \
             --net tap=p0 --net-mesh --net-subnet 10.9.0.0/16 --net-rate 10M \
             --pcap c.pcapng --pcap-vm 0,3 --publish 4000:80 --publish 5000:22 --publish-http 8080 \
-            --net-host-ports 8000,9000-9010 --net-mac each";
+            --net-host-ports 8000,9000-9010 --net-mac each --capacity 80 --dashboard \
+            --listen 127.0.0.1:9000 --token 0123456789abcdef --name lab";
         let boot = boot(&line.split_ascii_whitespace().collect::<Vec<_>>()).unwrap();
         assert_eq!((boot.count, boot.guest.seed), (64, 9));
         assert_eq!(boot.guest.append, "-x");
@@ -667,6 +707,10 @@ mod tests {
             &["--publish-http", "0"],
             &["--net-host-ports", "9000-8000"],
             &["--net-host-ports", "x"],
+            &["--capacity", "0"],
+            &["--listen", "8080"],
+            &["--token", "short"],
+            &["--token", "with spaces in between"],
         ] {
             assert!(boot(args).is_err(), "{args:?}");
         }

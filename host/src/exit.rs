@@ -55,6 +55,12 @@ pub enum Error {
     /// The network cannot be made as it was asked for.
     #[error(transparent)]
     Net(#[from] crate::net::NetError),
+    /// The address of the API cannot be had.
+    #[error(transparent)]
+    Bind(#[from] crate::api::BindError),
+    /// The fleet's socket cannot be used, or no fleet is there.
+    #[error(transparent)]
+    Socket(#[from] crate::api::socket::SocketError),
     /// Options that do not go together.
     #[error("{0}")]
     Usage(String),
@@ -78,9 +84,12 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Image(_) | Self::Plan(_) | Self::Tree(_) | Self::Usage(_) => Code::Usage,
+            Self::Bind(crate::api::BindError::Io(..)) => Code::Failure,
+            Self::Bind(_) => Code::Usage,
+            Self::Socket(e) if e.is_usage() => Code::Usage,
             Self::Backend(e) if e.is_usage() => Code::Usage,
             Self::Net(e) if e.is_usage() => Code::Usage,
-            Self::Backend(_) | Self::Net(_) | Self::Io { .. } => Code::Failure,
+            Self::Backend(_) | Self::Net(_) | Self::Socket(_) | Self::Io { .. } => Code::Failure,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! [`engine`] runs it until the user's condition, [`console`], [`progress`] and [`report`] show
 //! what happens. [`commands`] is what the program `pxvm` does with all that.
 
+pub mod api;
 pub mod backend;
 pub mod bare;
 pub mod cli;

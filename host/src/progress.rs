@@ -105,9 +105,12 @@ impl Drop for Progress {
 }
 
 fn line(counts: Counts, mips: f64, elapsed: Duration) -> String {
-    let Counts { booting, ready, halted, faulted } = counts;
+    let Counts { booting, ready, paused, halted, faulted, stopped } = counts;
+    // Those that only a user can bring about.
+    let asked = [(paused, "paused"), (stopped, "stopped")].into_iter().filter(|(n, _)| *n > 0);
+    let asked: String = asked.map(|(n, state)| format!(", {n} {state}")).collect();
     format!(
-        "{booting} booting, {ready} ready, {halted} halted, {faulted} faulted; \
+        "{booting} booting, {ready} ready, {halted} halted, {faulted} faulted{asked}; \
          {mips:.0} MIPS; {:.1} s",
         elapsed.as_secs_f64()
     )
@@ -137,8 +140,13 @@ mod tests {
 
     #[test]
     fn the_line_has_every_state_speed_and_time() {
-        let counts = Counts { booting: 1, ready: 2, halted: 3, faulted: 4 };
+        let counts = Counts { booting: 1, ready: 2, halted: 3, faulted: 4, ..Counts::default() };
         let text = line(counts, 250.4, Duration::from_millis(1250));
         assert_eq!(text, "1 booting, 2 ready, 3 halted, 4 faulted; 250 MIPS; 1.2 s");
+        let text = line(Counts { paused: 5, stopped: 6, ..counts }, 0.0, Duration::ZERO);
+        assert_eq!(
+            text,
+            "1 booting, 2 ready, 3 halted, 4 faulted, 5 paused, 6 stopped; 0 MIPS; 0.0 s"
+        );
     }
 }

@@ -5,6 +5,7 @@
 //! there are.
 
 pub mod clock;
+pub mod control;
 pub mod cpu;
 pub mod cuda;
 pub mod fingerprint;
@@ -18,12 +19,14 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use emu_core::abi::{Exit, ExitCode, FaultCode};
 
+pub use self::control::{Inspection, Inspector, Order, Unsupported};
+
 use crate::console::ready::ReadyPattern;
 use crate::net::Wire;
 use crate::units::Size;
 
 /// Steps a fleet.
-pub trait Backend {
+pub trait Backend: Send + Sync {
     /// `cpu`, `cuda` or `lockstep`.
     fn name(&self) -> &'static str;
 
@@ -34,13 +37,26 @@ pub trait Backend {
     /// Gives a VM bytes of console input.
     fn input(&self, vm: u32, bytes: &[u8]);
 
+    /// Bytes of console input that a VM has not taken yet.
+    fn waiting(&self, vm: u32) -> usize;
+
+    /// Asks for something to be done with a VM. Returns at once.
+    fn order(&self, vm: u32, order: Order) -> Result<(), Unsupported>;
+
+    /// Asks for a VM's state, which `inspector` is given soon.
+    fn inspect(&self, vm: u32, inspector: Inspector) -> Result<(), Unsupported>;
+
+    /// Somebody reads [`Backend::instret`] often for a few seconds from now on.
+    fn watched(&self) {}
+
     /// Asks the backend to stop all VMs. Returns at once; go on receiving events.
     fn stop(&self);
 
     /// Sums over the fleet, cheap enough for a few calls a second.
     fn totals(&self) -> Totals;
 
-    /// Instructions that a VM has retired since its first start, up to its last pause.
+    /// Instructions that a VM has retired since its first start: up to its last rest, or a moment
+    /// ago while [`Backend::watched`] is called.
     fn instret(&self, vm: u32) -> u64;
 
     /// Bytes that a VM takes beside its frames.
@@ -81,6 +97,9 @@ pub enum EventKind {
     Halted(u32),
     /// It cannot go on.
     Faulted(Reason),
+    /// What was asked for was done, as far as the VM's state allowed: one that has ended goes on
+    /// only by [`Order::Start`].
+    Obeyed(Order),
 }
 
 impl EventKind {
@@ -164,6 +183,9 @@ pub enum ClockSource {
 /// How a backend runs a fleet.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// VMs that start at once, the first of the fleet's; the others wait for [`Order::Start`] and
+    /// have no memory until then.
+    pub started: u32,
     /// Host threads; the CPU backend runs as many VMs at once.
     pub threads: usize,
     /// Where guest time comes from.

@@ -177,6 +177,7 @@ impl Bencher<'_> {
         let row = |measured, note, code| Row { workload, count, packing, measured, note, code };
         let fleet = self.fleet(workload, count)?;
         let settings = Settings {
+            started: count,
             threads: match packing.0 {
                 Some(n) if !self.cuda => n as usize,
                 _ => host::cores(),
@@ -257,7 +258,7 @@ struct Moment {
 
 /// A fleet that is looked at while it runs.
 struct Watch {
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
     begun: Moment,
     limit: Instant,
     frames: u32,
@@ -267,7 +268,7 @@ impl Watch {
     /// Starts a fleet; time runs from there.
     fn start<E>(
         timeout: Duration,
-        start: impl FnOnce() -> Result<Box<dyn Backend>, E>,
+        start: impl FnOnce() -> Result<Arc<dyn Backend>, E>,
     ) -> Result<Self, E> {
         let (at, host) = (Instant::now(), cpu_time());
         let backend = start()?;
@@ -306,7 +307,7 @@ impl Watch {
             let Event { vm, kind, .. } = self.expect()?;
             match kind {
                 EventKind::Ready => left -= 1,
-                EventKind::Console(_) | EventKind::Reset => {}
+                EventKind::Console(_) | EventKind::Reset | EventKind::Obeyed(_) => {}
                 EventKind::Halted(_) => return Err(Trouble::Guest(format!("vm{vm} powered off"))),
                 EventKind::Faulted(reason) => {
                     return Err(Trouble::Guest(format!("vm{vm} faulted: {reason}")));
@@ -456,6 +457,7 @@ mod tests {
     fn settings() -> Settings {
         let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
         Settings {
+            started: u32::MAX,
             threads: 2,
             clock: ClockSource::Instret,
             ready,
@@ -464,12 +466,12 @@ mod tests {
         }
     }
 
-    fn start(backend: impl FnOnce() -> Box<dyn Backend>) -> Watch {
+    fn start(backend: impl FnOnce() -> Arc<dyn Backend>) -> Watch {
         Watch::start(LONG, || Ok::<_, Error>(backend())).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn cpu(fleet: Fleet) -> Watch {
-        start(|| Box::new(CpuBackend::start(fleet, settings()).unwrap()))
+        start(|| Arc::new(CpuBackend::start(fleet, settings()).unwrap()))
     }
 
     #[test]
@@ -479,7 +481,7 @@ mod tests {
         let device = DeviceFleet::new(gpu, &fleet.base, fleet.count).unwrap();
         let options = cuda::Options::default();
         let mut watch =
-            start(|| Box::new(CudaBackend::start(device, fleet, settings(), options).unwrap()));
+            start(|| Arc::new(CudaBackend::start(device, fleet, settings(), options).unwrap()));
         let Ok(span) = watch.compute(2) else { panic!("it does not compute") };
         let measured = watch.measured(span, 2);
         assert!(measured.launches.is_some_and(|n| n > 0), "{measured:?}");

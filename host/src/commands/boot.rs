@@ -4,9 +4,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::steering::Steering;
 use super::{network, printing};
+use crate::api::About;
 use crate::backend::cpu::{CpuBackend, check_count};
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::{self, CudaBackend, DeviceFleet};
@@ -16,7 +18,7 @@ use crate::cli::{BackendChoice, Boot, Running};
 use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
 use crate::console::terminal::{self, RawMode, Screen};
-use crate::engine::{self, Control, Until, Verdict};
+use crate::engine::{self, Control, Hub, Until, Verdict};
 use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
@@ -27,58 +29,77 @@ use crate::report::{BootReport, NetReport, print_json};
 
 /// Boots a fleet and runs it until the condition.
 pub fn boot(args: Boot) -> Result<Code, Error> {
-    let Boot { count, guest, network: networking, running } = args;
+    let Boot { count, capacity, control, guest, network: networking, running } = args;
+    let capacity = capacity.unwrap_or(count);
+    if capacity < count {
+        let why = format!("--capacity {capacity} is less than --count {count}");
+        return Err(Error::Usage(why));
+    }
     let ready = ready_pattern(&running.ready_pattern)?;
-    let until = Until::from(running.until);
+    let watched = control.dashboard || control.listen.is_some();
+    let until = match running.until {
+        Some(until) => until.into(),
+        None if watched => Until::Never,
+        None => Until::Halt,
+    };
     let settings = Settings {
+        started: count,
         threads: running.threads.map_or_else(host::cores, usize::from),
         clock: running.clock.into(),
         ready,
         until_ready: until == Until::Ready,
-        wire: Arc::new(Wire::new(count)),
+        wire: Arc::new(Wire::new(capacity)),
     };
-    let uplink = network::uplink(&networking, count, running.backend)?;
-    let capture = network::capture(&networking, count, &settings.wire)?;
+    let steering = Steering::bind(&control)?;
+    let uplink = network::uplink(&networking, capacity, running.backend)?;
+    let capture = network::capture(&networking, capacity, &settings.wire)?;
     let options = cuda::Options { device: running.device, lanes: running.lanes };
     // A GPU that is asked for and cannot be used is told before images are looked for; loading the
     // program into one that can takes seconds the first time, and comes after.
     let wanted = wants_gpu(running.backend, options.device)?;
     let macs = networking.net_mac.into();
-    let fleet = assemble(&GuestOptions { macs, ..guest.options(count, settings.clock) })?;
+    let fleet = assemble(&GuestOptions { macs, ..guest.options(capacity, settings.clock) })?;
     let gpu = if wanted { open(running.backend, options.device)? } else { None };
+    let device = gpu.as_ref().and_then(|_| cuda::available(options.device).ok());
     let lockstep = running.backend == BackendChoice::Lockstep;
     if lockstep && settings.clock != ClockSource::Instret {
         return Err(Error::Usage("--backend lockstep needs --clock instret".into()));
     }
     let place = match gpu {
         Some(gpu) => {
-            let device = DeviceFleet::new(gpu, &fleet.base, count)?;
+            let device = DeviceFleet::new(gpu, &fleet.base, capacity)?;
             if lockstep { Place::Lockstep(device) } else { Place::Cuda(device, options) }
         }
         None => {
-            check_count(count, fleet.plan.memory)?;
+            check_count(capacity, fleet.plan.memory)?;
             Place::Cpu
         }
     };
 
     let mut stage = Stage::new(&running, count)?;
-    let controls = stage.controls(count, &running)?;
     let wire = Arc::clone(&settings.wire);
-    if let Some(places) = network::places(&networking, count) {
+    if let Some(places) = network::places(&networking, capacity) {
         stage.progress.say(&places);
     }
     let network = uplink.map(|uplink| Network::start(Arc::clone(&wire), uplink)).transpose()?;
+    let about = About {
+        name: steering.name.clone(),
+        device: device.map(|info| info.name),
+        clock: settings.clock,
+        reach: network::reach(&networking, network.as_ref()),
+        addresses: network::addresses(&networking, capacity),
+        publish: networking.publish.clone(),
+    };
+    if let Some(url) = steering.url() {
+        stage.progress.say(&format!("dashboard: {url}"));
+    }
+    let (controls, receiver) = stage.controls(count, &running)?;
     let backend = start(place, fleet, settings)?;
-    let options =
-        engine::Options { until, timeout: running.timeout, hold_input: !stage.interactive };
-    let outcome = engine::run(
-        backend.as_ref(),
-        count,
-        &options,
-        &controls,
-        stage.sink.as_mut(),
-        &mut stage.progress,
-    )?;
+    let hub = Arc::new(Hub::new(backend, count, capacity, until, controls));
+    let server = steering.serve(&hub, &wire, about)?;
+    let options = engine::Options { timeout: running.timeout, hold_input: !stage.interactive };
+    let outcome = engine::run(&hub, &options, &receiver, stage.sink.as_mut(), &mut stage.progress)?;
+    drop(server);
     drop(stage.raw.take());
     let network = network.map(|network| NetReport::new(&wire, network.stop()));
     if let Some(missing) = capture.map(network::finish).transpose()?.flatten() {
@@ -89,7 +110,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     }
     if running.json {
         let report =
-            BootReport::new(backend.as_ref(), &outcome, network, &wire, stage.logs.as_deref());
+            BootReport::new(hub.backend(), &outcome, network, &wire, stage.logs.as_deref());
         print_json(&report).map_err(printing)?;
     }
     Ok(outcome.verdict.code())
@@ -143,13 +164,13 @@ pub(super) fn start(
     place: Place,
     fleet: Fleet,
     settings: Settings,
-) -> Result<Box<dyn Backend>, Error> {
+) -> Result<Arc<dyn Backend>, Error> {
     Ok(match place {
-        Place::Cpu => Box::new(CpuBackend::start(fleet, settings)?),
+        Place::Cpu => Arc::new(CpuBackend::start(fleet, settings)?),
         Place::Cuda(device, options) => {
-            Box::new(CudaBackend::start(device, fleet, settings, options)?)
+            Arc::new(CudaBackend::start(device, fleet, settings, options)?)
         }
-        Place::Lockstep(device) => Box::new(LockstepBackend::start(device, fleet, settings)?),
+        Place::Lockstep(device) => Arc::new(LockstepBackend::start(device, fleet, settings)?),
     })
 }
 
@@ -191,8 +212,12 @@ impl Stage {
         Ok(Self { sink, progress, interactive, raw: None, logs })
     }
 
-    /// Listens to the user from now on.
-    fn controls(&mut self, count: u32, running: &Running) -> Result<Receiver<Control>, Error> {
+    /// Listens to the user from now on. Others may send controls, too.
+    fn controls(
+        &mut self,
+        count: u32,
+        running: &Running,
+    ) -> Result<(Sender<Control>, Receiver<Control>), Error> {
         let (sender, controls) = unbounded();
         let on_signal = sender.clone();
         // A second Ctrl-C while the first one is still at work changes nothing.
@@ -205,10 +230,9 @@ impl Stage {
         // A fleet has no input; a person at the keyboard of a run with --json has none either.
         let piped = !io::IsTerminal::is_terminal(&io::stdin());
         if self.interactive || (count == 1 && (piped || !running.json)) {
-            terminal::read_input(sender, self.interactive)
+            terminal::read_input(sender.clone(), self.interactive)
                 .map_err(|e| Error::io("read standard input", e))?;
         }
-        // The handler of signals keeps the channel open.
-        Ok(controls)
+        Ok((sender, controls))
     }
 }

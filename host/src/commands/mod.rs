@@ -9,6 +9,7 @@ mod generate;
 mod images;
 mod network;
 mod run;
+mod steering;
 
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};

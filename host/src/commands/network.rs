@@ -1,5 +1,6 @@
 //! Puts a fleet's network together from the options.
 
+use crate::api::Reach;
 use crate::cli::{BackendChoice, NetChoice, Networking};
 use crate::exit::Error;
 use crate::net::addresses::Addresses;
@@ -7,7 +8,7 @@ use crate::net::pcap::{Capture, Summary};
 use crate::net::switch::{Rules, Switch};
 use crate::net::tap::TapUplink;
 use crate::net::user::{self, HostPorts, UserUplink};
-use crate::net::{NetError, Uplink, Wire, publish};
+use crate::net::{NetError, Network, Uplink, Wire, publish};
 
 /// What the network cards are connected to; ports are bound and interfaces made here, before
 /// anything else is done.
@@ -89,12 +90,27 @@ pub fn finish(capture: Capture) -> Result<Option<String>, Error> {
     }))
 }
 
+/// How this program gets to the machines' ports.
+pub fn reach(options: &Networking, network: Option<&Network>) -> Reach {
+    match (network, &options.net) {
+        (None, _) => Reach::None,
+        (Some(_), Some(NetChoice::Tap(_))) => Reach::Addresses,
+        (Some(network), _) => Reach::Door(network.door()),
+    }
+}
+
+/// The machines' addresses, if they have some that others see.
+pub fn addresses(options: &Networking, count: u32) -> Option<Addresses> {
+    let tap = matches!(options.net, Some(NetChoice::Tap(_)));
+    let addresses = Addresses::new(options.net_subnet, count, options.net_mac.into());
+    addresses.ok().filter(|_| tap || options.net_mesh)
+}
+
 /// Where the machines are, if they have addresses that others see.
 pub fn places(options: &Networking, count: u32) -> Option<String> {
-    let tap = matches!(options.net, Some(NetChoice::Tap(_)));
-    let addresses = Addresses::new(options.net_subnet, count, options.net_mac.into()).ok()?;
+    let addresses = addresses(options, count)?;
     let (first, last) = (addresses.ip(0), count - 1);
-    (tap || options.net_mesh).then(|| match last {
+    Some(match last {
         0 => format!("vm0 is {first}"),
         _ => format!("vm0 to vm{last} are {first} to {}", addresses.ip(last)),
     })

@@ -123,6 +123,11 @@ impl Counters {
         self.drops[reason as usize].fetch_add(n, Relaxed);
     }
 
+    /// Frames received and sent.
+    pub fn frames(&self) -> (u64, u64) {
+        (self.rx_frames.load(Relaxed), self.tx_frames.load(Relaxed))
+    }
+
     /// The numbers now.
     pub fn counts(&self) -> Counts {
         let read = |n: &AtomicU64| n.load(Relaxed);

@@ -13,6 +13,7 @@
 
 pub mod addresses;
 pub mod counters;
+pub mod door;
 pub mod pcap;
 pub mod publish;
 pub mod rewrite;
@@ -30,6 +31,7 @@ use mio::event::Event;
 use mio::{Registry, Token};
 
 pub use self::counters::{Counts, DropReason};
+pub use self::door::{Door, Visit};
 pub use self::publish::Publish;
 pub use self::service::Network;
 pub use self::wire::Wire;
@@ -66,6 +68,9 @@ pub trait Uplink: Send {
 
     /// VM `vm` has started again or ended: whatever it had open is gone.
     fn reset(&mut self, vm: u32, out: &mut Outlet<'_>);
+
+    /// A connection from this program to a VM. It is refused by dropping it.
+    fn visit(&mut self, _visit: Visit, _now: Instant, _out: &mut Outlet<'_>) {}
 }
 
 /// The way to the guests.

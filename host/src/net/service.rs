@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, unbounded};
 use mio::{Events, Poll, Waker};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::wire::Message;
-use super::{NetError, Uplink, WAKER, Wire};
+use super::{Door, NetError, Uplink, Visit, WAKER, Wire};
 
 /// Messages that are handled before sockets are looked at again.
 const MESSAGES: usize = 1024;
@@ -24,19 +25,22 @@ const NAP_MIN: Duration = Duration::from_micros(20);
 pub struct Network {
     wire: Arc<Wire>,
     thread: Option<JoinHandle<Duration>>,
+    door: Door,
 }
 
 impl Network {
     /// Starts the thread.
     pub fn start(wire: Arc<Wire>, mut uplink: Box<dyn Uplink>) -> Result<Self, NetError> {
         let poll = Poll::new().map_err(NetError::Start)?;
-        let waker = Waker::new(poll.registry(), WAKER).map_err(NetError::Start)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(NetError::Start)?);
         uplink.register(poll.registry()).map_err(NetError::Start)?;
+        let (sender, visits) = unbounded();
+        let door = Door::new(sender, Arc::clone(&waker));
         wire.on_outbound(Box::new(move |()| {
             // It fails only when the thread has gone.
             let _ = waker.wake();
         }));
-        let mut service = Service { wire: Arc::clone(&wire), uplink, poll };
+        let mut service = Service { wire: Arc::clone(&wire), uplink, poll, visits };
         let work = move || {
             if let Err(error) = service.run() {
                 tracing::error!("the network has stopped: {error}");
@@ -46,7 +50,12 @@ impl Network {
         };
         let builder = thread::Builder::new().name("network".to_owned());
         let thread = builder.spawn(work).map_err(NetError::Start)?;
-        Ok(Self { wire, thread: Some(thread) })
+        Ok(Self { wire, thread: Some(thread), door })
+    }
+
+    /// The way in for this program's own connections.
+    pub fn door(&self) -> Door {
+        self.door.clone()
     }
 
     /// Ends it; answers the processor time that it took.
@@ -77,6 +86,7 @@ struct Service {
     wire: Arc<Wire>,
     uplink: Box<dyn Uplink>,
     poll: Poll,
+    visits: Receiver<Visit>,
 }
 
 impl Service {
@@ -103,6 +113,9 @@ impl Service {
                 }
             }
             let now = Instant::now();
+            for visit in self.visits.try_iter() {
+                self.uplink.visit(visit, now, &mut out);
+            }
             wake_at = self.uplink.poll(now, &mut out);
             if more {
                 wake_at = Some(now);

@@ -13,7 +13,7 @@ use mio::event::Event;
 
 use super::addresses::Addresses;
 use super::rewrite::{self, Destination};
-use super::{DropReason, Frame, Outlet, Uplink};
+use super::{DropReason, Frame, Outlet, Uplink, Visit};
 
 /// Copies of broadcasts that one sender may cause in a second.
 const COPIES: u64 = 1024;
@@ -179,6 +179,10 @@ impl Uplink for Switch {
 
     fn reset(&mut self, vm: u32, out: &mut Outlet<'_>) {
         self.uplink.reset(vm, out);
+    }
+
+    fn visit(&mut self, visit: Visit, now: Instant, out: &mut Outlet<'_>) {
+        self.uplink.visit(visit, now, out);
     }
 }
 

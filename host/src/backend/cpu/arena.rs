@@ -225,6 +225,12 @@ impl Guest {
         &self.vm
     }
 
+    /// Frames that it has for itself.
+    pub fn private_frames(&self) -> u32 {
+        let shared = self.arena.shared();
+        self.ram.iter().chain(&self.disk).filter(|&&frame| frame >= shared).count() as u32
+    }
+
     /// Brings the guest to a lane. Worth it for more than a few thousand instructions only.
     pub fn session<'a>(&'a mut self, lane: &'a mut Lane) -> Session<'a> {
         let (magazine, code) = lane.parts();

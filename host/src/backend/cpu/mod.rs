@@ -10,7 +10,7 @@ pub use port::CpuPort;
 pub use worker::SLICE;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -18,8 +18,8 @@ use crossbeam_channel::{Receiver, bounded};
 use emu_core::mem::FRAME_SIZE;
 
 use self::sched::Scheduler;
-use self::worker::{Instance, Worker};
-use super::{Backend, BackendError, Event, Settings, Totals};
+use self::worker::{Place, Worker};
+use super::{Backend, BackendError, Event, Inspector, Order, Settings, Totals, Unsupported};
 use crate::host;
 use crate::machine::Fleet;
 use crate::units::Size;
@@ -30,13 +30,24 @@ const EVENTS_MAX: usize = 1024;
 /// frames, and 100 KiB of tables and state come on top.
 const VM_MEMORY: Size = Size::mib(4);
 
+/// What is asked of a VM.
+enum Request {
+    Order(Order),
+    Inspect(Inspector),
+}
+
 /// A VM's place in the backend.
 struct Slot {
-    /// The VM; `None` before its first slice and after its end.
-    instance: Mutex<Option<Instance>>,
+    /// The VM.
+    place: Mutex<Place>,
     /// Console input on its way.
     input: Mutex<VecDeque<u8>>,
     has_input: AtomicBool,
+    /// Bytes of it that the VM has not taken.
+    waiting: AtomicUsize,
+    /// What is to be done with the VM before its next slice.
+    requests: Mutex<Vec<Request>>,
+    has_requests: AtomicBool,
     /// Instructions retired at the end of its last slice.
     instret: AtomicU64,
 }
@@ -78,16 +89,21 @@ impl CpuBackend {
         let frames = host::memory_available().0 / u64::from(FRAME_SIZE);
         let private = (pages * u64::from(fleet.count)).min(frames).min(u64::from(u32::MAX) / 2);
         let arena = Arc::new(HostArena::new(&fleet.base, private as u32)?);
-        let slot = || Slot {
-            instance: Mutex::new(None),
+        let started = settings.started.min(fleet.count);
+        let slot = |vm| Slot {
+            place: Mutex::new(Place::new(vm < started)),
             input: Mutex::default(),
             has_input: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            requests: Mutex::default(),
+            has_requests: AtomicBool::new(false),
             instret: AtomicU64::new(0),
         };
+        (started..fleet.count).for_each(|vm| settings.wire.end(vm));
         let (sender, events) = bounded(EVENTS_MAX);
         let shared = Arc::new(Shared {
-            slots: (0..fleet.count).map(|_| slot()).collect(),
-            sched: Scheduler::new(fleet.count),
+            slots: (0..fleet.count).map(slot).collect(),
+            sched: Scheduler::new(fleet.count, started),
             stopped: AtomicBool::new(false),
             instructions: AtomicU64::new(0),
             arena,
@@ -114,6 +130,15 @@ impl CpuBackend {
     }
 }
 
+impl CpuBackend {
+    fn request(&self, vm: u32, request: Request) {
+        let Some(slot) = self.shared.slots.get(vm as usize) else { return };
+        slot.requests.lock().unwrap_or_else(|e| e.into_inner()).push(request);
+        slot.has_requests.store(true, Ordering::Release);
+        self.shared.sched.summon(vm);
+    }
+}
+
 impl Backend for CpuBackend {
     fn name(&self) -> &'static str {
         "cpu"
@@ -125,9 +150,25 @@ impl Backend for CpuBackend {
 
     fn input(&self, vm: u32, bytes: &[u8]) {
         let Some(slot) = self.shared.slots.get(vm as usize) else { return };
+        slot.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
         slot.input.lock().unwrap_or_else(|e| e.into_inner()).extend(bytes);
         slot.has_input.store(true, Ordering::Release);
         self.shared.sched.wake(vm);
+    }
+
+    fn waiting(&self, vm: u32) -> usize {
+        let slot = self.shared.slots.get(vm as usize);
+        slot.map_or(0, |slot| slot.waiting.load(Ordering::Relaxed))
+    }
+
+    fn order(&self, vm: u32, order: Order) -> Result<(), Unsupported> {
+        self.request(vm, Request::Order(order));
+        Ok(())
+    }
+
+    fn inspect(&self, vm: u32, inspector: Inspector) -> Result<(), Unsupported> {
+        self.request(vm, Request::Inspect(inspector));
+        Ok(())
     }
 
     fn stop(&self) {

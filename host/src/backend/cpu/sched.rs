@@ -12,7 +12,7 @@ pub enum Rest {
     Runnable,
     /// It waits for input, and for the time if given.
     Idle(Option<Instant>),
-    /// It never runs again.
+    /// It does not run until it is summoned.
     Done,
 }
 
@@ -31,11 +31,14 @@ struct Entry {
     status: Status,
     /// Counts the VM's naps, so that the timer of an earlier one is known for what it is.
     nap: u32,
+    /// Counts its places in the queue, likewise.
+    ticket: u32,
 }
 
 struct Inner {
     vms: Vec<Entry>,
-    queue: VecDeque<u32>,
+    /// VMs with their tickets.
+    queue: VecDeque<(u32, u32)>,
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     stopped: bool,
 }
@@ -47,11 +50,15 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A fleet of `count` VMs, all runnable.
-    pub fn new(count: u32) -> Self {
+    /// A fleet of `count` VMs, of which the first `started` are runnable.
+    pub fn new(count: u32, started: u32) -> Self {
+        let entry = |vm| {
+            let status = if vm < started { Status::Queued } else { Status::Done };
+            Entry { status, nap: 0, ticket: 0 }
+        };
         let inner = Inner {
-            vms: vec![Entry { status: Status::Queued, nap: 0 }; count as usize],
-            queue: (0..count).collect(),
+            vms: (0..count).map(entry).collect(),
+            queue: (0..started.min(count)).map(|vm| (vm, 0)).collect(),
             timers: BinaryHeap::new(),
             stopped: false,
         };
@@ -66,8 +73,13 @@ impl Scheduler {
                 return None;
             }
             let due = inner.wake_due();
-            if let Some(vm) = inner.queue.pop_front() {
-                inner.vms[vm as usize].status = Status::Running;
+            if let Some((vm, ticket)) = inner.queue.pop_front() {
+                let entry = &mut inner.vms[vm as usize];
+                // It was moved forward and had its turn.
+                if entry.ticket != ticket {
+                    continue;
+                }
+                entry.status = Status::Running;
                 if !inner.queue.is_empty() {
                     self.changed.notify_one();
                 }
@@ -90,7 +102,7 @@ impl Scheduler {
         let entry = &mut inner.vms[vm as usize];
         let poked = entry.status == Status::Poked;
         match rest {
-            Rest::Done => entry.status = Status::Done,
+            Rest::Done if !poked => entry.status = Status::Done,
             Rest::Idle(until) if !poked => {
                 entry.status = Status::Idle;
                 entry.nap = entry.nap.wrapping_add(1);
@@ -101,9 +113,8 @@ impl Scheduler {
                     self.changed.notify_one();
                 }
             }
-            Rest::Idle(_) | Rest::Runnable => {
-                entry.status = Status::Queued;
-                inner.queue.push_back(vm);
+            Rest::Idle(_) | Rest::Runnable | Rest::Done => {
+                inner.enqueue(vm);
                 self.changed.notify_one();
             }
         }
@@ -115,12 +126,27 @@ impl Scheduler {
         let Some(entry) = inner.vms.get_mut(vm as usize) else { return };
         match entry.status {
             Status::Idle => {
-                entry.status = Status::Queued;
-                inner.queue.push_back(vm);
+                inner.enqueue(vm);
                 self.changed.notify_one();
             }
             Status::Running => entry.status = Status::Poked,
             Status::Queued | Status::Poked | Status::Done => {}
+        }
+    }
+
+    /// A VM has its turn next, even if it is done.
+    pub fn summon(&self, vm: u32) {
+        let mut inner = self.lock();
+        let Some(entry) = inner.vms.get_mut(vm as usize) else { return };
+        match entry.status {
+            Status::Running | Status::Poked => entry.status = Status::Poked,
+            Status::Queued | Status::Idle | Status::Done => {
+                entry.status = Status::Queued;
+                entry.ticket = entry.ticket.wrapping_add(1);
+                let place = (vm, entry.ticket);
+                inner.queue.push_front(place);
+                self.changed.notify_one();
+            }
         }
     }
 
@@ -136,6 +162,14 @@ impl Scheduler {
 }
 
 impl Inner {
+    /// Puts a VM to the end of the queue.
+    fn enqueue(&mut self, vm: u32) {
+        let entry = &mut self.vms[vm as usize];
+        entry.status = Status::Queued;
+        entry.ticket = entry.ticket.wrapping_add(1);
+        self.queue.push_back((vm, entry.ticket));
+    }
+
     /// Queues VMs whose time has come; returns the time of the next.
     fn wake_due(&mut self) -> Option<Instant> {
         let mut now = None;
@@ -147,8 +181,7 @@ impl Inner {
             }
             self.timers.pop();
             if valid {
-                entry.status = Status::Queued;
-                self.queue.push_back(vm);
+                self.enqueue(vm);
             }
         }
         None
@@ -163,7 +196,7 @@ mod tests {
 
     #[test]
     fn runnable_vms_take_turns() {
-        let sched = Scheduler::new(2);
+        let sched = Scheduler::new(2, 2);
         assert_eq!(sched.next(), Some(0));
         sched.put(0, Rest::Runnable);
         assert_eq!(sched.next(), Some(1));
@@ -172,7 +205,7 @@ mod tests {
 
     #[test]
     fn an_idle_vm_runs_at_its_time() {
-        let sched = Scheduler::new(1);
+        let sched = Scheduler::new(1, 1);
         let start = Instant::now();
         sched.next();
         sched.put(0, Rest::Idle(Some(start + Duration::from_millis(5))));
@@ -182,7 +215,7 @@ mod tests {
 
     #[test]
     fn input_wakes_an_idle_vm_once_and_an_old_timer_is_ignored() {
-        let sched = Scheduler::new(1);
+        let sched = Scheduler::new(1, 1);
         sched.next();
         sched.put(0, Rest::Idle(Some(Instant::now())));
         sched.wake(0);
@@ -196,10 +229,26 @@ mod tests {
 
     #[test]
     fn input_that_comes_while_a_vm_runs_is_not_missed() {
-        let sched = Scheduler::new(1);
+        let sched = Scheduler::new(1, 1);
         sched.next();
         sched.wake(0);
         sched.put(0, Rest::Idle(None));
         assert_eq!(sched.next(), Some(0));
+    }
+
+    #[test]
+    fn whoever_is_summoned_is_next_and_has_one_turn_for_it() {
+        let sched = Scheduler::new(4, 3);
+        sched.summon(3);
+        sched.summon(1);
+        assert_eq!([sched.next(), sched.next(), sched.next()], [Some(1), Some(3), Some(0)]);
+        sched.summon(3);
+        sched.put(3, Rest::Done);
+        assert_eq!(sched.next(), Some(2));
+        assert_eq!(sched.next(), Some(3));
+        sched.put(3, Rest::Done);
+        sched.put(1, Rest::Done);
+        sched.put(2, Rest::Runnable);
+        assert_eq!(sched.next(), Some(2));
     }
 }

@@ -13,9 +13,9 @@ use emu_core::trace::NoTrace;
 use super::arena::{Guest, Lane};
 use super::port::{CpuPort, RECEIVED_MAX};
 use super::sched::Rest;
-use super::{Shared, Slot};
+use super::{Request, Shared, Slot};
 use crate::backend::clock::GuestClock;
-use crate::backend::{BOOTS_MAX, ClockSource, Event, EventKind, Reason};
+use crate::backend::{BOOTS_MAX, ClockSource, Event, EventKind, Inspection, Order, Reason};
 use crate::console::ready::ReadyMatcher;
 use crate::net::DropReason;
 
@@ -27,8 +27,31 @@ const FIRST_IPS: u64 = 200_000_000;
 /// Slices that a VM runs before the next one gets its turn: about 4 ms.
 const BATCH: u32 = 32;
 
+/// Where a VM is, or will be.
+pub struct Place {
+    /// The VM; `None` before its first slice and after its end.
+    instance: Option<Box<Instance>>,
+    phase: Phase,
+}
+
+/// Whether a VM runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Not started, or ended.
+    Off,
+    Live,
+    Paused,
+}
+
+impl Place {
+    /// Room for a VM that runs, or waits to be started.
+    pub fn new(live: bool) -> Self {
+        Self { instance: None, phase: if live { Phase::Live } else { Phase::Off } }
+    }
+}
+
 /// One VM as long as it lives.
-pub struct Instance {
+struct Instance {
     guest: Guest,
     port: CpuPort,
     clock: GuestClock,
@@ -68,22 +91,19 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         while let Some(vm) = shared.sched.next() {
             let Some(slot) = shared.slots.get(vm as usize) else { continue };
-            let mut instance = slot.instance.lock().unwrap_or_else(|e| e.into_inner());
+            let mut place = slot.place.lock().unwrap_or_else(|e| e.into_inner());
             // The core does not panic, whatever a guest does. Should it have a bug, the guest
             // that met it ends and the others go on.
-            let turn = || self.turn(vm, slot, &mut instance);
+            let turn = || self.turn(vm, slot, &mut place);
             let rest = catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
                 let what = panic.downcast_ref::<String>().cloned();
                 let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
                 let reason = Reason::Internal(what.unwrap_or_default());
                 self.tell(vm, slot.instret.load(Ordering::Relaxed), EventKind::Faulted(reason));
+                self.end(vm, slot, &mut place);
                 Rest::Done
             });
-            if rest == Rest::Done {
-                *instance = None;
-                shared.settings.wire.end(vm);
-            }
-            drop(instance);
+            drop(place);
             shared.sched.put(vm, rest);
         }
     }
@@ -110,42 +130,117 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// A VM's turn: starts it if need be and runs it for a while.
-    fn turn(&mut self, vm: u32, slot: &Slot, instance: &mut Option<Instance>) -> Rest {
-        if instance.is_none() {
-            *instance = self.start(vm, 0, 1);
+    /// Starts the VM in `place`, unless there is no memory for it.
+    fn place(&self, vm: u32, place: &mut Place, instret: u64, boots: u32) {
+        // The frames of the old VM come back before the new one takes some.
+        let input = place.instance.take().map(|old| old.port.input);
+        match self.start(vm, instret, boots) {
+            Some(mut live) => {
+                live.port.input = input.unwrap_or_default();
+                *place = Place { instance: Some(Box::new(live)), phase: Phase::Live };
+            }
+            None => place.phase = Phase::Off,
         }
-        let Some(live) = instance else {
-            self.tell(vm, 0, EventKind::Faulted(Reason::NoMemory));
-            return Rest::Done;
-        };
-        match self.batch(vm, slot, live) {
-            End::Rest(rest) => rest,
-            End::Reset => {
-                let instret = slot.instret.load(Ordering::Relaxed);
-                let boots = live.boots + 1;
-                let input = std::mem::take(&mut live.port.input);
-                self.tell(vm, instret, EventKind::Reset);
-                self.shared.settings.wire.reset(vm);
-                if self.shared.settings.until_ready && boots > BOOTS_MAX {
-                    self.tell(vm, instret, EventKind::Faulted(Reason::BootLoop));
-                    return Rest::Done;
+    }
+
+    /// Gives a VM's memory back.
+    fn end(&self, vm: u32, slot: &Slot, place: &mut Place) {
+        let taken = place.instance.take().map_or(0, |old| old.port.input.len());
+        let mut input = slot.input.lock().unwrap_or_else(|e| e.into_inner());
+        slot.waiting.fetch_sub(taken + input.len(), Ordering::Relaxed);
+        input.clear();
+        place.phase = Phase::Off;
+        self.shared.settings.wire.end(vm);
+    }
+
+    /// Does what is asked.
+    fn obey(&self, vm: u32, slot: &Slot, place: &mut Place) {
+        if !slot.has_requests.swap(false, Ordering::Acquire) {
+            return;
+        }
+        let requests =
+            std::mem::take(&mut *slot.requests.lock().unwrap_or_else(|e| e.into_inner()));
+        for request in requests {
+            let instret = slot.instret.load(Ordering::Relaxed);
+            let order = match request {
+                Request::Order(order) => order,
+                Request::Inspect(inspector) => {
+                    inspector(place.instance.as_ref().map(|live| Inspection {
+                        vm: Box::new(live.guest.vm().clone()),
+                        instret,
+                        private_frames: live.guest.private_frames(),
+                    }));
+                    continue;
                 }
-                // The frames of the old VM come back before the new one takes some.
-                *instance = None;
-                *instance = self.start(vm, instret, boots);
-                match instance {
-                    Some(live) => {
-                        live.port.input = input;
-                        Rest::Runnable
-                    }
-                    None => {
-                        self.tell(vm, instret, EventKind::Faulted(Reason::NoMemory));
-                        Rest::Done
-                    }
+            };
+            match (order, place.phase) {
+                (Order::Pause, Phase::Live) => place.phase = Phase::Paused,
+                (Order::Resume, Phase::Paused) => place.phase = Phase::Live,
+                (Order::Pause | Order::Resume, _) => {}
+                (Order::Stop, _) => self.end(vm, slot, place),
+                (Order::Start, _) => {
+                    self.shared.settings.wire.start(vm);
+                    self.place(vm, place, instret, 1);
                 }
             }
+            self.tell(vm, instret, EventKind::Obeyed(order));
+            if order == Order::Start && place.instance.is_none() {
+                self.tell(vm, instret, EventKind::Faulted(Reason::NoMemory));
+                self.end(vm, slot, place);
+            }
         }
+    }
+
+    /// A VM's turn: does what is asked of it, starts it if need be and runs it for a while.
+    fn turn(&mut self, vm: u32, slot: &Slot, place: &mut Place) -> Rest {
+        loop {
+            if place.phase == Phase::Live && place.instance.is_none() {
+                self.place(vm, place, 0, 1);
+                if place.instance.is_none() {
+                    self.tell(vm, 0, EventKind::Faulted(Reason::NoMemory));
+                    self.end(vm, slot, place);
+                }
+            }
+            self.obey(vm, slot, place);
+            let live = match (place.phase, &mut place.instance) {
+                (Phase::Live, Some(live)) => live,
+                (Phase::Paused, _) => return Rest::Idle(None),
+                _ => return Rest::Done,
+            };
+            if self.shared.settings.until_ready && live.matcher.is_none() {
+                return Rest::Idle(None);
+            }
+            let rest = match self.batch(vm, slot, live) {
+                End::Rest(rest) => rest,
+                End::Reset => {
+                    let boots = live.boots + 1;
+                    self.reset(vm, slot, place, boots)
+                }
+            };
+            if rest == Rest::Done {
+                self.end(vm, slot, place);
+            }
+            if !slot.has_requests.load(Ordering::Acquire) {
+                return rest;
+            }
+        }
+    }
+
+    /// A guest wants to start again.
+    fn reset(&self, vm: u32, slot: &Slot, place: &mut Place, boots: u32) -> Rest {
+        let instret = slot.instret.load(Ordering::Relaxed);
+        self.tell(vm, instret, EventKind::Reset);
+        self.shared.settings.wire.reset(vm);
+        if self.shared.settings.until_ready && boots > BOOTS_MAX {
+            self.tell(vm, instret, EventKind::Faulted(Reason::BootLoop));
+            return Rest::Done;
+        }
+        self.place(vm, place, instret, boots);
+        if place.instance.is_none() {
+            self.tell(vm, instret, EventKind::Faulted(Reason::NoMemory));
+            return Rest::Done;
+        }
+        Rest::Runnable
     }
 
     /// Runs some slices.
@@ -158,7 +253,7 @@ impl<'a> Worker<'a> {
         let wire = &shared.settings.wire;
         let mut at = Instant::now();
         for _ in 0..BATCH {
-            if shared.stopped.load(Ordering::Relaxed) {
+            if shared.stopped.load(Ordering::Relaxed) || slot.has_requests.load(Ordering::Relaxed) {
                 break;
             }
             if slot.has_input.swap(false, Ordering::Acquire) {
@@ -171,7 +266,11 @@ impl<'a> Worker<'a> {
             let now = clock.now(at);
             let before = session.vm().sys.clock.retired;
             let budget = SLICE - (before as u32 & (SLICE - 1));
+            let typed = port.input.len();
             let exit = session.run(port, budget, now, &mut NoTrace);
+            if typed > 0 {
+                slot.waiting.fetch_sub(typed - port.input.len(), Ordering::Relaxed);
+            }
             let retired = session.vm().sys.clock.retired.wrapping_sub(before);
             if shared.settings.clock == ClockSource::Host {
                 let end = Instant::now();

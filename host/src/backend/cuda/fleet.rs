@@ -13,6 +13,8 @@ use emu_device::launch::{
 use emu_device::port::{Outbox, PortState};
 use emu_device::ram::{CodeCache, CodePage};
 
+mod look;
+
 use super::error::CudaError;
 use super::gpu::{Address, Gpu, Kernel, Mapped};
 use super::raw;
@@ -447,90 +449,6 @@ impl DeviceFleet {
             budget: exchange.budget,
             took: ended.took,
         })
-    }
-
-    /// A VM's state. No launch may be under way, and the VM must have been started.
-    pub fn vm(&mut self, vm: u32) -> Result<Vm, CudaError> {
-        assert!(vm < self.shape.count);
-        let at = self.launch.vms as Address + u64::from(vm) * size_of::<Vm>() as u64;
-        let gpu = &mut self.gpu;
-        // SAFETY: the VM was started, so this is a state that the core wrote.
-        let vms = unsafe { raw::values(1, |bytes| gpu.download(at, bytes))? };
-        vms.into_iter().next().ok_or(CudaError::Contract("no state"))
-    }
-
-    /// The frame behind a page of a VM's RAM; `None` past its end. No launch may be under way.
-    pub fn frame(&mut self, vm: u32, page: u32) -> Result<Option<u32>, CudaError> {
-        assert!(vm < self.shape.count);
-        if page >= self.launch.pages {
-            return Ok(None);
-        }
-        let index = u64::from(vm) * u64::from(self.shape.pages) + u64::from(page);
-        let mut entry = [0; 4];
-        self.gpu.download(self.launch.tables as Address + 4 * index, &mut entry)?;
-        Ok(Some(u32::from_le_bytes(entry)))
-    }
-
-    /// Reads a VM's RAM from byte `at`; `false` past its end. No launch may be under way.
-    pub fn read_ram(&mut self, vm: u32, at: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
-        let mut done = 0;
-        while done < bytes.len() {
-            let at = at + done as u64;
-            let offset = at as u32 % FRAME_SIZE;
-            let len = (bytes.len() - done).min((FRAME_SIZE - offset) as usize);
-            let page = u32::try_from(at >> FRAME_SHIFT).unwrap_or(u32::MAX);
-            let Some(frame) = self.frame(vm, page)? else { return Ok(false) };
-            self.read(frame, offset, &mut bytes[done..done + len])?;
-            done += len;
-        }
-        Ok(true)
-    }
-
-    /// Writes an aligned word of a VM's RAM; `false` when it is not in a private page. No launch
-    /// may be under way, and the guest must not have executed this word.
-    pub fn write_ram(&mut self, vm: u32, at: u64, word: u32) -> Result<bool, CudaError> {
-        let page = u32::try_from(at >> FRAME_SHIFT).unwrap_or(u32::MAX);
-        match self.frame(vm, page)? {
-            Some(frame) => self.write(frame, at as u32 % FRAME_SIZE, &word.to_le_bytes()),
-            None => Ok(false),
-        }
-    }
-
-    /// Instructions that each VM has retired since its last start.
-    pub fn instrets(&mut self) -> Result<Vec<u64>, CudaError> {
-        let (gpu, at) = (&mut self.gpu, self.launch.ports as Address);
-        // SAFETY: ports are zero at first, which is a port, and then written by the device.
-        let ports: Vec<PortState> =
-            unsafe { raw::values(self.shape.count as usize, |bytes| gpu.download(at, bytes))? };
-        Ok(ports.iter().map(|port| port.instret).collect())
-    }
-
-    /// Where byte `at` of frame `frame` is; `None` outside of the arena.
-    fn place(&self, frame: u32, at: u32) -> Option<Address> {
-        let inside = frame < self.launch.frames && at < FRAME_SIZE;
-        inside.then(|| {
-            self.launch.arena as Address + (u64::from(frame) << FRAME_SHIFT) + u64::from(at)
-        })
-    }
-
-    /// Reads from one frame. No launch may be under way.
-    fn read(&mut self, frame: u32, at: u32, bytes: &mut [u8]) -> Result<(), CudaError> {
-        let end = at as usize + bytes.len();
-        match self.place(frame, at).filter(|_| end <= FRAME_SIZE as usize) {
-            Some(from) => self.gpu.download(from, bytes),
-            None => Err(CudaError::Contract("a frame outside of the arena")),
-        }
-    }
-
-    /// Writes to one private frame; `false` when it is not private. No launch may be under way,
-    /// and the guest must not have executed these bytes.
-    fn write(&mut self, frame: u32, at: u32, bytes: &[u8]) -> Result<bool, CudaError> {
-        let end = at as usize + bytes.len();
-        match self.place(frame, at).filter(|_| end <= FRAME_SIZE as usize) {
-            Some(_) if frame < self.shape.shared => Ok(false),
-            Some(to) => self.gpu.upload(to, bytes).map(|()| true),
-            None => Err(CudaError::Contract("a frame outside of the arena")),
-        }
     }
 
     /// Gives the fleet's memory back and the device on, for another fleet.

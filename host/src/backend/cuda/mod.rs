@@ -26,10 +26,10 @@ mod timers;
 pub use error::CudaError;
 
 use std::ffi::CString;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
@@ -37,7 +37,9 @@ use self::driver::Device;
 pub use self::fleet::DeviceFleet;
 use self::gpu::Gpu;
 use self::runner::Runner;
-use super::{Backend, BackendError, Event, Launches, Settings, Totals};
+use super::{
+    Backend, BackendError, Event, Inspector, Launches, Order, Settings, Totals, Unsupported,
+};
 use crate::machine::Fleet;
 
 /// The GPU's part of this program; empty when there is none.
@@ -90,13 +92,42 @@ pub(crate) struct Shared {
     device_ns: AtomicU64,
     shared_frames: u32,
     instret: Vec<AtomicU64>,
+    /// Console bytes that each VM has not taken.
+    waiting: Vec<AtomicUsize>,
+    begun: Instant,
+    /// Until when somebody watches instruction counts, in milliseconds since `begun`.
+    watched_until: AtomicU64,
     failure: Mutex<Option<CudaError>>,
+}
+
+/// How long instruction counts are published after somebody has asked for it.
+const WATCH: Duration = Duration::from_secs(3);
+
+impl Shared {
+    /// VMs that start at once.
+    fn started(&self) -> u32 {
+        self.settings.started.min(self.fleet.count)
+    }
+
+    /// A VM has taken console input, or never will.
+    fn has_taken(&self, vm: u32, bytes: usize) {
+        if let Some(waiting) = self.waiting.get(vm as usize).filter(|_| bytes > 0) {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        let until = Duration::from_millis(self.watched_until.load(Ordering::Relaxed));
+        self.begun.elapsed() < until
+    }
 }
 
 pub(crate) enum Command {
     Input(u32, Vec<u8>),
     /// Frames wait for a VM.
     Frames(u32),
+    Order(u32, Order),
+    Inspect(u32, Inspector),
     Stop,
 }
 
@@ -120,6 +151,9 @@ impl CudaBackend {
         let shared = Arc::new(Shared {
             shared_frames: device.shared(),
             instret: (0..fleet.count).map(|_| AtomicU64::new(0)).collect(),
+            waiting: (0..fleet.count).map(|_| AtomicUsize::new(0)).collect(),
+            begun: Instant::now(),
+            watched_until: AtomicU64::new(0),
             fleet,
             settings,
             options,
@@ -134,6 +168,7 @@ impl CudaBackend {
         let (commands, orders) = unbounded();
         let bell = commands.clone();
         shared.settings.wire.on_inbound(Box::new(move |vm| drop(bell.send(Command::Frames(vm)))));
+        (shared.started()..shared.fleet.count).for_each(|vm| shared.settings.wire.end(vm));
         let runner = Runner::new(Arc::clone(&shared), device, sender, orders);
         let thread = thread::Builder::new()
             .name("cuda".to_owned())
@@ -153,8 +188,30 @@ impl Backend for CudaBackend {
     }
 
     fn input(&self, vm: u32, bytes: &[u8]) {
+        let Some(waiting) = self.shared.waiting.get(vm as usize) else { return };
+        waiting.fetch_add(bytes.len(), Ordering::Relaxed);
         // A thread that is gone has told why.
         let _ = self.commands.send(Command::Input(vm, bytes.to_vec()));
+    }
+
+    fn waiting(&self, vm: u32) -> usize {
+        let waiting = self.shared.waiting.get(vm as usize);
+        waiting.map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+
+    fn order(&self, vm: u32, order: Order) -> Result<(), Unsupported> {
+        let _ = self.commands.send(Command::Order(vm, order));
+        Ok(())
+    }
+
+    fn inspect(&self, vm: u32, inspector: Inspector) -> Result<(), Unsupported> {
+        let _ = self.commands.send(Command::Inspect(vm, inspector));
+        Ok(())
+    }
+
+    fn watched(&self) {
+        let until = self.shared.begun.elapsed() + WATCH;
+        self.shared.watched_until.store(until.as_millis() as u64, Ordering::Relaxed);
     }
 
     fn stop(&self) {

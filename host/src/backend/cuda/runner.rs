@@ -8,6 +8,8 @@
 //! takes microseconds (8 bytes a runnable VM), and its order, by which neighbours share a warp,
 //! stays. On an H200 all that surrounds launches is 0.5 % of the time with 8,448 VMs.
 
+mod control;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -72,6 +74,10 @@ pub struct Runner {
     unread: Option<Ended>,
     /// When the last frame came or went.
     frame_at: Option<Instant>,
+    /// What the user wants.
+    requests: Vec<Command>,
+    /// When instruction counts may be published again.
+    publish_at: Instant,
 }
 
 impl Runner {
@@ -83,11 +89,12 @@ impl Runner {
         commands: Receiver<Command>,
     ) -> Self {
         let count = shared.fleet.count;
+        let started = shared.started();
         let timebase = shared.fleet.plan.kind.map().timebase;
         let pattern = &shared.settings.ready;
         Self {
-            seats: (0..count).map(|_| Seat::new(pattern)).collect(),
-            entries: (0..count).map(|vm| Entry { vm, inbox: 0 }).collect(),
+            seats: (0..count).map(|vm| Seat::new(pattern, vm < started)).collect(),
+            entries: (0..started).map(|vm| Entry { vm, inbox: 0 }).collect(),
             stale: false,
             added: Vec::new(),
             waking: Vec::new(),
@@ -102,6 +109,8 @@ impl Runner {
             inbox: Writer::new(INBOX),
             unread: None,
             frame_at: None,
+            requests: Vec::new(),
+            publish_at: Instant::now(),
             shared,
             fleet,
             events,
@@ -132,6 +141,8 @@ impl Runner {
             }
             self.ring(Instant::now());
             self.recycle()?;
+            self.carry_out()?;
+            self.publish()?;
             let launched = !self.list().is_empty();
             if launched {
                 let talking = self.frame_at.is_some_and(|at| at.elapsed() < TALK);
@@ -186,7 +197,7 @@ impl Runner {
 
     /// Stages all VMs, on as many threads as there are, and starts them.
     fn start_all(&mut self) -> Result<(), CudaError> {
-        let all: Vec<u32> = (0..self.shared.fleet.count).collect();
+        let all: Vec<u32> = (0..self.shared.started()).collect();
         let threads = self.shared.settings.threads.clamp(1, 64);
         let piece = DeviceFleet::START_MAX.div_ceil(threads);
         for chunk in all.chunks(DeviceFleet::START_MAX) {
@@ -369,7 +380,9 @@ impl Runner {
                 self.shared.settings.wire.send(vm, bytes.into());
             }
             Body::Taken(record) => {
+                let typed = seat.typed();
                 let drops = seat.took(&record);
+                self.shared.has_taken(vm, typed - seat.typed());
                 let wire = &self.shared.settings.wire;
                 seat.fetch(vm, wire);
                 wire.dropped_by_card(vm, DropReason::NoBuffer, drops.rx.into());
@@ -428,10 +441,7 @@ impl Runner {
     }
 
     fn end(&mut self, vm: u32, instret: u64, kind: EventKind) {
-        self.seats[vm as usize].state = State::Done;
-        self.shared.settings.wire.end(vm);
-        self.stale = true;
-        self.ended.push(vm);
+        self.give_up(vm);
         self.tell(vm, instret, kind);
     }
 
@@ -472,13 +482,18 @@ impl Runner {
     }
 
     fn obey(&mut self, command: Command) {
-        let (Command::Input(vm, _) | Command::Frames(vm)) = command else { return };
+        let vm = match command {
+            Command::Input(vm, _) | Command::Frames(vm) => vm,
+            Command::Order(..) | Command::Inspect(..) => return self.requests.push(command),
+            Command::Stop => return,
+        };
         let Some(seat) = self.seats.get_mut(vm as usize) else { return };
-        if seat.state == State::Done {
-            return;
-        }
         match command {
+            Command::Input(_, bytes) if seat.state == State::Done => {
+                return self.shared.has_taken(vm, bytes.len());
+            }
             Command::Input(_, bytes) => seat.give(&bytes),
+            _ if seat.state == State::Done => return,
             _ => {
                 self.frame_at = Some(Instant::now());
                 seat.fetch(vm, &self.shared.settings.wire);
@@ -494,7 +509,8 @@ impl Runner {
 
     /// Waits for the next timer or command: no VM is runnable.
     fn sleep(&mut self) {
-        if !self.ended.is_empty() || !self.restarts.is_empty() || !self.starved.is_empty() {
+        let waits = !self.ended.is_empty() || !self.restarts.is_empty() || !self.starved.is_empty();
+        if waits || !self.requests.is_empty() {
             return;
         }
         let command = match self.timers.next() {

@@ -17,9 +17,11 @@ pub enum State {
     Idle,
     /// It was ready, and that was all that was asked.
     Paused,
+    /// The user wants it to stand still.
+    Held,
     /// It waits for frames.
     Starved,
-    /// It never runs again.
+    /// It was not started, or has ended.
     Done,
 }
 
@@ -61,10 +63,10 @@ pub struct Seat {
 const FRAMES_MAX: usize = 64;
 
 impl Seat {
-    /// A VM that starts.
-    pub fn new(pattern: &ReadyPattern) -> Self {
+    /// A VM that starts, or waits to be started.
+    pub fn new(pattern: &ReadyPattern, starts: bool) -> Self {
         Self {
-            state: State::Active,
+            state: if starts { State::Active } else { State::Done },
             nap: 0,
             boots: 1,
             earlier: 0,
@@ -99,6 +101,17 @@ impl Seat {
     pub fn give(&mut self, bytes: &[u8]) {
         self.input.extend(bytes);
         self.full = false;
+    }
+
+    /// Console bytes that it has not taken.
+    pub fn typed(&self) -> usize {
+        self.input.len()
+    }
+
+    /// Forgets all input.
+    pub fn forget(&mut self) {
+        self.input.clear();
+        self.frames.clear();
     }
 
     /// Takes frames from the wire.
@@ -157,7 +170,7 @@ mod tests {
     use super::*;
 
     fn seat() -> Seat {
-        Seat::new(&ReadyPattern::new("x").unwrap())
+        Seat::new(&ReadyPattern::new("x").unwrap(), true)
     }
 
     fn taken(console: u32, frames: u32, offered: &Seat) -> InputRecord {

@@ -29,7 +29,8 @@ struct History {
 
 fn settings(until_ready: bool, clock: ClockSource) -> Settings {
     let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
-    Settings { threads: 2, clock, ready, until_ready, wire: Arc::default() }
+    let (started, threads, wire) = (u32::MAX, 2, Arc::default());
+    Settings { started, threads, clock, ready, until_ready, wire }
 }
 
 /// A fleet of bare-metal programs.

@@ -24,12 +24,18 @@ use super::cpu::{CpuPort, Guest, HostArena, Lane};
 use super::cuda::fleet::{Start, Turn};
 use super::cuda::outbox::{Body, messages};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
-use super::{BOOTS_MAX, Backend, BackendError, Event, EventKind, Reason, Settings, Totals};
+use super::{
+    BOOTS_MAX, Backend, BackendError, Event, EventKind, Inspector, Order, Reason, Settings, Totals,
+    Unsupported,
+};
 use crate::console::ready::ReadyMatcher;
 use crate::machine::Fleet;
 
 /// Events that may wait for the listener.
 const EVENTS_MAX: usize = 1024;
+/// Why nothing can be done with its VMs.
+const ALONE: Unsupported =
+    Unsupported("--backend lockstep compares undisturbed runs: nothing acts on its VMs");
 
 struct Shared {
     fleet: Fleet,
@@ -97,6 +103,18 @@ impl Backend for LockstepBackend {
 
     fn input(&self, _: u32, _: &[u8]) {
         tracing::warn!("there is no console input in lockstep");
+    }
+
+    fn waiting(&self, _: u32) -> usize {
+        0
+    }
+
+    fn order(&self, _: u32, _: Order) -> Result<(), Unsupported> {
+        Err(ALONE)
+    }
+
+    fn inspect(&self, _: u32, _: Inspector) -> Result<(), Unsupported> {
+        Err(ALONE)
     }
 
     fn stop(&self) {
@@ -435,7 +453,8 @@ mod tests {
         let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
         let wire = Arc::default();
         let clock = ClockSource::Instret;
-        let settings = Settings { threads: 1, clock, ready, until_ready: true, wire };
+        let settings =
+            Settings { started: count, threads: 1, clock, ready, until_ready: true, wire };
         let device = DeviceFleet::new(Box::new(gpu), &fleet.base, count).unwrap();
         Some(LockstepBackend::start(device, fleet, settings).unwrap())
     }

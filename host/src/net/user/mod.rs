@@ -30,8 +30,9 @@ pub use self::frames::dhcp_answer;
 use self::frames::{Fate, Opening};
 use self::http::Refusal;
 use self::stack::Stack;
+use super::door::VisitError;
 use super::publish::{Bound, Target, connections_max};
-use super::{DropReason, Frame, Outlet, Uplink, WAKER};
+use super::{DropReason, Frame, Outlet, Uplink, Visit, WAKER};
 use crate::machine::Macs;
 
 /// Connections to one VM; more wait to be accepted. The guest's server, with room for 64, closes
@@ -598,5 +599,20 @@ impl Uplink for UserUplink {
 
     fn reset(&mut self, vm: u32, _: &mut Outlet<'_>) {
         self.clear(vm);
+    }
+
+    fn visit(&mut self, visit: Visit, now: Instant, out: &mut Outlet<'_>) {
+        let Visit { vm, port, stream, answer } = visit;
+        let target = Target::Port { vm, port };
+        let refused = match target {
+            _ if out.has_ended(vm) => Some(VisitError::Ended),
+            _ if !self.has_room(target) => Some(VisitError::Busy),
+            _ => None,
+        };
+        if refused.is_none() {
+            self.welcome(stream, target, now);
+        }
+        // Whoever asked may have gone; that is found out by reading.
+        let _ = answer.send(refused.map_or(Ok(()), Err));
     }
 }

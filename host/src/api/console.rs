@@ -1,0 +1,197 @@
+//! Consoles: what VMs have said, what they say now, and what they are told.
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::{SinkExt, StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+use super::Shared;
+use super::bodies::{Id, JsonBody, Limited, Params};
+use super::error::ApiError;
+use super::fleet::state_of;
+use crate::engine::ControlError;
+use crate::engine::consoles::{Heard, Listener, Tail};
+
+/// Bytes of input in one piece.
+const INPUT_MAX: usize = 4 << 10;
+/// Largest message of a WebSocket's client.
+const MESSAGE_MAX: usize = 64 << 10;
+/// How often a client that hears nothing is asked whether it is there.
+const PING: Duration = Duration::from_secs(30);
+/// How long a client has for its side of the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+const OFFSET: HeaderName = HeaderName::from_static("x-pxvm-offset");
+
+/// How a console is read.
+#[derive(Deserialize)]
+pub struct How {
+    /// Go on with what is written later.
+    follow: Option<bool>,
+}
+
+fn listen(app: &Shared, id: u32) -> Result<(Tail, Listener), ApiError> {
+    app.hub.record(id)?;
+    let full = || ApiError::TooMany(format!("too many clients follow the console of vm{id}"));
+    app.hub.consoles.listen(id).ok_or_else(full)
+}
+
+/// `GET /api/v1/vms/{id}/console`
+pub async fn read(
+    State(app): State<Shared>,
+    Id(id): Id,
+    Params(how): Params<How>,
+) -> Result<Response, ApiError> {
+    let head = |offset: u64| {
+        // Some servers of text guess what it is in.
+        let kind = (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned());
+        [kind, (header::CACHE_CONTROL, "no-store".to_owned()), (OFFSET, offset.to_string())]
+    };
+    if how.follow != Some(true) {
+        app.hub.record(id)?;
+        let tail = app.hub.consoles.tail(id);
+        return Ok((head(tail.offset), tail.bytes).into_response());
+    }
+    let (tail, listener) = listen(&app, id)?;
+    let live = stream::unfold(Some(listener), async |listener| {
+        let listener = listener?;
+        match listener.next().await {
+            Heard::Bytes(bytes) => Some((Ok(Bytes::from(bytes)), Some(listener))),
+            Heard::Cut => {
+                let error = std::io::Error::other("the client does not keep up");
+                Some((Err(error), None))
+            }
+        }
+    });
+    let first = stream::iter([Ok(Bytes::from(tail.bytes))]);
+    Ok((head(tail.offset), Body::from_stream(first.chain(live))).into_response())
+}
+
+/// `POST /api/v1/vms/{id}/console`
+pub async fn write(
+    State(app): State<Shared>,
+    Id(id): Id,
+    Limited(bytes): Limited<INPUT_MAX>,
+) -> Result<StatusCode, ApiError> {
+    app.hub.input(id, &bytes)?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// A line for several VMs.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    line: String,
+    vms: Option<Vec<u32>>,
+    state: Option<String>,
+}
+
+/// How many VMs were sent it.
+#[derive(Serialize)]
+pub struct Sent {
+    sent: u32,
+}
+
+/// `POST /api/v1/input`
+pub async fn broadcast(
+    State(app): State<Shared>,
+    JsonBody(Line { line, vms, state }): JsonBody<Line>,
+) -> Result<Json<Sent>, ApiError> {
+    if line.len() >= INPUT_MAX {
+        return Err(ApiError::TooLarge(format!("a line may have {} bytes", INPUT_MAX - 1)));
+    }
+    if line.contains(['\n', '\r']) {
+        return Err(ApiError::BadRequest("a line has no end in its middle".to_owned()));
+    }
+    let state = state.as_deref().map(state_of).transpose()?;
+    let count = app.hub.ledger().count();
+    let mut vms = vms.unwrap_or_else(|| (0..count).collect());
+    vms.sort_unstable();
+    vms.dedup();
+    if let Some(&vm) = vms.iter().find(|&&vm| vm >= count) {
+        return Err(ControlError::UnknownVm { vm, count }.into());
+    }
+    let bytes = [line.as_bytes(), b"\n"].concat();
+    let is_meant = |&vm: &u32| {
+        state.is_none_or(|state| app.hub.record(vm).is_ok_and(|record| record.state == state))
+    };
+    // Those that have ended, or do not read, are not counted.
+    let sent = vms.into_iter().filter(is_meant).filter(|&vm| app.hub.input(vm, &bytes).is_ok());
+    Ok(Json(Sent { sent: sent.count() as u32 }))
+}
+
+/// `GET /api/v1/vms/{id}/console/ws`
+pub async fn socket(
+    State(app): State<Shared>,
+    Id(id): Id,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let upgrade = upgrade.map_err(|e| ApiError::BadRequest(e.body_text()))?;
+    let (tail, listener) = listen(&app, id)?;
+    let upgrade = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX);
+    Ok(upgrade.on_upgrade(move |socket| talk(app, id, socket, tail, listener)))
+}
+
+/// Why a conversation ends.
+struct End(u16, &'static str);
+
+async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Listener) {
+    let (mut to, mut from) = socket.split();
+    let speak = async {
+        let mut next = Heard::Bytes(tail.bytes);
+        loop {
+            let message = match next {
+                Heard::Bytes(bytes) => Message::Binary(bytes.into()),
+                Heard::Cut => return Some(End(close_code::POLICY, "it does not keep up")),
+            };
+            tokio::select! {
+                sent = to.send(message) => sent.ok()?,
+                () = listener.cut() => return Some(End(close_code::POLICY, "it does not keep up")),
+            }
+            next = loop {
+                tokio::select! {
+                    heard = listener.next() => break heard,
+                    () = tokio::time::sleep(PING) => {
+                        tokio::time::timeout(PING, to.send(Message::Ping(Bytes::new())))
+                            .await.ok()?.ok()?;
+                    }
+                }
+            };
+        }
+    };
+    let hear = async {
+        loop {
+            let bytes = match from.next().await?.ok()? {
+                Message::Binary(bytes) => bytes,
+                Message::Text(text) => text.into(),
+                Message::Ping(_) | Message::Pong(_) => continue,
+                Message::Close(_) => return None,
+            };
+            if bytes.len() > INPUT_MAX {
+                return Some(End(close_code::SIZE, "a message may have 4096 bytes"));
+            }
+            match app.hub.input(id, &bytes) {
+                // What the VM has no room for is lost, as on a line without flow control.
+                Ok(()) | Err(ControlError::InputFull { .. }) => {}
+                // It may be started again.
+                Err(ControlError::NotListening { .. }) => {}
+                Err(_) => return Some(End(close_code::POLICY, "there is no such VM")),
+            }
+        }
+    };
+    let end = tokio::select! {
+        end = speak => end,
+        end = hear => end,
+    };
+    if let Some(End(code, reason)) = end {
+        let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
+        // One that does not read does not get this either.
+        let _ = tokio::time::timeout(FAREWELL, to.send(close)).await;
+    }
+}

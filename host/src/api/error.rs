@@ -1,0 +1,125 @@
+//! What a request is refused with.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::engine::ControlError;
+use crate::net::door::VisitError;
+
+/// Why a request was not answered as was hoped.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// It is not what it must be.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The fleet cannot do it.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The VM has no memory to look at.
+    #[error("vm{0} has no memory now")]
+    NoMemory(u32),
+    /// Too long.
+    #[error("{0}")]
+    TooLarge(String),
+    /// Too many at once.
+    #[error("{0}")]
+    TooMany(String),
+    /// Not from here.
+    #[error("{0}")]
+    Forbidden(String),
+    /// No token, or a wrong one.
+    #[error(
+        "this address needs the fleet's token: `Authorization: Bearer TOKEN`, or open /?token=TOKEN"
+    )]
+    Unauthorized,
+    /// Cannot be had with this fleet, or not now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A VM did not answer as a server does.
+    #[error("{0}")]
+    BadGateway(String),
+    /// No answer in time.
+    #[error("there was no answer in time")]
+    Timeout,
+    /// There is nothing at this path.
+    #[error("there is nothing here; /openapi.json lists what there is")]
+    NotFound,
+    /// The path has no such method.
+    #[error("this path does not take this method; /openapi.json lists which it does")]
+    MethodNotAllowed,
+}
+
+#[derive(Serialize)]
+struct Body {
+    error: Detail,
+}
+
+#[derive(Serialize)]
+struct Detail {
+    code: &'static str,
+    message: String,
+}
+
+impl ApiError {
+    fn status(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
+            Self::Control(error) => match error {
+                ControlError::UnknownVm { .. } => (StatusCode::NOT_FOUND, "unknown_vm"),
+                ControlError::WrongState { .. } | ControlError::NotListening { .. } => {
+                    (StatusCode::CONFLICT, "wrong_state")
+                }
+                ControlError::NoRoom { .. } => (StatusCode::CONFLICT, "no_room"),
+                ControlError::InputFull { .. } | ControlError::Busy(_) => {
+                    (StatusCode::TOO_MANY_REQUESTS, "too_many")
+                }
+                ControlError::Unsupported(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+                ControlError::Silent => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout"),
+            },
+            Self::NoMemory(_) => (StatusCode::CONFLICT, "wrong_state"),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Self::BadGateway(_) => (StatusCode::BAD_GATEWAY, "bad_gateway"),
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        }
+    }
+
+    /// A visitor who was not let in to a VM.
+    pub fn visit(vm: u32, error: &VisitError) -> Self {
+        match error {
+            VisitError::Ended | VisitError::Busy => {
+                Self::Unavailable(format!("vm{vm} cannot be visited: {error}"))
+            }
+            VisitError::Nowhere | VisitError::Io(_) => {
+                Self::BadGateway(format!("vm{vm}: {}", crate::exit::sentence(error)))
+            }
+        }
+    }
+}
+
+/// Whether a text begins with the name of a VM.
+fn is_name(text: &str) -> bool {
+    text.strip_prefix("vm").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status();
+        let mut message = self.to_string();
+        // A sentence, as people read it; but the names of VMs are as they are.
+        if let Some(first) = message.get_mut(..1).filter(|_| !is_name(&self.to_string())) {
+            first.make_ascii_uppercase();
+        }
+        if !message.ends_with('.') {
+            message.push('.');
+        }
+        (status, Json(Body { error: Detail { code, message } })).into_response()
+    }
+}

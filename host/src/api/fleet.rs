@@ -1,0 +1,273 @@
+//! The fleet and its VMs, and what is done with them.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::bodies::{Id, JsonBody, Params};
+use super::error::ApiError;
+use super::gauges::{Point, Row};
+use super::{App, Reach, Shared};
+use crate::backend::{ClockSource, Order};
+use crate::engine::{Counts, Record, State as VmState};
+use crate::machine::fleet::name;
+use crate::net::{Counts as NetCounts, DropReason};
+
+/// VMs in an answer, at most and unless said.
+const LIMIT_MAX: u32 = 1000;
+const LIMIT: u32 = 100;
+/// The port whose page shows what a VM does.
+const HTTP: u16 = 80;
+
+/// A fleet.
+#[derive(Serialize)]
+pub struct FleetBody {
+    name: String,
+    version: &'static str,
+    backend: &'static str,
+    device: Option<String>,
+    clock: &'static str,
+    count: u32,
+    capacity: u32,
+    uptime_seconds: f64,
+    states: Counts,
+    instructions: u64,
+    mips: f64,
+    shared_frames: u32,
+    private_frames: u32,
+    frame_size: u32,
+    network: FleetNetwork,
+    history: Vec<Point>,
+}
+
+#[derive(Serialize)]
+struct FleetNetwork {
+    rx_packets: u64,
+    rx_bytes: u64,
+    tx_packets: u64,
+    tx_bytes: u64,
+    drops: u64,
+    published: bool,
+    http_port: Option<u16>,
+}
+
+/// A VM.
+#[derive(Serialize)]
+pub struct VmBody {
+    id: u32,
+    name: String,
+    state: VmState,
+    reason: Option<String>,
+    instret: u64,
+    mips: f64,
+    resets: u32,
+    ready_instret: Option<u64>,
+    address: Option<String>,
+    published: Vec<String>,
+    network: VmNetwork,
+    console_bytes: u64,
+    private_frames: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct VmNetwork {
+    rx_packets: u64,
+    rx_bytes: u64,
+    tx_packets: u64,
+    tx_bytes: u64,
+    drops: BTreeMap<&'static str, u64>,
+}
+
+impl From<NetCounts> for VmNetwork {
+    fn from(counts: NetCounts) -> Self {
+        let NetCounts { tx_frames, tx_bytes, rx_frames, rx_bytes, drops } = counts;
+        let drops = DropReason::ALL.map(|reason| (reason.name(), drops.get(reason)));
+        let drops = drops.into_iter().filter(|&(_, n)| n > 0).collect();
+        Self { rx_packets: rx_frames, rx_bytes, tx_packets: tx_frames, tx_bytes, drops }
+    }
+}
+
+impl App {
+    /// The fleet as it is now.
+    pub(super) fn fleet(&self) -> FleetBody {
+        let (count, capacity, states) = {
+            let ledger = self.hub.ledger();
+            (ledger.count(), ledger.capacity(), ledger.counts())
+        };
+        let totals = self.hub.backend().totals();
+        let (history, pulse) = self.gauges.history();
+        let reached = !matches!(self.about.reach, Reach::None);
+        FleetBody {
+            name: self.about.name.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            backend: self.hub.backend().name(),
+            device: self.about.device.clone(),
+            clock: match self.about.clock {
+                ClockSource::Instret => "instret",
+                ClockSource::Host => "host",
+            },
+            count,
+            capacity,
+            uptime_seconds: super::gauges::rounded(self.hub.started().elapsed().as_secs_f64()),
+            states,
+            instructions: totals.instructions,
+            mips: pulse.mips,
+            shared_frames: totals.shared_frames,
+            private_frames: totals.private_frames,
+            frame_size: emu_core::mem::FRAME_SIZE,
+            network: FleetNetwork {
+                rx_packets: pulse.network.rx_frames,
+                rx_bytes: pulse.network.rx_bytes,
+                tx_packets: pulse.network.tx_frames,
+                tx_bytes: pulse.network.tx_bytes,
+                drops: pulse.network.drops.total(),
+                published: !self.about.publish.is_empty(),
+                http_port: reached.then_some(HTTP),
+            },
+            history,
+        }
+    }
+
+    fn describe(&self, id: u32, record: &Record, row: Option<&Row>) -> VmBody {
+        let published =
+            self.about.publish.iter().map(|publish| {
+                format!("127.0.0.1:{}->{}", u32::from(publish.base) + id, publish.port)
+            });
+        VmBody {
+            id,
+            name: name(id),
+            state: record.state,
+            reason: record.reason.clone(),
+            instret: self.hub.backend().instret(id),
+            mips: row.map_or(0.0, |row| row.mips as f64 / 10.0),
+            resets: record.resets,
+            ready_instret: record.ready_instret,
+            address: self.about.addresses.map(|addresses| addresses.ip(id).to_string()),
+            published: published.collect(),
+            network: self.wire.counts(id).into(),
+            console_bytes: self.hub.consoles.written(id),
+            private_frames: None,
+        }
+    }
+
+    fn vm(&self, id: u32) -> Result<VmBody, ApiError> {
+        let record = self.hub.record(id)?;
+        Ok(self.describe(id, &record, self.gauges.look().get(id as usize)))
+    }
+
+    async fn act(&self, id: u32, order: Order) -> Result<Json<VmBody>, ApiError> {
+        self.hub.order(id, order).await?;
+        self.vm(id).map(Json)
+    }
+}
+
+/// `GET /api/v1/fleet`
+pub async fn fleet(State(app): State<Shared>) -> Json<FleetBody> {
+    Json(app.fleet())
+}
+
+/// `GET /healthz`
+pub async fn health(State(app): State<Shared>) -> Result<&'static str, ApiError> {
+    let ended = || ApiError::Unavailable("the fleet has ended".to_owned());
+    app.hub.is_alive().then_some("ok").ok_or_else(ended)
+}
+
+/// Which VMs are asked for.
+#[derive(Deserialize)]
+pub struct Which {
+    state: Option<String>,
+    offset: Option<u32>,
+    limit: Option<u32>,
+}
+
+/// A state by its name.
+pub fn state_of(name: &str) -> Result<VmState, ApiError> {
+    VmState::ALL.into_iter().find(|state| state.name() == name).ok_or_else(|| {
+        let all = VmState::ALL.map(VmState::name).join(", ");
+        ApiError::BadRequest(format!("there is no such state; these are: {all}"))
+    })
+}
+
+/// Some VMs.
+#[derive(Serialize)]
+pub struct VmsBody {
+    total: u32,
+    vms: Vec<VmBody>,
+}
+
+/// `GET /api/v1/vms`
+pub async fn vms(
+    State(app): State<Shared>,
+    Params(which): Params<Which>,
+) -> Result<Json<VmsBody>, ApiError> {
+    let state = which.state.as_deref().map(state_of).transpose()?;
+    let limit = which.limit.unwrap_or(LIMIT);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        return Err(ApiError::BadRequest(format!("the limit is 1 to {LIMIT_MAX}")));
+    }
+    let rows = app.gauges.look();
+    let offset = which.offset.unwrap_or(0) as usize;
+    let (total, chosen) = {
+        let ledger = app.hub.ledger();
+        let all = || {
+            let records = (0u32..).zip(ledger.records());
+            records.filter(|(_, record)| state.is_none_or(|state| state == record.state))
+        };
+        let some = all().skip(offset).take(limit as usize);
+        (all().count() as u32, some.map(|(id, record)| (id, record.clone())).collect::<Vec<_>>())
+    };
+    let vms = chosen.iter().map(|(id, record)| app.describe(*id, record, rows.get(*id as usize)));
+    Ok(Json(VmsBody { total, vms: vms.collect() }))
+}
+
+/// `GET /api/v1/vms/{id}`
+pub async fn vm(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
+    app.vm(id).map(Json)
+}
+
+/// How many VMs to add.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Add {
+    count: u32,
+}
+
+/// The VMs that were added.
+#[derive(Serialize)]
+pub struct Added {
+    ids: Vec<u32>,
+}
+
+/// `POST /api/v1/vms`
+pub async fn add(
+    State(app): State<Shared>,
+    JsonBody(Add { count }): JsonBody<Add>,
+) -> Result<(StatusCode, Json<Added>), ApiError> {
+    if count == 0 {
+        return Err(ApiError::BadRequest("the count is 1 or more".to_owned()));
+    }
+    Ok((StatusCode::CREATED, Json(Added { ids: app.hub.add(count).await? })))
+}
+
+/// `POST /api/v1/vms/{id}/pause`
+pub async fn pause(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
+    app.act(id, Order::Pause).await
+}
+
+/// `POST /api/v1/vms/{id}/resume`
+pub async fn resume(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
+    app.act(id, Order::Resume).await
+}
+
+/// `POST /api/v1/vms/{id}/reset`
+pub async fn reset(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
+    app.act(id, Order::Start).await
+}
+
+/// `POST /api/v1/vms/{id}/stop`
+pub async fn stop(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
+    app.act(id, Order::Stop).await
+}

@@ -1,0 +1,158 @@
+//! What is measured for those who watch: speeds, and a short history of the fleet.
+//!
+//! VMs are looked at when somebody asks, a few times a second at most. Once a second the fleet as
+//! a whole is noted.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::Shared;
+use crate::engine::Hub;
+use crate::net::{Counts, Wire};
+
+/// A look that is younger is not repeated.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Speeds are over so much time, if looks are frequent.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Seconds that are remembered.
+const HISTORY: usize = 120;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A VM at a glance.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Row {
+    /// The number of its state.
+    pub state: u8,
+    /// Millions of instructions a second, in tenths.
+    pub mips: u64,
+    /// Frames received and sent.
+    pub frames: (u64, u64),
+    /// Bytes written to the console.
+    pub console: u64,
+}
+
+/// The fleet at a second of its life.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Point {
+    /// Seconds since the start.
+    pub t: u64,
+    /// Millions of instructions a second.
+    pub mips: f64,
+    /// VMs that were ready.
+    pub ready: u32,
+    /// Packets in this second, both ways.
+    pub packets: u64,
+}
+
+/// The last second.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pulse {
+    /// Millions of instructions a second.
+    pub mips: f64,
+    /// What the network did since the start.
+    pub network: Counts,
+}
+
+#[derive(Default)]
+struct Looks {
+    /// When VMs were looked at, and how many instructions each had retired. The newest last.
+    samples: VecDeque<(Instant, Vec<u64>)>,
+    rows: Arc<Vec<Row>>,
+}
+
+/// The measurements.
+pub struct Gauges {
+    hub: Arc<Hub>,
+    wire: Arc<Wire>,
+    looks: Mutex<Looks>,
+    history: Mutex<(VecDeque<Point>, Pulse)>,
+}
+
+/// Rounded to three digits behind the point.
+pub fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
+impl Gauges {
+    /// Nothing was measured yet.
+    pub fn new(hub: Arc<Hub>, wire: Arc<Wire>) -> Self {
+        Self { hub, wire, looks: Mutex::default(), history: Mutex::default() }
+    }
+
+    /// The VMs, as of a moment ago.
+    pub fn look(&self) -> Arc<Vec<Row>> {
+        self.hub.backend().watched();
+        let mut looks = self.looks.lock().unwrap_or_else(|e| e.into_inner());
+        let now = Instant::now();
+        let fresh = looks.samples.back().is_some_and(|(at, _)| now - *at < LOOK_EVERY);
+        if !fresh || looks.rows.len() != self.hub.ledger().records().len() {
+            self.refresh(&mut looks, now);
+        }
+        Arc::clone(&looks.rows)
+    }
+
+    fn refresh(&self, looks: &mut Looks, now: Instant) {
+        let backend = self.hub.backend();
+        let states: Vec<u8> =
+            self.hub.ledger().records().iter().map(|record| record.state as u8).collect();
+        let counts: Vec<u64> = (0..states.len() as u32).map(|vm| backend.instret(vm)).collect();
+        // One that is as old as the window stays.
+        while looks.samples.get(1).is_some_and(|(at, _)| now - *at >= WINDOW) {
+            looks.samples.pop_front();
+        }
+        let (since, before) = match looks.samples.front() {
+            Some((at, counts)) => (*at, &counts[..]),
+            None => (self.hub.started(), &[][..]),
+        };
+        let us = (now - since).as_micros().max(1) as u64;
+        let row = |(vm, state): (usize, u8)| Row {
+            state,
+            mips: {
+                let retired = counts[vm].saturating_sub(before.get(vm).copied().unwrap_or(0));
+                (retired * 10 + us / 2) / us
+            },
+            frames: self.wire.frames(vm as u32),
+            console: self.hub.consoles.written(vm as u32),
+        };
+        looks.rows = Arc::new(states.into_iter().enumerate().map(row).collect());
+        looks.samples.push_back((now, counts));
+    }
+
+    /// The last seconds.
+    pub fn history(&self) -> (Vec<Point>, Pulse) {
+        let history = self.history.lock().unwrap_or_else(|e| e.into_inner());
+        (history.0.iter().copied().collect(), history.1)
+    }
+}
+
+/// Notes the fleet once a second, for ever.
+pub async fn keep_history(app: Shared) {
+    let mut ticker = tokio::time::interval(SECOND);
+    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut at, mut instructions, mut packets) = (app.hub.started(), 0, 0);
+    loop {
+        ticker.tick().await;
+        let now = Instant::now();
+        let totals = app.hub.backend().totals();
+        let network = app.wire.total();
+        let span = (now - at).as_secs_f64().max(1e-3);
+        let mips = rounded(totals.instructions.saturating_sub(instructions) as f64 / span / 1e6);
+        let passed = network.rx_frames + network.tx_frames;
+        let point = Point {
+            t: (now - app.hub.started()).as_secs(),
+            mips,
+            ready: app.hub.counts().ready,
+            packets: passed - packets,
+        };
+        (at, instructions, packets) = (now, totals.instructions, passed);
+        let mut history = app.gauges.history.lock().unwrap_or_else(|e| e.into_inner());
+        history.1 = Pulse { mips, network };
+        if history.0.len() == HISTORY {
+            history.0.pop_front();
+        }
+        history.0.push_back(point);
+    }
+}

@@ -1,0 +1,187 @@
+//! The control API: HTTP for programs, the page for people, a Unix socket for `pxvm` itself.
+//!
+//! [`App`] is what requests work on: the fleet's [`Hub`], its network, and what is measured for
+//! those who watch. A router over it is served at the address that the user asked for, behind
+//! [`access`], and on the socket, which file permissions guard.
+
+pub mod access;
+mod bodies;
+mod console;
+mod error;
+mod events;
+mod fleet;
+mod gauges;
+mod metrics;
+mod page;
+mod proxy;
+mod serve;
+mod snapshot;
+pub mod socket;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{any, get, post};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+
+use self::access::Access;
+use self::error::ApiError;
+use self::events::Feed;
+use self::gauges::Gauges;
+pub use self::serve::{BindError, Listener};
+use crate::backend::ClockSource;
+use crate::engine::Hub;
+use crate::net::addresses::Addresses;
+use crate::net::{Door, Publish, Wire};
+
+/// Where the API is unless another address is given.
+pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+/// Largest body of a request that has JSON.
+const JSON_MAX: usize = 256 << 10;
+/// How long a request has for its answer to begin.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Requests to VMs' ports that may be under way.
+const VISITS_MAX: usize = 256;
+/// Event streams.
+const WATCHERS_MAX: usize = 64;
+
+/// What does not change about a fleet.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// The fleet's name.
+    pub name: String,
+    /// What it runs on, if that has a name of its own.
+    pub device: Option<String>,
+    /// Where time comes from.
+    pub clock: ClockSource,
+    /// How VMs are reached.
+    pub reach: Reach,
+    /// What others call them.
+    pub addresses: Option<Addresses>,
+    /// Ports of this host that lead to them.
+    pub publish: Vec<Publish>,
+}
+
+/// How this program gets to VMs' ports.
+#[derive(Clone, Debug)]
+pub enum Reach {
+    /// Not at all.
+    None,
+    /// By the user network's door.
+    Door(Door),
+    /// At their addresses.
+    Addresses,
+}
+
+/// What requests work on.
+pub struct App {
+    hub: Arc<Hub>,
+    wire: Arc<Wire>,
+    about: About,
+    gauges: Gauges,
+    feed: Feed,
+    visits: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
+}
+
+type Shared = Arc<App>;
+
+/// The running API. Dropping it ends it.
+pub struct Server {
+    runtime: Option<Runtime>,
+}
+
+impl Server {
+    /// Serves a fleet on what was bound: an address with its rules, and the socket.
+    pub fn start(
+        hub: Arc<Hub>,
+        wire: Arc<Wire>,
+        about: About,
+        public: Option<(Listener, Access)>,
+        socket: Option<socket::Socket>,
+    ) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("api")
+            .enable_all()
+            .build()?;
+        let app = Arc::new(App {
+            gauges: Gauges::new(Arc::clone(&hub), Arc::clone(&wire)),
+            feed: Feed::default(),
+            hub,
+            wire,
+            about,
+            visits: Arc::new(Semaphore::new(VISITS_MAX)),
+            watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
+        });
+        {
+            let _inside = runtime.enter();
+            runtime.spawn(gauges::keep_history(Arc::clone(&app)));
+            runtime.spawn(events::feed(Arc::clone(&app)));
+            if let Some((listener, access)) = public {
+                let guarded = access::guard(router(Arc::clone(&app)), access);
+                runtime.spawn(serve::tcp(listener.into_tokio()?, guarded));
+            }
+            if let Some(socket) = socket {
+                let (listener, keep) = socket.into_tokio()?;
+                runtime.spawn(serve::unix(listener, keep, router(app)));
+            }
+        }
+        Ok(Self { runtime: Some(runtime) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Streams to clients have no end of their own.
+            runtime.shutdown_timeout(Duration::from_millis(200));
+        }
+    }
+}
+
+/// The paths and what they lead to; `openapi.json` has the same.
+fn router(app: Shared) -> Router {
+    let bounded = Router::new()
+        .route("/api/v1/fleet", get(fleet::fleet))
+        .route("/api/v1/vms", get(fleet::vms).post(fleet::add))
+        .route("/api/v1/vms/{id}", get(fleet::vm))
+        .route("/api/v1/vms/{id}/snapshot", get(snapshot::snapshot))
+        .route("/api/v1/vms/{id}/pause", post(fleet::pause))
+        .route("/api/v1/vms/{id}/resume", post(fleet::resume))
+        .route("/api/v1/vms/{id}/reset", post(fleet::reset))
+        .route("/api/v1/vms/{id}/stop", post(fleet::stop))
+        .route("/api/v1/vms/{id}/console", get(console::read).post(console::write))
+        .route("/api/v1/vms/{id}/console/ws", get(console::socket))
+        .route("/api/v1/input", post(console::broadcast))
+        .route("/api/v1/events", get(events::events))
+        .route("/metrics", get(metrics::metrics))
+        .route("/healthz", get(fleet::health))
+        .route("/openapi.json", get(page::openapi))
+        .route("/", get(page::index))
+        .route("/assets/{*path}", get(page::asset))
+        .layer(middleware::from_fn(in_time))
+        .layer(DefaultBodyLimit::max(JSON_MAX));
+    Router::new()
+        .route("/vms/{id}/http/{port}", any(proxy::root))
+        .route("/vms/{id}/http/{port}/", any(proxy::proxy))
+        .route("/vms/{id}/http/{port}/{*path}", any(proxy::proxy))
+        .merge(bounded)
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .with_state(app)
+}
+
+/// Bounds the time until an answer begins. Streams are answers that began.
+async fn in_time(request: Request, next: Next) -> Result<Response, ApiError> {
+    tokio::time::timeout(PATIENCE, next.run(request)).await.map_err(|_| ApiError::Timeout)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! The page and its files, and the description of the API. All are in the program.
+
+use axum::extract::Path;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use rust_embed::{EmbeddedFile, RustEmbed};
+
+use super::error::ApiError;
+
+/// What the page may do: only what comes from here, and no script that is not a file.
+const POLICY: &str = "default-src 'self'; frame-src 'self'; connect-src 'self'; \
+    style-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; \
+    form-action 'none'; frame-ancestors 'none'";
+
+/// The folder of the page. A build for development reads it anew each time.
+#[derive(RustEmbed)]
+#[folder = "src/api/page"]
+struct Files;
+
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// `GET /`
+pub async fn index(headers: HeaderMap) -> Result<Response, ApiError> {
+    file("index.html", &headers)
+}
+
+/// `GET /assets/...`
+pub async fn asset(Path(path): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+    file(&path, &headers)
+}
+
+/// `GET /openapi.json`
+pub async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
+}
+
+fn file(path: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
+    let EmbeddedFile { data, metadata } = Files::get(path).ok_or(ApiError::NotFound)?;
+    let tag: String = metadata.sha256_hash()[..8].iter().map(|b| format!("{b:02x}")).collect();
+    let tag = format!("\"{tag}\"");
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
+    let mut response = match known == Some(&*tag) {
+        true => StatusCode::NOT_MODIFIED.into_response(),
+        false => ([(header::CONTENT_TYPE, kind(path))], data.into_owned()).into_response(),
+    };
+    let head = response.headers_mut();
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        head.insert(header::ETAG, tag);
+    }
+    head.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    head.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    Ok(response)
+}
+
+/// What a file is, by the end of its name.
+fn kind(path: &str) -> &'static str {
+    match path.rsplit_once('.').map_or("", |(_, end)| end) {
+        "html" => "text/html; charset=utf-8",
+        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "json" | "map" => "application/json",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "ico" => "image/x-icon",
+        "woff2" => "font/woff2",
+        "txt" | "md" => "text/plain; charset=utf-8",
+        _ => "application/octet-stream",
+    }
+}

@@ -1,0 +1,186 @@
+//! A VM's registers and devices, as plain data. What devices hold is read through their own
+//! registers, on a copy.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use emu_core::abi::{System, Vm};
+use emu_core::csr::CsrOp;
+use emu_core::layout::virtio_slot;
+use emu_core::mmu::Privilege;
+use emu_core::port::NullPort;
+use serde::Serialize;
+
+use super::Shared;
+use super::bodies::Id;
+use super::error::ApiError;
+use crate::backend::Inspection;
+
+/// The calling convention's names of the integer registers.
+const REGISTERS: [&str; 32] = [
+    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
+    "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
+    "t5", "t6",
+];
+
+/// CSRs that tell something, and their numbers.
+const CSRS: [(&str, u32); 24] = [
+    ("sstatus", 0x100),
+    ("sie", 0x104),
+    ("stvec", 0x105),
+    ("scounteren", 0x106),
+    ("senvcfg", 0x10a),
+    ("sscratch", 0x140),
+    ("sepc", 0x141),
+    ("scause", 0x142),
+    ("stval", 0x143),
+    ("sip", 0x144),
+    ("satp", 0x180),
+    ("mstatus", 0x300),
+    ("misa", 0x301),
+    ("medeleg", 0x302),
+    ("mideleg", 0x303),
+    ("mie", 0x304),
+    ("mtvec", 0x305),
+    ("mcounteren", 0x306),
+    ("mscratch", 0x340),
+    ("mepc", 0x341),
+    ("mcause", 0x342),
+    ("mtval", 0x343),
+    ("mip", 0x344),
+    ("menvcfg", 0x30a),
+];
+
+/// Offsets of UART registers that a look does not change, by name.
+const UART: [(&str, u32); 5] = [("ier", 1), ("lcr", 3), ("mcr", 4), ("lsr", 5), ("msr", 6)];
+
+/// Registers by name.
+type Words = BTreeMap<&'static str, u32>;
+
+/// A VM between two slices.
+#[derive(Serialize)]
+pub struct SnapshotBody {
+    pc: u32,
+    privilege: &'static str,
+    waiting: bool,
+    instret: u64,
+    time: u64,
+    timecmp: u64,
+    registers: Words,
+    csrs: Words,
+    devices: BTreeMap<&'static str, Words>,
+    private_frames: u32,
+}
+
+/// `GET /api/v1/vms/{id}/snapshot`
+pub async fn snapshot(
+    State(app): State<Shared>,
+    Id(id): Id,
+) -> Result<Json<SnapshotBody>, ApiError> {
+    let inspection = app.hub.inspect(id).await?.ok_or(ApiError::NoMemory(id))?;
+    Ok(Json(describe(inspection)))
+}
+
+fn describe(inspection: Inspection) -> SnapshotBody {
+    let Inspection { vm, instret, private_frames } = inspection;
+    let Vm { mut hot, mut sys } = *vm;
+    let registers = REGISTERS.into_iter().zip(hot.x).collect();
+    let privilege = match hot.ctx.privilege {
+        Privilege::User => "U",
+        Privilege::Supervisor => "S",
+        Privilege::Machine => "M",
+    };
+    let pc = hot.pc;
+    let devices = devices(&mut sys);
+    // As the machine's own software sees them.
+    hot.ctx.privilege = Privilege::Machine;
+    let csr = |(name, number)| {
+        let value = sys.csr_access(&mut hot, number, CsrOp::Set, None);
+        Some((name, value.ok()?.0))
+    };
+    let csrs = CSRS.into_iter().filter_map(csr).collect();
+    let clock = &sys.clock;
+    SnapshotBody {
+        pc,
+        privilege,
+        waiting: sys.waiting != 0,
+        instret,
+        time: clock.now(),
+        timecmp: clock.timecmp,
+        registers,
+        csrs,
+        devices,
+        private_frames,
+    }
+}
+
+fn devices(sys: &mut System) -> BTreeMap<&'static str, Words> {
+    let dev = &mut sys.dev;
+    let mut uart = dev.uart.clone();
+    let uart = UART.map(|(name, offset)| (name, uart.read(offset, &mut NullPort)));
+    let plic = |name, offset| (name, dev.plic.clone().read(offset));
+    let plic = [
+        plic("pending", 0x1000),
+        plic("enable_m", 0x2000),
+        plic("enable_s", 0x2080),
+        plic("threshold_m", 0x20_0000),
+        plic("threshold_s", 0x20_1000),
+    ];
+    let clint = [("msip", dev.clint.msip)];
+    let mut all = BTreeMap::from([
+        ("uart", Words::from(uart)),
+        ("plic", Words::from(plic)),
+        ("clint", Words::from(clint)),
+    ]);
+    let slots = [
+        ("virtio_net", virtio_slot::NET),
+        ("virtio_rng", virtio_slot::RNG),
+        ("virtio_blk", virtio_slot::BLK),
+    ];
+    for (name, slot) in slots {
+        let device = &dev.virtio[slot];
+        const DEVICE_ID: u32 = 0x008;
+        if device.read(DEVICE_ID, 4) == 0 {
+            continue;
+        }
+        let mut words = Words::from([
+            ("status", device.read(0x070, 4)),
+            ("interrupt_status", device.read(0x060, 4)),
+        ]);
+        if slot == virtio_slot::NET {
+            let counters = &device.counters;
+            // They are as wide as JavaScript counts anyway.
+            words.extend([
+                ("rx_frames", counters.rx_frames as u32),
+                ("rx_drops", counters.rx_drops as u32),
+                ("tx_frames", counters.tx_frames as u32),
+                ("tx_drops", counters.tx_drops as u32),
+            ]);
+        }
+        all.insert(name, words);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use emu_core::dev::virtio::Virtio;
+    use emu_core::layout::MachineKind;
+
+    use super::*;
+
+    #[test]
+    fn a_snapshot_tells_registers_by_name() {
+        let mut vm = Vm::new(MachineKind::Virt);
+        (vm.hot.x[10], vm.hot.pc) = (7, 0x8000_0000);
+        vm.sys.dev.virtio[virtio_slot::NET] = Virtio::net([2; 6]);
+        let body = describe(Inspection { vm: Box::new(vm), instret: 5, private_frames: 3 });
+        let json = serde_json::to_value(&body).unwrap();
+        assert_eq!((&json["registers"]["a0"], &json["privilege"]), (&7.into(), &"M".into()));
+        assert_eq!(json["csrs"].as_object().unwrap().len(), CSRS.len());
+        assert_eq!(json["devices"]["virtio_net"]["status"], 0);
+        assert_eq!(json["devices"]["uart"]["lsr"], 0x60);
+        assert!(json["devices"]["virtio_blk"].is_null());
+    }
+}

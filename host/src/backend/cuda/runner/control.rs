@@ -1,0 +1,141 @@
+//! What the user asks of single VMs. It is done between two launches, when all that VMs have said
+//! was heard.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Runner;
+use crate::backend::cuda::Command;
+use crate::backend::cuda::error::CudaError;
+use crate::backend::cuda::seat::State;
+use crate::backend::{EventKind, Inspection, Inspector, Order};
+
+/// Shortest time between two publications of instruction counts.
+const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+/// They take no more than one part in so many of the time.
+const PUBLISH_SHARE: u32 = 100;
+
+impl Runner {
+    /// Does what was asked. Only while no launch is under way.
+    pub(super) fn carry_out(&mut self) -> Result<(), CudaError> {
+        if self.requests.is_empty() {
+            return Ok(());
+        }
+        if let Some(ended) = self.unread.take() {
+            let report = self.fleet.report(ended)?;
+            self.hear(&report);
+        }
+        // VMs that start again do so first.
+        self.recycle()?;
+        let mut obeyed = Vec::new();
+        for request in std::mem::take(&mut self.requests) {
+            match request {
+                Command::Order(vm, order) if (vm as usize) < self.seats.len() => {
+                    let instret = self.retired(vm)?;
+                    self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
+                    self.carry_out_one(vm, order, instret);
+                    obeyed.push((vm, instret, order));
+                }
+                Command::Inspect(vm, inspector) if (vm as usize) < self.seats.len() => {
+                    self.show(vm, inspector)?;
+                }
+                _ => {}
+            }
+        }
+        self.recycle()?;
+        for (vm, instret, order) in obeyed {
+            self.tell(vm, instret, EventKind::Obeyed(order));
+        }
+        Ok(())
+    }
+
+    fn carry_out_one(&mut self, vm: u32, order: Order, instret: u64) {
+        let seat = &mut self.seats[vm as usize];
+        match (order, seat.state) {
+            (Order::Pause | Order::Resume, State::Done) => {}
+            (Order::Pause, _) => {
+                seat.state = State::Held;
+                self.rests(vm);
+            }
+            (Order::Resume, State::Held) => {
+                // It was ready, and that was all that was asked.
+                if seat.paused_at.is_some() {
+                    seat.state = State::Paused;
+                } else {
+                    self.wake(vm);
+                }
+            }
+            (Order::Resume, _) => {}
+            (Order::Stop, State::Done) => {}
+            (Order::Stop, _) => self.give_up(vm),
+            (Order::Start, _) => {
+                seat.restart(&self.shared.settings.ready, instret);
+                (seat.boots, seat.state) = (1, State::Idle);
+                self.shared.settings.wire.start(vm);
+                self.rests(vm);
+                self.restarts.push(vm);
+            }
+        }
+    }
+
+    /// A VM ends: its memory is given back soon.
+    pub(super) fn give_up(&mut self, vm: u32) {
+        let seat = &mut self.seats[vm as usize];
+        seat.state = State::Done;
+        self.shared.has_taken(vm, seat.typed());
+        seat.forget();
+        self.shared.settings.wire.end(vm);
+        self.rests(vm);
+        self.ended.push(vm);
+    }
+
+    /// A VM is not launched any more, and nothing that it waited for wakes it.
+    fn rests(&mut self, vm: u32) {
+        let seat = &mut self.seats[vm as usize];
+        seat.nap = seat.nap.wrapping_add(1);
+        self.stale = true;
+        self.starved.retain(|&other| other != vm);
+        if self.starved.is_empty() {
+            self.dry_since = None;
+        }
+    }
+
+    /// Instructions that a VM has retired since its first start.
+    fn retired(&mut self, vm: u32) -> Result<u64, CudaError> {
+        let seat = &self.seats[vm as usize];
+        match seat.paused_at {
+            Some(at) => Ok(at),
+            None => Ok(seat.earlier + self.fleet.instret(vm)?),
+        }
+    }
+
+    fn show(&mut self, vm: u32, inspector: Inspector) -> Result<(), CudaError> {
+        if self.seats[vm as usize].state == State::Done {
+            inspector(None);
+            return Ok(());
+        }
+        inspector(Some(Inspection {
+            vm: Box::new(self.fleet.vm(vm)?),
+            instret: self.retired(vm)?,
+            private_frames: self.fleet.private_frames_of(vm)?,
+        }));
+        Ok(())
+    }
+
+    /// Publishes how many instructions VMs have retired, now and then while somebody watches. Only
+    /// while no launch is under way.
+    pub(super) fn publish(&mut self) -> Result<(), CudaError> {
+        let now = Instant::now();
+        if now < self.publish_at || !self.shared.is_watched() {
+            return Ok(());
+        }
+        let counts = self.fleet.instrets()?;
+        for ((seat, shared), instret) in self.seats.iter().zip(&self.shared.instret).zip(counts) {
+            if seat.paused_at.is_none() {
+                shared.store(seat.earlier + instret, Ordering::Relaxed);
+            }
+        }
+        self.publish_at = now + PUBLISH_EVERY.max(now.elapsed() * PUBLISH_SHARE);
+        Ok(())
+    }
+}

@@ -1,0 +1,63 @@
+//! By what a running fleet is seen and steered: an address for browsers and programs, a socket for
+//! `pxvm`. Both are bound before anything boots.
+
+use std::sync::Arc;
+
+use crate::api::access::{Access, new_token};
+use crate::api::socket::{self, Socket};
+use crate::api::{self, About, Listener, Server};
+use crate::cli::Controlling;
+use crate::engine::Hub;
+use crate::exit::{Error, sentence};
+use crate::net::Wire;
+
+/// What was bound.
+pub struct Steering {
+    /// The fleet's name.
+    pub name: String,
+    public: Option<(Listener, Access)>,
+    socket: Option<Socket>,
+}
+
+impl Steering {
+    /// Binds what the options ask for.
+    pub fn bind(options: &Controlling) -> Result<Self, Error> {
+        let name = options.name.clone();
+        let name = name.unwrap_or_else(|| format!("fleet-{}", std::process::id()));
+        let socket = match Socket::bind(&socket::folder(), &name) {
+            Ok(socket) => Some(socket),
+            // A fleet that nobody named runs without, if need be.
+            Err(error) if options.name.is_none() => {
+                tracing::warn!("`pxvm ps` and such will not find this fleet: {}", sentence(&error));
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let address = match (options.listen, options.dashboard) {
+            (None, false) => return Ok(Self { name, public: None, socket }),
+            (Some(address), _) => (address, false),
+            (None, true) => (api::DEFAULT_ADDRESS, true),
+        };
+        let listener = Listener::bind(address.0, address.1)?;
+        let token = match &options.token {
+            None if !address.0.ip().is_loopback() => {
+                Some(new_token().map_err(|e| Error::io("read /dev/urandom", e))?)
+            }
+            given => given.clone(),
+        };
+        let access = Access::new(listener.address(), token);
+        Ok(Self { name, public: Some((listener, access)), socket })
+    }
+
+    /// Where a browser finds the dashboard.
+    pub fn url(&self) -> Option<String> {
+        self.public.as_ref().map(|(_, access)| access.url())
+    }
+
+    /// Serves the fleet from now on.
+    pub fn serve(self, hub: &Arc<Hub>, wire: &Arc<Wire>, about: About) -> Result<Server, Error> {
+        let (hub, wire) = (Arc::clone(hub), Arc::clone(wire));
+        Server::start(hub, wire, about, self.public, self.socket)
+            .map_err(|e| Error::io("serve the control API", e))
+    }
+}

@@ -1,0 +1,267 @@
+//! What VMs have said, and who listens.
+//!
+//! The newest output of each VM is kept for those who come late, within a bound for the fleet.
+//! One thread writes; a listener that does not keep up is cut off, so that nobody waits for it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use tokio::sync::Notify;
+
+/// Bytes of a VM that are kept.
+pub const HISTORY_MAX: usize = 64 << 10;
+/// Bytes that are kept, all VMs together.
+const TOTAL_MAX: usize = 64 << 20;
+/// Bytes that wait for a listener before it is cut off: more than a history.
+const BEHIND_MAX: usize = 256 << 10;
+/// Listeners of one VM.
+const LISTENERS_MAX: usize = 256;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// One VM's console.
+#[derive(Default)]
+struct Console {
+    history: VecDeque<u8>,
+    listeners: Vec<Weak<Shared>>,
+}
+
+/// One VM's part.
+#[derive(Default)]
+struct Station {
+    /// Made when there is something to keep or somebody listens.
+    console: Mutex<Option<Box<Console>>>,
+    /// Bytes that the VM has written.
+    written: AtomicU64,
+}
+
+/// The consoles of a fleet.
+pub struct Consoles {
+    stations: Vec<Station>,
+    /// Bytes that are kept.
+    kept: AtomicUsize,
+    kept_max: usize,
+    /// Where the search for something to forget goes on.
+    hand: AtomicUsize,
+}
+
+/// The end of a VM's output.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tail {
+    /// Bytes that came before it.
+    pub offset: u64,
+    /// It.
+    pub bytes: Vec<u8>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    bytes: Vec<u8>,
+    /// It did not keep up.
+    cut: bool,
+}
+
+/// Follows one VM's console. Dropping it ends that.
+pub struct Listener(Arc<Shared>);
+
+/// What a listener hears.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// Output.
+    Bytes(Vec<u8>),
+    /// It did not keep up and hears no more.
+    Cut,
+}
+
+impl Consoles {
+    /// Those of `count` VMs.
+    pub fn new(count: u32) -> Self {
+        Self {
+            stations: (0..count).map(|_| Station::default()).collect(),
+            kept: AtomicUsize::new(0),
+            kept_max: TOTAL_MAX,
+            hand: AtomicUsize::new(0),
+        }
+    }
+
+    /// A VM has written something. For one thread only.
+    pub fn write(&self, vm: u32, bytes: &[u8]) {
+        let Some(station) = self.stations.get(vm as usize) else { return };
+        let mut console = lock(&station.console);
+        let Console { history, listeners } = &mut **console.get_or_insert_default();
+        let before = history.len();
+        let news = &bytes[bytes.len().saturating_sub(HISTORY_MAX)..];
+        let over = (before + news.len()).saturating_sub(HISTORY_MAX);
+        history.drain(..over);
+        history.extend(news);
+        listeners.retain(|listener| listener.upgrade().is_some_and(|shared| shared.push(bytes)));
+        station.written.fetch_add(bytes.len() as u64, Ordering::Release);
+        let after = history.len();
+        drop(console);
+        // It only ever grows.
+        let kept = self.kept.fetch_add(after - before, Ordering::Relaxed) + (after - before);
+        if kept > self.kept_max {
+            self.forget();
+        }
+    }
+
+    /// Halves histories, in turns, until the bound is kept.
+    fn forget(&self) {
+        for _ in 0..2 * self.stations.len() {
+            let at = self.hand.fetch_add(1, Ordering::Relaxed) % self.stations.len();
+            if let Some(console) = &mut *lock(&self.stations[at].console) {
+                let old = console.history.len().div_ceil(2);
+                console.history.drain(..old);
+                console.history.shrink_to_fit();
+                if self.kept.fetch_sub(old, Ordering::Relaxed) - old <= self.kept_max {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Bytes that a VM has written.
+    pub fn written(&self, vm: u32) -> u64 {
+        self.stations.get(vm as usize).map_or(0, |s| s.written.load(Ordering::Acquire))
+    }
+
+    /// What is kept of a VM's output.
+    pub fn tail(&self, vm: u32) -> Tail {
+        let Some(station) = self.stations.get(vm as usize) else { return Tail::default() };
+        Self::tail_of(station, lock(&station.console).as_deref())
+    }
+
+    fn tail_of(station: &Station, console: Option<&Console>) -> Tail {
+        let bytes: Vec<u8> =
+            console.map(|console| console.history.iter().copied().collect()).unwrap_or_default();
+        Tail { offset: station.written.load(Ordering::Acquire) - bytes.len() as u64, bytes }
+    }
+
+    /// Follows a VM's console from its tail on; `None` when too many do.
+    pub fn listen(&self, vm: u32) -> Option<(Tail, Listener)> {
+        let station = self.stations.get(vm as usize)?;
+        let mut console = lock(&station.console);
+        let listeners = &mut console.get_or_insert_default().listeners;
+        listeners.retain(|listener| listener.strong_count() > 0);
+        if listeners.len() >= LISTENERS_MAX {
+            return None;
+        }
+        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Notify::new() });
+        listeners.push(Arc::downgrade(&shared));
+        Some((Self::tail_of(station, console.as_deref()), Listener(shared)))
+    }
+}
+
+impl Shared {
+    /// Adds bytes; `false` when it does not keep up.
+    fn push(&self, bytes: &[u8]) -> bool {
+        let mut queue = lock(&self.queue);
+        if queue.bytes.len() + bytes.len() > BEHIND_MAX {
+            *queue = Queue { bytes: Vec::new(), cut: true };
+        } else {
+            queue.bytes.extend_from_slice(bytes);
+        }
+        let goes_on = !queue.cut;
+        drop(queue);
+        self.changed.notify_one();
+        goes_on
+    }
+}
+
+impl Listener {
+    /// Waits for output.
+    pub async fn next(&self) -> Heard {
+        loop {
+            if let Some(heard) = self.take() {
+                return heard;
+            }
+            self.0.changed.notified().await;
+        }
+    }
+
+    /// What has been heard.
+    fn take(&self) -> Option<Heard> {
+        let mut queue = lock(&self.0.queue);
+        match (queue.cut, queue.bytes.is_empty()) {
+            (true, _) => Some(Heard::Cut),
+            (false, true) => None,
+            (false, false) => Some(Heard::Bytes(std::mem::take(&mut queue.bytes))),
+        }
+    }
+
+    /// Waits until it is cut off, while nobody takes what it hears.
+    pub async fn cut(&self) {
+        while !lock(&self.0.queue).cut {
+            self.0.changed.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_output_is_kept() {
+        let consoles = Consoles::new(2);
+        assert_eq!(consoles.tail(0), Tail::default());
+        consoles.write(0, b"hello ");
+        consoles.write(0, b"world");
+        assert_eq!(consoles.tail(0), Tail { offset: 0, bytes: b"hello world".to_vec() });
+        consoles.write(0, &vec![b'x'; HISTORY_MAX - 3]);
+        let tail = consoles.tail(0);
+        assert_eq!(
+            (tail.offset, &tail.bytes[..4], tail.bytes.len()),
+            (8, &b"rldx"[..], HISTORY_MAX)
+        );
+        consoles.write(0, &vec![b'y'; 3 * HISTORY_MAX]);
+        assert_eq!(consoles.tail(0).bytes, vec![b'y'; HISTORY_MAX]);
+        assert_eq!(consoles.written(0), 8 + 4 * HISTORY_MAX as u64);
+        assert_eq!(consoles.written(1), 0);
+        consoles.write(9, b"nobody");
+    }
+
+    #[test]
+    fn all_together_keep_to_their_bound() {
+        let mut consoles = Consoles::new(100);
+        consoles.kept_max = 10 << 10;
+        for vm in 0..100 {
+            consoles.write(vm, &[b'a' + (vm % 26) as u8; 1000]);
+            let kept: usize = (0..100).map(|vm| consoles.tail(vm).bytes.len()).sum();
+            assert!(kept <= 10 << 10, "{kept}");
+            assert_eq!(kept, consoles.kept.load(Ordering::Relaxed));
+        }
+        let tail = consoles.tail(0);
+        assert_eq!(tail.offset + tail.bytes.len() as u64, 1000);
+    }
+
+    #[test]
+    fn listeners_hear_everything_once_after_the_tail_and_slow_ones_are_cut_off() {
+        let consoles = Consoles::new(1);
+        consoles.write(0, b"before");
+        let (tail, listener) = consoles.listen(0).unwrap();
+        let (_, slow) = consoles.listen(0).unwrap();
+        assert_eq!(tail.bytes, b"before");
+        assert_eq!(listener.take(), None);
+        for _ in 0..10 {
+            consoles.write(0, &[b'z'; BEHIND_MAX / 8]);
+            let Some(Heard::Bytes(bytes)) = listener.take() else { panic!("it hears nothing") };
+            assert_eq!(bytes.len(), BEHIND_MAX / 8);
+        }
+        assert_eq!(slow.take(), Some(Heard::Cut));
+        assert_eq!(slow.take(), Some(Heard::Cut));
+        drop(listener);
+        let all: Vec<_> = (0..LISTENERS_MAX).map(|_| consoles.listen(0).unwrap()).collect();
+        assert!(consoles.listen(0).is_none());
+        drop(all);
+        assert!(consoles.listen(0).is_some() && consoles.listen(1).is_none());
+    }
+}

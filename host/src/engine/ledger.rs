@@ -1,0 +1,424 @@
+//! The bookkeeping of a fleet, apart from all waiting: what each VM is doing, what may be asked of
+//! it in which state, and whether the run is over.
+
+use super::{Until, Verdict};
+use crate::backend::{Event, EventKind, Order, Unsupported};
+
+/// What a VM is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Started, not ready yet.
+    Booting,
+    /// Its console showed the ready pattern.
+    Ready,
+    /// Stands still until the user resumes it.
+    Paused,
+    /// Powered off.
+    Halted,
+    /// Cannot go on, or powered off with a failure.
+    Faulted,
+    /// Ended by the user, who has its memory back.
+    Stopped,
+}
+
+impl State {
+    /// All of them; their places are the numbers that the event stream tells.
+    pub const ALL: [Self; 6] =
+        [Self::Booting, Self::Ready, Self::Paused, Self::Halted, Self::Faulted, Self::Stopped];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        ["booting", "ready", "paused", "halted", "faulted", "stopped"][self as usize]
+    }
+
+    /// Whether a VM in this state can be given an order.
+    pub fn takes(self, order: Order) -> bool {
+        match order {
+            Order::Start => true,
+            Order::Pause => matches!(self, Self::Booting | Self::Ready),
+            Order::Resume => self == Self::Paused,
+            Order::Stop => self.is_alive(),
+        }
+    }
+
+    /// Whether a VM in this state has memory.
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Booting | Self::Ready | Self::Paused)
+    }
+
+    /// Whether an order has led to this state.
+    fn follows(self, order: Order) -> bool {
+        match order {
+            Order::Start => true,
+            Order::Pause => self == Self::Paused,
+            Order::Resume => matches!(self, Self::Booting | Self::Ready),
+            Order::Stop => self == Self::Stopped,
+        }
+    }
+}
+
+/// Why something that was asked of a fleet was not done.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ControlError {
+    /// There is no such VM.
+    #[error("there is no VM {vm}; this fleet has {count} (0 to {})", count.saturating_sub(1))]
+    UnknownVm {
+        /// The number that was given.
+        vm: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// The VM is in a state in which this cannot be done.
+    #[error("vm{vm} is {}; it cannot {order}", state.name())]
+    WrongState {
+        /// Which VM.
+        vm: u32,
+        /// Its state.
+        state: State,
+        /// What was asked.
+        order: Order,
+    },
+    /// The VM takes no input: it has ended.
+    #[error("vm{vm} is {} and reads nothing", state.name())]
+    NotListening {
+        /// Which VM.
+        vm: u32,
+        /// Its state.
+        state: State,
+    },
+    /// The VM has not read what it was sent before.
+    #[error("vm{vm} has {waiting} bytes to read still; send more when it has")]
+    InputFull {
+        /// Which VM.
+        vm: u32,
+        /// Bytes that wait.
+        waiting: usize,
+    },
+    /// More VMs than there is room for.
+    #[error(
+        "{asked} more machines do not fit: {count} of {capacity} are in use, so {} more fit; start \
+         the fleet with --capacity {needed}", capacity - count
+    )]
+    NoRoom {
+        /// How many were asked for.
+        asked: u32,
+        /// How many there are.
+        count: u32,
+        /// How many there may be.
+        capacity: u32,
+        /// What would be enough.
+        needed: u64,
+    },
+    /// Too much was asked of one VM at once.
+    #[error("vm{0} has enough to do; ask again when it is done")]
+    Busy(u32),
+    /// The backend cannot do it.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// The fleet ends, or does not answer in time.
+    #[error("the fleet did not answer")]
+    Silent,
+}
+
+/// What is known of one VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// What it is doing.
+    pub state: State,
+    /// Instructions it had retired when it was ready.
+    pub ready_instret: Option<u64>,
+    /// How often it started again.
+    pub resets: u32,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// Whether it was started once.
+    started: bool,
+    /// Whether it counts for the condition: met, failed, or still open.
+    settled: Option<bool>,
+}
+
+/// How many VMs are in each state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Counts {
+    /// [`State::Booting`].
+    pub booting: u32,
+    /// [`State::Ready`].
+    pub ready: u32,
+    /// [`State::Paused`].
+    pub paused: u32,
+    /// [`State::Halted`].
+    pub halted: u32,
+    /// [`State::Faulted`].
+    pub faulted: u32,
+    /// [`State::Stopped`].
+    pub stopped: u32,
+}
+
+impl Counts {
+    fn of(&mut self, state: State) -> &mut u32 {
+        match state {
+            State::Booting => &mut self.booting,
+            State::Ready => &mut self.ready,
+            State::Paused => &mut self.paused,
+            State::Halted => &mut self.halted,
+            State::Faulted => &mut self.faulted,
+            State::Stopped => &mut self.stopped,
+        }
+    }
+}
+
+/// The bookkeeping.
+#[derive(Debug)]
+pub struct Ledger {
+    until: Until,
+    vms: Vec<Record>,
+    counts: Counts,
+    /// How many VMs there may be.
+    capacity: u32,
+    /// VMs whose part in the condition is open.
+    open: u32,
+    failed: u32,
+}
+
+impl Ledger {
+    /// `count` VMs that boot, with room for more up to `capacity`.
+    pub fn new(count: u32, capacity: u32, until: Until) -> Self {
+        let mut ledger = Self {
+            until,
+            vms: Vec::new(),
+            counts: Counts::default(),
+            capacity,
+            open: 0,
+            failed: 0,
+        };
+        ledger.push(count, true);
+        ledger
+    }
+
+    fn push(&mut self, count: u32, started: bool) {
+        let record = Record {
+            state: State::Booting,
+            ready_instret: None,
+            resets: 0,
+            reason: None,
+            started,
+            settled: None,
+        };
+        self.vms.resize(self.vms.len() + count as usize, record);
+        self.counts.booting += count;
+        self.open += count;
+    }
+
+    /// Adds VMs, which are to be started. Answers the number of the first.
+    pub fn add(&mut self, count: u32) -> Result<u32, ControlError> {
+        let (asked, first, capacity) = (count, self.count(), self.capacity);
+        let needed = u64::from(first) + u64::from(asked);
+        if needed > u64::from(capacity) {
+            return Err(ControlError::NoRoom { asked, count: first, capacity, needed });
+        }
+        self.push(count, false);
+        Ok(first)
+    }
+
+    /// How many VMs there are.
+    pub fn count(&self) -> u32 {
+        self.vms.len() as u32
+    }
+
+    /// How many there may be.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// How many are in which state.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// All VMs.
+    pub fn records(&self) -> &[Record] {
+        &self.vms
+    }
+
+    /// What is known of a VM.
+    pub fn record(&self, vm: u32) -> Result<&Record, ControlError> {
+        let unknown = ControlError::UnknownVm { vm, count: self.count() };
+        self.vms.get(vm as usize).ok_or(unknown)
+    }
+
+    /// Whether a VM may be given an order now.
+    pub fn allows(&self, vm: u32, order: Order) -> Result<(), ControlError> {
+        let state = self.record(vm)?.state;
+        state.takes(order).then_some(()).ok_or(ControlError::WrongState { vm, state, order })
+    }
+
+    /// What came of an order that was obeyed: the VM may have ended before.
+    pub fn outcome(&self, vm: u32, order: Order) -> Result<(), ControlError> {
+        let state = self.record(vm)?.state;
+        state.follows(order).then_some(()).ok_or(ControlError::WrongState { vm, state, order })
+    }
+
+    /// Notes an event.
+    pub fn note(&mut self, event: &Event) {
+        let Some(vm) = self.vms.get_mut(event.vm as usize) else { return };
+        let until = self.until;
+        let (state, settled) = match &event.kind {
+            EventKind::Console(_) => return,
+            EventKind::Ready => {
+                vm.ready_instret = Some(event.instret);
+                (State::Ready, (until == Until::Ready).then_some(true))
+            }
+            EventKind::Reset => {
+                vm.ready_instret = None;
+                vm.resets += 1;
+                (State::Booting, None)
+            }
+            EventKind::Halted(0) => (State::Halted, Some(until == Until::Halt)),
+            EventKind::Halted(status) => {
+                vm.reason = Some(format!("it powered off with status {status}"));
+                (State::Faulted, Some(false))
+            }
+            EventKind::Faulted(reason) => {
+                vm.reason = Some(reason.to_string());
+                (State::Faulted, Some(false))
+            }
+            EventKind::Obeyed(Order::Start) => {
+                (vm.ready_instret, vm.reason) = (None, None);
+                vm.resets += u32::from(std::mem::replace(&mut vm.started, true));
+                (State::Booting, None)
+            }
+            // It had ended before.
+            EventKind::Obeyed(order) if !vm.state.takes(*order) => return,
+            EventKind::Obeyed(Order::Pause) => (State::Paused, None),
+            EventKind::Obeyed(Order::Resume) if vm.ready_instret.is_some() => (State::Ready, None),
+            EventKind::Obeyed(Order::Resume) => (State::Booting, None),
+            EventKind::Obeyed(Order::Stop) => (State::Stopped, Some(until == Until::Halt)),
+        };
+        *self.counts.of(vm.state) -= 1;
+        *self.counts.of(state) += 1;
+        vm.state = state;
+        if vm.settled.is_none() && settled.is_some() {
+            vm.settled = settled;
+            self.open -= 1;
+            self.failed += u32::from(settled == Some(false));
+        }
+    }
+
+    /// Whether the run is over by what the VMs did.
+    pub fn verdict(&self) -> Option<Verdict> {
+        match (self.until, self.open, self.failed) {
+            (Until::Never, ..) => None,
+            (_, 0, 0) => Some(Verdict::Met),
+            (_, 0, _) => Some(Verdict::Failed),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Reason;
+
+    fn ledger(count: u32, until: Until, events: &[(u32, EventKind)]) -> Ledger {
+        let mut ledger = Ledger::new(count, count, until);
+        for (vm, kind) in events {
+            ledger.note(&Event { vm: *vm, instret: 10, kind: kind.clone() });
+        }
+        ledger
+    }
+
+    #[test]
+    fn a_fleet_is_ready_when_all_its_vms_were() {
+        let open = ledger(2, Until::Ready, &[(0, EventKind::Ready), (0, EventKind::Ready)]);
+        assert_eq!(open.verdict(), None);
+        let met = ledger(2, Until::Ready, &[(0, EventKind::Ready), (1, EventKind::Ready)]);
+        assert_eq!(met.verdict(), Some(Verdict::Met));
+        assert_eq!((met.counts.ready, met.vms[1].ready_instret), (2, Some(10)));
+    }
+
+    #[test]
+    fn a_vm_that_ends_too_early_fails_the_fleet_but_not_its_neighbours() {
+        let events = [(0, EventKind::Halted(0)), (1, EventKind::Ready)];
+        let ledger = ledger(2, Until::Ready, &events);
+        assert_eq!(ledger.verdict(), Some(Verdict::Failed));
+        assert_eq!((ledger.counts.halted, ledger.counts.ready), (1, 1));
+    }
+
+    #[test]
+    fn halting_with_a_failure_is_a_fault() {
+        let events = [(0, EventKind::Halted(0)), (1, EventKind::Halted(3))];
+        let ledger = ledger(2, Until::Halt, &events);
+        assert_eq!(ledger.verdict(), Some(Verdict::Failed));
+        assert_eq!((ledger.counts.halted, ledger.counts.faulted), (1, 1));
+    }
+
+    #[test]
+    fn never_means_that_no_guest_ends_the_run() {
+        let events = [(0, EventKind::Faulted(Reason::NoMemory))];
+        assert_eq!(ledger(1, Until::Never, &events).verdict(), None);
+    }
+
+    #[test]
+    fn a_reset_vm_boots_again() {
+        let events = [(0, EventKind::Ready), (0, EventKind::Reset)];
+        let ledger = ledger(1, Until::Halt, &events);
+        assert_eq!((ledger.counts.booting, ledger.vms[0].ready_instret), (1, None));
+        assert_eq!(ledger.vms[0].resets, 1);
+    }
+
+    #[test]
+    fn names_and_numbers_are_in_the_same_order() {
+        for (i, state) in State::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, i);
+            assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+        }
+    }
+
+    #[test]
+    fn each_state_takes_the_orders_that_make_sense_in_it() {
+        let orders = [Order::Start, Order::Pause, Order::Resume, Order::Stop];
+        let taken = |state: State| orders.map(|order| state.takes(order));
+        assert_eq!(taken(State::Booting), [true, true, false, true]);
+        assert_eq!(taken(State::Ready), [true, true, false, true]);
+        assert_eq!(taken(State::Paused), [true, false, true, true]);
+        for ended in [State::Halted, State::Faulted, State::Stopped] {
+            assert_eq!(taken(ended), [true, false, false, false]);
+        }
+        let events = [(0, EventKind::Ready), (0, EventKind::Obeyed(Order::Pause))];
+        let ledger = ledger(1, Until::Never, &events);
+        let error = ledger.allows(0, Order::Pause).unwrap_err();
+        assert_eq!(error.to_string(), "vm0 is paused; it cannot pause");
+        assert!(ledger.allows(1, Order::Pause).unwrap_err().to_string().contains("(0 to 0)"));
+    }
+
+    #[test]
+    fn what_is_obeyed_changes_the_state_unless_the_vm_had_ended() {
+        use EventKind::{Halted, Obeyed, Ready};
+        let state = |events: &[EventKind]| {
+            let events: Vec<_> = events.iter().map(|kind| (0, kind.clone())).collect();
+            ledger(1, Until::Never, &events).vms[0].state
+        };
+        let (pause, resume) = (Obeyed(Order::Pause), Obeyed(Order::Resume));
+        assert_eq!(state(&[pause.clone()]), State::Paused);
+        assert_eq!(state(&[pause.clone(), resume.clone()]), State::Booting);
+        assert_eq!(state(&[Ready, pause.clone(), resume.clone()]), State::Ready);
+        assert_eq!(state(&[Halted(0), pause.clone()]), State::Halted);
+        assert_eq!(state(&[Halted(0), Obeyed(Order::Stop)]), State::Halted);
+        assert_eq!(state(&[pause, Obeyed(Order::Stop), resume]), State::Stopped);
+        assert_eq!(state(&[Obeyed(Order::Stop), Obeyed(Order::Start)]), State::Booting);
+    }
+
+    #[test]
+    fn vms_are_added_up_to_the_capacity() {
+        let mut ledger = Ledger::new(2, 5, Until::Ready);
+        assert_eq!(ledger.add(2), Ok(2));
+        let error = ledger.add(2).unwrap_err().to_string();
+        assert!(error.contains("4 of 5 are in use, so 1 more fit"), "{error}");
+        assert!(error.contains("--capacity 6"), "{error}");
+        assert!(ledger.add(u32::MAX).is_err());
+        ledger.note(&Event { vm: 3, instret: 0, kind: EventKind::Obeyed(Order::Start) });
+        assert_eq!((ledger.vms[3].resets, ledger.counts.booting, ledger.open), (0, 4, 4));
+    }
+}
