@@ -1,7 +1,9 @@
 // The browser for the tests, and what is wrong with a page wherever it happens.
 
 import { execFileSync } from "node:child_process";
+import { join } from "node:path";
 import { chromium } from "playwright-core";
+import { afterFailure } from "./check.mjs";
 
 const FLAGS = [
   "--no-sandbox",
@@ -13,10 +15,12 @@ const FLAGS = [
   "--disable-sync",
 ];
 /**
- * The guest's page renews itself by a meta element. A frame without rights may not,
- * and Chromium says so; the page renews it instead.
+ * What Chromium says when a guest's page may not do what it wants: the guest's page
+ * renews itself by a meta element, hostile ones have scripts.
  */
-const EXPECTED = /^Refused to execute the redirect specified via '<meta http-equiv='refresh'/;
+const REFUSED = /^(Refused to execute the redirect specified via '<meta http-equiv='refresh'|Blocked script execution in )/;
+/** A VM may stop while its page is under way. */
+const isGone = (message) => /^Failed to load resource/.test(message.text()) && /\/vms\/\d+\/http\//.test(message.location().url);
 
 export const launch = () =>
   chromium.launch({
@@ -41,9 +45,18 @@ export async function open(browser, fleet, options = {}) {
     if (new URL(socket.url()).host !== host) wrong.outside.push(socket.url());
   });
   page.on("console", (message) => {
-    if (message.type() === "error" && !EXPECTED.test(message.text())) wrong.errors.push(message.text());
+    if (message.type() !== "error" || REFUSED.test(message.text()) || isGone(message)) return;
+    wrong.errors.push(`${message.text()} (${message.location().url})`);
   });
   page.on("pageerror", (error) => wrong.errors.push(error.stack ?? String(error)));
+  afterFailure(async (name) => {
+    if (process.env.PXVM_BROWSER_SHOTS) {
+      const file = `${name.replaceAll(/[^a-z0-9]+/gi, "-")}.png`;
+      await page.screenshot({ path: join(process.env.PXVM_BROWSER_SHOTS, file) });
+    }
+    // What a check left open must not be in the way of the next one.
+    await page.evaluate(() => document.querySelectorAll("dialog[open]").forEach((sheet) => sheet.close()));
+  });
   await page.goto(fleet.url);
   return { context, page, wrong };
 }

@@ -10,6 +10,13 @@ const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.mi
 
 export const sums = { passed: 0, failed: 0 };
 
+let recover = async () => {};
+
+/** What to do after a check that failed; it hears the check's name. */
+export const afterFailure = (body) => {
+  recover = body;
+};
+
 /** One thing that must hold. A check that fails leaves the next ones their chance. */
 export async function check(name, body) {
   try {
@@ -19,6 +26,7 @@ export async function check(name, body) {
   } catch (error) {
     sums.failed += 1;
     console.log(`FAILED  ${name}\n        ${String(error?.stack ?? error).replaceAll("\n", "\n        ")}`);
+    await recover(name).catch(() => {});
   }
 }
 

@@ -9,8 +9,9 @@ export function setUpAdding(fleet) {
   const number = byId("add-count");
   const wrong = byId("add-wrong");
 
-  byId("open-add").addEventListener("click", () => {
-    const room = fleet.info ? Math.max(0, fleet.info.capacity - fleet.info.count) : 0;
+  byId("open-add").addEventListener("click", async () => {
+    const { capacity, count: taken } = await api.fleet().catch(() => fleet.info ?? { capacity: 0, count: 0 });
+    const room = Math.max(0, capacity - taken);
     setText(byId("add-room"), room > 0 ? `There is room for ${count(room)} more.` : "There is no room for more.");
     number.max = Math.max(1, room);
     setText(wrong, "");

@@ -62,7 +62,8 @@ export class Detail {
     if (state === this.state) return;
     this.state = state;
     this.element.dataset.state = STATES[state];
-    if (state === READY) {
+    if (!this.page.isReachable) this.page.explain("This fleet has no network.");
+    else if (state === READY) {
       this.page.explain("");
       this.page.load();
     } else if (state !== PAUSED) {
@@ -96,7 +97,7 @@ export class Detail {
       this.facts.show(vm, this.fleet.info);
       this.reason = vm.reason ?? "";
       this.#tellState();
-      if (this.state === STOPPED) this.machine.unknown("Stopped: there is no machine to look into.");
+      if (vm.state === STATES[STOPPED]) this.machine.unknown("Stopped: there is no machine to look into.");
       else {
         const snapshot = await api.snapshot(id);
         if (this.id === id) this.machine.show(snapshot);

@@ -45,7 +45,7 @@ export class GuestPage {
     if (id === this.id) return;
     this.clear();
     this.id = id;
-    this.port = this.fleet.info?.network.http_port ?? 80;
+    this.port = this.fleet.info?.network.http_port ?? 0;
     this.path = "/";
     this.#tell();
   }
@@ -63,7 +63,7 @@ export class GuestPage {
   }
 
   load() {
-    if (this.id < 0 || this.fleet.stateName(this.id) !== "ready") return;
+    if (this.id < 0 || this.port === 0 || this.fleet.stateName(this.id) !== "ready") return;
     this.#forget();
     const frame = guestFrame(this.fleet.name(this.id), api.pageUrl(this.id, this.port, this.path));
     this.coming = frame;
@@ -96,7 +96,13 @@ export class GuestPage {
     this.#tell();
   }
 
+  /** Whether this fleet's VMs can be reached. */
+  get isReachable() {
+    return Boolean(this.fleet.info?.network.http_port);
+  }
+
   #tell() {
+    this.where.disabled = !this.isReachable;
     this.where.value = `:${this.port}${this.path}`;
     this.tab.href = api.pageUrl(Math.max(0, this.id), this.port, this.path);
   }

@@ -5,6 +5,17 @@ import { el, setText } from "./dom.js";
 import { count, word } from "./format.js";
 
 const MODES = { M: "machine", S: "supervisor", U: "user" };
+/** By number, x0 to x31. */
+const REGISTERS = (
+  "zero ra sp gp tp t0 t1 t2 s0 s1 a0 a1 a2 a3 a4 a5 a6 a7 s2 s3 s4 s5 s6 s7 s8 s9 s10 s11 t3 t4 t5 t6"
+).split(" ");
+
+/** The same object with these names first, in this order. */
+function ordered(values, first) {
+  const result = {};
+  for (const name of [...first, ...Object.keys(values)]) if (name in values) result[name] = values[name];
+  return result;
+}
 
 /** A list of words, two columns to an entry, made anew only for other names. */
 class Words {
@@ -70,9 +81,11 @@ export class Machine {
   show(snapshot) {
     this.#toggle(true);
     setText(this.pc, word(snapshot.pc));
-    setText(this.mode, MODES[snapshot.privilege] ?? String(snapshot.privilege));
-    this.registers.show(snapshot.registers);
-    this.csrs.show(snapshot.csrs);
+    const mode = MODES[snapshot.privilege] ?? String(snapshot.privilege);
+    setText(this.mode, snapshot.waiting ? `${mode}, waits` : mode);
+    this.registers.show(ordered(snapshot.registers, REGISTERS));
+    const names = Object.keys(snapshot.csrs);
+    this.csrs.show(ordered(snapshot.csrs, names.filter((name) => name.startsWith("s"))));
     const rows = [];
     for (const [device, fields] of Object.entries(snapshot.devices)) {
       rows.push(el("dt", { class: "sub" }, device.replaceAll("_", "-")));

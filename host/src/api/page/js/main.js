@@ -230,8 +230,7 @@ function pressed(event) {
   else if (key === "+" || key === "-" || key === "=") {
     const at = SIZE_NAMES.indexOf(grid.size) + (key === "-" ? -1 : 1);
     if (SIZE_NAMES[at]) setSize(SIZE_NAMES[at]);
-  } else if (event.target.closest("button")) return false;
-  else return grid.key(key);
+  } else return grid.key(key);
   return true;
 }
 

@@ -29,6 +29,8 @@ export class Console {
       theme: theme(),
       // The canvas cannot be read by everyone; this keeps the lines as text beside it.
       screenReaderMode: true,
+      // Links in what a guest says lead nowhere.
+      linkHandler: { activate() {} },
     });
     // xterm's other renderer needs style elements, which the page's policy forbids.
     this.terminal.loadAddon(new CanvasAddon());
@@ -45,7 +47,7 @@ export class Console {
     this.terminal.onData((text) => this.#send(new TextEncoder().encode(text)));
     this.terminal.onBinary((text) => this.#send(Uint8Array.from(text, (c) => c.charCodeAt(0))));
     new ResizeObserver(() => {
-      if (host.clientWidth > 0) this.fit.fit();
+      if (host.clientWidth > 0) this.#fit();
     }).observe(host);
     addEventListener("theme", () => {
       this.terminal.options.theme = theme();
@@ -56,19 +58,28 @@ export class Console {
   attach(id) {
     if (id === this.id) return;
     this.id = id;
-    clearTimeout(this.again);
-    this.socket?.close();
-    this.socket = null;
     this.terminal.reset();
     if (id >= 0) this.#connect();
+    else this.#disconnect();
   }
 
   focus() {
     this.terminal.focus();
   }
 
+  #fit() {
+    this.fit.fit();
+    // xterm.js can lose lines of a buffer that grows (its issue 6063) and then fails to
+    // draw. The server has the history, so that we begin again.
+    const { active } = this.terminal.buffer;
+    if (active.length >= active.baseY + this.terminal.rows) return;
+    this.terminal.reset();
+    if (this.id >= 0) this.#connect();
+  }
+
   #connect() {
     const { id } = this;
+    this.#disconnect();
     const socket = new WebSocket(api.consoleUrl(id));
     socket.binaryType = "arraybuffer";
     this.socket = socket;
@@ -88,6 +99,13 @@ export class Console {
       this.onLink("not connected, trying again");
       this.again = setTimeout(() => this.#connect(), AGAIN_MS);
     });
+  }
+
+  #disconnect() {
+    clearTimeout(this.again);
+    const { socket } = this;
+    this.socket = null;
+    socket?.close();
   }
 
   #send(bytes) {
