@@ -18,9 +18,10 @@ const FLAGS = [
  * What Chromium says when a guest's page may not do what it wants: the guest's page
  * renews itself by a meta element, hostile ones have scripts.
  */
-const REFUSED = /^(Refused to execute the redirect specified via '<meta http-equiv='refresh'|Blocked script execution in )/;
+const REFUSED = /^(Refused to execute the redirect specified via '<meta |Blocked script execution in )/;
 /** A VM may stop while its page is under way. */
-const isGone = (message) => /^Failed to load resource/.test(message.text()) && /\/vms\/\d+\/http\//.test(message.location().url);
+const isGone = (message) =>
+  message.text().startsWith("Failed to load resource") && /\/vms\/\d+\/http\//.test(message.location().url);
 
 export const launch = () =>
   chromium.launch({

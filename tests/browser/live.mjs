@@ -20,6 +20,9 @@ async function pageText(host) {
   return (await content?.locator("body").innerText({ timeout: 5000 })) ?? "";
 }
 
+/** The same in the detail view; "" while there is none. */
+const wholePage = (page) => pageText(page.locator(".page-view")).catch(() => "");
+
 /** What the terminal shows, by its lines for screen readers. */
 const screen = (page) => page.locator(".xterm-accessibility-tree").innerText();
 
@@ -137,7 +140,7 @@ async function oneVm(page, api) {
     await page.locator(".facts .sub", { hasText: /uart/i }).waitFor();
   });
   await check("the page at full size", async () => {
-    await until("vm3's page", async () => (await pageText(page.locator(".page-view")).catch(() => "")).startsWith("vm3\n"));
+    await until("vm3's page", async () => (await wholePage(page)).startsWith("vm3\n"));
   });
   await check("pause stops a VM and its tile, resume goes on", async () => {
     await page.getByRole("button", { name: "Pause" }).click();
@@ -148,7 +151,7 @@ async function oneVm(page, api) {
     await sleep(1500);
     const after = await api("/vms/3");
     assert.deepEqual([before.state, after.state, after.instret], ["paused", "paused", before.instret]);
-    await until("no MIPS in the tile", async () => (await tile(page, 3).locator(".tile-mips").innerText()).startsWith("0 "));
+    await tile(page, 3).locator(".tile-mips", { hasText: /^0 MIPS/ }).waitFor();
     await enter(page, 3);
     await page.getByRole("button", { name: "Resume" }).click();
     await page.getByRole("button", { name: "Pause" }).waitFor();
@@ -209,15 +212,20 @@ async function hostile(page) {
     await enter(page, 0);
     await see(page, "PXVM READY");
     await type(page, "cd /run/www");
-    await type(page, "echo '<title>evil</title><h1 id=h>evil</h1><script>h.textContent=\"ran\"' > evil.html");
-    await type(page, "echo ';top.location=\"/api/v1/fleet\"</script><img src=x onerror=top.document.title=1>' >> evil.html");
+    for (const piece of [
+      "<title>evil</title><h1 id=h>evil</h1>",
+      '<script>h.textContent="ran";top.location="/api/v1/fleet"</script>',
+      "<img src=x onerror=top.document.title=1>",
+    ]) {
+      await type(page, `echo '${piece}' >> evil.html`);
+    }
     await type(page, "echo written-$((1 + 1))");
     await see(page, "written-2");
     await page.locator(".where").fill(":80/evil.html");
     await page.locator(".where").press("Enter");
-    await until("the page", async () => (await pageText(page.locator(".page-view")).catch(() => "")).startsWith("evil"));
+    await until("the page", async () => (await wholePage(page)).startsWith("evil"));
     await sleep(500);
-    assert.equal(await pageText(page.locator(".page-view")), "evil");
+    assert.equal(await wholePage(page), "evil");
     assert.equal(await page.title(), "vm0 - pxvm");
     assert.match(page.url(), /#\/vm\/0$/);
   });
@@ -226,6 +234,14 @@ async function hostile(page) {
     await see(page, "\n<img src=x onerror=document.title=1>");
     assert.equal(await page.title(), "vm0 - pxvm");
     assert.equal(await page.locator(".console-view img").count(), 0);
+  });
+  await check("after a long console another VM's begins anew", async () => {
+    await type(page, "seq 1 500; echo end-$((500 + 1))");
+    await see(page, "end-501");
+    await leave(page);
+    await enter(page, 1);
+    await see(page, "PXVM READY host=vm1");
+    assert.ok(!(await screen(page)).includes("end-501"));
     await leave(page);
   });
 }
@@ -251,7 +267,8 @@ async function forEveryone(page) {
       page.evaluate(() => {
         const right = (element) => element.getBoundingClientRect().right;
         const parts = [...document.querySelectorAll("body > :not(dialog, .skip), .tile, .box, .detail-head > *")];
-        return parts.filter((element) => element.checkVisibility() && right(element) > innerWidth + 1).map((e) => e.className);
+        const isOut = (element) => element.checkVisibility() && right(element) > innerWidth + 1;
+        return parts.filter(isOut).map((element) => element.className);
       });
     await tile(page, 0).waitFor();
     assert.deepEqual(await overflow(), []);

@@ -35,7 +35,8 @@ const colourAt = (page, box) =>
 export async function map(pxvm, browser) {
   const folder = mkdtempSync(join(tmpdir(), "pxvm-kernel-"));
   const kernel = smallKernel(folder);
-  const fleet = await Fleet.start(pxvm, ["--count", String(COUNT), "--kernel", kernel, "--memory", "8M", "--net", "none"]);
+  const args = ["--count", String(COUNT), "--kernel", kernel, "--memory", "8M", "--net", "none"];
+  const fleet = await Fleet.start(pxvm, args);
   const { context, page, wrong } = await open(browser, fleet);
   try {
     await check(`${COUNT} VMs are a map`, async () => {

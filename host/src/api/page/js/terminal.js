@@ -37,6 +37,10 @@ export class Console {
     this.fit = new FitAddon();
     this.terminal.loadAddon(this.fit);
     this.terminal.open(host);
+    // From a reset to the next frame xterm.js does not know how high a row is, and a
+    // scroll event in between would take it to row 0 / 0.
+    this.clearing = 0;
+    host.addEventListener("scroll", (event) => this.clearing && event.stopImmediatePropagation(), { capture: true });
     // Tab and Esc are the guest's, so there is another way out.
     this.terminal.attachCustomKeyEventHandler((event) => {
       if (!(event.ctrlKey && event.key === "]")) return true;
@@ -58,7 +62,7 @@ export class Console {
   attach(id) {
     if (id === this.id) return;
     this.id = id;
-    this.terminal.reset();
+    this.#clear();
     if (id >= 0) this.#connect();
     else this.#disconnect();
   }
@@ -74,6 +78,7 @@ export class Console {
     const { active } = this.terminal.buffer;
     if (active.length >= active.baseY + this.terminal.rows) return;
     this.terminal.reset();
+    this.#clear();
     if (this.id >= 0) this.#connect();
   }
 
@@ -87,7 +92,7 @@ export class Console {
     socket.addEventListener("open", () => {
       if (this.socket !== socket) return;
       // The server begins with the history.
-      this.terminal.reset();
+      this.#clear();
       this.onLink("");
     });
     socket.addEventListener("message", ({ data }) => {
@@ -99,6 +104,13 @@ export class Console {
       this.onLink("not connected, trying again");
       this.again = setTimeout(() => this.#connect(), AGAIN_MS);
     });
+  }
+
+  /** Forgets all that a guest has said or set, after what is still to be drawn. */
+  #clear() {
+    this.clearing += 1;
+    const done = () => (this.clearing -= 1);
+    this.terminal.write("\x18\x1bc", () => setTimeout(() => requestAnimationFrame(done), 50));
   }
 
   #disconnect() {
