@@ -1,5 +1,9 @@
 //! The command line.
 
+mod client;
+
+pub use client::{Act, Add, Console, Exec, Ids, Logs, Ps, Which};
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -87,6 +91,24 @@ pub struct Cli {
 pub enum Command {
     /// Boot one or many Linux machines
     Boot(Box<Boot>),
+    /// List the machines of a running fleet
+    Ps(Ps),
+    /// Go to the console of a machine of a running fleet
+    Console(Console),
+    /// Run a command in the shell of a machine
+    Exec(Exec),
+    /// Print what a machine has said
+    Logs(Logs),
+    /// Let machines stand still
+    Pause(Act),
+    /// Let machines go on
+    Resume(Act),
+    /// Start machines from their first instruction, whatever they do
+    Reset(Act),
+    /// End machines and give their memory back to the fleet
+    Stop(Act),
+    /// Start more machines in a running fleet
+    Add(Add),
     /// Run bare-metal programs (M-mode ELF)
     Run(Run),
     /// Run riscv-tests and count

@@ -5,20 +5,36 @@ use std::process::ExitCode;
 
 /// How `pxvm` ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
 pub enum Code {
     /// The condition was met by all VMs; the tests passed; the command did its job.
-    Success = 0,
+    Success,
     /// Anything not named by another code.
-    Failure = 1,
+    Failure,
     /// Wrong usage or bad input. Nothing was started.
-    Usage = 2,
+    Usage,
     /// `--timeout` expired first.
-    Timeout = 3,
+    Timeout,
     /// A guest faulted or failed.
-    Guest = 4,
+    Guest,
     /// Ended by Ctrl-C or SIGTERM.
-    Interrupted = 130,
+    Interrupted,
+    /// A command in a guest ended with this status.
+    Status(u8),
+}
+
+impl Code {
+    /// The number that the system is told.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::Timeout => 3,
+            Self::Guest => 4,
+            Self::Interrupted => 130,
+            Self::Status(status) => status,
+        }
+    }
 }
 
 /// The same as help text.
@@ -29,11 +45,13 @@ Exit codes:
   2    wrong usage or bad input; nothing was started
   3    --timeout expired first
   4    a guest faulted or failed
-  130  ended by Ctrl-C or SIGTERM";
+  130  ended by Ctrl-C or SIGTERM
+
+`pxvm exec` ends with the command's own exit code.";
 
 impl From<Code> for ExitCode {
     fn from(code: Code) -> Self {
-        Self::from(code as u8)
+        Self::from(code.number())
     }
 }
 
@@ -61,6 +79,9 @@ pub enum Error {
     /// The fleet's socket cannot be used, or no fleet is there.
     #[error(transparent)]
     Socket(#[from] crate::api::socket::SocketError),
+    /// A running fleet refuses something, or is gone.
+    #[error(transparent)]
+    Client(#[from] crate::client::ClientError),
     /// Options that do not go together.
     #[error("{0}")]
     Usage(String),
@@ -89,6 +110,7 @@ impl Error {
             Self::Socket(e) if e.is_usage() => Code::Usage,
             Self::Backend(e) if e.is_usage() => Code::Usage,
             Self::Net(e) if e.is_usage() => Code::Usage,
+            Self::Client(e) => e.code(),
             Self::Backend(_) | Self::Net(_) | Self::Socket(_) | Self::Io { .. } => Code::Failure,
         }
     }

@@ -2,12 +2,14 @@
 //!
 //! [`image`] reads files, [`machine`] puts a fleet together from them, a [`backend`] steps it,
 //! [`engine`] runs it until the user's condition, [`console`], [`progress`] and [`report`] show
-//! what happens. [`commands`] is what the program `pxvm` does with all that.
+//! what happens. [`api`] lets others see and steer a running fleet, and [`client`] is such another
+//! one. [`commands`] is what the program `pxvm` does with all that.
 
 pub mod api;
 pub mod backend;
 pub mod bare;
 pub mod cli;
+pub mod client;
 pub mod commands;
 pub mod console;
 pub mod dtb;

@@ -152,6 +152,7 @@ fn good_guests_are_served_the_same_beside_hostile_ones_by_both_backends() {
     };
     let ready = ReadyPattern::new(ReadyPattern::DEFAULT).expect("a pattern");
     let settings = Settings {
+        started: u32::MAX,
         threads: 2,
         clock: ClockSource::Instret,
         ready,

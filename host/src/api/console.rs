@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 use super::Shared;
-use super::bodies::{Id, JsonBody, Limited, Params};
+use super::bodies::{Id, JsonBody, Limited};
 use super::error::ApiError;
 use super::fleet::state_of;
 use crate::engine::ControlError;
@@ -29,35 +29,28 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 const OFFSET: HeaderName = HeaderName::from_static("x-pxvm-offset");
 
-/// How a console is read.
-#[derive(Deserialize)]
-pub struct How {
-    /// Go on with what is written later.
-    follow: Option<bool>,
-}
-
 fn listen(app: &Shared, id: u32) -> Result<(Tail, Listener), ApiError> {
     app.hub.record(id)?;
     let full = || ApiError::TooMany(format!("too many clients follow the console of vm{id}"));
     app.hub.consoles.listen(id).ok_or_else(full)
 }
 
+/// What is said about output that begins at `offset`.
+fn head(offset: u64) -> [(HeaderName, String); 3] {
+    // Some browsers guess what text is in.
+    let kind = (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned());
+    [kind, (header::CACHE_CONTROL, "no-store".to_owned()), (OFFSET, offset.to_string())]
+}
+
 /// `GET /api/v1/vms/{id}/console`
-pub async fn read(
-    State(app): State<Shared>,
-    Id(id): Id,
-    Params(how): Params<How>,
-) -> Result<Response, ApiError> {
-    let head = |offset: u64| {
-        // Some servers of text guess what it is in.
-        let kind = (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned());
-        [kind, (header::CACHE_CONTROL, "no-store".to_owned()), (OFFSET, offset.to_string())]
-    };
-    if how.follow != Some(true) {
-        app.hub.record(id)?;
-        let tail = app.hub.consoles.tail(id);
-        return Ok((head(tail.offset), tail.bytes).into_response());
-    }
+pub async fn read(State(app): State<Shared>, Id(id): Id) -> Result<Response, ApiError> {
+    app.hub.record(id)?;
+    let tail = app.hub.consoles.tail(id);
+    Ok((head(tail.offset), tail.bytes).into_response())
+}
+
+/// `GET /api/v1/vms/{id}/console/stream`
+pub async fn follow(State(app): State<Shared>, Id(id): Id) -> Result<Response, ApiError> {
     let (tail, listener) = listen(&app, id)?;
     let live = stream::unfold(Some(listener), async |listener| {
         let listener = listener?;

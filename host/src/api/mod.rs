@@ -26,7 +26,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{any, get, post};
+use axum::routing::{get, post};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -158,6 +158,7 @@ fn router(app: Shared) -> Router {
         .route("/api/v1/vms/{id}/reset", post(fleet::reset))
         .route("/api/v1/vms/{id}/stop", post(fleet::stop))
         .route("/api/v1/vms/{id}/console", get(console::read).post(console::write))
+        .route("/api/v1/vms/{id}/console/stream", get(console::follow))
         .route("/api/v1/vms/{id}/console/ws", get(console::socket))
         .route("/api/v1/input", post(console::broadcast))
         .route("/api/v1/events", get(events::events))
@@ -169,9 +170,9 @@ fn router(app: Shared) -> Router {
         .layer(middleware::from_fn(in_time))
         .layer(DefaultBodyLimit::max(JSON_MAX));
     Router::new()
-        .route("/vms/{id}/http/{port}", any(proxy::root))
-        .route("/vms/{id}/http/{port}/", any(proxy::proxy))
-        .route("/vms/{id}/http/{port}/{*path}", any(proxy::proxy))
+        .route("/vms/{id}/http/{port}", get(proxy::root))
+        .route("/vms/{id}/http/{port}/", get(proxy::proxy).post(proxy::proxy))
+        .route("/vms/{id}/http/{port}/{*path}", get(proxy::proxy).post(proxy::proxy))
         .merge(bounded)
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)

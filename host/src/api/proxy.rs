@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Limited};
@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -76,7 +76,7 @@ const FROM_GUEST: [HeaderName; 14] = [
 ];
 
 /// A guest's page is in an origin of its own, without scripts, forms and windows.
-const POLICY: &str = "sandbox; default-src 'self' 'unsafe-inline' data:";
+const POLICY: &str = include_str!("guest-policy.txt").trim_ascii_end();
 
 /// `/vms/{id}/http/{port}`: links of the guest's page are relative to its root.
 pub async fn root(Path((id, port)): Path<(String, String)>) -> Result<Redirect, ApiError> {
@@ -91,9 +91,6 @@ fn port_of(text: &str) -> Result<u16, ApiError> {
 
 /// `/vms/{id}/http/{port}/{path}`
 pub async fn proxy(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
-    if ![Method::GET, Method::HEAD, Method::POST].contains(request.method()) {
-        return Err(ApiError::MethodNotAllowed);
-    }
     // The path goes on as it came: only its beginning is ours.
     let mut words = request.uri().path().splitn(6, '/').skip(2);
     let id = number(words.next().unwrap_or_default())?;
@@ -109,8 +106,18 @@ pub async fn proxy(State(app): State<Shared>, request: Request) -> Result<Respon
     let stream = timeout(CONNECT, app.visit(id, port)).await.map_err(|_| ApiError::Timeout)??;
     let request = translate(request, id, uri);
     let (answer, driver) = ask(id, stream, request).await?;
-    Ok(deliver(answer, id, port, Ticket { _permit: permit, driver }, end))
+    let (ticket, done) = oneshot::channel();
+    // A client that stops reading does not hold a guest's connection for ever.
+    tokio::spawn(async move {
+        let _ = timeout_at(end, done).await;
+        driver.abort();
+        drop(permit);
+    });
+    Ok(deliver(answer, id, port, ticket, end))
 }
+
+/// Held by an answer as long as it is under way.
+type Ticket = oneshot::Sender<()>;
 
 impl App {
     /// A connection to a port of a VM.
@@ -161,18 +168,6 @@ fn translate(request: Request, id: u32, uri: Uri) -> Outgoing {
     }
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     outgoing
-}
-
-/// What an answer holds as long as it is under way.
-struct Ticket {
-    _permit: OwnedSemaphorePermit,
-    driver: AbortHandle,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
 }
 
 async fn ask(

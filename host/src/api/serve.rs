@@ -9,6 +9,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -20,6 +21,8 @@ const CONNECTIONS_MAX: usize = 1024;
 /// A request's head must be there after so long; connections rest no longer than that.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 const HEAD_MAX: usize = 64 << 10;
+/// A client that takes nothing for so long, though there is something for it, is gone.
+const STALL_MAX: Duration = Duration::from_secs(60);
 /// When the system has no file left for a connection.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -85,8 +88,9 @@ pub async fn tcp(listener: TcpListener, router: Router) {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Should it fail, bytes are a little late.
+                // Should these fail, bytes are a little late, and clients that stop reading stay.
                 let _ = stream.set_nodelay(true);
+                let _ = set_tcp_user_timeout(&stream, STALL_MAX.as_millis() as u32);
                 tokio::spawn(connection(stream, router.clone(), permit));
             }
             Err(_) => tokio::time::sleep(AGAIN).await,

@@ -125,8 +125,9 @@ impl Socket {
     }
 }
 
-/// Finds the fleet `name`, or the only one that runs. Sockets that nobody listens to are removed.
-pub fn find(folder: &Path, name: Option<&str>) -> Result<UnixStream, SocketError> {
+/// Finds the socket of the fleet `name`, or of the only one that runs. Sockets that nobody listens
+/// to are removed.
+pub fn find(folder: &Path, name: Option<&str>) -> Result<PathBuf, SocketError> {
     name.map(check_name).transpose()?;
     let Ok(entries) = fs::read_dir(folder) else {
         return Err(missing(name, Vec::new()));
@@ -139,7 +140,7 @@ pub fn find(folder: &Path, name: Option<&str>) -> Result<UnixStream, SocketError
             continue;
         };
         match UnixStream::connect(&path) {
-            Ok(stream) => found.push((stem, stream)),
+            Ok(_) => found.push((stem, path)),
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                 let _ = fs::remove_file(&path);
             }
@@ -150,11 +151,11 @@ pub fn find(folder: &Path, name: Option<&str>) -> Result<UnixStream, SocketError
     let all: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
     match name {
         Some(name) => match found.into_iter().find(|(stem, _)| stem == name) {
-            Some((_, stream)) => Ok(stream),
+            Some((_, path)) => Ok(path),
             None => Err(missing(Some(name), all)),
         },
         None if found.len() > 1 => Err(SocketError::Several(all)),
-        None => found.pop().map(|(_, stream)| stream).ok_or(SocketError::NoFleet),
+        None => found.pop().map(|(_, path)| path).ok_or(SocketError::NoFleet),
     }
 }
 

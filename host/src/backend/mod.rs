@@ -37,6 +37,11 @@ pub trait Backend: Send + Sync {
     /// Gives a VM bytes of console input.
     fn input(&self, vm: u32, bytes: &[u8]);
 
+    /// Whether VMs take input at all.
+    fn takes_input(&self) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
     /// Bytes of console input that a VM has not taken yet.
     fn waiting(&self, vm: u32) -> usize;
 

@@ -148,7 +148,7 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
 
 /// A guest that failed outweighs one that was slow.
 fn worst(codes: impl Iterator<Item = Code>) -> Code {
-    codes.max_by_key(|&code| code as u8).unwrap_or(Code::Success)
+    codes.max_by_key(|&code| code.number()).unwrap_or(Code::Success)
 }
 
 fn print(text: &str) -> Result<(), Error> {

@@ -65,6 +65,10 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if lockstep && settings.clock != ClockSource::Instret {
         return Err(Error::Usage("--backend lockstep needs --clock instret".into()));
     }
+    if lockstep && capacity > count {
+        let why = "--backend lockstep compares the machines that it starts with: no --capacity";
+        return Err(Error::Usage(why.into()));
+    }
     let place = match gpu {
         Some(gpu) => {
             let device = DeviceFleet::new(gpu, &fleet.base, capacity)?;
@@ -76,7 +80,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         }
     };
 
-    let mut stage = Stage::new(&running, count)?;
+    let mut stage = Stage::new(&running, capacity)?;
     let wire = Arc::clone(&settings.wire);
     if let Some(places) = network::places(&networking, capacity) {
         stage.progress.say(&places);
@@ -93,7 +97,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if let Some(url) = steering.url() {
         stage.progress.say(&format!("dashboard: {url}"));
     }
-    let (controls, receiver) = stage.controls(count, &running)?;
+    let (controls, receiver) = stage.controls(capacity, &running)?;
     let backend = start(place, fleet, settings)?;
     let hub = Arc::new(Hub::new(backend, count, capacity, until, controls));
     let server = steering.serve(&hub, &wire, about)?;
@@ -186,6 +190,7 @@ struct Stage {
 }
 
 impl Stage {
+    /// For a fleet of up to `count`.
     fn new(running: &Running, count: u32) -> Result<Self, Error> {
         let on_screen = count == 1 && !running.json;
         let logs = match &running.console_dir {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod boot;
+mod client;
 mod conform;
 mod doctor;
 mod dtb;
@@ -20,6 +21,15 @@ use crate::exit::{Code, Error};
 pub fn run(command: Command) -> Result<Code, Error> {
     match command {
         Command::Boot(args) => boot::boot(*args),
+        Command::Ps(args) => client::ps(args),
+        Command::Console(args) => client::console(args),
+        Command::Exec(args) => client::exec(args),
+        Command::Logs(args) => client::logs(args),
+        Command::Pause(args) => client::act(args, "pause"),
+        Command::Resume(args) => client::act(args, "resume"),
+        Command::Reset(args) => client::act(args, "reset"),
+        Command::Stop(args) => client::act(args, "stop"),
+        Command::Add(args) => client::add(args),
         Command::Bench(args) => bench::bench(args),
         Command::Run(args) => run::run(args),
         Command::Conform(args) => conform::conform(args),

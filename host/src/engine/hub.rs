@@ -88,6 +88,7 @@ impl Hub {
         if !state.is_alive() {
             return Err(ControlError::NotListening { vm, state });
         }
+        self.backend.takes_input()?;
         let waiting = self.backend.waiting(vm);
         if waiting + bytes.len() > INPUT_MAX {
             return Err(ControlError::InputFull { vm, waiting });

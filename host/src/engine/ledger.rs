@@ -401,7 +401,7 @@ mod tests {
             ledger(1, Until::Never, &events).vms[0].state
         };
         let (pause, resume) = (Obeyed(Order::Pause), Obeyed(Order::Resume));
-        assert_eq!(state(&[pause.clone()]), State::Paused);
+        assert_eq!(state(std::slice::from_ref(&pause)), State::Paused);
         assert_eq!(state(&[pause.clone(), resume.clone()]), State::Booting);
         assert_eq!(state(&[Ready, pause.clone(), resume.clone()]), State::Ready);
         assert_eq!(state(&[Halted(0), pause.clone()]), State::Halted);

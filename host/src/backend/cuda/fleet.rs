@@ -451,6 +451,25 @@ impl DeviceFleet {
         })
     }
 
+    /// A VM's state. No launch may be under way, and the VM must have been started.
+    pub fn vm(&mut self, vm: u32) -> Result<Vm, CudaError> {
+        assert!(vm < self.shape.count);
+        let at = self.launch.vms as Address + u64::from(vm) * size_of::<Vm>() as u64;
+        let gpu = &mut self.gpu;
+        // SAFETY: the VM was started, so this is a state that the core wrote.
+        let vms = unsafe { raw::values(1, |bytes| gpu.download(at, bytes))? };
+        vms.into_iter().next().ok_or(CudaError::Contract("no state"))
+    }
+
+    /// Instructions that each VM has retired since its last start.
+    pub fn instrets(&mut self) -> Result<Vec<u64>, CudaError> {
+        let (gpu, at) = (&mut self.gpu, self.launch.ports as Address);
+        // SAFETY: ports are zero at first, which is a port, and then written by the device.
+        let ports: Vec<PortState> =
+            unsafe { raw::values(self.shape.count as usize, |bytes| gpu.download(at, bytes))? };
+        Ok(ports.iter().map(|port| port.instret).collect())
+    }
+
     /// Gives the fleet's memory back and the device on, for another fleet.
     pub fn into_gpu(mut self) -> Result<Box<dyn Gpu>, CudaError> {
         self.finish()?;

@@ -4,6 +4,8 @@
 //! host memory. [`fleet`] lays a fleet out in device memory and launches the kernels over it;
 //! `runner` decides, on a thread of its own, what to launch and hears what VMs say.
 
+#[cfg(test)]
+mod control_tests;
 pub mod driver;
 pub mod emulated;
 pub mod error;

@@ -27,14 +27,14 @@ struct History {
     events: Vec<(u64, EventKind)>,
 }
 
-fn settings(until_ready: bool, clock: ClockSource) -> Settings {
+pub(super) fn settings(until_ready: bool, clock: ClockSource) -> Settings {
     let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
     let (started, threads, wire) = (u32::MAX, 2, Arc::default());
     Settings { started, threads, clock, ready, until_ready, wire }
 }
 
 /// A fleet of bare-metal programs.
-fn fleet(count: u32, code: &[u32]) -> Fleet {
+pub(super) fn fleet(count: u32, code: &[u32]) -> Fleet {
     let bytes: Vec<u8> = code.iter().flat_map(|w| w.to_le_bytes()).collect();
     let size = bytes.len() as u32;
     let segments = vec![Segment { addr: 0x8000_0000, bytes, size }];
@@ -42,7 +42,7 @@ fn fleet(count: u32, code: &[u32]) -> Fleet {
     Fleet::bare(count, MachineKind::Virt, Size::mib(1), payload).unwrap()
 }
 
-fn cuda(memory: Size, fleet: Fleet, settings: Settings) -> CudaBackend {
+pub(super) fn cuda(memory: Size, fleet: Fleet, settings: Settings) -> CudaBackend {
     let gpu = Box::new(Emulated::new(memory));
     let device = DeviceFleet::new(gpu, &fleet.base, fleet.count).unwrap();
     CudaBackend::start(device, fleet, settings, Options::default()).unwrap()
@@ -85,20 +85,20 @@ fn all_ended(count: usize) -> impl FnMut(&BTreeMap<u32, History>) -> bool {
 const LUI_T0_UART: u32 = 0x1000_02b7;
 const SB_T1_UART: u32 = 0x0062_8023;
 const LOOP: u32 = 0x0000_006f;
-const POWER_OFF: [u32; 4] = [0x0010_03b7, 0x0000_5337, 0x5553_0313, 0x0063_a023];
+pub(super) const POWER_OFF: [u32; 4] = [0x0010_03b7, 0x0000_5337, 0x5553_0313, 0x0063_a023];
 const RESET: [u32; 4] = [0x0010_03b7, 0x0000_7337, 0x7773_0313, 0x0063_a023];
 
 fn li_t1(n: u8) -> u32 {
     0x0000_0313 | u32::from(n) << 20
 }
 
-fn print(text: &str) -> Vec<u32> {
+pub(super) fn print(text: &str) -> Vec<u32> {
     let put = |byte: u8| [li_t1(byte), SB_T1_UART];
     [LUI_T0_UART].into_iter().chain(text.bytes().flat_map(put)).collect()
 }
 
 /// Runs `n` times through a loop of two instructions.
-fn work(n: u32) -> [u32; 3] {
+pub(super) fn work(n: u32) -> [u32; 3] {
     // lui t3, n >> 12; addi t3, t3, -1; bne t3, x0, -4
     [(n & 0xffff_f000) | 0xe37, 0xfffe_0e13, 0xfe0e_1ee3]
 }

@@ -105,6 +105,10 @@ impl Backend for LockstepBackend {
         tracing::warn!("there is no console input in lockstep");
     }
 
+    fn takes_input(&self) -> Result<(), Unsupported> {
+        Err(ALONE)
+    }
+
     fn waiting(&self, _: u32) -> usize {
         0
     }
@@ -469,6 +473,16 @@ mod tests {
                 Err(_) => panic!("{}", backend.failure()),
             }
         }
+    }
+
+    #[test]
+    fn nothing_acts_on_its_vms() {
+        let Some(backend) = start(Emulated::new(Size::mib(256))) else { return };
+        for order in [Order::Start, Order::Pause, Order::Resume, Order::Stop] {
+            assert_eq!(backend.order(0, order), Err(ALONE));
+        }
+        assert_eq!(backend.inspect(0, Box::new(|_| panic!("there is none"))), Err(ALONE));
+        assert_eq!((backend.takes_input(), backend.waiting(0)), (Err(ALONE), 0));
     }
 
     #[test]

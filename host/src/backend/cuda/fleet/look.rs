@@ -1,25 +1,13 @@
 //! Looks at VMs in device memory, and at single words of it.
 
-use emu_core::abi::Vm;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 use emu_device::port::PortState;
 
 use super::DeviceFleet;
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::gpu::Address;
-use crate::backend::cuda::raw;
 
 impl DeviceFleet {
-    /// A VM's state. No launch may be under way, and the VM must have been started.
-    pub fn vm(&mut self, vm: u32) -> Result<Vm, CudaError> {
-        assert!(vm < self.shape.count);
-        let at = self.launch.vms as Address + u64::from(vm) * size_of::<Vm>() as u64;
-        let gpu = &mut self.gpu;
-        // SAFETY: the VM was started, so this is a state that the core wrote.
-        let vms = unsafe { raw::values(1, |bytes| gpu.download(at, bytes))? };
-        vms.into_iter().next().ok_or(CudaError::Contract("no state"))
-    }
-
     /// The frame behind a page of a VM's RAM; `None` past its end. No launch may be under way.
     pub fn frame(&mut self, vm: u32, page: u32) -> Result<Option<u32>, CudaError> {
         assert!(vm < self.shape.count);
@@ -76,15 +64,6 @@ impl DeviceFleet {
         let mut bytes = [0; 8];
         self.gpu.download(self.launch.ports as Address + at, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
-    }
-
-    /// Instructions that each VM has retired since its last start.
-    pub fn instrets(&mut self) -> Result<Vec<u64>, CudaError> {
-        let (gpu, at) = (&mut self.gpu, self.launch.ports as Address);
-        // SAFETY: ports are zero at first, which is a port, and then written by the device.
-        let ports: Vec<PortState> =
-            unsafe { raw::values(self.shape.count as usize, |bytes| gpu.download(at, bytes))? };
-        Ok(ports.iter().map(|port| port.instret).collect())
     }
 
     /// Where byte `at` of frame `frame` is; `None` outside of the arena.

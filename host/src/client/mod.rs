@@ -1,0 +1,200 @@
+//! `pxvm` as a client of a fleet that runs already: HTTP over the fleet's Unix socket.
+
+pub mod exec;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+use crate::api::socket::{self, SocketError};
+use crate::exit::Code;
+
+/// How long a fleet has for the beginning of an answer; more than it gives itself.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Largest answer with JSON.
+const ANSWER_MAX: usize = 16 << 20;
+
+/// A fleet does not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// It cannot be found.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It refuses.
+    #[error("{message}")]
+    Refused {
+        /// With this status.
+        status: StatusCode,
+        /// And this reason.
+        message: String,
+    },
+    /// It has ended meanwhile.
+    #[error("the fleet has gone")]
+    Gone(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It says something else than what a fleet says.
+    #[error("the fleet gives an answer that this version of pxvm does not know")]
+    Strange,
+    /// It did not answer.
+    #[error("the fleet did not answer")]
+    Silent,
+    /// A command in a guest did not come to its end.
+    #[error(transparent)]
+    Exec(#[from] exec::ExecError),
+}
+
+impl ClientError {
+    /// The exit code for it.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Socket(e) if e.is_usage() => Code::Usage,
+            Self::Refused { status, .. } => match *status {
+                StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::PAYLOAD_TOO_LARGE => {
+                    Code::Usage
+                }
+                StatusCode::GATEWAY_TIMEOUT => Code::Timeout,
+                _ => Code::Failure,
+            },
+            Self::Exec(error) => error.code(),
+            Self::Silent => Code::Timeout,
+            Self::Socket(_) | Self::Gone(_) | Self::Strange => Code::Failure,
+        }
+    }
+}
+
+fn gone(error: impl std::error::Error + Send + Sync + 'static) -> ClientError {
+    ClientError::Gone(Box::new(error))
+}
+
+/// A running fleet.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// Finds the fleet `name`, or the only one that runs.
+    pub fn find(name: Option<&str>) -> Result<Self, ClientError> {
+        Ok(Self { path: socket::find(&socket::folder(), name)? })
+    }
+
+    /// Its socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Asks for something, which begins to be answered with success.
+    async fn ask(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+        let answer = tokio::time::timeout(PATIENCE, self.send(request)).await;
+        let response = answer.map_err(|_| ClientError::Silent)??;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body: Value = serde_json::from_slice(&whole(response).await?).unwrap_or_default();
+        let message = body["error"]["message"].as_str().unwrap_or("the fleet refuses");
+        // Sentences stand alone there; here they follow `pxvm: `.
+        let message = message.trim_end_matches('.').to_owned();
+        Err(ClientError::Refused { status, message })
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+        let stream = UnixStream::connect(&self.path).await.map_err(gone)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
+        tokio::spawn(connection);
+        sender.send_request(request).await.map_err(gone)
+    }
+
+    fn request(method: Method, path: &str, body: Body) -> Result<Request<Body>, ClientError> {
+        let request = Request::builder().method(method).uri(path).header("host", "pxvm");
+        let request = request.header("content-type", "application/json").body(body);
+        request.map_err(|_| ClientError::Strange)
+    }
+
+    /// A JSON answer.
+    pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        let request = Self::request(Method::GET, path, Body::empty())?;
+        parse(self.ask(request).await?).await
+    }
+
+    /// Posts JSON, or nothing; a JSON answer.
+    pub async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+        let body = body.map_or_else(Body::empty, |body| body.to_string().into());
+        let request = Self::request(Method::POST, path, body)?;
+        parse(self.ask(request).await?).await
+    }
+
+    /// What a VM has said, and how much came before it.
+    pub async fn console(&self, vm: u32) -> Result<(u64, Vec<u8>), ClientError> {
+        let path = format!("/api/v1/vms/{vm}/console");
+        let response = self.ask(Self::request(Method::GET, &path, Body::empty())?).await?;
+        let offset = response.headers().get("x-pxvm-offset");
+        let offset = offset.and_then(|v| v.to_str().ok()?.parse().ok());
+        Ok((offset.ok_or(ClientError::Strange)?, whole(response).await?))
+    }
+
+    /// Follows a VM's console.
+    pub async fn follow(&self, vm: u32) -> Result<Follow, ClientError> {
+        let path = format!("/api/v1/vms/{vm}/console/stream");
+        let response = self.ask(Self::request(Method::GET, &path, Body::empty())?).await?;
+        Ok(Follow(response.into_body()))
+    }
+
+    /// Types at a VM's console; waits while the VM does not read.
+    pub async fn type_at(&self, vm: u32, bytes: &[u8]) -> Result<(), ClientError> {
+        const PIECE: usize = 4096;
+        const AGAIN: Duration = Duration::from_millis(50);
+        let path = format!("/api/v1/vms/{vm}/console");
+        for piece in bytes.chunks(PIECE) {
+            loop {
+                let request = Self::request(Method::POST, &path, Body::from(piece.to_vec()))?;
+                match self.ask(request).await {
+                    Ok(_) => break,
+                    Err(ClientError::Refused { status: StatusCode::TOO_MANY_REQUESTS, .. }) => {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn whole(response: Response<Incoming>) -> Result<Vec<u8>, ClientError> {
+    let body = Limited::new(response.into_body(), ANSWER_MAX).collect();
+    let body = tokio::time::timeout(PATIENCE, body).await.map_err(|_| ClientError::Silent)?;
+    Ok(body.map_err(ClientError::Gone)?.to_bytes().to_vec())
+}
+
+async fn parse(response: Response<Incoming>) -> Result<Value, ClientError> {
+    serde_json::from_slice(&whole(response).await?).map_err(|_| ClientError::Strange)
+}
+
+/// A console that is followed.
+pub struct Follow(Incoming);
+
+impl Follow {
+    /// What comes next; nothing when the fleet has ended, or was not listened to.
+    pub async fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let frame = self.0.frame().await?.ok()?;
+            if let Ok(bytes) = frame.into_data() {
+                return Some(bytes.to_vec());
+            }
+        }
+    }
+}
+
+/// Runs something that waits for a fleet's answers.
+pub fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
+}
