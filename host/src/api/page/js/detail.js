@@ -94,14 +94,17 @@ export class Detail {
     try {
       const vm = await api.vm(id);
       if (this.id !== id) return;
-      this.facts.show(vm, this.fleet.info);
       this.reason = vm.reason ?? "";
       this.#tellState();
+      let own = vm.private_frames;
       if (vm.state === STATES[STOPPED]) this.machine.unknown("Stopped: there is no machine to look into.");
       else {
         const snapshot = await api.snapshot(id);
-        if (this.id === id) this.machine.show(snapshot);
+        if (this.id !== id) return;
+        this.machine.show(snapshot);
+        own ??= snapshot.private_frames;
       }
+      this.facts.show(vm, own ?? null, this.fleet.info);
     } catch (error) {
       if (this.id === id) this.machine.unknown(error.message);
     } finally {

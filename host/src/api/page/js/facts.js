@@ -35,7 +35,8 @@ export class Facts {
     this.plot.show(this.points);
   }
 
-  show(vm, fleet) {
+  /** `own`: frames of its own, where they are known. */
+  show(vm, own, fleet) {
     const { network } = vm;
     const packets = (kind) => `${count(network[`${kind}_packets`])}, ${bytes(network[`${kind}_bytes`]).join(" ")}`;
     const drops = Object.entries(network.drops ?? {}).filter(([, number]) => number > 0);
@@ -47,10 +48,7 @@ export class Facts {
       ["Dropped", drops.map(([reason, number]) => `${count(number)} ${reason}`).join(", ") || "0"],
       ["Console", bytes(vm.console_bytes).join(" ")],
     ];
-    if (typeof vm.private_frames === "number") {
-      const memory = bytes(vm.private_frames * fleet.frame_size).join(" ");
-      rows.push(["Own frames", `${count(vm.private_frames)}, ${memory}`]);
-    }
+    if (own !== null) rows.push(["Own frames", `${count(own)}, ${bytes(own * fleet.frame_size).join(" ")}`]);
     rows.push(["Shared frames", count(fleet.shared_frames)]);
     if (vm.address) rows.push(["Address", vm.address]);
     for (const published of vm.published ?? []) rows.push(["Published", publishedAs(published)]);

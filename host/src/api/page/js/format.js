@@ -43,10 +43,10 @@ export function bytes(n) {
   return [unit === 0 || value >= 99.95 ? value.toFixed(0) : value.toFixed(1), units[unit]];
 }
 
-/** Seconds as 42 s, 3:07, 5:03:07, 2 d 5:03. */
+/** Seconds as 42, 3:07, 5:03:07, 2 d 5:03; only the first has the unit s. */
 export function duration(seconds) {
   const s = Math.floor(seconds);
-  if (s < 60) return `${s} s`;
+  if (s < 60) return String(s);
   const pad = (n) => String(n).padStart(2, "0");
   const [days, hours, minutes] = [Math.floor(s / 86400), Math.floor(s / 3600) % 24, Math.floor(s / 60) % 60];
   if (days > 0) return `${days} d ${hours}:${pad(minutes)}`;

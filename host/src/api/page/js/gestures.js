@@ -4,22 +4,19 @@
 const SLOP = 5;
 
 export class Gestures {
-  /** Nothing that begins in `except` counts. `on` has pan, zoom, point, leave and click. */
-  constructor(element, except, on) {
+  /** `on` has pan, zoom, point, leave and click. */
+  constructor(element, on) {
     this.element = element;
     this.on = on;
     this.pointers = new Map();
     this.isDragging = false;
-    const ours = (handle) => (event) => {
-      if (!except.contains(event.target)) handle(event);
-    };
-    element.addEventListener("pointerdown", ours((event) => this.#down(event)));
-    element.addEventListener("pointermove", ours((event) => this.#move(event)));
+    element.addEventListener("pointerdown", (event) => this.#down(event));
+    element.addEventListener("pointermove", (event) => this.#move(event));
     element.addEventListener("pointerup", (event) => this.#up(event));
     element.addEventListener("pointercancel", (event) => this.#up(event));
     element.addEventListener("pointerleave", () => on.leave());
-    element.addEventListener("click", ours((event) => this.#click(event)), { capture: true });
-    element.addEventListener("wheel", ours((event) => this.#wheel(event)), { passive: false });
+    element.addEventListener("click", (event) => this.#click(event), { capture: true });
+    element.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
   }
 
   #at(event) {

@@ -47,6 +47,7 @@ function apply() {
   pressView(asMap ? "map" : "tiles");
   byId("sizes").hidden = asMap;
   byId("colours").hidden = !asMap;
+  byId("zoom").hidden = !asMap;
   byId("legend").hidden = !asMap || map.by !== "mips";
   byId("empty").hidden = !inFleet || asMap || ids.length > 0;
   setText(byId("empty"), fleet.info ? "No VM matches." : "");
@@ -144,6 +145,10 @@ choices(byId("colours"), [["state", "State"], ["mips", "Speed"]], "state", (by) 
   map.setColour(by);
   apply();
 });
+
+byId("zoom-in").addEventListener("click", () => map.zoomIn());
+byId("zoom-out").addEventListener("click", () => map.zoomOut());
+byId("zoom-all").addEventListener("click", () => map.fit());
 
 function setSize(size) {
   grid.setSize(size);

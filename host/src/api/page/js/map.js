@@ -12,6 +12,8 @@ import { View } from "./view.js";
 const NUMBERED = 30;
 const DETAILED = 72;
 const TILED = 150;
+/** What one press of a key or button zooms by. */
+const ZOOM_STEP = 1.6;
 /** How wide a tile is after a click into the map. */
 const CLOSE = 240;
 const ZOOM_MS = 220;
@@ -40,17 +42,7 @@ export class FleetMap {
     this.hover = el("div", { class: "map-mark", hidden: true });
     this.layer = el("ul", { class: "map-tiles tiles-layer", role: "list", "aria-label": "VMs in view" });
     this.tip = el("div", { class: "map-tip", hidden: true });
-    const zoom = el("div", { class: "choices map-zoom", role: "group", "aria-label": "Zoom" });
-    for (const [text, label, act] of [
-      ["\u2212", "Zoom out", () => this.zoom(1 / 1.6)],
-      ["+", "Zoom in", () => this.zoom(1.6)],
-      ["All", "Show all", () => this.fit()],
-    ]) {
-      const button = el("button", { type: "button", "aria-label": label }, text);
-      button.addEventListener("click", act);
-      zoom.append(button);
-    }
-    const parts = [this.canvas, this.layer, this.hover, this.mark, this.tip, zoom];
+    const parts = [this.canvas, this.layer, this.hover, this.mark, this.tip];
     this.element = el("div", { class: "map", hidden: true }, ...parts);
     host.append(this.element);
 
@@ -63,7 +55,7 @@ export class FleetMap {
     document.fonts.load('500 12px "Plex Mono"').then(() => this.redraw());
     this.canvas.addEventListener("focus", () => this.redraw());
     this.canvas.addEventListener("blur", () => this.redraw());
-    new Gestures(this.element, zoom, {
+    new Gestures(this.element, {
       pan: (dx, dy) => this.#change(() => this.view.pan(dx, dy)),
       zoom: (factor, x, y) => this.#change(() => this.view.zoom(factor, x, y)),
       point: (x, y) => this.#point(x, y),
@@ -124,8 +116,13 @@ export class FleetMap {
     this.render();
   }
 
-  zoom(factor) {
-    this.#glide(() => this.view.zoom(factor, this.view.width / 2, this.view.height / 2));
+  /** One step in or out, around the middle. */
+  zoomIn() {
+    this.#zoom(ZOOM_STEP);
+  }
+
+  zoomOut() {
+    this.#zoom(1 / ZOOM_STEP);
   }
 
   fit() {
@@ -148,8 +145,8 @@ export class FleetMap {
       return true;
     }
     if (key === "Enter" && document.activeElement === this.canvas) this.onOpen(this.cursor);
-    else if (key === "+" || key === "=") this.#approach(this.cursor, this.view.cell * 1.6);
-    else if (key === "-") this.zoom(1 / 1.6);
+    else if (key === "+" || key === "=") this.#approach(this.cursor, this.view.cell * ZOOM_STEP);
+    else if (key === "-") this.zoomOut();
     else if (key === "0") this.fit();
     else return false;
     return true;
@@ -159,6 +156,10 @@ export class FleetMap {
     this.cursor = Math.min(id, Math.max(0, this.fleet.count - 1));
     this.#change(() => this.view.reveal(this.cursor));
     this.canvas.focus({ preventScroll: true });
+  }
+
+  #zoom(factor) {
+    this.#glide(() => this.view.zoom(factor, this.view.width / 2, this.view.height / 2));
   }
 
   /** Brings a cell into the middle, that wide. */

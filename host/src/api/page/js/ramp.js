@@ -25,8 +25,8 @@ export function palette() {
     const stop = Math.min(Math.floor(at), stops.length - 2);
     return between(stops[stop], stops[stop + 1], at - stop);
   });
-  // Most of a fleet is ready: its colour is the calm one, and the rest stands out.
-  const states = STATES.map((state, index) => colour(index === READY ? "map-ready" : state));
+  // Most of a fleet is ready, or boots: these colours are calm, and the rest stands out.
+  const states = STATES.map((state, index) => colour(index <= READY ? `map-${state}` : state));
   return { states, speeds };
 }
 

@@ -9,9 +9,9 @@ import * as format from "./format.js";
  * their lines, as fleet.css has them; how wide a page thinks its window is.
  */
 export const SIZES = {
-  small: { least: 104, narrow: 84, around: 20 + 1 + 2, pageWidth: 440 },
-  regular: { least: 212, narrow: 150, around: 26 + 1 + 22 + 2, pageWidth: 480 },
-  large: { least: 360, narrow: 320, around: 26 + 1 + 22 + 2, pageWidth: 560 },
+  small: { least: 104, narrow: 84, around: 20 + 2 + 2, pageWidth: 440 },
+  regular: { least: 212, narrow: 150, around: 26 + 2 + 22 + 2, pageWidth: 480 },
+  large: { least: 360, narrow: 320, around: 26 + 2 + 22 + 2, pageWidth: 560 },
 };
 /** Of a page's height to its width. */
 export const PAGE_SHAPE = 0.625;

@@ -11,7 +11,7 @@ const TOTALS = [
   ["Ready", "ready", (f) => [count(f.states.ready), `of ${count(f.count)}`]],
   ["Packets", "packets", (f) => [...join(parts(f.history.at(-1)?.packets ?? 0), "/s")]],
   ["Private memory", null, (f) => memory(f)],
-  ["Running for", null, (f) => [duration(f.uptime_seconds), ""]],
+  ["Running for", null, (f) => [duration(f.uptime_seconds), f.uptime_seconds < 60 ? "s" : ""]],
 ];
 
 const join = ([number, prefix], unit) => [number, prefix + unit];
