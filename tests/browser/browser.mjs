@@ -23,12 +23,13 @@ const REFUSED = /^(Refused to execute the redirect specified via '<meta |Blocked
 const isGone = (message) =>
   message.text().startsWith("Failed to load resource") && /\/vms\/\d+\/http\//.test(message.location().url);
 
-export const launch = () =>
+/** A browser; `flags` are added to those for all. */
+export const launch = (flags = []) =>
   chromium.launch({
     executablePath: execFileSync("/bin/sh", ["-c", 'command -v "$0"', process.env.PXVM_CHROMIUM ?? "chromium"], {
       encoding: "utf8",
     }).trim(),
-    args: FLAGS,
+    args: [...FLAGS, ...flags],
   });
 
 /** A page at the fleet's dashboard, and lists of what should not be. */

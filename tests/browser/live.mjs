@@ -287,6 +287,7 @@ async function comesBack(page, fleet, pxvm, args) {
   await check("it says so when the server goes away, and comes back with it", async () => {
     await page.locator("#banner", { hasText: "went away" }).waitFor();
     await page.locator("#link", { hasText: "not connected" }).waitFor();
+    assert.deepEqual(await findings(page), []);
     next = await Fleet.start(pxvm, args, { listen });
     await page.locator("#link", { hasText: "live" }).waitFor();
     assert.ok(await page.locator("#banner").isHidden());

@@ -1,5 +1,6 @@
 // tests/browser/screenshots.sh starts this.
 
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { launch, open } from "./browser.mjs";
@@ -9,7 +10,7 @@ import { Fleet } from "./pxvm.mjs";
 const [pxvm, folder] = process.argv.slice(2);
 const browser = await launch();
 const DESKTOP = { viewport: { width: 1440, height: 900 } };
-const PHONE = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2 };
+const PHONE = { width: 390, height: 844, deviceScaleFactor: 0, mobile: false };
 
 const shoot = (page, name) => page.screenshot({ path: join(folder, `dashboard-${name}.png`) });
 /** Pages that are in view are all there. */
@@ -51,21 +52,36 @@ async function small() {
     await sleep(3000);
     await shoot(page, "light");
   });
-  await withPage(fleet, PHONE, async (page) => {
-    await pagesLoaded(page, 4);
-    await sleep(3000);
-    await shoot(page, "phone");
-  });
+  await phone(fleet);
   await fleet.end();
+}
+
+/**
+ * A screen of twice the density. An emulated one would have guests' pages at the
+ * simple density, and blurred.
+ */
+async function phone(fleet) {
+  const dense = await launch(["--force-device-scale-factor=2"]);
+  const { context, page } = await open(dense, fleet, { viewport: null });
+  const session = await context.newCDPSession(page);
+  await session.send("Emulation.setDeviceMetricsOverride", PHONE);
+  await pagesLoaded(page, 4);
+  await sleep(5000);
+  const { data } = await session.send("Page.captureScreenshot", { format: "png" });
+  writeFileSync(join(folder, "dashboard-phone.png"), Buffer.from(data, "base64"));
+  await dense.close();
 }
 
 /** A thousand VMs while they boot, and when they are there. */
 async function large() {
   const count = 1000;
   const fleet = await Fleet.start(pxvm, ["--count", String(count), "--name", "thousand"]);
-  const ready = (least) => async () => (await fleet.get("/fleet")).states.ready >= least;
   const waitFor = async (least) => {
-    for (let turn = 0; turn < 10 && !(await ready(least)()); turn += 1) await until(`${least} ready`, ready(least)).catch(() => {});
+    for (let turn = 0; turn < 600; turn += 1) {
+      if ((await fleet.get("/fleet")).states.ready >= least) return;
+      await sleep(500);
+    }
+    throw new Error(`${least} VMs never were ready`);
   };
   await withPage(fleet, DESKTOP, async (page) => {
     await waitFor(count * 0.55);
@@ -74,15 +90,16 @@ async function large() {
     await shoot(page, "map");
     await waitFor(count);
     // Some have much to do, some little, most nothing.
-    for (const [at, pause] of [0.1, 0.3, 0.6, 1.2].entries()) {
-      const vms = Array.from({ length: count }, (_, id) => id).filter((id) => (id * 7919) % 17 === 3 * at);
+    const ids = Array.from({ length: count }, (_, id) => id);
+    const share = (id) => (Math.imul(id + 1, 2654435761) >>> 0) / 2 ** 32;
+    for (const [pause, from, to] of [[0.05, 0, 0.004], [0.2, 0.1, 0.112], [0.5, 0.3, 0.32], [1, 0.5, 0.54]]) {
+      const vms = ids.filter((id) => share(id) >= from && share(id) < to);
       await fleet.post("/input", { line: `while :; do sleep ${pause}; done &`, vms });
     }
-    await sleep(10_000);
+    await sleep(15_000);
     await page.locator("#colours button[data-value=mips]").click();
-    await page.mouse.move(700, 480);
-    for (let turn = 0; turn < 2; turn += 1) await page.mouse.wheel(0, -200);
-    await sleep(1500);
+    await page.mouse.move(5, 5);
+    await sleep(3000);
     await shoot(page, "speed");
   });
   await fleet.end();

@@ -72,8 +72,9 @@ export class Detail {
     } else if (!this.page.shown) this.page.explain("paused: its page is not loaded");
     this.#tellState();
     setText(this.pause, state === PAUSED ? "Resume" : "Pause");
-    this.pause.disabled = state === HALTED || state === FAULTED || state === STOPPED;
-    this.stop.disabled = state === STOPPED;
+    const isOver = state === HALTED || state === FAULTED || state === STOPPED;
+    this.pause.disabled = isOver;
+    this.stop.disabled = isOver;
     this.#look();
   }
 

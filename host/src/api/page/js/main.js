@@ -31,6 +31,8 @@ const send = new Send(fleet, () => ({ ids, state: filter.state, byText: filter.t
 
 /** The VMs shown, in order. */
 let ids = [];
+/** How many VMs there were at the last news. */
+let lastCount = 0;
 /** "tiles" or "map" once the user has chosen, else by number. */
 let chosenView = null;
 
@@ -103,8 +105,6 @@ fleet.onVms = (changed) => {
   map.update(changed);
   detail.update();
 };
-let lastCount = 0;
-
 follow(fleet, (state, text) => {
   const isLost = state === "lost";
   byId("link").dataset.link = state;
