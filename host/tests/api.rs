@@ -4,6 +4,7 @@ mod common;
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{self, Read, Write};
     use std::net::TcpStream;
     use std::process::{Child, Command, Stdio};
@@ -11,6 +12,7 @@ mod tests {
 
     use futures_util::{SinkExt, StreamExt};
     use rustix::process::{Pid, Signal, kill_process};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use serde_json::{Value, json};
     use tempfile::TempDir;
     use tokio_tungstenite::tungstenite::{Error as WsError, Message};
@@ -215,6 +217,8 @@ mod tests {
         }
         let fleet = Fleet::ready("--count 1", 1);
         let json_head: &[(&str, &str)] = &[("Content-Type", "application/json")];
+        let endless: &[(&str, &str)] =
+            &[("Content-Type", "application/json"), ("Content-Length", "99999999999")];
         let long = "x".repeat(5000);
         let long_line = json!({ "line": long }).to_string();
         let huge = "x".repeat(300 << 10);
@@ -241,6 +245,7 @@ mod tests {
             ("POST", "/api/v1/vms", &[], "{\"count\":1}", 400, "bad_request"),
             ("POST", "/api/v1/vms", json_head, "{\"count\":1}", 409, "no_room"),
             ("POST", "/api/v1/vms", json_head, &huge, 413, "too_large"),
+            ("POST", "/api/v1/vms", endless, "", 413, "too_large"),
             ("POST", "/api/v1/input", json_head, &long_line, 413, "too_large"),
             ("POST", "/api/v1/input", json_head, "{\"line\":\"a\\nb\"}", 400, "bad_request"),
             ("POST", "/api/v1/input", json_head, "{\"line\":\"\",\"vms\":[7]}", 404, "unknown_vm"),
@@ -253,6 +258,8 @@ mod tests {
             ("GET", "/vms/0/http/81/", &[], "", 502, "bad_gateway"),
             ("PUT", "/vms/0/http/80/", &[], "", 405, "method_not_allowed"),
         ];
+        let head = [("X-Long", huge.as_str())];
+        assert_eq!(fleet.ask("GET", "/api/v1/fleet", &head, b"").status, 431);
         for (method, path, headers, body, status, code) in cases {
             let answer = fleet.ask(method, path, headers, body.as_bytes());
             let found = (answer.status, answer.code());
@@ -500,6 +507,21 @@ mod tests {
         until("[2,2,");
         fleet.post("/api/v1/vms/2/stop", None);
         until("[2,5,");
+        let (code, _, err) = fleet.client(&["exec", "0", "--", "poweroff -f"]);
+        assert!(code == 4 && err.contains("vm0 is halted"), "{code} {err}");
+        until("[0,3,");
+        // Those who watch are many, but not without bound; one that reads nothing costs nothing.
+        let watch = || {
+            let mut stream = fleet.connect();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut status = [0; 12];
+            stream.read_exact(&mut status).unwrap();
+            (stream, String::from_utf8_lossy(&status).into_owned())
+        };
+        let all: Vec<_> = (0..64).map(|_| watch()).collect();
+        assert_eq!((all[0].1.as_str(), all[63].1.as_str()), ("HTTP/1.1 200", "HTTP/1.1 429"));
+        drop(all);
+        fleet.wait(|| watch().1 == "HTTP/1.1 200");
     }
 
     #[test]
@@ -639,6 +661,48 @@ mod tests {
         assert_eq!(std::fs::read_dir(fleet.runtime.path().join("pxvm")).unwrap().count(), 0);
         let (code, _, err) = fleet.client(&["ps"]);
         assert!(code == 2 && err.contains("no fleet runs here"), "{err}");
+    }
+
+    #[test]
+    fn a_person_comes_to_a_console_and_leaves_it() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::ready("--count 2", 2);
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let name = ptsname(&controller, Vec::new()).unwrap();
+        let tty = || {
+            let file = File::options().read(true).write(true).open(name.to_str().unwrap());
+            Stdio::from(file.unwrap())
+        };
+        let mut child = pxvm(["console", "vm1"])
+            .env("XDG_RUNTIME_DIR", fleet.runtime.path())
+            .stdin(tty())
+            .stdout(tty())
+            .stderr(tty())
+            .spawn()
+            .unwrap();
+        let mut person = File::from(controller);
+        let mut seen = String::new();
+        let mut see = |person: &mut File, text: &str| {
+            let mut buffer = [0; 1000];
+            while !seen.contains(text) {
+                let n = person.read(&mut buffer).unwrap();
+                seen += &String::from_utf8_lossy(&buffer[..n]);
+            }
+        };
+        see(&mut person, "Ctrl-A x leaves");
+        see(&mut person, "PXVM READY host=vm1");
+        person.write_all(b"echo $((6*7))of$((40+2))\r").unwrap();
+        see(&mut person, "42of42");
+        person.write_all(b"\x01h").unwrap();
+        see(&mut person, "Ctrl-A Ctrl-A");
+        person.write_all(b"\x01x").unwrap();
+        see(&mut person, "left the console");
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert_eq!(fleet.vm(1)["state"], "ready");
     }
 
     #[test]

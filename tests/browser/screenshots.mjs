@@ -29,12 +29,12 @@ async function small() {
   await until("ready", async () => (await fleet.get("/fleet")).states.ready === 24);
   await fleet.post("/input", { line: "while :; do :; done &", vms: [2, 9, 15] });
   await fleet.post("/input", { line: "while :; do sleep 0.02; done &", vms: [4, 7, 12, 18] });
-  await fleet.post("/vms/10/pause");
   await fleet.post("/vms/17/stop");
   await fleet.post("/vms/3/reset");
   await until("vm3 ready again", async () => (await fleet.get("/vms/3")).state === "ready");
   await withPage(fleet, DESKTOP, async (page) => {
     await pagesLoaded(page, 20);
+    await fleet.post("/vms/10/pause");
     await sleep(20_000);
     await shoot(page, "grid");
     await page.evaluate(() => (location.hash = "#/vm/3"));

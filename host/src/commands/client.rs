@@ -249,7 +249,7 @@ pub fn console(args: Console) -> Result<Code, Error> {
                         eprint!("\r\npxvm: {}\r\n", sentence(&error));
                     }
                 }
-                Control::Help => eprint!("{}", escape::HELP),
+                Control::Help => eprint!("{}", escape::HELP_ATTACHED),
                 _ => break,
             }
         }

@@ -10,6 +10,13 @@ Ctrl-A x       leave: the machine is switched off\r
 Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
 ";
 
+/// The same at the console of a machine of a fleet that runs by itself.
+pub const HELP_ATTACHED: &str = "\
+Ctrl-A h       this help\r
+Ctrl-A x       leave: the machine goes on\r
+Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
+";
+
 /// What the user asked pxvm for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {

@@ -1,7 +1,7 @@
 // A large fleet as a map: one cell a VM, drawn on a canvas, coloured by state or by
 // speed. Zoomed in far enough, cells in view become tiles.
 
-import { colour, el, fitCanvas, oncePerFrame, setText } from "./dom.js";
+import { colour, el, fitCanvas, oncePerFrame } from "./dom.js";
 import * as format from "./format.js";
 import { Gestures } from "./gestures.js";
 import { palette, step } from "./ramp.js";
@@ -32,7 +32,6 @@ export class FleetMap {
     this.spare = [];
     /** Cells to draw again; null for all of them. */
     this.stale = null;
-    this.drawn = 0;
     this.fastest = 0;
     this.onOpen = () => {};
     this.onLegend = () => {};
@@ -256,7 +255,6 @@ export class FleetMap {
       this.onLegend(this.by, this.colours, this.fastest);
     } else this.#drawCells(context, this.stale);
     this.stale = new Set();
-    this.drawn += 1;
 
     this.mark.hidden = document.activeElement !== canvas;
     this.#frame(this.mark, this.cursor);
@@ -264,7 +262,6 @@ export class FleetMap {
     const place = `${fleet.name(this.cursor)}, ${fleet.stateName(this.cursor)}, ${format.mips(speed)} MIPS`;
     const label = `Map of ${fleet.count} VMs. ${place}.`;
     if (canvas.getAttribute("aria-label") !== label) canvas.setAttribute("aria-label", label);
-    canvas.dataset.drawn = this.drawn;
   }
 
   *#idsInView() {
