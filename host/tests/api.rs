@@ -256,6 +256,7 @@ mod tests {
             ("GET", "/vms/0/http/0/", &[], "", 400, "bad_request"),
             ("GET", "/vms/0/http/70000/", &[], "", 400, "bad_request"),
             ("GET", "/vms/0/http/81/", &[], "", 502, "bad_gateway"),
+            ("POST", "/vms/0/http/80/", endless, "", 413, "too_large"),
             ("PUT", "/vms/0/http/80/", &[], "", 405, "method_not_allowed"),
         ];
         let head = [("X-Long", huge.as_str())];
@@ -397,19 +398,29 @@ mod tests {
             return;
         }
         let fleet = Fleet::ready("--count 2", 2);
-        // One that reads nothing, of any manner.
-        let mut follower = fleet.connect();
+        const FLOOD: usize = 6 << 20;
+        // Two that read nothing, and have little room for what they do not read.
+        let lazy = || {
+            let stream = fleet.connect();
+            rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 64 << 10).unwrap();
+            stream
+        };
+        let mut follower = lazy();
         let request =
             format!("GET /api/v1/vms/0/console/stream HTTP/1.1\r\nHost: {}\r\n\r\n", fleet.host);
         follower.write_all(request.as_bytes()).unwrap();
         block_on(async {
-            let mut slow = attach(&fleet.host, 0).await;
+            let stream = lazy();
+            stream.set_nonblocking(true).unwrap();
+            let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+            let url = format!("ws://{}/api/v1/vms/0/console/ws", fleet.host);
+            let (mut slow, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
             let mut quick = attach(&fleet.host, 0).await;
-            let flood = "yes 0123456789012345678901234567890123456789012345678901234567890123\n";
-            quick.send(Message::Text(flood.into())).await.unwrap();
-            // Far more than all buffers between take.
+            let typed = "yes 0123456789012345678901234567890123456789012345678901234567890123\n";
+            quick.send(Message::Text(typed.into())).await.unwrap();
+            // More than all buffers between take.
             let mut heard = 0;
-            while heard < 12 << 20 {
+            while heard < FLOOD {
                 match quick.next().await.expect("the quick one is served").unwrap() {
                     Message::Binary(bytes) => heard += bytes.len(),
                     Message::Ping(_) => {}
@@ -432,7 +443,7 @@ mod tests {
         });
         let mut rest = Vec::new();
         let _ = follower.read_to_end(&mut rest);
-        assert!(!rest.ends_with(b"0\r\n\r\n") && rest.len() < 12 << 20, "{} bytes", rest.len());
+        assert!(!rest.ends_with(b"0\r\n\r\n") && rest.len() < FLOOD, "{} bytes", rest.len());
         let history = fleet.get("/api/v1/vms/0/console").body.len();
         assert!(history <= 64 << 10, "{history}");
         assert_eq!(fleet.client(&["exec", "1", "--", "echo fine"]).1, "fine\n");

@@ -1,7 +1,7 @@
 //! What requests bring: numbers of VMs, queries, JSON, bytes. Each with an error that says what
 //! is wrong.
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
@@ -54,6 +54,10 @@ impl<const MAX: usize> FromRequest<Shared> for Limited<MAX> {
 
     async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
         let too_large = || ApiError::TooLarge(format!("the body may have {MAX} bytes"));
+        // One that says so at its head is not waited for.
+        if request.body().size_hint().lower() > MAX as u64 {
+            return Err(too_large());
+        }
         let bytes: Result<Bytes, BytesRejection> = Bytes::from_request(request, app).await;
         match bytes {
             Ok(bytes) if bytes.len() > MAX => Err(too_large()),

@@ -5,7 +5,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -99,6 +99,9 @@ pub async fn proxy(State(app): State<Shared>, request: Request) -> Result<Respon
     let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
     let uri = format!("/{rest}{query}");
     let uri: Uri = uri.parse().map_err(|_| ApiError::BadRequest("no such path".to_owned()))?;
+    if request.body().size_hint().lower() > BODY_MAX as u64 {
+        return Err(ApiError::TooLarge(format!("a guest is sent {BODY_MAX} bytes at most")));
+    }
     let permit = app.clone().visits.clone().try_acquire_owned();
     let permit = permit
         .map_err(|_| ApiError::TooMany("too many requests to VMs are under way".to_owned()))?;

@@ -180,7 +180,13 @@ pub fn logs(args: Logs) -> Result<Code, Error> {
         if follow {
             let mut follow = client.follow(id).await?;
             while let Some(bytes) = follow.next().await {
-                print(&bytes)?;
+                match print(&bytes) {
+                    // Whoever reads it has enough.
+                    Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
+                        break;
+                    }
+                    result => result?,
+                }
             }
             return Ok(());
         }
