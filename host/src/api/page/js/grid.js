@@ -7,6 +7,9 @@ const GAP = 8;
 const MARGIN = 16;
 /** Rows beyond the edges, so that scrolling finds them there. */
 const BEYOND = 1;
+/** Tiles that show new numbers at a time, a few times a second; more take turns. */
+const RENEWED = 80;
+const TURN_MS = 250;
 
 export class Grid {
   constructor(host, fleet, pages) {
@@ -19,6 +22,7 @@ export class Grid {
     /** Tiles by place in `ids`, and those that wait for use. */
     this.tiles = new Map();
     this.spare = [];
+    this.turn = 0;
 
     this.room = el("ul", { class: "tile-room", role: "list", "aria-label": "VMs" });
     this.element = el("div", { class: "tiles", hidden: true }, this.room);
@@ -84,9 +88,17 @@ export class Grid {
   /** New numbers of those VMs. */
   update(changed) {
     if (!this.isShown) return;
-    for (const tile of this.tiles.values()) {
-      if (changed.has(tile.id) || tile.isLit) tile.update();
+    clearTimeout(this.later);
+    this.turn += 1;
+    const turns = Math.ceil(this.tiles.size / RENEWED);
+    let left = 0;
+    for (const [at, tile] of this.tiles) {
+      tile.isStale ||= tile.isLit || changed.has(tile.id);
+      const isDue = (at + this.turn) % turns === 0 || tile.state !== this.fleet.states[tile.id];
+      if (tile.isStale && isDue) tile.update();
+      else if (tile.isStale) left += 1;
     }
+    if (left > 0) this.later = setTimeout(() => this.update(new Set()), TURN_MS);
   }
 
   /** Moves the cursor by an arrow key; false where it means nothing. */

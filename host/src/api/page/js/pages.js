@@ -13,6 +13,8 @@ import { PAUSED, READY } from "./fleet.js";
 /** Loads at a time, and the pause between two that only renew. */
 const AT_ONCE = 4;
 const RENEW_MS = 250;
+/** A tile that scrolls by has no page. */
+const STAY_MS = 150;
 /** A page is not renewed more often than this. */
 const LEAST_AGE_MS = 2000;
 /** A guest that takes longer shows what it showed before. */
@@ -43,7 +45,10 @@ export class Pages {
 
   /** The VM's page is to be shown in `host`, which is in view. */
   show(id, host) {
-    this.places.set(id, { id, host, shown: null, coming: null, since: 0, giveUp: 0 });
+    const from = performance.now() + STAY_MS;
+    this.places.set(id, { id, host, from, shown: null, coming: null, since: 0, giveUp: 0 });
+    clearTimeout(this.soon);
+    this.soon = setTimeout(() => this.#turn(false), STAY_MS + 10);
   }
 
   /** The VM is out of view. */
@@ -90,7 +95,7 @@ export class Pages {
     const now = performance.now();
     let oldest = null;
     for (const place of this.places.values()) {
-      if (place.coming || this.fleet.states[place.id] !== READY) continue;
+      if (place.coming || place.from > now || this.fleet.states[place.id] !== READY) continue;
       if (place.since === 0) {
         if (this.loading >= AT_ONCE) return;
         this.#load(place, port);

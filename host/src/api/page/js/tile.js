@@ -23,6 +23,8 @@ export class Tile {
     this.id = -1;
     this.state = -1;
     this.packets = 0;
+    /** There are numbers that it does not show yet. */
+    this.isStale = false;
 
     this.link = el("a", { class: "tile-name", tabIndex: -1, draggable: false });
     // Hundreds of tiles change several times a second: each shows only what is new.
@@ -95,6 +97,7 @@ export class Tile {
 
   update() {
     const { fleet, id } = this;
+    this.isStale = false;
     const state = fleet.states[id];
     if (state !== this.state) {
       this.state = state;
