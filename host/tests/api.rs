@@ -189,6 +189,12 @@ mod tests {
         assert_eq!((typed.status, typed.code().as_str()), (409, "wrong_state"));
         assert_eq!(fleet.get("/api/v1/vms/1/snapshot").status, 409);
         assert_eq!(fleet.get("/vms/1/http/80/").status, 503);
+        // In a frame of the page it is a page.
+        let html = fleet.ask("GET", "/vms/1/http/80/", &[("Accept", "text/html,*/*")], b"");
+        assert_eq!(html.header("Content-Type"), Some("text/html; charset=utf-8"));
+        assert!(html.text().contains("vm1 is stopped") && html.status == 503, "{}", html.text());
+        let policy = html.header("Content-Security-Policy").unwrap();
+        assert!(policy.contains("sandbox; frame-ancestors 'self'"), "{policy}");
         assert_eq!(act("reset").json()["state"], "booting");
         fleet.wait(|| fleet.vm(1)["state"] == "ready");
         assert_eq!(fleet.vm(1)["resets"], 1);

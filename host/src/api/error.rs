@@ -63,7 +63,8 @@ struct Detail {
 }
 
 impl ApiError {
-    fn status(&self) -> (StatusCode, &'static str) {
+    /// The status, and the code for programs.
+    pub fn status(&self) -> (StatusCode, &'static str) {
         match self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             Self::Control(error) => match error {
@@ -109,17 +110,27 @@ fn is_name(text: &str) -> bool {
     text.strip_prefix("vm").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let (status, code) = self.status();
+impl ApiError {
+    /// What it says to people.
+    pub fn sentence(&self) -> String {
         let mut message = self.to_string();
-        // A sentence, as people read it; but the names of VMs are as they are.
-        if let Some(first) = message.get_mut(..1).filter(|_| !is_name(&self.to_string())) {
+        // The names of VMs are as they are.
+        if !is_name(&message)
+            && let Some(first) = message.get_mut(..1)
+        {
             first.make_ascii_uppercase();
         }
         if !message.ends_with('.') {
             message.push('.');
         }
-        (status, Json(Body { error: Detail { code, message } })).into_response()
+        message
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status();
+        let body = Body { error: Detail { code, message: self.sentence() } };
+        (status, Json(body)).into_response()
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::response::{Html, IntoResponse, Redirect, Response};
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -78,6 +78,9 @@ const FROM_GUEST: [HeaderName; 14] = [
 /// A guest's page is in an origin of its own, without scripts, forms and windows.
 const POLICY: &str = include_str!("guest-policy.txt").trim_ascii_end();
 
+/// The same for what we say in a guest's place, which the page shows in a frame, too.
+const REFUSAL_POLICY: &str = include_str!("refusal-policy.txt").trim_ascii_end();
+
 /// `/vms/{id}/http/{port}`: links of the guest's page are relative to its root.
 pub async fn root(Path((id, port)): Path<(String, String)>) -> Result<Redirect, ApiError> {
     let (id, port) = (number(&id)?, port_of(&port)?);
@@ -90,7 +93,32 @@ fn port_of(text: &str) -> Result<u16, ApiError> {
 }
 
 /// `/vms/{id}/http/{port}/{path}`
-pub async fn proxy(State(app): State<Shared>, request: Request) -> Result<Response, ApiError> {
+pub async fn proxy(State(app): State<Shared>, request: Request) -> Response {
+    let accepts = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let browses = accepts.is_some_and(|accepts| accepts.contains("text/html"));
+    forward(app, request).await.unwrap_or_else(|error| refuse(error, browses))
+}
+
+/// Tells a person, or a program, that there is no answer of a guest.
+fn refuse(error: ApiError, browses: bool) -> Response {
+    let mut response = if browses {
+        let (status, _) = error.status();
+        let text = error.sentence().replace('&', "&amp;").replace('<', "&lt;");
+        let page = format!(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{}</title>\
+             <p style=\"font:14px system-ui;color:#8b97a2;margin:2em\">{text}</p></html>",
+            status.as_u16()
+        );
+        (status, Html(page)).into_response()
+    } else {
+        error.into_response()
+    };
+    const POLICY: HeaderValue = HeaderValue::from_static(REFUSAL_POLICY);
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, POLICY);
+    response
+}
+
+async fn forward(app: Shared, request: Request) -> Result<Response, ApiError> {
     // The path goes on as it came: only its beginning is ours.
     let mut words = request.uri().path().splitn(6, '/').skip(2);
     let id = number(words.next().unwrap_or_default())?;
