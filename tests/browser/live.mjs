@@ -132,6 +132,20 @@ async function oneVm(page, api) {
     await page.keyboard.press("Control+]");
     assert.equal(await page.evaluate(() => document.activeElement.className), "back");
   });
+  await check("a console fits its box at every size", async () => {
+    const screen = page.locator(".xterm-screen");
+    const widths = [];
+    for (const width of [1280, 1000, 1400]) {
+      await page.setViewportSize({ width, height: 800 });
+      await until("a screen that fits", async () => {
+        const [box, room] = [await screen.boundingBox(), await page.locator(".console-view").boundingBox()];
+        return box.width <= room.width && box.width > room.width - 60 && box.height <= room.height;
+      });
+      widths.push((await screen.boundingBox()).width);
+    }
+    assert.ok(widths[1] < widths[0] && widths[0] < widths[2], String(widths));
+    await page.setViewportSize({ width: 1280, height: 800 });
+  });
   await check("registers, control registers and devices", async () => {
     await page.locator(".registers dt", { hasText: /^t6$/ }).waitFor();
     assert.equal(await page.locator(".registers:not(.few) div").count(), 32);
@@ -192,6 +206,10 @@ async function many(page, fleet) {
       await until(`vm${id} says it`, async () => (await fleet.console(id)).includes(`\nto-some-vm${id}`));
     }
     for (const id of running.slice(2)) assert.ok(!(await fleet.console(id)).includes("to-some"));
+    await page.locator("#search").fill("nothing");
+    await broadcast(page, "echo to-none", "shown");
+    await page.locator("#sent", { hasText: "no VM is shown" }).waitFor();
+    assert.ok(!(await fleet.console(0)).includes("to-none"));
     await page.locator("#search").fill("");
   });
   await check("VMs are added while there is room", async () => {

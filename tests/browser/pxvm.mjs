@@ -9,6 +9,11 @@ import { setTimeout as sleep } from "node:timers/promises";
 const START_MS = 60_000;
 const END_MS = 10_000;
 
+/** No fleet outlives the tests, however these end. */
+const running = new Set();
+process.once("exit", () => running.forEach((child) => child.kill("SIGKILL")));
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => process.exit(1));
+
 export class Fleet {
   /** Runs `pxvm boot` with those arguments and resolves when its page can be had. */
   static async start(pxvm, args, { listen = "127.0.0.1:0" } = {}) {
@@ -16,7 +21,9 @@ export class Fleet {
     fleet.folder = mkdtempSync(join(tmpdir(), "pxvm-browser-"));
     const env = { ...process.env, XDG_STATE_HOME: fleet.folder, XDG_RUNTIME_DIR: fleet.folder };
     fleet.process = spawn(pxvm, ["boot", "--listen", listen, ...args], { env, stdio: ["ignore", "ignore", "pipe"] });
+    running.add(fleet.process);
     fleet.ended = new Promise((end) => fleet.process.once("exit", end));
+    fleet.process.once("exit", () => running.delete(fleet.process));
     fleet.said = "";
     let found;
     const url = new Promise((resolve) => (found = resolve));

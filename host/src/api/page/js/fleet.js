@@ -25,8 +25,8 @@ export class Fleet {
     this.rx = new Float64Array(0);
     this.tx = new Float64Array(0);
     this.fastest = 0;
-    /** The same, but falling slowly: what tiles measure themselves by. */
-    this.peak = 0;
+    /** The same, at least 1 and falling slowly: what tiles measure themselves by. */
+    this.peak = 1;
     this.changed = new Set();
   }
 
@@ -69,7 +69,7 @@ export class Fleet {
     let fastest = 0;
     for (let id = 0; id < this.count; id += 1) fastest = Math.max(fastest, this.mips[id]);
     this.fastest = fastest;
-    if (fastest > this.peak || fastest < this.peak * 0.7) this.peak = fastest;
+    if (fastest > this.peak || fastest < this.peak * 0.7) this.peak = Math.max(1, fastest);
     this.onVms(changed);
   }
 

@@ -35,6 +35,10 @@ export class Send {
     const { ids, state, byText } = this.shown();
     let to = {};
     if (this.target.value === "shown" && (state || byText)) to = byText ? { vms: ids } : { state };
+    if (to.vms?.length === 0) {
+      this.#tell("no VM is shown", true);
+      return;
+    }
     this.#tell("sending", false);
     try {
       const { sent } = await api.sendLine(line, to);

@@ -111,7 +111,7 @@ export class Tile {
     this.mips.set(format.mips(fleet.mips[id]));
     this.rx.set(format.compact(fleet.rx[id]));
     this.tx.set(format.compact(fleet.tx[id]));
-    const share = `scaleX(${fleet.peak > 0 ? (fleet.mips[id] / fleet.peak).toFixed(2) : 0})`;
+    const share = `scaleX(${(fleet.mips[id] / fleet.peak).toFixed(2)})`;
     if (share !== this.share) this.load.style.transform = share;
     this.share = share;
     const packets = fleet.rx[id] + fleet.tx[id];
