@@ -40,7 +40,7 @@ export class View {
     const ideal = Math.sqrt((this.count * width * SHAPE) / height);
     let best = { cell: 0, columns: 1 };
     // Rows of a round number of VMs are easier to read.
-    const round = ideal >= 20 ? 10 : 1;
+    const round = ideal >= 60 ? 10 : ideal >= 20 ? 5 : 1;
     for (const columns of [Math.floor(ideal / round) * round, Math.ceil(ideal / round) * round]) {
       if (columns < 1) continue;
       const rows = Math.ceil(this.count / columns);
