@@ -5,7 +5,8 @@
 //! must not come from another origin. Other addresses need a token besides.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -20,20 +21,47 @@ use super::error::ApiError;
 pub const TOKEN_MIN: usize = 16;
 const COOKIE: &str = "pxvm_token";
 
+/// Requests a second that are answered, and how many at once after a pause: more than a page with
+/// a thousand tiles makes.
+const RATE: f64 = 1000.0;
+const BURST: f64 = 4000.0;
+
+/// What is left of the rate.
+#[derive(Debug)]
+struct Allowance(Mutex<(f64, Instant)>);
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self(Mutex::new((BURST, now)))
+    }
+
+    /// Whether one more request is within the rate.
+    fn take(&self, now: Instant) -> bool {
+        let mut left = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let (tokens, since) = *left;
+        let more = now.saturating_duration_since(since).as_secs_f64() * RATE;
+        let tokens = (tokens + more).min(BURST);
+        let enough = tokens >= 1.0;
+        *left = (if enough { tokens - 1.0 } else { tokens }, now.max(since));
+        enough
+    }
+}
+
 /// The rules of an address.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Access {
     address: SocketAddr,
     token: Option<String>,
     /// What this machine calls itself.
     host_name: String,
+    allowance: Allowance,
 }
 
 impl Access {
     /// Rules for an address. One that others can reach has to have a token.
     pub fn new(address: SocketAddr, token: Option<String>) -> Self {
         let host_name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
-        Self { address, token, host_name }
+        Self { address, token, host_name, allowance: Allowance::new(Instant::now()) }
     }
 
     /// Where to go with a browser.
@@ -100,6 +128,10 @@ pub fn guard(router: Router, access: Access) -> Router {
 
 async fn watch(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
     let answer = match look(&access, &request) {
+        Ok(None) if !access.allowance.take(Instant::now()) => {
+            let message = format!("more than {RATE} requests a second");
+            ApiError::TooMany(message).into_response()
+        }
         Ok(None) => next.run(request).await,
         Ok(Some(answer)) => answer,
         Err(error) => error.into_response(),
@@ -174,6 +206,8 @@ fn with_headers(mut answer: Response) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use axum::body::Body;
 
     use super::*;
@@ -270,6 +304,17 @@ mod tests {
         assert_eq!(status("/", &[("cookie", "a=b; pxvm_token=0123456789abcdef")]), 200);
         assert_eq!(status("/", &[("cookie", "pxvm_token=")]), 401);
         assert!(open.url().ends_with(":8080/?token=0123456789abcdef"));
+    }
+
+    #[test]
+    fn requests_have_a_rate() {
+        let start = Instant::now();
+        let allowance = Allowance::new(start);
+        let taken = (0..10_000).filter(|_| allowance.take(start)).count();
+        assert_eq!(taken, BURST as usize);
+        let later = start + Duration::from_millis(100);
+        assert_eq!((0..10_000).filter(|_| allowance.take(later)).count(), (RATE / 10.0) as usize);
+        assert!(!allowance.take(start));
     }
 
     #[test]

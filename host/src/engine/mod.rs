@@ -7,6 +7,8 @@
 pub mod consoles;
 mod hub;
 mod ledger;
+#[cfg(test)]
+mod tests;
 
 pub use hub::Hub;
 pub use ledger::{ControlError, Counts, Ledger, Record, State};

@@ -1,0 +1,131 @@
+//! A running fleet as others see it, over the CPU backend.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, unbounded};
+use emu_core::layout::MachineKind;
+
+use super::*;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{ClockSource, Settings};
+use crate::console::ready::ReadyPattern;
+use crate::image::{Payload, Segment};
+use crate::machine::Fleet;
+use crate::units::Size;
+
+/// A sink for what nobody reads.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn write(&mut self, _: u32, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `j .`
+const LOOP: &[u32] = &[0x0000_006f];
+/// Writes success to the test finisher.
+const POWER_OFF: &[u32] = &[0x0010_03b7, 0x0000_5337, 0x5553_0313, 0x0063_a023];
+
+/// A fleet of `count` VMs with this program, of which `started` run.
+fn backend(code: &[u32], count: u32, started: u32) -> Arc<CpuBackend> {
+    let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let size = bytes.len() as u32;
+    let segments = vec![Segment { addr: 0x8000_0000, bytes, size }];
+    let payload = Payload { segments, entry: 0x8000_0000, fixed: true };
+    let fleet = Fleet::bare(count, MachineKind::Virt, Size::mib(1), payload).unwrap();
+    let settings = Settings {
+        started,
+        threads: 2,
+        clock: ClockSource::Instret,
+        ready: ReadyPattern::new(ReadyPattern::DEFAULT).unwrap(),
+        until_ready: false,
+        wire: Arc::default(),
+    };
+    Arc::new(CpuBackend::start(fleet, settings).unwrap())
+}
+
+/// Runs two of three VMs with this program while `check` looks at them.
+fn with_fleet(code: &[u32], check: impl AsyncFnOnce(&Hub)) -> Outcome {
+    let (sender, controls): (Sender<Control>, _) = unbounded();
+    let hub = Hub::new(backend(code, 3, 2), 2, 3, Until::Never, sender.clone());
+    let options = Options { timeout: None, hold_input: false };
+    thread::scope(|scope| {
+        let run = || run(&hub, &options, &controls, &mut Nowhere, &mut Progress::hidden()).unwrap();
+        let running = scope.spawn(run);
+        crate::client::block_on(check(&hub)).unwrap();
+        sender.send(Control::Interrupt).unwrap();
+        running.join().unwrap()
+    })
+}
+
+async fn until(hub: &Hub, vm: u32, state: State) {
+    let limit = Instant::now() + Duration::from_secs(60);
+    while hub.record(vm).unwrap().state != state {
+        assert!(Instant::now() < limit, "it is {:?}", hub.record(vm));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn orders_are_answered_when_they_were_obeyed_or_make_no_sense() {
+    let outcome = with_fleet(LOOP, async |hub| {
+        hub.order(0, Order::Pause).await.unwrap();
+        assert_eq!(hub.record(0).unwrap().state, State::Paused);
+        let again = hub.order(0, Order::Pause).await;
+        let (vm, state, order) = (0, State::Paused, Order::Pause);
+        assert_eq!(again, Err(ControlError::WrongState { vm, state, order }));
+        let unknown = ControlError::UnknownVm { vm: 2, count: 2 };
+        assert_eq!(hub.order(2, Order::Stop).await, Err(unknown));
+        assert!(hub.add(2).await.unwrap_err().to_string().contains("1 more fit"));
+        assert_eq!(hub.add(1).await, Ok(vec![2]));
+        assert!(hub.inspect(1).await.unwrap().is_some());
+        // Several at once are obeyed one after the other.
+        let orders =
+            (0..40).map(|i| hub.order(1, if i % 2 == 0 { Order::Pause } else { Order::Resume }));
+        let answers = futures_util::future::join_all(orders).await;
+        assert!(answers.contains(&Err(ControlError::Busy(1))), "{answers:?}");
+        assert!(answers.iter().filter(|answer| answer.is_ok()).count() >= 2, "{answers:?}");
+        // Input that nobody reads is bounded.
+        let mut taken = 0;
+        let full = loop {
+            match hub.input(0, &[b'x'; 4096]) {
+                Ok(()) => taken += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((taken, full), (16, ControlError::InputFull { vm: 0, waiting: 64 << 10 }));
+    });
+    assert_eq!((outcome.verdict, outcome.vms.len()), (Verdict::Interrupted, 3));
+}
+
+#[test]
+fn a_vm_that_has_ended_is_told_as_that_and_can_be_started_again() {
+    with_fleet(POWER_OFF, async |hub| {
+        until(hub, 0, State::Halted).await;
+        let (vm, state) = (0, State::Halted);
+        let order = Order::Pause;
+        let wrong = Err(ControlError::WrongState { vm, state, order });
+        assert_eq!(hub.order(0, order).await, wrong);
+        assert_eq!(hub.input(0, b"x"), Err(ControlError::NotListening { vm, state }));
+        assert!(hub.inspect(0).await.unwrap().is_none());
+        hub.order(0, Order::Start).await.unwrap();
+        until(hub, 0, State::Halted).await;
+        assert_eq!(hub.record(0).unwrap().resets, 1);
+    });
+}
+
+#[test]
+fn a_fleet_that_has_ended_answers_no_more() {
+    let (sender, controls) = unbounded();
+    drop(controls);
+    let hub = Hub::new(backend(LOOP, 1, 0), 1, 1, Until::Never, sender);
+    let answer = crate::client::block_on(hub.order(0, Order::Pause)).unwrap();
+    assert_eq!(answer, Err(ControlError::Silent));
+}
