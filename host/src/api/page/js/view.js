@@ -1,0 +1,148 @@
+// Where the map's cells are: a grid of cells, how large each is, and which part shows.
+
+/** Height of a cell to its width: that of a tile. */
+export const SHAPE = 0.85;
+/** The widest a cell gets. */
+const WIDEST = 480;
+/** Kept free around all cells. */
+const MARGIN = 12;
+
+export class View {
+  constructor() {
+    this.count = 0;
+    this.columns = 1;
+    this.width = 1;
+    this.height = 1;
+    /** Width of a cell with its gap, and the upper left corner, in CSS pixels. */
+    this.cell = 1;
+    this.x = 0;
+    this.y = 0;
+    this.isFitted = true;
+  }
+
+  get rows() {
+    return Math.ceil(this.count / this.columns);
+  }
+
+  /** Another number of cells or size of the window; what showed whole still does. */
+  resize(count, width, height) {
+    if (width < 1 || height < 1) return;
+    const same = count === this.count && width === this.width && height === this.height;
+    if (same) return;
+    Object.assign(this, { count, width, height });
+    if (this.isFitted) this.fit();
+    else this.#clamp();
+  }
+
+  /** Shows all cells, as large as they can be. */
+  fit() {
+    const [width, height] = this.#room();
+    const ideal = Math.sqrt((this.count * width * SHAPE) / height);
+    let best = { cell: 0, columns: 1 };
+    // Rows of a round number of VMs are easier to read.
+    const round = ideal >= 60 ? 10 : ideal >= 20 ? 5 : 1;
+    for (const columns of [Math.floor(ideal / round) * round, Math.ceil(ideal / round) * round]) {
+      if (columns < 1) continue;
+      const rows = Math.ceil(this.count / columns);
+      const cell = Math.min(width / columns, height / (rows * SHAPE), WIDEST);
+      if (cell > best.cell) best = { cell, columns };
+    }
+    this.columns = best.columns;
+    this.cell = best.cell || 1;
+    this.isFitted = true;
+    this.#clamp();
+  }
+
+  /** The width at which all cells show. */
+  get least() {
+    const [width, height] = this.#room();
+    return Math.min(width / this.columns, height / (Math.max(1, this.rows) * SHAPE), WIDEST);
+  }
+
+  /** Zooms so that what is at (x, y) stays there. */
+  zoom(factor, x, y) {
+    const cell = Math.min(WIDEST, Math.max(this.least, this.cell * factor));
+    const real = cell / this.cell;
+    this.x = x - (x - this.x) * real;
+    this.y = y - (y - this.y) * real;
+    this.cell = cell;
+    this.isFitted = cell <= this.least * 1.001;
+    this.#clamp();
+  }
+
+  pan(dx, dy) {
+    this.x += dx;
+    this.y += dy;
+    this.#clamp();
+  }
+
+  /** What `zoom` and `pan` would come to with a cell of that width in the middle. */
+  centred(at, wanted) {
+    const cell = Math.min(WIDEST, wanted);
+    const [column, row] = [at % this.columns, Math.floor(at / this.columns)];
+    return {
+      cell,
+      x: this.width / 2 - (column + 0.5) * cell,
+      y: this.height / 2 - (row + 0.5) * cell * SHAPE,
+    };
+  }
+
+  set({ cell, x, y }) {
+    Object.assign(this, { cell, x, y, isFitted: cell <= this.least * 1.001 });
+    this.#clamp();
+  }
+
+  /** Pans as little as shows the cell whole. */
+  reveal(at) {
+    const [x, y, width, height] = this.box(at);
+    const shift = (from, size, room) =>
+      from < MARGIN ? MARGIN - from : from + size > room - MARGIN ? room - MARGIN - from - size : 0;
+    this.pan(shift(x, width, this.width), shift(y, height, this.height));
+  }
+
+  /** Between one cell and the next. */
+  get gap() {
+    return this.cell >= 110 ? 8 : this.cell >= 24 ? 2 : this.cell >= 3.5 ? 1 : 0;
+  }
+
+  /** Left, top, width and height of a cell without its gap, at whole pixels where there is one. */
+  box(at) {
+    const { cell, gap } = this;
+    const left = this.x + (at % this.columns) * cell;
+    const top = this.y + Math.floor(at / this.columns) * cell * SHAPE;
+    if (gap === 0) return [left, top, cell, cell * SHAPE];
+    const [x, y] = [Math.round(left), Math.round(top)];
+    return [x, y, Math.round(left + cell) - x - gap, Math.round(top + cell * SHAPE) - y - gap];
+  }
+
+  /** The cell at a point, or -1. */
+  at(x, y) {
+    const column = Math.floor((x - this.x) / this.cell);
+    const row = Math.floor((y - this.y) / (this.cell * SHAPE));
+    const at = row * this.columns + column;
+    return column >= 0 && column < this.columns && row >= 0 && at < this.count ? at : -1;
+  }
+
+  /** Columns and rows in view, each from and to. */
+  inView() {
+    const height = this.cell * SHAPE;
+    return [
+      Math.max(0, Math.floor(-this.x / this.cell)),
+      Math.min(this.columns, Math.ceil((this.width - this.x) / this.cell)),
+      Math.max(0, Math.floor(-this.y / height)),
+      Math.min(this.rows, Math.ceil((this.height - this.y) / height)),
+    ];
+  }
+
+  #room() {
+    return [Math.max(1, this.width - 2 * MARGIN), Math.max(1, this.height - 2 * MARGIN)];
+  }
+
+  /** No edge is drawn further in than the margin; what is smaller is in the middle. */
+  #clamp() {
+    const into = (offset, size, room) =>
+      size <= room - 2 * MARGIN ? (room - size) / 2 : Math.min(MARGIN, Math.max(room - MARGIN - size, offset));
+    this.x = into(this.x, this.columns * this.cell, this.width);
+    this.y = into(this.y, this.rows * this.cell * SHAPE, this.height);
+  }
+}

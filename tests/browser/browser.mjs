@@ -1,0 +1,64 @@
+// The browser for the tests, and what is wrong with a page wherever it happens.
+
+import { execFileSync } from "node:child_process";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+import { afterFailure } from "./check.mjs";
+
+const FLAGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+/**
+ * What Chromium says when a guest's page may not do what it wants: the guest's page
+ * renews itself by a meta element, hostile ones have scripts.
+ */
+const REFUSED = /^(Refused to execute the redirect specified via '<meta |Blocked script execution in )/;
+/** A VM may stop while its page is under way. */
+const isGone = (message) =>
+  message.text().startsWith("Failed to load resource") && /\/vms\/\d+\/http\//.test(message.location().url);
+
+/** A browser; `flags` are added to those for all. */
+export const launch = (flags = []) =>
+  chromium.launch({
+    executablePath: execFileSync("/bin/sh", ["-c", 'command -v "$0"', process.env.PXVM_CHROMIUM ?? "chromium"], {
+      encoding: "utf8",
+    }).trim(),
+    args: [...FLAGS, ...flags],
+  });
+
+/** A page at the fleet's dashboard, and lists of what should not be. */
+export async function open(browser, fleet, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, colorScheme: "dark", ...options });
+  const page = await context.newPage();
+  page.setDefaultTimeout(30_000);
+  const wrong = { errors: [], outside: [] };
+  const { host } = new URL(fleet.url);
+  context.on("request", (request) => {
+    const url = new URL(request.url());
+    if (url.host !== host && !["data:", "blob:", "about:"].includes(url.protocol)) wrong.outside.push(request.url());
+  });
+  page.on("websocket", (socket) => {
+    if (new URL(socket.url()).host !== host) wrong.outside.push(socket.url());
+  });
+  page.on("console", (message) => {
+    if (message.type() !== "error" || REFUSED.test(message.text()) || isGone(message)) return;
+    wrong.errors.push(`${message.text()} (${message.location().url})`);
+  });
+  page.on("pageerror", (error) => wrong.errors.push(error.stack ?? String(error)));
+  afterFailure(async (name) => {
+    if (process.env.PXVM_BROWSER_SHOTS) {
+      const file = `${name.replaceAll(/[^a-z0-9]+/gi, "-")}.png`;
+      await page.screenshot({ path: join(process.env.PXVM_BROWSER_SHOTS, file) });
+    }
+    // What a check left open must not be in the way of the next one.
+    await page.evaluate(() => document.querySelectorAll("dialog[open]").forEach((sheet) => sheet.close()));
+  });
+  await page.goto(fleet.url);
+  return { context, page, wrong };
+}
