@@ -36,7 +36,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let mut synced = n;
         let mut frame = Frame::ZERO;
         let mut code = self.ram.no_code();
-        let ram = self.ram.window();
+        let (ram, shared) = (self.ram.window(), self.ram.shared_code());
         // What changes these ends the loop.
         let Context { load, store, .. } = hot.ctx;
         self.recheck = false;
@@ -75,7 +75,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                     break;
                 }
                 let pc = page.wrapping_add(off);
-                match self.sys.fetch_page(hot, self.ram, pc) {
+                match self.sys.fetch_page(hot, self.ram, shared, pc) {
                     Ok(fetched) => (frame, code) = fetched,
                     Err(trap) => {
                         result = Err(trap);

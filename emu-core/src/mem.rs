@@ -96,6 +96,12 @@ pub trait Ram: Memory {
 
     /// A frame's decoded instructions.
     type Code: Copy;
+    /// Those of all shared frames, as a value that the instruction loop can keep in registers.
+    type SharedCode: Copy;
+    /// The decoded instructions of shared frames, good for as long as the RAM is.
+    fn shared_code(&self) -> Self::SharedCode;
+    /// Those of `frame`, if it is a shared one that has some.
+    fn code_in(shared: Self::SharedCode, frame: Frame) -> Option<Self::Code>;
     /// No frame's: never read.
     fn no_code(&self) -> Self::Code;
     /// The decoded instructions of `frame`, which is page `page`. Makes an empty page for it if

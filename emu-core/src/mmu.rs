@@ -344,12 +344,19 @@ impl System {
         &mut self,
         hot: &mut Hot,
         ram: &mut M,
+        shared: M::SharedCode,
         va: u32,
     ) -> Result<(Frame, M::Code), Trap> {
-        let (page, frame) = match self.itlb.get(va, hot.ctx.fetch) {
+        let fetch = hot.ctx.fetch;
+        let cached =
+            if M::READ_AHEAD { self.itlb.get_at_once(va, fetch) } else { self.itlb.get(va, fetch) };
+        let (page, frame) = match cached {
             Some(hit) => hit,
             None => self.fetch_miss(hot, ram, va)?,
         };
+        if let Some(code) = M::code_in(shared, frame) {
+            return Ok((frame, code));
+        }
         if ram.is_private(frame) && !ram.is_code(page, frame) {
             hot.tlb.protect_code(frame);
             self.dtlb.protect_code(frame);

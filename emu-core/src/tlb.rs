@@ -31,6 +31,9 @@ pub(crate) mod deny {
     pub const CODE: u32 = 1 << 11;
 }
 
+/// A bit that no frame's number has.
+const NO_FRAME: u32 = 1 << 31;
+
 /// A cached translation.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -96,7 +99,6 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
     /// it never fails for its sake, and so is read together with the tag and not after it.
     #[inline(always)]
     pub(crate) fn get_at_once(&self, va: u32, align: u32, denied: u32) -> Option<Frame> {
-        const NO_FRAME: u32 = 1 << 31;
         let e = self.entries[Self::index(va)];
         let hit = e.hit(va, align, denied) & (e.frame.index() & NO_FRAME == 0);
         if hit { Some(e.frame) } else { None }
@@ -188,6 +190,14 @@ impl InsnTlb {
     pub(crate) fn get(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
         let e = self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
         if e.entry.hit(va, 0, denied) { Some((e.page, e.entry.frame)) } else { None }
+    }
+
+    /// The same where reading takes long: see [`DataTlb::get_at_once`].
+    #[inline(always)]
+    pub(crate) fn get_at_once(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
+        let e = self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
+        let read = (e.page & e.entry.frame.index()) & NO_FRAME == 0;
+        if e.entry.hit(va, 0, denied) & read { Some((e.page, e.entry.frame)) } else { None }
     }
 
     /// Caches the page of `va`; `low` are the low bits of the tag.

@@ -369,7 +369,7 @@ impl<S: FrameSource, const SLOTS: usize> Memory for FrameRam<'_, S, SLOTS> {
 #[derive(Clone, Copy)]
 pub struct CodeRef(*const AtomicU64);
 
-impl<S: FrameSource, const SLOTS: usize> Ram for FrameRam<'_, S, SLOTS> {
+impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
     const READ_AHEAD: bool = cfg!(feature = "device");
 
     #[inline(always)]
@@ -380,6 +380,17 @@ impl<S: FrameSource, const SLOTS: usize> Ram for FrameRam<'_, S, SLOTS> {
 
     type Window = Arena;
     type Code = CodeRef;
+    type SharedCode = &'a [CodePage];
+
+    #[inline(always)]
+    fn shared_code(&self) -> &'a [CodePage] {
+        self.shared
+    }
+
+    #[inline(always)]
+    fn code_in(shared: &'a [CodePage], frame: Frame) -> Option<CodeRef> {
+        shared.get(frame.index() as usize).map(|page| CodeRef(page.as_ptr()))
+    }
 
     fn rom(&self, page: u32) -> Option<Frame> {
         let frame = Frame::new(*self.rom.get(page as usize)?);
