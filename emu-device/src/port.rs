@@ -161,7 +161,7 @@ pub struct PortState {
     pub origin: u64,
     /// Instructions retired at the end of the VM's last launch.
     pub instret: u64,
-    /// System calls passed: see [`crate::warp`].
+    /// System calls passed: see `crate::warp`.
     pub calls: u32,
     /// Whether it rests.
     pub rest: Rest,
@@ -342,22 +342,22 @@ impl<'a> LogPort<'a> {
         self.instret = end_of_slice(retired);
     }
 
-    /// This VM waits for others of its warp: see [`Warp::gather`].
+    /// This VM waits for others of its warp: see `Warp::gather`.
     pub fn gather(&mut self, retired: u64, sp: u32, goal: u64, ns: u32) {
         self.warp.gather(retired, sp, goal, ns);
     }
 
-    /// Waits for the others: see [`Warp::wait`].
+    /// Waits for the others: see `Warp::wait`.
     pub fn wait(&self) {
         self.warp.wait();
     }
 
-    /// Whether the VM is `over`, which the others learn: see [`Warp::leave`].
+    /// Whether the VM is `over`, which the others learn: see `Warp::leave`.
     pub fn leave(&mut self, over: bool) -> bool {
         self.warp.leave(over)
     }
 
-    /// Whether the VM goes on before others: see [`Warp::settle`].
+    /// Whether the VM goes on before others: see `Warp::settle`.
     pub fn settle(&mut self) -> bool {
         self.warp.settle()
     }
