@@ -3,7 +3,7 @@
 #
 #   tests/gpu/api.sh PXVM IMAGE_DIR [COUNT [SECONDS]]
 #
-# IMAGE_DIR holds Image and initramfs.cpio (buildroot/build makes them). Boots COUNT machines
+# IMAGE_DIR holds Image and rootfs.cramfs (buildroot/build makes them). Boots COUNT machines
 # (default 256) and room for four more with `--listen`; prints the fleet's summary, fetches every
 # machine's page through the proxy, gives orders, and measures the speed of the busy fleet, SECONDS
 # (default 10) at a time, without and with somebody who watches as the dashboard does. Prints
@@ -23,7 +23,7 @@ if [ "$backend" = cuda ] && ! "$pxvm" doctor | grep -q '^ok  CUDA'; then
     exit 0
 fi
 "$pxvm" boot --backend "$backend" --count "$count" --capacity $((count + 4)) --listen 127.0.0.1:0 \
-    --name gpu --json --kernel "$images/Image" --initrd "$images/initramfs.cpio" \
+    --name gpu --json --kernel "$images/Image" --rom "$images/rootfs.cramfs" \
     > "$work/out" 2> "$work/err" < /dev/null &
 pid=$!
 begun=$SECONDS url=

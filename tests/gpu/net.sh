@@ -4,7 +4,7 @@
 #
 #   tests/gpu/net.sh PXVM IMAGE_DIR [COUNT [SECONDS]]
 #
-# IMAGE_DIR holds Image and initramfs.cpio (buildroot/build makes them). Boots COUNT machines
+# IMAGE_DIR holds Image and rootfs.cramfs (buildroot/build makes them). Boots COUNT machines
 # (default 256) with `--publish`, then measures: all pages asked for at once, one request at a
 # time, and as many as come through for SECONDS (default 10) with 2, 4 and 8 connections a machine.
 # Prints its lines, what the program counted, and `N passed, N failed`: passed means that
@@ -33,7 +33,7 @@ ulimit -n "$(ulimit -Hn)"
 : > "$work/err"
 PXVM_LOG=${PXVM_LOG:-pxvm=info} "$pxvm" boot --backend "$backend" --count "$count" --until never --json \
     --publish $port:80 --publish-http $((port + count)) \
-    --kernel "$images/Image" --initrd "$images/initramfs.cpio" \
+    --kernel "$images/Image" --rom "$images/rootfs.cramfs" \
     > "$work/out" 2> "$work/err" < /dev/null &
 pid=$!
 begun=$SECONDS
