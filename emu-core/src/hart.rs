@@ -283,7 +283,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             }
                             break 'done following;
                         }
-                        if self.second_try(hot, ram, insn, trace) {
+                        let done = if M::READ_AHEAD {
+                            self.second_try(hot, ram, insn, trace)
+                        } else {
+                            self.second_try_aside(hot, ram, insn, trace)
+                        };
+                        if done {
                             break 'done following;
                         }
                     }
@@ -321,6 +326,19 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         sync!();
         let _ = synced;
         (n - dropped - left, result)
+    }
+
+    /// [`Self::second_try`] as a call, which leaves a CPU's registers to the loop.
+    #[cold]
+    #[inline(never)]
+    fn second_try_aside<T: Trace>(
+        &mut self,
+        hot: &mut Hot,
+        ram: M::Window,
+        insn: Decoded,
+        trace: &mut T,
+    ) -> bool {
+        self.second_try(hot, ram, insn, trace)
     }
 
     /// A load or store that missed the first level of the TLB, done if the second one has it.

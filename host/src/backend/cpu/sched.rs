@@ -107,22 +107,25 @@ impl Scheduler {
         let entry = &mut inner.vms[vm as usize];
         let poked = entry.status == Status::Poked;
         match rest {
-            Rest::Done if !poked => entry.status = Status::Done,
+            Rest::Done if !poked => {
+                entry.status = Status::Done;
+                return;
+            }
             Rest::Idle(until) if !poked => {
                 entry.status = Status::Idle;
                 entry.nap = entry.nap.wrapping_add(1);
                 let nap = entry.nap;
-                if let Some(at) = until {
-                    inner.timers.push(Reverse((at, vm, nap)));
-                    // Another worker may sleep on a later timer.
-                    self.changed.notify_one();
+                let Some(at) = until else { return };
+                inner.timers.push(Reverse((at, vm, nap)));
+                // This worker waits for the timer itself, unless it takes another VM; then one
+                // that sleeps on a later timer has to know.
+                if inner.queue.is_empty() {
+                    return;
                 }
             }
-            Rest::Idle(_) | Rest::Runnable | Rest::Done => {
-                inner.enqueue(vm);
-                self.changed.notify_one();
-            }
+            Rest::Idle(_) | Rest::Runnable | Rest::Done => inner.enqueue(vm),
         }
+        self.tell(inner);
     }
 
     /// There is input for a VM.
@@ -132,7 +135,7 @@ impl Scheduler {
         match entry.status {
             Status::Idle => {
                 inner.enqueue(vm);
-                self.changed.notify_one();
+                self.tell(inner);
             }
             Status::Running => entry.status = Status::Poked,
             Status::Queued | Status::Poked | Status::Done => {}
@@ -150,7 +153,7 @@ impl Scheduler {
                 entry.ticket = entry.ticket.wrapping_add(1);
                 let place = (vm, entry.ticket);
                 inner.queue.push_front(place);
-                self.changed.notify_one();
+                self.tell(inner);
             }
         }
     }
@@ -159,6 +162,12 @@ impl Scheduler {
     pub fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();
+    }
+
+    /// Wakes a worker that waits, if any, when it can have the lock at once.
+    fn tell(&self, inner: MutexGuard<'_, Inner>) {
+        drop(inner);
+        self.changed.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
