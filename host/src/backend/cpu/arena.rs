@@ -6,7 +6,7 @@
 //! by [`FrameMemory`] over the pool of their arena. That is what makes the unsafe calls sound.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use emu_core::abi::{Exit, ExitCode, Vm};
@@ -53,7 +53,12 @@ struct Pool {
 pub struct Lane {
     magazine: RefCell<Vec<u32>>,
     code: MmapMut,
+    /// The number of its last session.
+    session: u64,
 }
+
+/// Numbers sessions, from 1.
+static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
 /// Takes private frames for one VM.
 pub struct Source<'a> {
@@ -74,7 +79,7 @@ impl Lane {
     /// A lane without frames.
     pub fn new() -> Result<Self, BackendError> {
         let code = reserve(size_of::<CodeCache>() as u64)?;
-        Ok(Self { magazine: RefCell::default(), code })
+        Ok(Self { magazine: RefCell::default(), code, session: 0 })
     }
 
     fn parts(&mut self) -> (&RefCell<Vec<u32>>, &mut CodeCache) {
@@ -187,6 +192,8 @@ pub struct Guest {
     ram: Vec<u32>,
     disk: Vec<u32>,
     arena: Arc<HostArena>,
+    /// The number of its last session.
+    session: u64,
 }
 
 /// A guest on a lane: it can run.
@@ -210,7 +217,7 @@ impl Guest {
         let mut vm = staged.vm;
         vm.sys.flush_tlbs(&mut vm.hot);
         let (ram, disk) = (row.clone(), base.disk.clone());
-        let mut guest = Self { vm, ram, disk, arena: Arc::clone(arena) };
+        let mut guest = Self { vm, ram, disk, arena: Arc::clone(arena), session: 0 };
         // SAFETY: all entries are shared frames, as asserted; the state caches none.
         let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &lane.magazine) };
         for (page, bytes) in staged.pages {
@@ -233,6 +240,11 @@ impl Guest {
 
     /// Brings the guest to a lane. Worth it for more than a few thousand instructions only.
     pub fn session<'a>(&'a mut self, lane: &'a mut Lane) -> Session<'a> {
+        // A lane still knows the instructions of a guest which ran on it last, and nowhere else
+        // since.
+        let keeps = self.session != 0 && self.session == lane.session;
+        self.session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        lane.session = self.session;
         let (magazine, code) = lane.parts();
         // SAFETY: both tables started with shared frames of this arena and were changed only by
         // memories like these. `self.vm` has only ever run with these tables.
@@ -242,7 +254,8 @@ impl Guest {
                 self.arena.memory(&mut self.disk, magazine),
             )
         };
-        let ram = FrameRam::new(ram, &self.arena.rom, self.arena.code(), code);
+        let make = if keeps { FrameRam::keep } else { FrameRam::new };
+        let ram = make(ram, &self.arena.rom, self.arena.code(), code);
         Session { vm: &mut self.vm, ram, disk }
     }
 }
@@ -309,6 +322,7 @@ impl Drop for Guest {
 #[cfg(test)]
 mod tests {
     use emu_core::layout::MachineKind;
+    use emu_core::trace::NoTrace;
 
     use super::*;
 
@@ -363,6 +377,24 @@ mod tests {
         let at = u64::from(BASE + FRAME_SIZE);
         session.with_ram(|ram| ram.write_u16(at, 5)).unwrap();
         assert_eq!(session.with_ram(|ram| ram.read_u32(at + 8)), Ok(0));
+    }
+
+    #[test]
+    fn a_lane_knows_no_instructions_that_were_replaced() {
+        use emu_core::port::NullPort;
+        const AT: u32 = BASE + FRAME_SIZE;
+        let set_x5 = |value: u32| value << 20 | 0x293;
+        let arena = arena(2);
+        let mut guest = guest(&arena, &[]).unwrap();
+        let mut lanes = [Lane::new().unwrap(), Lane::new().unwrap()];
+        // Where an instruction is written, and where it is executed then.
+        for (value, [writer, runner]) in (1..).zip([[0, 0], [0, 0], [1, 0], [1, 1], [0, 1]]) {
+            let mut session = guest.session(&mut lanes[writer]);
+            session.with_ram(|ram| ram.write_u32(AT.into(), set_x5(value))).unwrap();
+            guest.vm.hot.pc = AT;
+            guest.session(&mut lanes[runner]).run(&mut NullPort, 1, Now::Instret, &mut NoTrace);
+            assert_eq!(guest.vm.hot.x[5], value);
+        }
     }
 
     #[test]
