@@ -5,7 +5,7 @@
 use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
 use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
-use crate::warp::bracket;
+use crate::warp::{bracket, rejoin};
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hot, VERSION};
 use emu_core::layout::virtio_slot;
@@ -17,13 +17,6 @@ pub const SLICE_PARTS: u64 = 8;
 
 /// Instructions that VMs which share a warp may run over their slices to meet.
 const GRACE: u64 = SLICE as u64 / 2;
-
-/// Where lanes that run and lanes that wait for them join.
-#[inline(always)]
-fn rejoin() {
-    #[cfg(feature = "device")]
-    crate::intrin::warp::rejoin();
-}
 
 struct DeviceFrames<'a>(&'a FreeFrames);
 

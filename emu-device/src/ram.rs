@@ -374,8 +374,7 @@ impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
 
     #[inline(always)]
     fn rejoin() {
-        #[cfg(feature = "device")]
-        crate::intrin::warp::rejoin();
+        crate::warp::rejoin();
     }
 
     type Window = Arena;
@@ -409,8 +408,8 @@ impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
 
     #[inline]
     fn code(&mut self, page: u32, frame: Frame) -> CodeRef {
-        if let Some(page) = self.shared.get(frame.index() as usize) {
-            return CodeRef(page.as_ptr());
+        if let Some(code) = Self::code_in(self.shared, frame) {
+            return code;
         }
         let slot = page as usize % SLOTS;
         if self.private.frames[slot] != frame.index() {

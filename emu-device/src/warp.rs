@@ -270,6 +270,13 @@ pub fn bracket(value: u32) -> bool {
     }
 }
 
+/// Where the ways of a branch join.
+#[inline(always)]
+pub fn rejoin() {
+    #[cfg(feature = "device")]
+    crate::intrin::warp::rejoin();
+}
+
 /// Waits for all of `lanes`.
 #[inline(always)]
 fn sync(lanes: u32) {
