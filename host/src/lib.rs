@@ -21,5 +21,6 @@ pub mod machine;
 pub mod net;
 pub mod progress;
 pub mod report;
+mod sync;
 pub mod trace;
 pub mod units;

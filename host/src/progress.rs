@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::backend::Totals;
 use crate::engine::Counts;
+use crate::sync::lock;
 
 /// How often a plain line is printed, if anything changed.
 const PLAIN_EVERY: Duration = Duration::from_secs(1);
@@ -42,7 +43,7 @@ impl Progress {
             }
             bar
         });
-        *BAR.lock().unwrap_or_else(|e| e.into_inner()) = bar.clone();
+        *lock(&BAR) = bar.clone();
         Self { shown: true, bar, ..Self::hidden() }
     }
 
@@ -91,7 +92,7 @@ impl Progress {
     }
 
     fn clear(&mut self) {
-        *BAR.lock().unwrap_or_else(|e| e.into_inner()) = None;
+        *lock(&BAR) = None;
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
@@ -122,7 +123,7 @@ pub struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let bar = BAR.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let bar = lock(&BAR).clone();
         match bar {
             Some(bar) => bar.suspend(|| io::stderr().write(bytes)),
             None => io::stderr().write(bytes),

@@ -16,6 +16,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use crate::sync::lock;
 
 /// Shortest token that is taken.
 pub const TOKEN_MIN: usize = 16;
@@ -37,7 +38,7 @@ impl Allowance {
 
     /// Whether one more request is within the rate.
     fn take(&self, now: Instant) -> bool {
-        let mut left = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut left = lock(&self.0);
         let (tokens, since) = *left;
         let more = now.saturating_duration_since(since).as_secs_f64() * RATE;
         let tokens = (tokens + more).min(BURST);

@@ -15,6 +15,7 @@ use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
 use super::Shared;
 use super::error::ApiError;
 use super::gauges::Row;
+use crate::sync::lock;
 
 const TICK: Duration = Duration::from_millis(250);
 /// Ticks between two events about the fleet.
@@ -74,7 +75,7 @@ pub async fn feed(app: Shared) {
         if app.feed.sender.receiver_count() == 0 {
             continue;
         }
-        let mut last = app.feed.last.lock().unwrap_or_else(|e| e.into_inner());
+        let mut last = lock(&app.feed.last);
         let rows = app.gauges.look();
         let mut news = pieces(&rows, &last);
         ticks += 1;
@@ -91,7 +92,7 @@ pub async fn feed(app: Shared) {
 
 /// Everything, and what follows.
 fn join(app: &Shared) -> (Vec<News>, Receiver<Arc<Vec<News>>>) {
-    let mut last = app.feed.last.lock().unwrap_or_else(|e| e.into_inner());
+    let mut last = lock(&app.feed.last);
     if app.feed.sender.receiver_count() == 0 {
         *last = app.gauges.look();
     }

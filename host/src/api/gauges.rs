@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::Shared;
 use crate::engine::Hub;
 use crate::net::{Counts, Wire};
+use crate::sync::lock;
 
 /// A look that is younger is not repeated.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -85,7 +86,7 @@ impl Gauges {
     /// The VMs, as of a moment ago.
     pub fn look(&self) -> Arc<Vec<Row>> {
         self.hub.backend().watched();
-        let mut looks = self.looks.lock().unwrap_or_else(|e| e.into_inner());
+        let mut looks = lock(&self.looks);
         let now = Instant::now();
         let fresh = looks.samples.back().is_some_and(|(at, _)| now - *at < LOOK_EVERY);
         if !fresh || looks.rows.len() != self.hub.ledger().records().len() {
@@ -123,7 +124,7 @@ impl Gauges {
 
     /// The last seconds.
     pub fn history(&self) -> (Vec<Point>, Pulse) {
-        let history = self.history.lock().unwrap_or_else(|e| e.into_inner());
+        let history = lock(&self.history);
         (history.0.iter().copied().collect(), history.1)
     }
 }
@@ -148,7 +149,7 @@ pub async fn keep_history(app: Shared) {
             packets: passed - packets,
         };
         (at, instructions, packets) = (now, totals.instructions, passed);
-        let mut history = app.gauges.history.lock().unwrap_or_else(|e| e.into_inner());
+        let mut history = lock(&app.gauges.history);
         history.1 = Pulse { mips, network };
         if history.0.len() == HISTORY {
             history.0.pop_front();

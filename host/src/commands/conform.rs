@@ -18,6 +18,7 @@ use crate::exit::{Code, Error, sentence};
 use crate::host;
 use crate::machine::plan;
 use crate::report::print_json;
+use crate::sync::lock;
 use crate::units::Size;
 
 /// RAM of each test's machine.
@@ -154,7 +155,7 @@ fn run_all(tests: &[Test], threads: usize, max: u64) -> Vec<Line> {
             tests.get(i).map(|test| (i, test))
         } {
             let line = run_one(test, max);
-            done.lock().unwrap_or_else(|e| e.into_inner()).push((i, line));
+            lock(&done).push((i, line));
         }
     };
     thread::scope(|scope| {

@@ -11,6 +11,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use super::escape::{Action, Escape};
 use super::log::{Logs, Sink};
 use crate::engine::Control;
+use crate::sync::lock;
 
 /// The terminal's settings from before raw mode.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -25,7 +26,7 @@ impl RawMode {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.make_raw();
-        *BEFORE.lock().unwrap_or_else(|e| e.into_inner()) = Some(before);
+        *lock(&BEFORE) = Some(before);
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let next = panic::take_hook();

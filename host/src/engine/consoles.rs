@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
+use crate::sync::lock;
 use tokio::sync::Notify;
 
 /// Bytes of a VM that are kept.
@@ -17,10 +18,6 @@ const TOTAL_MAX: usize = 64 << 20;
 const BEHIND_MAX: usize = 256 << 10;
 /// Listeners of one VM.
 const LISTENERS_MAX: usize = 256;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
 
 /// One VM's console.
 #[derive(Default)]

@@ -11,6 +11,7 @@ use super::consoles::Consoles;
 use super::ledger::{ControlError, Counts, Ledger, Record};
 use super::{Control, Until};
 use crate::backend::{Backend, Inspection, Order};
+use crate::sync::lock;
 
 /// How long a fleet has for an answer: many launches.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -55,7 +56,7 @@ impl Hub {
 
     /// The VMs' states. Held for moments only: the fleet's events wait.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.ledger)
     }
 
     /// What is known of a VM.

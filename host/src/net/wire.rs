@@ -7,11 +7,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, OnceLock};
 
 use super::counters::{Counters, Counts, DropReason};
 use super::pcap::{Direction, Recorder};
 use super::{Frame, Outlet};
+use crate::sync::lock;
 
 /// Frames that wait for a VM: about what a TCP connection of a guest of this size has under way.
 pub const INBOUND_MAX: usize = 256;
@@ -100,10 +101,6 @@ impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Wire").field("vms", &self.stations.len()).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Wire {

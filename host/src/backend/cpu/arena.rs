@@ -20,6 +20,7 @@ use memmap2::{MmapMut, MmapOptions};
 
 use crate::backend::BackendError;
 use crate::machine::{BaseImage, Staged};
+use crate::sync::lock;
 use crate::units::Size;
 
 /// Frames that a thread takes from the pool at a time.
@@ -157,7 +158,7 @@ impl HostArena {
     }
 
     fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.pool)
     }
 }
 

@@ -22,6 +22,7 @@ use self::worker::{Place, Worker};
 use super::{Backend, BackendError, Event, Inspector, Order, Settings, Totals, Unsupported};
 use crate::host;
 use crate::machine::Fleet;
+use crate::sync::lock;
 use crate::units::Size;
 
 /// Events that may wait for the listener before workers wait for it.
@@ -133,7 +134,7 @@ impl CpuBackend {
 impl CpuBackend {
     fn request(&self, vm: u32, request: Request) {
         let Some(slot) = self.shared.slots.get(vm as usize) else { return };
-        slot.requests.lock().unwrap_or_else(|e| e.into_inner()).push(request);
+        lock(&slot.requests).push(request);
         slot.has_requests.store(true, Ordering::Release);
         self.shared.sched.summon(vm);
     }
@@ -151,7 +152,7 @@ impl Backend for CpuBackend {
     fn input(&self, vm: u32, bytes: &[u8]) {
         let Some(slot) = self.shared.slots.get(vm as usize) else { return };
         slot.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
-        slot.input.lock().unwrap_or_else(|e| e.into_inner()).extend(bytes);
+        lock(&slot.input).extend(bytes);
         slot.has_input.store(true, Ordering::Release);
         self.shared.sched.wake(vm);
     }

@@ -1,5 +1,6 @@
 //! Which VM runs next. Runnable VMs queue; idle ones cost nothing until a timer or input.
 
+use crate::sync::lock;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -171,7 +172,7 @@ impl Scheduler {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.inner)
     }
 }
 

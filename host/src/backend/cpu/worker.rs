@@ -18,6 +18,7 @@ use crate::backend::clock::GuestClock;
 use crate::backend::{BOOTS_MAX, ClockSource, Event, EventKind, Inspection, Order, Reason};
 use crate::console::ready::ReadyMatcher;
 use crate::net::DropReason;
+use crate::sync::lock;
 
 /// Instructions in a slice. Slices end at multiples of this, so that what is noted after a slice
 /// (a ready VM's instruction count) is the same in every run of a deterministic fleet.
@@ -91,7 +92,7 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         while let Some(vm) = shared.sched.next() {
             let Some(slot) = shared.slots.get(vm as usize) else { continue };
-            let mut place = slot.place.lock().unwrap_or_else(|e| e.into_inner());
+            let mut place = lock(&slot.place);
             // The core does not panic, whatever a guest does. Should it have a bug, the guest
             // that met it ends and the others go on.
             let turn = || self.turn(vm, slot, &mut place);
@@ -146,7 +147,7 @@ impl<'a> Worker<'a> {
     /// Gives a VM's memory back.
     fn end(&self, vm: u32, slot: &Slot, place: &mut Place) {
         let taken = place.instance.take().map_or(0, |old| old.port.input.len());
-        let mut input = slot.input.lock().unwrap_or_else(|e| e.into_inner());
+        let mut input = lock(&slot.input);
         slot.waiting.fetch_sub(taken + input.len(), Ordering::Relaxed);
         input.clear();
         place.phase = Phase::Off;
@@ -158,8 +159,7 @@ impl<'a> Worker<'a> {
         if !slot.has_requests.swap(false, Ordering::Acquire) {
             return;
         }
-        let requests =
-            std::mem::take(&mut *slot.requests.lock().unwrap_or_else(|e| e.into_inner()));
+        let requests = std::mem::take(&mut *lock(&slot.requests));
         for request in requests {
             let instret = slot.instret.load(Ordering::Relaxed);
             let order = match request {
@@ -257,7 +257,7 @@ impl<'a> Worker<'a> {
                 break;
             }
             if slot.has_input.swap(false, Ordering::Acquire) {
-                port.input.append(&mut slot.input.lock().unwrap_or_else(|e| e.into_inner()));
+                port.input.append(&mut lock(&slot.input));
             }
             if wire.has_inbound(vm) {
                 wire.take(vm, RECEIVED_MAX - port.received.len(), &mut port.received);

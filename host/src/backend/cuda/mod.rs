@@ -43,6 +43,7 @@ use super::{
     Backend, BackendError, Event, Inspector, Launches, Order, Settings, Totals, Unsupported,
 };
 use crate::machine::Fleet;
+use crate::sync::lock;
 
 /// The GPU's part of this program; empty when there is none.
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/pxvm.ptx"));
@@ -244,7 +245,7 @@ impl Backend for CudaBackend {
     }
 
     fn failure(&self) -> BackendError {
-        let mut failure = self.shared.failure.lock().unwrap_or_else(|e| e.into_inner());
+        let mut failure = lock(&self.shared.failure);
         failure.take().map_or(BackendError::Ended, BackendError::Cuda)
     }
 }

@@ -43,8 +43,7 @@ impl Pace {
 
     /// Instructions for the next launch.
     fn next(&self) -> u32 {
-        const SHORTER: u32 = (TARGET.as_millis() / TARGET_TALKING.as_millis()) as u32;
-        if self.talking { self.budget / SHORTER } else { self.budget }
+        self.budget / (TARGET.as_millis() / self.target().as_millis()) as u32
     }
 
     /// Slices a launch.

@@ -31,6 +31,7 @@ use super::{Command, Shared};
 use crate::backend::clock::GuestClock;
 use crate::backend::{BOOTS_MAX, Event, EventKind, Reason};
 use crate::net::DropReason;
+use crate::sync::lock;
 
 /// Speed that is assumed before it has been measured, in instructions a second and VM.
 const FIRST_IPS: u64 = 5_000_000;
@@ -126,7 +127,7 @@ impl Runner {
             if let Some(Ok(report)) = unread.map(|ended| self.fleet.report(ended)) {
                 self.hear(&report);
             }
-            *self.shared.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
+            *lock(&self.shared.failure) = Some(error);
         }
     }
 

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::console::ready::ReadyMatcher;
 use crate::machine::Fleet;
+use crate::sync::lock;
 
 /// Events that may wait for the listener.
 const EVENTS_MAX: usize = 1024;
@@ -83,7 +84,7 @@ impl LockstepBackend {
             .name("lockstep".to_owned())
             .spawn(move || {
                 if let Err(error) = pair.work() {
-                    let mut failure = pair.shared.failure.lock().unwrap_or_else(|e| e.into_inner());
+                    let mut failure = lock(&pair.shared.failure);
                     *failure = Some(error);
                 }
             })
@@ -143,7 +144,7 @@ impl Backend for LockstepBackend {
     }
 
     fn failure(&self) -> BackendError {
-        let mut failure = self.shared.failure.lock().unwrap_or_else(|e| e.into_inner());
+        let mut failure = lock(&self.shared.failure);
         failure.take().unwrap_or(BackendError::Ended)
     }
 }
