@@ -35,8 +35,13 @@ define void @pxvm_sync_warp(i32 %mask) alwaysinline convergent {
   ret void
 }
 
-define i32 @pxvm_opaque(i32 %value) alwaysinline {
-  %r = call i32 asm sideeffect "mov.b32 $0, $1;", "=r,r"(i32 %value)
+define i64 @pxvm_opaque(i64 %value) alwaysinline {
+  %r = call i64 asm sideeffect "mov.b64 $0, $1;", "=l,l"(i64 %value)
+  ret i64 %r
+}
+
+define i32 @pxvm_half(i32 %value) alwaysinline {
+  %r = call i32 asm "mov.b32 $0, $1;", "=r,r"(i32 %value)
   ret i32 %r
 }
 

@@ -10,7 +10,7 @@
 use crate::abi::Hot;
 use crate::insn::{Decoded, INSN_SIZE, Op};
 use crate::machine::Core;
-use crate::mem::{FRAME_SIZE, Frame, Memory, Ram, Window};
+use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, Ram, Window};
 use crate::mmu::{Context, PAGE_MASK};
 use crate::port::Port;
 use crate::trace::Trace;
@@ -25,10 +25,11 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         n: u32,
         trace: &mut T,
     ) -> (u32, Result<(), Trap>) {
-        // The instruction is at `page + off`. An offset past the page means that another page must
-        // be fetched, which the first instruction does.
+        // The instruction is number `at` of the page. A number past the page's end means that
+        // another page must be fetched; as nothing is decoded there, the loop needs no check of its
+        // own to come upon that. The first instruction does.
         let mut page = hot.pc.wrapping_sub(FRAME_SIZE);
-        let mut off = FRAME_SIZE;
+        let mut at = FRAME_INSNS;
         let mut left = n;
         // Instructions given up because the loop must end early, and `left` when
         // `clock.retired` was last brought up to date.
@@ -40,11 +41,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         // What changes these ends the loop.
         let Context { load, store, .. } = hot.ctx;
         self.recheck = false;
+        debug_assert!(n > 0);
         let company = self.port.company();
 
         macro_rules! sync {
-            () => {
-                hot.pc = page.wrapping_add(off);
+            ($pc:expr) => {
+                hot.pc = $pc;
                 self.sys.clock.retired =
                     self.sys.clock.retired.wrapping_add(u64::from(synced - left));
                 synced = left;
@@ -59,42 +61,29 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 left = 1;
             };
         }
-        // With `READ_AHEAD`, the instruction at `off`: read while the one before was executed.
+        // With `READ_AHEAD`, the instruction `at`: read while the one before was executed.
         let mut ahead = Decoded(0);
         macro_rules! read {
-            ($off:expr) => {
+            ($at:expr) => {
                 if M::READ_AHEAD {
-                    ahead = Decoded(self.ram.decoded(code, $off));
+                    ahead = Decoded(self.ram.decoded(code, $at));
                 }
             };
         }
         // The loop has one end, so that lanes of a warp that part in it meet there.
         'insn: loop {
-            if (off >= FRAME_SIZE) | (left == 0) {
-                if left == 0 {
-                    break;
-                }
-                let pc = page.wrapping_add(off);
-                match self.sys.fetch_page(hot, self.ram, shared, pc) {
-                    Ok(fetched) => (frame, code) = fetched,
-                    Err(trap) => {
-                        result = Err(trap);
-                        break;
-                    }
-                }
-                page = pc & PAGE_MASK;
-                off = pc & !PAGE_MASK;
-                read!(off);
+            if left == 0 {
+                break;
             }
-            let insn = if M::READ_AHEAD { ahead } else { Decoded(self.ram.decoded(code, off)) };
+            let insn = if M::READ_AHEAD { ahead } else { Decoded(self.ram.decoded(code, at)) };
             // A CPU need not wait for the instruction to know that.
-            let size = if M::READ_AHEAD { insn.size() } else { INSN_SIZE };
-            let following = off.wrapping_add(size);
+            let one = if M::READ_AHEAD { insn.one() } else { 1 };
+            let following = at.wrapping_add(one);
             read!(following);
             let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
-            // The offset of the next instruction.
+            // The number of the next instruction.
             let next = 'done: {
-                let trap = {
+                let trap = 'trap: {
                     'general: {
                         'missed: {
                             let (rd, imm) = (insn.rd(), insn.imm());
@@ -117,7 +106,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             }
                             macro_rules! pc {
                                 () => {
-                                    page.wrapping_add(off)
+                                    page.wrapping_add(at.wrapping_mul(INSN_SIZE))
                                 };
                             }
 
@@ -129,19 +118,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                     trace.reg(rd, value);
                                 }};
                             }
-                            macro_rules! lookup {
-                                ($va:ident, $align:expr, $denied:ident) => {
-                                    if M::READ_AHEAD {
-                                        hot.tlb.get_at_once($va, $align, $denied)
-                                    } else {
-                                        hot.tlb.get($va, $align, $denied)
-                                    }
-                                };
-                            }
                             macro_rules! load {
                                 ($size:literal, $get:ident, $signed:ty) => {{
                                     let va = a!().wrapping_add(imm);
-                                    let Some(data) = lookup!(va, $size - 1, load) else {
+                                    let Some(data) = hot.tlb.get(va, $size - 1, load) else {
                                         break 'missed;
                                     };
                                     trace.load(va);
@@ -151,7 +131,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             macro_rules! store {
                                 ($size:literal, $put:ident) => {{
                                     let va = a!().wrapping_add(imm);
-                                    let Some(data) = lookup!(va, $size - 1, store) else {
+                                    let Some(data) = hot.tlb.get(va, $size - 1, store) else {
                                         break 'missed;
                                     };
                                     ram.$put(data, va, b!());
@@ -159,8 +139,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 }};
                             }
                             macro_rules! go {
-                                ($off:expr) => {{
-                                    let to: u32 = $off;
+                                ($at:expr) => {{
+                                    let to: u32 = $at;
                                     read!(to);
                                     break 'done to;
                                 }};
@@ -170,10 +150,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                     // A GPU computes where to go in less time than it takes
                                     // to part lanes and join them.
                                     if M::READ_AHEAD {
-                                        let to = off.wrapping_add(imm);
+                                        let to = at.wrapping_add(imm);
                                         go!(if $taken { to } else { following });
                                     } else if $taken {
-                                        go!(off.wrapping_add(imm));
+                                        go!(at.wrapping_add(imm));
                                     }
                                 };
                             }
@@ -184,16 +164,16 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 Op::Auipc => set!(pc!().wrapping_add(imm)),
                                 Op::Jal => {
                                     set!(pc!().wrapping_add(4));
-                                    go!(off.wrapping_add(imm));
+                                    go!(at.wrapping_add(imm));
                                 }
-                                Op::J => go!(off.wrapping_add(imm)),
+                                Op::J => go!(at.wrapping_add(imm)),
                                 Op::Jalr => {
                                     let target = a!().wrapping_add(imm) & !1;
                                     if target & 2 != 0 {
                                         break 'general;
                                     }
                                     set!(pc!().wrapping_add(4));
-                                    go!(target.wrapping_sub(page));
+                                    go!(target.wrapping_sub(page) / INSN_SIZE);
                                 }
                                 Op::Jr => {
                                     let target = a!().wrapping_add(imm) & !1;
@@ -205,7 +185,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                         self.recheck = true;
                                         end!(1);
                                     }
-                                    go!(target.wrapping_sub(page));
+                                    go!(target.wrapping_sub(page) / INSN_SIZE);
                                 }
                                 Op::Beq => branch!(a!() == b!()),
                                 Op::Bne => branch!(a!() != b!()),
@@ -283,6 +263,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             }
                             break 'done following;
                         }
+                        let insn = Decoded(M::aside(insn.0));
                         let done = if M::READ_AHEAD {
                             self.second_try(hot, ram, insn, trace)
                         } else {
@@ -292,19 +273,31 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             break 'done following;
                         }
                     }
-                    if insn.slot() == Op::Undecoded {
-                        let decoded = Decoded::new(ram.load32(frame, off));
-                        self.ram.set_decoded(code, off, decoded.0);
-                        ahead = decoded;
+                    if insn.slot() == Op::Undecoded && at < FRAME_INSNS {
+                        ahead = self.decode(frame, code, at);
                         continue 'insn;
                     }
-                    sync!();
+                    let here = M::aside(at.into()) as u32;
+                    let pc = page.wrapping_add(here.wrapping_mul(INSN_SIZE));
+                    if insn.slot() == Op::Undecoded {
+                        match self.sys.fetch_page(hot, self.ram, shared, pc) {
+                            Ok(fetched) => {
+                                (frame, code) = fetched;
+                                page = pc & PAGE_MASK;
+                                at = (pc & !PAGE_MASK) / INSN_SIZE;
+                                read!(at);
+                                continue 'insn;
+                            }
+                            Err(trap) => break 'trap trap,
+                        }
+                    }
+                    sync!(pc);
                     match self.general(hot, insn, trace) {
                         Ok(pc) => {
                             if self.recheck {
                                 end!(1);
                             }
-                            let to = pc.wrapping_sub(page);
+                            let to = pc.wrapping_sub(page) / INSN_SIZE;
                             read!(to);
                             break 'done to;
                         }
@@ -313,19 +306,28 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 };
                 result = Err(trap);
                 end!(0);
-                off
+                at
             };
             M::rejoin();
             if T::ENABLED && result.is_ok() {
-                let word = ram.load32(frame, off);
-                trace.retire(page.wrapping_add(off), word, privilege);
+                let word = ram.load32(frame, at * INSN_SIZE);
+                trace.retire(page.wrapping_add(at * INSN_SIZE), word, privilege);
             }
-            off = next;
+            at = next;
             left -= 1;
         }
-        sync!();
+        sync!(page.wrapping_add(at.wrapping_mul(INSN_SIZE)));
         let _ = synced;
         (n - dropped - left, result)
+    }
+
+    /// Decodes the instruction number `at` of a frame.
+    #[cold]
+    #[inline(never)]
+    fn decode(&mut self, frame: Frame, code: M::Code, at: u32) -> Decoded {
+        let decoded = Decoded::new(self.ram.load32(frame, at * INSN_SIZE));
+        self.ram.set_decoded(code, at, decoded.0);
+        decoded
     }
 
     /// [`Self::second_try`] as a call, which leaves a CPU's registers to the loop.

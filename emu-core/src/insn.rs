@@ -337,10 +337,11 @@ impl Decoded {
             Format::J => insn.imm_j(),
             _ => word,
         };
+        let jumps = matches!(format, Format::B | Format::J);
         let computes = matches!(format, Format::R | Format::I | Format::Shift | Format::U);
         let op = match op {
             _ if computes && insn.rd() == 0 => Op::Nop,
-            _ if matches!(format, Format::B | Format::J) && imm & 3 != 0 => {
+            _ if jumps && imm % INSN_SIZE != 0 => {
                 return Self::pack(Op::MisalignedJump, insn, word);
             }
             Op::Lb | Op::Lh | Op::Lw | Op::Lbu | Op::Lhu if insn.rd() == 0 => {
@@ -350,12 +351,11 @@ impl Decoded {
             Op::Jalr if insn.rd() == 0 => Op::Jr,
             op => op,
         };
-        Self::pack(op, insn, imm)
+        Self::pack(op, insn, if jumps { (imm as i32 / INSN_SIZE as i32) as u32 } else { imm })
     }
 
     fn pack(op: Op, insn: Insn, imm: u32) -> Self {
-        let fields =
-            insn.rd() << 8 | insn.rs1() << 16 | insn.rs2() << 24 | (INSN_SIZE as usize) << 29;
+        let fields = insn.rs1() << 8 | insn.rd() << 16 | insn.rs2() << 24 | 1 << 29;
         Self(u64::from(imm) << 32 | fields as u64 | u64::from(op.slot()))
     }
 
@@ -373,23 +373,23 @@ impl Decoded {
     }
     #[inline(always)]
     pub const fn rd(self) -> usize {
-        (self.0 >> 8) as usize & 31
+        (self.0 >> 16) as usize & 31
     }
     #[inline(always)]
     pub const fn rs1(self) -> usize {
-        (self.0 >> 16) as usize & 31
+        (self.0 >> 8) as usize & 31
     }
     #[inline(always)]
     pub const fn rs2(self) -> usize {
         (self.0 >> 24) as usize & 31
     }
-    /// Bytes that the instruction has, [`INSN_SIZE`]. Kept here so that whoever reads ahead does so after
-    /// this instruction is there; a GPU would wait for both otherwise.
+    /// One, for this instruction. Kept here so that whoever reads ahead does so after this
+    /// instruction is there; a GPU would wait for both otherwise.
     #[inline(always)]
-    pub const fn size(self) -> u32 {
+    pub const fn one(self) -> u32 {
         self.0 as u32 >> 29
     }
-    /// The immediate.
+    /// The immediate; that of a branch or jump counts instructions.
     #[inline(always)]
     pub const fn imm(self) -> u32 {
         (self.0 >> 32) as u32

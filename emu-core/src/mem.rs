@@ -1,9 +1,13 @@
 //! Guest memory as 4 KiB frames, and checked access to it by guest-physical address.
 
+use crate::insn::INSN_SIZE;
+
 /// log2 of the frame size.
 pub const FRAME_SHIFT: u32 = 12;
 /// Bytes in a frame; the size of an Sv32 page.
 pub const FRAME_SIZE: u32 = 1 << FRAME_SHIFT;
+/// Instructions in a frame.
+pub const FRAME_INSNS: u32 = FRAME_SIZE / INSN_SIZE;
 const OFFSET_MASK: u32 = FRAME_SIZE - 1;
 
 /// The name of a frame in its [`Memory`]. Frame 0 always exists and is all zero.
@@ -85,6 +89,13 @@ pub trait Ram: Memory {
         None
     }
 
+    /// The value, of which the compiler knows nothing. What a rare way of the loop computes from it
+    /// is not computed ahead, where it would cost all others.
+    #[inline(always)]
+    fn aside(value: u64) -> u64 {
+        value
+    }
+
     /// Where the ways through an instruction join. Lanes of a warp that parted go on together.
     #[inline(always)]
     fn rejoin() {}
@@ -113,10 +124,10 @@ pub trait Ram: Memory {
     fn is_code(&self, page: u32, frame: Frame) -> bool;
     /// Forgets the decoded instructions of a private frame, if it has any.
     fn drop_code(&mut self, frame: Frame);
-    /// The decoded instruction at `offset`, zero if it has not been decoded.
-    fn decoded(&self, code: Self::Code, offset: u32) -> u64;
-    /// Sets the decoded instruction at `offset`.
-    fn set_decoded(&mut self, code: Self::Code, offset: u32, decoded: u64);
+    /// The decoded instruction number `index`; zero if it has not been decoded, or past the end.
+    fn decoded(&self, code: Self::Code, index: u32) -> u64;
+    /// Sets the decoded instruction number `index`.
+    fn set_decoded(&mut self, code: Self::Code, index: u32, decoded: u64);
 }
 
 /// Loads and stores by frame, as a value that the instruction loop can keep in a register.

@@ -348,9 +348,7 @@ impl System {
         va: u32,
     ) -> Result<(Frame, M::Code), Trap> {
         let fetch = hot.ctx.fetch;
-        let cached =
-            if M::READ_AHEAD { self.itlb.get_at_once(va, fetch) } else { self.itlb.get(va, fetch) };
-        let (page, frame) = match cached {
+        let (page, frame) = match self.itlb.get(va, fetch) {
             Some(hit) => hit,
             None => self.fetch_miss(hot, ram, va)?,
         };

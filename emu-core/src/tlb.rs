@@ -31,32 +31,37 @@ pub(crate) mod deny {
     pub const CODE: u32 = 1 << 11;
 }
 
-/// A bit that no frame's number has.
-const NO_FRAME: u32 = 1 << 31;
-
 /// A cached translation.
+/// A cached translation: the frame, and above it the tag. One word, so that both are read at once.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
-struct Entry {
-    tag: u32,
-    frame: Frame,
-}
+#[repr(transparent)]
+struct Entry(u64);
 
 impl Entry {
-    const EMPTY: Self = Self { tag: deny::ALL, frame: Frame::ZERO };
+    const EMPTY: Self = Self::new(0, deny::ALL, Frame::ZERO);
 
     const fn new(va: u32, low: u32, frame: Frame) -> Self {
-        Self { tag: va & PAGE_MASK | low, frame }
+        Self(((va & PAGE_MASK | low) as u64) << 32 | frame.index() as u64)
+    }
+
+    #[inline(always)]
+    const fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    #[inline(always)]
+    const fn frame(self) -> Frame {
+        Frame::new(self.0 as u32)
     }
 
     #[inline(always)]
     fn hit(self, va: u32, align: u32, denied: u32) -> bool {
-        (self.tag ^ va) & (PAGE_MASK | align) | self.tag & denied == 0
+        (self.tag() ^ va) & (PAGE_MASK | align) | self.tag() & denied == 0
     }
 
     /// Whether the entry is for the page of `va`, or may be: superpages are cached in pieces.
     fn covers(self, va: u32) -> bool {
-        self.tag & deny::SUPERPAGE != 0 || (self.tag ^ va) & PAGE_MASK == 0
+        self.tag() & deny::SUPERPAGE != 0 || (self.tag() ^ va) & PAGE_MASK == 0
     }
 }
 
@@ -92,16 +97,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
     #[inline(always)]
     pub(crate) fn get(&self, va: u32, align: u32, denied: u32) -> Option<Frame> {
         let e = self.entries[Self::index(va)];
-        if e.hit(va, align, denied) { Some(e.frame) } else { None }
-    }
-
-    /// The same where reading takes long and reads overlap: the frame counts in the check, although
-    /// it never fails for its sake, and so is read together with the tag and not after it.
-    #[inline(always)]
-    pub(crate) fn get_at_once(&self, va: u32, align: u32, denied: u32) -> Option<Frame> {
-        let e = self.entries[Self::index(va)];
-        let hit = e.hit(va, align, denied) & (e.frame.index() & NO_FRAME == 0);
-        if hit { Some(e.frame) } else { None }
+        if e.hit(va, align, denied) { Some(e.frame()) } else { None }
     }
 
     /// Looks up `va` in the level behind this one, after a miss here, and keeps what it finds.
@@ -118,7 +114,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
             return None;
         }
         self.entries[Self::index(va)] = e;
-        Some(e.frame)
+        Some(e.frame())
     }
 
     /// Caches the page of `va`; `low` are the low bits of the tag.
@@ -128,15 +124,15 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
 
     /// Makes stores to `frame` miss.
     pub(crate) fn protect_code(&mut self, frame: Frame) {
-        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
-            e.tag |= deny::CODE;
+        for e in self.entries.iter_mut().filter(|e| e.frame() == frame) {
+            e.0 |= u64::from(deny::CODE) << 32;
         }
     }
 
     /// Lets stores to `frame` pass again that only [`DataTlb::protect_code`] stopped.
     pub(crate) fn unprotect_code(&mut self, frame: Frame) {
-        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
-            e.tag &= !deny::CODE;
+        for e in self.entries.iter_mut().filter(|e| e.frame() == frame) {
+            e.0 &= !(u64::from(deny::CODE) << 32);
         }
     }
 
@@ -154,7 +150,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
 
     /// Forgets a frame that is no longer part of the VM's memory.
     pub(crate) fn forget(&mut self, frame: Frame) {
-        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
+        for e in self.entries.iter_mut().filter(|e| e.frame() == frame) {
             *e = Entry::EMPTY;
         }
     }
@@ -166,7 +162,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
 #[repr(C)]
 struct InsnEntry {
     entry: Entry,
-    page: u32,
+    page: u64,
 }
 
 impl InsnEntry {
@@ -186,24 +182,16 @@ impl InsnTlb {
     pub const EMPTY: Self = Self { entries: [InsnEntry::EMPTY; INSN_ENTRIES] };
 
     /// The page of RAM and its frame behind `va`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
         let e = self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
-        if e.entry.hit(va, 0, denied) { Some((e.page, e.entry.frame)) } else { None }
-    }
-
-    /// The same where reading takes long: see [`DataTlb::get_at_once`].
-    #[inline(always)]
-    pub(crate) fn get_at_once(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
-        let e = self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
-        let read = (e.page & e.entry.frame.index()) & NO_FRAME == 0;
-        if e.entry.hit(va, 0, denied) & read { Some((e.page, e.entry.frame)) } else { None }
+        if e.entry.hit(va, 0, denied) { Some((e.page as u32, e.entry.frame())) } else { None }
     }
 
     /// Caches the page of `va`; `low` are the low bits of the tag.
     pub(crate) fn insert(&mut self, va: u32, low: u32, page: u32, frame: Frame) {
         self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES] =
-            InsnEntry { entry: Entry::new(va, low, frame), page };
+            InsnEntry { entry: Entry::new(va, low, frame), page: u64::from(page) };
     }
 
     /// Forgets everything.
@@ -220,7 +208,7 @@ impl InsnTlb {
 
     /// Forgets a frame that is no longer part of the VM's memory.
     pub(crate) fn forget(&mut self, frame: Frame) {
-        for e in self.entries.iter_mut().filter(|e| e.entry.frame == frame) {
+        for e in self.entries.iter_mut().filter(|e| e.entry.frame() == frame) {
             *e = InsnEntry::EMPTY;
         }
     }

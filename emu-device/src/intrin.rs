@@ -5,7 +5,8 @@ unsafe extern "C" {
     safe fn pxvm_block_idx_x() -> u32;
     safe fn pxvm_shared_mem() -> *mut u8;
     safe fn pxvm_now_ns() -> u64;
-    safe fn pxvm_opaque(value: u32) -> u32;
+    safe fn pxvm_half(value: u32) -> u32;
+    safe fn pxvm_opaque(value: u64) -> u64;
     safe fn pxvm_sync_warp(mask: u32);
     safe fn pxvm_activemask() -> u32;
     safe fn pxvm_ballot_sync(mask: u32, predicate: bool) -> u32;
@@ -65,8 +66,14 @@ pub mod warp {
 
 /// The value, of which the compiler knows nothing.
 #[inline(always)]
-pub fn opaque(value: u32) -> u32 {
+pub fn opaque(value: u64) -> u64 {
     pxvm_opaque(value)
+}
+
+/// The value, which is a register's half by itself: the compiler does not compute with both halves.
+#[inline(always)]
+pub fn half(value: u32) -> u32 {
+    pxvm_half(value)
 }
 
 /// The device's clock, in nanoseconds.

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window};
+use emu_core::mem::{FRAME_INSNS, FRAME_SHIFT, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window};
 
 /// Where private frames come from.
 pub trait FrameSource {
@@ -52,11 +52,16 @@ impl Arena {
     #[inline(always)]
     fn at(self, frame: Frame, offset: u32) -> *mut u8 {
         debug_assert!(frame.index() < self.frames);
-        // The offset is known before the frame is.
-        let (byte, start) = (offset & (FRAME_SIZE - 1), (frame.index() as usize) << FRAME_SHIFT);
+        #[cfg(feature = "device")]
+        let index = crate::intrin::half(frame.index());
+        #[cfg(not(feature = "device"))]
+        let index = frame.index();
+        let (byte, start) = (offset & (FRAME_SIZE - 1), (index as usize) << FRAME_SHIFT);
         // SAFETY: frames are made from table entries, which are inside the arena
         // (`FrameMemory::new`).
-        unsafe { self.base.add(byte as usize).add(start) }
+        let start = unsafe { self.base.add(start) };
+        // The base is aligned; "or" needs no carry into the upper half.
+        start.map_addr(|at| at | byte as usize)
     }
 }
 
@@ -102,7 +107,7 @@ impl Window for Arena {
 }
 
 /// Words that a copy has under way at a time.
-const BATCH: usize = 8;
+const BATCH: usize = 16;
 
 // For the GPU, LLVM makes a loop over single bytes of anything that it recognises as a copy or as
 // filling memory; it recognises nothing volatile.
@@ -246,11 +251,11 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
     }
 }
 
-const INSNS: usize = FRAME_SIZE as usize / 4;
+const INSNS: usize = FRAME_INSNS as usize;
 
-/// A frame's decoded instructions. Words are atomic because VMs on several threads fill the
-/// shared ones; they all write the same value.
-pub type CodePage = [AtomicU64; INSNS];
+/// A frame's decoded instructions, and one that never is. Words are atomic because VMs on several
+/// threads fill the shared ones; they all write the same value.
+pub type CodePage = [AtomicU64; INSNS + 1];
 
 /// Decoded instructions of `SLOTS` private frames. Empty when zeroed.
 ///
@@ -373,6 +378,14 @@ impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
     const READ_AHEAD: bool = cfg!(feature = "device");
 
     #[inline(always)]
+    fn aside(value: u64) -> u64 {
+        #[cfg(feature = "device")]
+        return crate::intrin::opaque(value);
+        #[cfg(not(feature = "device"))]
+        value
+    }
+
+    #[inline(always)]
     fn rejoin() {
         crate::warp::rejoin();
     }
@@ -439,10 +452,10 @@ impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
     }
 
     #[inline(always)]
-    fn decoded(&self, code: CodeRef, offset: u32) -> u64 {
+    fn decoded(&self, code: CodeRef, index: u32) -> u64 {
         // SAFETY: `code` points to a whole page in `shared` or `private`, both borrowed for as
-        // long as `self` lives, and the index is masked.
-        let word = unsafe { code.0.byte_add((offset & (FRAME_SIZE - 4)) as usize * 2) };
+        // long as `self` lives; the last word is the one past the frame's end.
+        let word = unsafe { code.0.add(index.min(FRAME_INSNS) as usize) };
         if cfg!(feature = "device") {
             // An atomic load would pass by the GPU's first-level cache.
             // SAFETY: as above. All writers write the same value, in one aligned access, and a
@@ -455,9 +468,9 @@ impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
     }
 
     #[inline(always)]
-    fn set_decoded(&mut self, code: CodeRef, offset: u32, decoded: u64) {
-        // SAFETY: as `decoded`.
-        unsafe { (*code.0.add((offset >> 2) as usize % INSNS)).store(decoded, Ordering::Relaxed) }
+    fn set_decoded(&mut self, code: CodeRef, index: u32, decoded: u64) {
+        // SAFETY: as `decoded`, and never the last word.
+        unsafe { (*code.0.add(index as usize % INSNS)).store(decoded, Ordering::Relaxed) }
     }
 }
 

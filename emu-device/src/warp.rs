@@ -262,7 +262,7 @@ fn here() -> u32 {
 #[inline(always)]
 pub fn bracket(value: u32) -> bool {
     #[cfg(feature = "device")]
-    return crate::intrin::opaque(value) != u32::MAX;
+    return crate::intrin::opaque(value.into()) != u64::MAX;
     #[cfg(not(feature = "device"))]
     {
         let _ = value;

@@ -36,7 +36,7 @@ impl Frames {
             shared,
             free: RefCell::new((shared..shared + private).rev().collect()),
             left: Cell::new(u32::MAX),
-            code: (0..shared).map(|_| [const { AtomicU64::new(0) }; 1024]).collect(),
+            code: (0..shared).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect(),
         })
     }
 
