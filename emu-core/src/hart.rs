@@ -19,7 +19,9 @@ use crate::trap::Trap;
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Executes up to `n` instructions from `hot.pc`. Answers how many retired, and the trap that
     /// the next one raised, if any.
-    pub(crate) fn execute<T: Trace>(
+    ///
+    /// `ALONE` is for a VM that shares its warp with no other, and for a CPU.
+    pub(crate) fn execute<T: Trace, const ALONE: bool>(
         &mut self,
         hot: &mut Hot,
         n: u32,
@@ -70,251 +72,272 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 }
             };
         }
-        // The loop has one end, so that lanes of a warp that part in it meet there.
-        'insn: loop {
-            if left == 0 {
+        macro_rules! turn_page {
+            () => {{
+                let pc = page.wrapping_add(at.wrapping_mul(INSN_SIZE));
+                let fetched = self.sys.fetch_page(hot, self.ram, shared, pc);
+                fetched.map(|fetched| {
+                    (frame, code) = fetched;
+                    page = pc & PAGE_MASK;
+                    at = (pc & !PAGE_MASK) / INSN_SIZE;
+                    read!(at);
+                })
+            }};
+        }
+        // Lanes that share a warp turn pages within the inner loop, which has one end, so that they
+        // meet there when they have parted. One alone need not wait for anybody at that end: as the
+        // outer loop turns its pages, the compiler has no lanes wait.
+        'page: loop {
+            if ALONE && let Err(trap) = turn_page!() {
+                result = Err(trap);
                 break;
             }
-            let insn = if M::READ_AHEAD { ahead } else { Decoded(self.ram.decoded(code, at)) };
-            // A CPU need not wait for the instruction to know that.
-            let one = if M::READ_AHEAD { insn.one() } else { 1 };
-            let following = at.wrapping_add(one);
-            read!(following);
-            let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
-            // The number of the next instruction.
-            let next = 'done: {
-                let trap = 'trap: {
-                    'general: {
-                        'missed: {
-                            let (rd, imm) = (insn.rd(), insn.imm());
-                            // A GPU hides the latency of its registers behind the dispatch; a CPU
-                            // would only read some that are not needed.
-                            let sources = if M::READ_AHEAD {
-                                (hot.x[insn.rs1()], hot.x[insn.rs2()])
-                            } else {
-                                (0, 0)
-                            };
-                            macro_rules! a {
-                                () => {
-                                    if M::READ_AHEAD { sources.0 } else { hot.x[insn.rs1()] }
+            'insn: loop {
+                if left == 0 {
+                    break 'page;
+                }
+                let insn = if M::READ_AHEAD { ahead } else { Decoded(self.ram.decoded(code, at)) };
+                // A CPU need not wait for the instruction to know that.
+                let one = if M::READ_AHEAD { insn.one() } else { 1 };
+                let following = at.wrapping_add(one);
+                read!(following);
+                let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
+                // The number of the next instruction.
+                let next = 'done: {
+                    let trap = 'trap: {
+                        'general: {
+                            'missed: {
+                                let (rd, imm) = (insn.rd(), insn.imm());
+                                // A GPU hides the latency of its registers behind the dispatch; a CPU
+                                // would only read some that are not needed.
+                                let sources = if M::READ_AHEAD {
+                                    (hot.x[insn.rs1()], hot.x[insn.rs2()])
+                                } else {
+                                    (0, 0)
                                 };
-                            }
-                            macro_rules! b {
-                                () => {
-                                    if M::READ_AHEAD { sources.1 } else { hot.x[insn.rs2()] }
-                                };
-                            }
-                            macro_rules! pc {
-                                () => {
-                                    page.wrapping_add(at.wrapping_mul(INSN_SIZE))
-                                };
-                            }
+                                macro_rules! a {
+                                    () => {
+                                        if M::READ_AHEAD { sources.0 } else { hot.x[insn.rs1()] }
+                                    };
+                                }
+                                macro_rules! b {
+                                    () => {
+                                        if M::READ_AHEAD { sources.1 } else { hot.x[insn.rs2()] }
+                                    };
+                                }
+                                macro_rules! pc {
+                                    () => {
+                                        page.wrapping_add(at.wrapping_mul(INSN_SIZE))
+                                    };
+                                }
 
-                            // `rd` is not x0: decoding sees to that.
-                            macro_rules! set {
-                                ($value:expr) => {{
-                                    let value: u32 = $value;
-                                    hot.x[rd] = value;
-                                    trace.reg(rd, value);
-                                }};
-                            }
-                            macro_rules! load {
-                                ($size:literal, $get:ident, $signed:ty) => {{
-                                    let va = a!().wrapping_add(imm);
-                                    let Some(data) = hot.tlb.get(va, $size - 1, load) else {
-                                        break 'missed;
+                                // `rd` is not x0: decoding sees to that.
+                                macro_rules! set {
+                                    ($value:expr) => {{
+                                        let value: u32 = $value;
+                                        hot.x[rd] = value;
+                                        trace.reg(rd, value);
+                                    }};
+                                }
+                                macro_rules! load {
+                                    ($size:literal, $get:ident, $signed:ty) => {{
+                                        let va = a!().wrapping_add(imm);
+                                        let Some(data) = hot.tlb.get(va, $size - 1, load) else {
+                                            break 'missed;
+                                        };
+                                        trace.load(va);
+                                        set!(ram.$get(data, va) as $signed as u32);
+                                    }};
+                                }
+                                macro_rules! store {
+                                    ($size:literal, $put:ident) => {{
+                                        let va = a!().wrapping_add(imm);
+                                        let Some(data) = hot.tlb.get(va, $size - 1, store) else {
+                                            break 'missed;
+                                        };
+                                        ram.$put(data, va, b!());
+                                        trace.store(va, b!(), $size);
+                                    }};
+                                }
+                                macro_rules! go {
+                                    ($at:expr) => {{
+                                        let to: u32 = $at;
+                                        read!(to);
+                                        break 'done to;
+                                    }};
+                                }
+                                macro_rules! branch {
+                                    ($taken:expr) => {
+                                        // A GPU computes where to go in less time than it takes
+                                        // to part lanes and join them.
+                                        if M::READ_AHEAD {
+                                            let to = at.wrapping_add(imm);
+                                            go!(if $taken { to } else { following });
+                                        } else if $taken {
+                                            go!(at.wrapping_add(imm));
+                                        }
                                     };
-                                    trace.load(va);
-                                    set!(ram.$get(data, va) as $signed as u32);
-                                }};
-                            }
-                            macro_rules! store {
-                                ($size:literal, $put:ident) => {{
-                                    let va = a!().wrapping_add(imm);
-                                    let Some(data) = hot.tlb.get(va, $size - 1, store) else {
-                                        break 'missed;
-                                    };
-                                    ram.$put(data, va, b!());
-                                    trace.store(va, b!(), $size);
-                                }};
-                            }
-                            macro_rules! go {
-                                ($at:expr) => {{
-                                    let to: u32 = $at;
-                                    read!(to);
-                                    break 'done to;
-                                }};
-                            }
-                            macro_rules! branch {
-                                ($taken:expr) => {
-                                    // A GPU computes where to go in less time than it takes
-                                    // to part lanes and join them.
-                                    if M::READ_AHEAD {
-                                        let to = at.wrapping_add(imm);
-                                        go!(if $taken { to } else { following });
-                                    } else if $taken {
+                                }
+
+                                match insn.slot() {
+                                    // RV32I
+                                    Op::Lui => set!(imm),
+                                    Op::Auipc => set!(pc!().wrapping_add(imm)),
+                                    Op::Jal => {
+                                        set!(pc!().wrapping_add(4));
                                         go!(at.wrapping_add(imm));
                                     }
-                                };
-                            }
-
-                            match insn.slot() {
-                                // RV32I
-                                Op::Lui => set!(imm),
-                                Op::Auipc => set!(pc!().wrapping_add(imm)),
-                                Op::Jal => {
-                                    set!(pc!().wrapping_add(4));
-                                    go!(at.wrapping_add(imm));
-                                }
-                                Op::J => go!(at.wrapping_add(imm)),
-                                Op::Jalr => {
-                                    let target = a!().wrapping_add(imm) & !1;
-                                    if target & 2 != 0 {
-                                        break 'general;
+                                    Op::J => go!(at.wrapping_add(imm)),
+                                    Op::Jalr => {
+                                        let target = a!().wrapping_add(imm) & !1;
+                                        if target & 2 != 0 {
+                                            break 'general;
+                                        }
+                                        set!(pc!().wrapping_add(4));
+                                        go!(target.wrapping_sub(page) / INSN_SIZE);
                                     }
-                                    set!(pc!().wrapping_add(4));
-                                    go!(target.wrapping_sub(page) / INSN_SIZE);
-                                }
-                                Op::Jr => {
-                                    let target = a!().wrapping_add(imm) & !1;
-                                    if target & 2 != 0 {
-                                        break 'general;
+                                    Op::Jr => {
+                                        let target = a!().wrapping_add(imm) & !1;
+                                        if target & 2 != 0 {
+                                            break 'general;
+                                        }
+                                        // Ways through a function join where it returns.
+                                        if !ALONE
+                                            && P::parted(company)
+                                            && !self.port.goes_on(hot.x[2], target)
+                                        {
+                                            self.recheck = true;
+                                            end!(1);
+                                        }
+                                        go!(target.wrapping_sub(page) / INSN_SIZE);
                                     }
-                                    // Ways through a function join where it returns.
-                                    if P::parted(company) {
-                                        self.recheck = true;
-                                        end!(1);
-                                    }
-                                    go!(target.wrapping_sub(page) / INSN_SIZE);
+                                    Op::Beq => branch!(a!() == b!()),
+                                    Op::Bne => branch!(a!() != b!()),
+                                    Op::Blt => branch!((a!() as i32) < (b!() as i32)),
+                                    Op::Bge => branch!((a!() as i32) >= (b!() as i32)),
+                                    Op::Bltu => branch!(a!() < b!()),
+                                    Op::Bgeu => branch!(a!() >= b!()),
+                                    Op::Lb => load!(1, load8, i8),
+                                    Op::Lh => load!(2, load16, i16),
+                                    Op::Lw => load!(4, load32, u32),
+                                    Op::Lbu => load!(1, load8, u32),
+                                    Op::Lhu => load!(2, load16, u32),
+                                    Op::Sb => store!(1, store8),
+                                    Op::Sh => store!(2, store16),
+                                    Op::Sw => store!(4, store32),
+                                    Op::Addi => set!(a!().wrapping_add(imm)),
+                                    Op::Slti => set!(u32::from((a!() as i32) < imm as i32)),
+                                    Op::Sltiu => set!(u32::from(a!() < imm)),
+                                    Op::Xori => set!(a!() ^ imm),
+                                    Op::Ori => set!(a!() | imm),
+                                    Op::Andi => set!(a!() & imm),
+                                    Op::Slli => set!(a!() << (imm & 31)),
+                                    Op::Srli => set!(a!() >> (imm & 31)),
+                                    Op::Srai => set!(((a!() as i32) >> (imm & 31)) as u32),
+                                    Op::Add => set!(a!().wrapping_add(b!())),
+                                    Op::Sub => set!(a!().wrapping_sub(b!())),
+                                    Op::Sll => set!(a!() << (b!() & 31)),
+                                    Op::Slt => set!(u32::from((a!() as i32) < (b!() as i32))),
+                                    Op::Sltu => set!(u32::from(a!() < b!())),
+                                    Op::Xor => set!(a!() ^ b!()),
+                                    Op::Srl => set!(a!() >> (b!() & 31)),
+                                    Op::Sra => set!(((a!() as i32) >> (b!() & 31)) as u32),
+                                    Op::Or => set!(a!() | b!()),
+                                    Op::And => set!(a!() & b!()),
+                                    // Fences: one hart, devices that act between instructions, and
+                                    // decoded instructions that follow every store: always in order.
+                                    Op::Nop | Op::Fence | Op::FenceI => {}
+                                    // M
+                                    Op::Mul => set!(a!().wrapping_mul(b!())),
+                                    Op::Mulh => set!(mulh(a!(), b!())),
+                                    Op::Mulhsu => set!(mulhsu(a!(), b!())),
+                                    Op::Mulhu => set!(mulhu(a!(), b!())),
+                                    Op::Div => set!(div(a!(), b!())),
+                                    Op::Divu => set!(divu(a!(), b!())),
+                                    Op::Rem => set!(rem(a!(), b!())),
+                                    Op::Remu => set!(remu(a!(), b!())),
+                                    // All named, so that no check of the range is left.
+                                    Op::Undecoded
+                                    | Op::DiscardedLoad
+                                    | Op::MisalignedJump
+                                    | Op::Ecall
+                                    | Op::Ebreak
+                                    | Op::Csrrw
+                                    | Op::Csrrs
+                                    | Op::Csrrc
+                                    | Op::Csrrwi
+                                    | Op::Csrrsi
+                                    | Op::Csrrci
+                                    | Op::LrW
+                                    | Op::ScW
+                                    | Op::AmoswapW
+                                    | Op::AmoaddW
+                                    | Op::AmoxorW
+                                    | Op::AmoandW
+                                    | Op::AmoorW
+                                    | Op::AmominW
+                                    | Op::AmomaxW
+                                    | Op::AmominuW
+                                    | Op::AmomaxuW
+                                    | Op::Sret
+                                    | Op::Mret
+                                    | Op::Wfi
+                                    | Op::SfenceVma
+                                    | Op::Illegal => break 'general,
                                 }
-                                Op::Beq => branch!(a!() == b!()),
-                                Op::Bne => branch!(a!() != b!()),
-                                Op::Blt => branch!((a!() as i32) < (b!() as i32)),
-                                Op::Bge => branch!((a!() as i32) >= (b!() as i32)),
-                                Op::Bltu => branch!(a!() < b!()),
-                                Op::Bgeu => branch!(a!() >= b!()),
-                                Op::Lb => load!(1, load8, i8),
-                                Op::Lh => load!(2, load16, i16),
-                                Op::Lw => load!(4, load32, u32),
-                                Op::Lbu => load!(1, load8, u32),
-                                Op::Lhu => load!(2, load16, u32),
-                                Op::Sb => store!(1, store8),
-                                Op::Sh => store!(2, store16),
-                                Op::Sw => store!(4, store32),
-                                Op::Addi => set!(a!().wrapping_add(imm)),
-                                Op::Slti => set!(u32::from((a!() as i32) < imm as i32)),
-                                Op::Sltiu => set!(u32::from(a!() < imm)),
-                                Op::Xori => set!(a!() ^ imm),
-                                Op::Ori => set!(a!() | imm),
-                                Op::Andi => set!(a!() & imm),
-                                Op::Slli => set!(a!() << (imm & 31)),
-                                Op::Srli => set!(a!() >> (imm & 31)),
-                                Op::Srai => set!(((a!() as i32) >> (imm & 31)) as u32),
-                                Op::Add => set!(a!().wrapping_add(b!())),
-                                Op::Sub => set!(a!().wrapping_sub(b!())),
-                                Op::Sll => set!(a!() << (b!() & 31)),
-                                Op::Slt => set!(u32::from((a!() as i32) < (b!() as i32))),
-                                Op::Sltu => set!(u32::from(a!() < b!())),
-                                Op::Xor => set!(a!() ^ b!()),
-                                Op::Srl => set!(a!() >> (b!() & 31)),
-                                Op::Sra => set!(((a!() as i32) >> (b!() & 31)) as u32),
-                                Op::Or => set!(a!() | b!()),
-                                Op::And => set!(a!() & b!()),
-                                // Fences: one hart, devices that act between instructions, and
-                                // decoded instructions that follow every store: always in order.
-                                Op::Nop | Op::Fence | Op::FenceI => {}
-                                // M
-                                Op::Mul => set!(a!().wrapping_mul(b!())),
-                                Op::Mulh => set!(mulh(a!(), b!())),
-                                Op::Mulhsu => set!(mulhsu(a!(), b!())),
-                                Op::Mulhu => set!(mulhu(a!(), b!())),
-                                Op::Div => set!(div(a!(), b!())),
-                                Op::Divu => set!(divu(a!(), b!())),
-                                Op::Rem => set!(rem(a!(), b!())),
-                                Op::Remu => set!(remu(a!(), b!())),
-                                // All named, so that no check of the range is left.
-                                Op::Undecoded
-                                | Op::DiscardedLoad
-                                | Op::MisalignedJump
-                                | Op::Ecall
-                                | Op::Ebreak
-                                | Op::Csrrw
-                                | Op::Csrrs
-                                | Op::Csrrc
-                                | Op::Csrrwi
-                                | Op::Csrrsi
-                                | Op::Csrrci
-                                | Op::LrW
-                                | Op::ScW
-                                | Op::AmoswapW
-                                | Op::AmoaddW
-                                | Op::AmoxorW
-                                | Op::AmoandW
-                                | Op::AmoorW
-                                | Op::AmominW
-                                | Op::AmomaxW
-                                | Op::AmominuW
-                                | Op::AmomaxuW
-                                | Op::Sret
-                                | Op::Mret
-                                | Op::Wfi
-                                | Op::SfenceVma
-                                | Op::Illegal => break 'general,
+                                break 'done following;
                             }
-                            break 'done following;
-                        }
-                        let insn = Decoded(M::aside(insn.0));
-                        let done = if M::READ_AHEAD {
-                            self.second_try(hot, ram, insn, trace)
-                        } else {
-                            self.second_try_aside(hot, ram, insn, trace)
-                        };
-                        if done {
-                            break 'done following;
-                        }
-                    }
-                    if insn.slot() == Op::Undecoded && at < FRAME_INSNS {
-                        ahead = self.decode(frame, code, at);
-                        continue 'insn;
-                    }
-                    let here = M::aside(at.into()) as u32;
-                    let pc = page.wrapping_add(here.wrapping_mul(INSN_SIZE));
-                    if insn.slot() == Op::Undecoded {
-                        match self.sys.fetch_page(hot, self.ram, shared, pc) {
-                            Ok(fetched) => {
-                                (frame, code) = fetched;
-                                page = pc & PAGE_MASK;
-                                at = (pc & !PAGE_MASK) / INSN_SIZE;
-                                read!(at);
-                                continue 'insn;
+                            let insn = Decoded(M::aside(insn.0));
+                            let done = if M::READ_AHEAD {
+                                self.second_try(hot, ram, insn, trace)
+                            } else {
+                                self.second_try_aside(hot, ram, insn, trace)
+                            };
+                            if done {
+                                break 'done following;
                             }
-                            Err(trap) => break 'trap trap,
                         }
-                    }
-                    sync!(pc);
-                    match self.general(hot, insn, trace) {
-                        Ok(pc) => {
-                            if self.recheck {
-                                end!(1);
+                        if insn.slot() == Op::Undecoded {
+                            if at < FRAME_INSNS {
+                                ahead = self.decode(frame, code, at);
+                                if ALONE {
+                                    continue 'insn;
+                                }
+                            } else if ALONE {
+                                continue 'page;
+                            } else if let Err(trap) = turn_page!() {
+                                break 'trap trap;
                             }
-                            let to = pc.wrapping_sub(page) / INSN_SIZE;
-                            read!(to);
-                            break 'done to;
+                            // This turn retires nothing.
+                            left += 1;
+                            break 'done at;
                         }
-                        Err(trap) => trap,
-                    }
+                        let here = M::aside(at.into()) as u32;
+                        sync!(page.wrapping_add(here.wrapping_mul(INSN_SIZE)));
+                        match self.general(hot, insn, trace) {
+                            Ok(pc) => {
+                                if self.recheck {
+                                    end!(1);
+                                }
+                                let to = pc.wrapping_sub(page) / INSN_SIZE;
+                                read!(to);
+                                break 'done to;
+                            }
+                            Err(trap) => trap,
+                        }
+                    };
+                    result = Err(trap);
+                    end!(0);
+                    at
                 };
-                result = Err(trap);
-                end!(0);
-                at
-            };
-            M::rejoin();
-            if T::ENABLED && result.is_ok() {
-                let word = ram.load32(frame, at * INSN_SIZE);
-                trace.retire(page.wrapping_add(at * INSN_SIZE), word, privilege);
+                M::rejoin();
+                if T::ENABLED && result.is_ok() {
+                    let word = ram.load32(frame, at * INSN_SIZE);
+                    trace.retire(page.wrapping_add(at * INSN_SIZE), word, privilege);
+                }
+                at = next;
+                left -= 1;
             }
-            at = next;
-            left -= 1;
         }
         sync!(page.wrapping_add(at.wrapping_mul(INSN_SIZE)));
         let _ = synced;

@@ -251,7 +251,11 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             }
             let until = self.until_event();
             let n = if until == 0 { left } else { until.min(u64::from(left)) as u32 };
-            let (spent, result) = self.execute(hot, n, trace);
+            let (spent, result) = if self.port.alone() {
+                self.execute::<T, true>(hot, n, trace)
+            } else {
+                self.execute::<T, false>(hot, n, trace)
+            };
             left -= spent;
             // Not where the instructions were used up: that is at another place in each VM.
             let met = self.recheck || result.is_err();

@@ -53,6 +53,12 @@ pub trait Port {
     #[inline(always)]
     fn at(&mut self, _retired: u64) {}
 
+    /// Whether the VM shares its warp with no other.
+    #[inline(always)]
+    fn alone(&self) -> bool {
+        true
+    }
+
     /// Lanes of a warp that came to where they are together, as far as that is worth a look.
     #[inline(always)]
     fn company(&self) -> u32 {
@@ -63,6 +69,13 @@ pub trait Port {
     #[inline(always)]
     fn parted(_company: u32) -> bool {
         false
+    }
+
+    /// Some are, and the hart is about to return to `pc` with this `sp`. Answers whether it goes on
+    /// alone, as it has not come to where others wait.
+    #[inline(always)]
+    fn goes_on(&self, _sp: u32, _pc: u32) -> bool {
+        true
     }
 
     /// An instruction has ended the loop. Answers whether the run ends, so that VMs that share a

@@ -7,13 +7,17 @@ use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
 use crate::warp::{bracket, rejoin};
 use core::sync::atomic::Ordering;
-use emu_core::abi::{Exit, ExitCode, FaultCode, Hot, VERSION};
+use emu_core::abi::{Exit, ExitCode, FaultCode, Hot, VERSION, Vm};
 use emu_core::layout::virtio_slot;
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{FRAME_SIZE, Memory};
 
 /// Runs that a slice may take to end where it should.
 pub const SLICE_PARTS: u64 = 8;
+
+/// Runs that a launch which ends by the clock has instructions for: VMs are not equally fast, and
+/// none is to stand still before the time is over. Where the clock stands still, the first ends it.
+const RUNS: u64 = if cfg!(feature = "device") { 4 } else { 1 };
 
 /// Instructions that VMs which share a warp may run over their slices to meet.
 const GRACE: u64 = SLICE as u64 / 2;
@@ -122,8 +126,9 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         // that are alone.
         let budget = u64::from(launch.slices) * u64::from(launch.slice);
         let meeting = launch.meeting_ns != 0;
+        let run = budget + budget / 2;
         let (slice, limit, runs, cut) = if meeting {
-            let goal = before + budget + budget / 2;
+            let goal = before + run * RUNS;
             port.gather(before, hot.x[2], goal, launch.meeting_ns);
             let alone = launch.lanes == 1;
             let slice = if alone { launch.slice } else { SLICE };
@@ -140,7 +145,8 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
                     let retired = vm.sys.clock.retired;
                     let left = limit.saturating_sub(retired);
                     let over = retired as u32 & (slice - 1);
-                    let n = if cut { u64::from(slice - over).min(left) } else { left } as u32;
+                    let most = if cut { u64::from(slice - over) } else { port.stint(run) };
+                    let n = most.min(left) as u32;
                     port.begin(retired);
                     let mut machine =
                         Machine::with_hot(hot, &mut vm.sys, &mut ram, &mut disk, &mut port);
@@ -159,7 +165,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
             if port.leave(over || exit.code != ExitCode::Budget) {
                 break;
             }
-            goes = port.settle();
+            goes = port.settle(vm.sys.clock.retired);
             if port.ended() {
                 break;
             }
@@ -216,10 +222,9 @@ pub unsafe fn start(launch: &Launch, index: u32) {
         let arena = Arena::new(launch.arena, launch.frames, launch.shared);
         let (ram, disk) = row(launch, id);
         let width = ram.len() + disk.len();
-        let base = core::slice::from_raw_parts(launch.base.add(staged.row as usize * width), width);
-        for (entry, base) in ram.iter_mut().chain(disk).zip(base) {
-            *entry = *base;
-        }
+        let base = launch.base.add(staged.row as usize * width);
+        copy(base, ram.as_mut_ptr(), ram.len());
+        copy(base.add(ram.len()), disk.as_mut_ptr(), disk.len());
         let mut memory = FrameMemory::new(arena, ram, DeviceFrames(&control.free));
         let state = &mut *launch.ports.add(id as usize);
         *state = PortState::new(staged.origin);
@@ -238,9 +243,9 @@ pub unsafe fn start(launch: &Launch, index: u32) {
                 Err(_) => missing = true,
             }
         }
-        let vm = &mut *launch.vms.add(id as usize);
-        // Not by way of the stack: the driver sets stacks aside for all threads there can be.
-        core::ptr::copy_nonoverlapping(&raw const staged.vm, &raw mut *vm, 1);
+        const WORDS: usize = size_of::<Vm>() / 8;
+        let vm = launch.vms.add(id as usize);
+        copy((&raw const staged.vm).cast::<u64>(), vm.cast::<u64>(), WORDS);
         if missing {
             // It never runs: the next launch tells.
             state.exit = Exit { code: ExitCode::NoFrame, arg: 1 };
@@ -284,6 +289,7 @@ pub fn private_pages(memory: &impl Memory, part: u32, parts: u32) -> u64 {
 }
 
 const _: () = assert!(CODE_SLOTS.is_power_of_two());
+const _: () = assert!(size_of::<Vm>().is_multiple_of(8) && align_of::<Vm>() == 8);
 
 /// What the GPU calls. Each thread takes one VM: [`Launch::lanes`] of them a warp, and a block is
 /// one warp, so that a warp's end frees its shared memory.

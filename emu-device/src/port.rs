@@ -358,8 +358,13 @@ impl<'a> LogPort<'a> {
     }
 
     /// Whether the VM goes on before others: see `Warp::settle`.
-    pub fn settle(&mut self) -> bool {
-        self.warp.settle()
+    pub fn settle(&mut self, retired: u64) -> bool {
+        self.warp.settle(retired)
+    }
+
+    /// How many of `most` instructions the next run may have: see `Warp::stint`.
+    pub fn stint(&self, most: u64) -> u64 {
+        self.warp.stint(most)
     }
 
     /// Whether the launch has ended.
@@ -515,6 +520,11 @@ impl Port for LogPort<'_> {
     }
 
     #[inline(always)]
+    fn alone(&self) -> bool {
+        self.warp.is_alone()
+    }
+
+    #[inline(always)]
     fn company(&self) -> u32 {
         self.warp.company
     }
@@ -525,6 +535,11 @@ impl Port for LogPort<'_> {
     }
 
     #[inline]
+    fn goes_on(&self, sp: u32, pc: u32) -> bool {
+        self.warp.goes_on(sp, pc)
+    }
+
+    #[inline(always)]
     fn meet(&mut self, place: Place) -> bool {
         self.warp.arrive(&place)
     }

@@ -13,6 +13,7 @@
 //!
 //! A program may run for long without any of that. So lanes that came from a meeting together look
 //! at each return from a function whether all are there; when some are not, their runs end, too.
+//! Lanes that go before others know where the first of these wait, and go on until they are there.
 //!
 //! A launch ends where all have met, so that the next one finds them side by side, once its time is
 //! over: by the clock and not by instructions, because a launch is as long as its slowest warp.
@@ -32,6 +33,8 @@ use emu_core::port::Place;
 /// Instructions that a lane may run while others wait for it.
 const PATIENCE_MAX: u32 = 1 << 15;
 const PATIENCE_MIN: u32 = 1 << 8;
+/// Instructions after which lanes that go while others wait look at the time.
+const STINT: u64 = 1 << 13;
 
 /// One lane's view of its warp. All lanes come to the same `patience`.
 #[derive(Debug)]
@@ -47,8 +50,11 @@ pub struct Warp {
     sp: u32,
     /// All lanes that take part.
     lanes: u32,
-    /// Those that this one goes with, if they are worth a look at each return.
+    /// Those that this one looks for at each return.
     pub company: u32,
+    /// Those that it goes with, when others wait near, and the `sp` and `pc` of the first of these.
+    going: u32,
+    until: (u32, u32),
     /// Instructions after which the launch may end where all meet.
     goal: u64,
     /// When it may, and when it ends in any case.
@@ -68,6 +74,9 @@ struct Stop {
 }
 
 impl Warp {
+    /// All places are past this one.
+    const NOWHERE: (u32, u32) = (0, 0);
+
     /// A lane that goes its way.
     pub const fn alone(calls: u32) -> Self {
         Self {
@@ -78,6 +87,8 @@ impl Warp {
             sp: 0,
             lanes: 0,
             company: 0,
+            going: 0,
+            until: Self::NOWHERE,
             goal: u64::MAX,
             times: (u64::MAX, u64::MAX),
             at: None,
@@ -92,9 +103,14 @@ impl Warp {
         let (now, ns) = (now_ns(), u64::from(ns));
         self.meeting = true;
         (self.met, self.sp, self.goal) = (retired, sp, goal);
-        self.times = (now.saturating_add(ns), now.saturating_add(ns + ns / 2));
+        self.times = (now.saturating_add(ns), now.saturating_add(ns + ns / 16));
         self.lanes = here();
-        self.company = self.lanes;
+        (self.company, self.going) = (self.lanes, self.lanes);
+    }
+
+    /// Whether there are no others to wait for.
+    pub fn is_alone(&self) -> bool {
+        self.lanes & self.lanes.wrapping_sub(1) == 0
     }
 
     /// A lane's run has come to a place where it may end. Answers whether it does.
@@ -120,9 +136,17 @@ impl Warp {
     fn go_on(&mut self, stop: &Stop, lanes: u32) {
         let leader = lanes.trailing_zeros();
         self.patience = (self.patience * 2).min(PATIENCE_MAX);
-        (self.met, self.sp, self.company) = (stop.retired, stop.sp, lanes);
+        (self.met, self.sp) = (stop.retired, stop.sp);
+        (self.company, self.going, self.until) = (lanes, lanes, Self::NOWHERE);
         self.calls = from_lane(lanes, self.calls, leader);
         self.ended = ballot(lanes, stop.retired >= self.goal || now_ns() >= self.times.0) != 0;
+    }
+
+    /// A lane of which some company is missing returns to `pc` with this `sp`. Answers whether that
+    /// is right so: all that go are here, and those that wait are to be met later.
+    #[inline(always)]
+    pub fn goes_on(&self, sp: u32, pc: u32) -> bool {
+        (sp, pc) < self.until && self.going & !here() == 0
     }
 
     /// Waits until all lanes' runs have ended.
@@ -140,15 +164,21 @@ impl Warp {
         over
     }
 
-    /// All lanes' runs have ended. Answers whether this one goes on first.
-    pub fn settle(&mut self) -> bool {
+    /// How many of `most` instructions the next run may have.
+    pub fn stint(&self, most: u64) -> u64 {
+        if self.going == self.lanes { most } else { most.min(STINT) }
+    }
+
+    /// All lanes' runs have ended, this one's after so many instructions. Answers whether it goes on
+    /// first.
+    pub fn settle(&mut self, retired: u64) -> bool {
         if !self.meeting || self.ended {
             return true;
         }
         let lanes = self.lanes;
         self.ended = ballot(lanes, now_ns() >= self.times.1) != 0;
         // One that ended for another reason than a meeting has yet to come to one.
-        let nowhere = Stop { turn: Turn::FIRST, retired: self.met, sp: self.sp };
+        let nowhere = Stop { turn: Turn::FIRST, retired, sp: self.sp };
         let stop = self.at.take().unwrap_or(nowhere);
         let turn = stop.turn;
         if turn.same_place(lanes) {
@@ -160,17 +190,26 @@ impl Warp {
         let waited = stop.retired.wrapping_sub(self.met);
         if ballot(lanes, waited > u64::from(self.patience)) != 0 {
             self.patience = (self.patience / 2).max(PATIENCE_MIN);
-            (self.met, self.sp, self.company) = (stop.retired, stop.sp, 0);
+            (self.met, self.sp) = (stop.retired, stop.sp);
+            (self.company, self.going, self.until) = (0, 0, Self::NOWHERE);
             return true;
         }
-        let first = turn.first(lanes);
+        let first = turn.first(lanes, lanes);
         let goes = turn.comes_with(first);
         let going = ballot(lanes, goes);
-        // Where nobody waits that these lanes may come upon, they are a company of their own.
-        let near = ballot(lanes, turn.calls == first.calls && turn.kind == first.kind);
-        self.company = if near == going { going } else { lanes };
         if !goes {
             self.at = Some(stop);
+        }
+        // Still on their way.
+        if first == Turn::FIRST && going == self.going {
+            return goes;
+        }
+        let near = ballot(lanes, turn.calls == first.calls && turn.kind == first.kind);
+        (self.company, self.going, self.until) = (going, going, Self::NOWHERE);
+        // Where nobody waits that these lanes may come upon, they are a company of their own.
+        if near != going {
+            self.company = lanes;
+            self.until = turn.first(lanes, near & !going).place(self.sp);
         }
         goes
     }
@@ -222,16 +261,25 @@ impl Turn {
         ballot(lanes, at == self.at && kind == self.kind) == lanes
     }
 
-    /// The least of all lanes.
-    fn first(self, lanes: u32) -> Self {
-        let mut lane = lanes.trailing_zeros();
+    /// The least of some lanes, of which there is one.
+    fn first(self, lanes: u32, some: u32) -> Self {
+        let mut lane = some.trailing_zeros();
         loop {
             let first = self.from(lanes, lane);
-            let before = ballot(lanes, self < first);
+            let before = ballot(lanes, self < first) & some;
             if before == 0 {
                 return first;
             }
             lane = before.trailing_zeros();
+        }
+    }
+
+    /// `sp` and `pc` of a lane there that had `met_sp` where all last met.
+    fn place(self, met_sp: u32) -> (u32, u32) {
+        match self.kind {
+            Self::KERNEL => (self.depth, self.at),
+            Self::PROGRAM => (self.depth.wrapping_sub(1 << 31).wrapping_add(met_sp), self.at),
+            _ => Warp::NOWHERE,
         }
     }
 
@@ -377,7 +425,7 @@ mod tests {
         assert!(!warp.arrive(&Place { call: true, ..PROGRAM }));
         assert_eq!(warp.calls, 8);
         assert!(!warp.leave(false));
-        assert!(warp.settle() && !warp.ended);
+        assert!(warp.settle(10) && !warp.ended);
         assert!(warp.leave(true));
         assert_eq!(warp.lanes, 0);
     }

@@ -283,8 +283,25 @@ fn access(m: &mut TestMachine, bytes: &mut Bytes<'_>, mode: Mode, hidden: u32) {
     m.enter(Machine);
 }
 
-/// Arbitrary code in an arbitrary state: the core does not panic, and keeps its invariants.
+/// Arbitrary code in an arbitrary state: the core does not panic, and keeps its invariants. Both
+/// forms of the instruction loop come to the same.
 pub fn machine(data: &[u8]) {
+    let [mut m, mut sharing] = [false, true].map(|shares| {
+        let mut m = arbitrary(data);
+        m.port.shares_warp = shares;
+        m
+    });
+    for _ in 0..8 {
+        let exit = m.run(997);
+        assert_eq!((m.x(ZERO), m.vm.hot.pc & 3), (0, 0));
+        assert_eq!((sharing.run(997), sharing.hash()), (exit, m.hash()));
+        if !matches!(exit.code, ExitCode::Budget | ExitCode::Idle) {
+            break;
+        }
+    }
+}
+
+fn arbitrary(data: &[u8]) -> TestMachine {
     let mut bytes = Bytes::new(data);
     let mut m = TestMachine::new();
     let privilege = [User, Supervisor, Machine][bytes.below(3) as usize];
@@ -301,11 +318,5 @@ pub fn machine(data: &[u8]) {
     m.write(RAM, &rest[..rest.len().min(0x8000)]);
     m.port.output_room = 100;
     m.enter(privilege).vm.hot.pc = RAM;
-    for _ in 0..8 {
-        let exit = m.run(997);
-        assert_eq!((m.x(ZERO), m.vm.hot.pc & 3), (0, 0));
-        if !matches!(exit.code, ExitCode::Budget | ExitCode::Idle) {
-            break;
-        }
-    }
+    m
 }

@@ -294,30 +294,32 @@ impl DeviceFleet {
     }
 
     fn start_some(&mut self, starts: &[Start]) -> Result<(), CudaError> {
-        let (mut heads, mut pages) = (Vec::with_capacity(starts.len()), Vec::new());
-        for Start { vm, origin, staged } in starts {
+        // The buffer may still be read for the VMs before.
+        self.finish()?;
+        let mut pages = 0;
+        for (at, Start { vm, origin, staged }) in starts.iter().enumerate() {
             assert!(*vm < self.shape.count);
-            heads.push(StagedVm {
+            let head = StagedVm {
                 id: *vm,
                 row: staged.row,
-                first_page: pages.len() as u32,
+                first_page: pages as u32,
                 page_count: staged.pages.len() as u32,
                 origin: *origin,
                 vm: staged.vm.clone(),
-            });
+            };
+            self.staging.write(at * size_of::<StagedVm>(), raw::bytes(&[head]));
             for (page, bytes) in &staged.pages {
-                pages.push(StagedPage { page: *page, reserved: 0, bytes: **bytes });
+                let page = StagedPage { page: *page, reserved: 0, bytes: **bytes };
+                let at = PAGES_AT + pages * size_of::<StagedPage>();
+                self.staging.write(at, raw::bytes(&[page]));
+                pages += 1;
             }
         }
-        // The buffer may still be read for the VMs before.
-        self.finish()?;
-        self.staging.write(0, raw::bytes(&heads));
-        self.staging.write(PAGES_AT, raw::bytes(&pages));
         let from = self.staging.address();
-        self.gpu.copy(self.staged, from, size_of_val(&heads[..]))?;
+        self.gpu.copy(self.staged, from, size_of::<StagedVm>() * starts.len())?;
         let at = PAGES_AT as u64;
-        self.gpu.copy(self.staged + at, from + at, size_of_val(&pages[..]))?;
-        self.small(Kernel::Start, heads.len() as u32, &[])
+        self.gpu.copy(self.staged + at, from + at, size_of::<StagedPage>() * pages)?;
+        self.small(Kernel::Start, starts.len() as u32, &[])
     }
 
     /// Takes the frames of VMs that rest, or were never started.

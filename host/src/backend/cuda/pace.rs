@@ -7,6 +7,9 @@ use emu_device::launch::SLICE;
 /// What a launch is to take: long against what surrounds it (under 0.1 ms), short against what a
 /// person notices.
 const TARGET: Duration = Duration::from_millis(16);
+/// The same while warps are full: the more VMs share one, the longer they take to meet, where a launch
+/// ends.
+const TARGET_FULL: Duration = Duration::from_millis(32);
 /// The same while frames come and go: an answer takes at least two launches, and a connection
 /// several answers.
 const TARGET_TALKING: Duration = Duration::from_millis(3);
@@ -17,33 +20,38 @@ const SLICES_MAX: u32 = 256;
 /// Chooses the length of launches by the length of those before.
 ///
 /// Input waits for the end of the running launch and output for the end of the next: with
-/// launches of 16 ms and a quarter more after a change of load, at most 50 ms together.
+/// launches of 16 ms and a quarter more after a change of load, at most 50 ms together. With full
+/// warps it is twice that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pace {
     /// Instructions that a launch has time for.
     budget: u32,
-    talking: bool,
+    target: Duration,
 }
 
 impl Pace {
     /// Begins with one short slice.
     pub fn new() -> Self {
-        Self { budget: SLICE / 4, talking: false }
+        Self { budget: SLICE / 4, target: TARGET }
     }
 
-    /// Whether frames come and go.
-    pub fn set_talking(&mut self, talking: bool) {
-        self.talking = talking;
+    /// Whether frames come and go, and how many VMs share a warp.
+    pub fn set_load(&mut self, talking: bool, lanes: u32) {
+        self.target = match lanes {
+            _ if talking => TARGET_TALKING,
+            32.. => TARGET_FULL,
+            _ => TARGET,
+        };
     }
 
     /// How long the next launch is to take.
     pub fn target(&self) -> Duration {
-        if self.talking { TARGET_TALKING } else { TARGET }
+        self.target
     }
 
     /// Instructions for the next launch.
     fn next(&self) -> u32 {
-        self.budget / (TARGET.as_millis() / self.target().as_millis()) as u32
+        (u64::from(self.budget) * self.target.as_millis() as u64 / TARGET.as_millis() as u64) as u32
     }
 
     /// Slices a launch.
@@ -101,11 +109,11 @@ mod tests {
             let mut pace = Pace::new();
             settle(&mut pace, ips);
             let before = budget(&pace);
-            pace.set_talking(true);
+            pace.set_load(true, 1);
             let us = u64::from(budget(&pace)) * 1_000_000 / ips;
             assert!((1000..=4000).contains(&us), "{ips}: {us} us");
             settle(&mut pace, ips);
-            pace.set_talking(false);
+            pace.set_load(false, 1);
             assert_eq!(budget(&pace), before);
         }
     }

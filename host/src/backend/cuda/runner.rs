@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use emu_core::abi::{Exit, ExitCode};
 use emu_device::launch::{Entry, WAKE};
 
@@ -147,7 +147,7 @@ impl Runner {
             let launched = !self.list().is_empty();
             if launched {
                 let talking = self.frame_at.is_some_and(|at| at.elapsed() < TALK);
-                self.pace.set_talking(talking);
+                self.pace.set_load(talking, self.lanes());
                 self.submit(self.pace.slices())?;
             }
             match self.unread.take() {
@@ -196,33 +196,43 @@ impl Runner {
         let _ = self.events.send(Event { vm, instret, kind });
     }
 
-    /// Stages all VMs, on as many threads as there are, and starts them.
+    /// Stages all VMs, on as many threads as there are, and starts them. Some are started while the
+    /// next are staged.
     fn start_all(&mut self) -> Result<(), CudaError> {
         let all: Vec<u32> = (0..self.shared.started()).collect();
-        let threads = self.shared.settings.threads.clamp(1, 64);
+        let shared = Arc::clone(&self.shared);
+        let threads = shared.settings.threads.clamp(1, 64);
         let piece = DeviceFleet::START_MAX.div_ceil(threads);
-        for chunk in all.chunks(DeviceFleet::START_MAX) {
-            if self.stopped() {
-                break;
-            }
-            let shared = &self.shared;
-            let stage = |vms: &[u32]| -> Vec<Start> {
-                vms.iter()
-                    .map(|&vm| Start { vm, origin: 0, staged: shared.fleet.stage(vm) })
-                    .collect()
-            };
-            let starts: Vec<Start> = thread::scope(|scope| {
-                let stage = &stage;
+        let stage = |vms: &[u32]| -> Vec<Start> {
+            let stage = |&vm: &u32| Start { vm, origin: 0, staged: shared.fleet.stage(vm) };
+            vms.iter().map(stage).collect()
+        };
+        let stage_all = |vms: &[u32]| -> Vec<Start> {
+            thread::scope(|scope| {
                 let work: Vec<_> =
-                    chunk.chunks(piece).map(|vms| scope.spawn(move || stage(vms))).collect();
+                    vms.chunks(piece).map(|vms| scope.spawn(|| stage(vms))).collect();
                 work.into_iter().flat_map(|w| w.join().unwrap_or_default()).collect()
+            })
+        };
+        thread::scope(|scope| {
+            let (sender, receiver) = bounded(1);
+            scope.spawn(|| {
+                let chunks = all.chunks(DeviceFleet::START_MAX);
+                let goes_on = |_: &&[u32]| !shared.stopped.load(Ordering::Relaxed);
+                // Nobody receives any more once something has failed.
+                let _ = chunks.take_while(goes_on).try_for_each(|c| sender.send(stage_all(c)));
+                drop(sender);
             });
-            if starts.len() != chunk.len() {
+            let mut started = 0;
+            for starts in receiver {
+                started += starts.len();
+                self.fleet.start(&starts)?;
+            }
+            if started < all.len() && !self.stopped() {
                 return Err(CudaError::Contract("a VM could not be staged"));
             }
-            self.fleet.start(&starts)?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Takes frames back, starts VMs again, and decides about VMs that found no frame. Only while
@@ -279,6 +289,13 @@ impl Runner {
         &self.entries
     }
 
+    /// VMs a warp.
+    fn lanes(&self) -> u32 {
+        let count = self.entries.len() as u32;
+        let lanes = self.shared.options.lanes;
+        lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.processors()))
+    }
+
     fn submit(&mut self, slices: u32) -> Result<(), CudaError> {
         let find = |entries: &[Entry], vm: u32| entries.binary_search_by_key(&vm, |e| e.vm).ok();
         let mut marked = Vec::new();
@@ -306,9 +323,7 @@ impl Runner {
         }
         marked.extend(wake);
 
-        let count = self.entries.len() as u32;
-        let lanes = self.shared.options.lanes;
-        let lanes = lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.processors()));
+        let lanes = self.lanes();
         let turn = Turn {
             active: &self.entries,
             inbox: self.inbox.bytes(),
