@@ -34,7 +34,7 @@ use emu_core::port::Place;
 const PATIENCE_MAX: u32 = 1 << 15;
 const PATIENCE_MIN: u32 = 1 << 8;
 /// Instructions after which lanes that go while others wait look at the time.
-const STINT: u64 = 1 << 13;
+const STINT: u64 = 1 << 11;
 
 /// One lane's view of its warp. All lanes come to the same `patience`.
 #[derive(Debug)]
