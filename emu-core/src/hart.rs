@@ -84,9 +84,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 })
             }};
         }
-        // Lanes that share a warp turn pages within the inner loop, which has one end, so that they
-        // meet there when they have parted. One alone need not wait for anybody at that end: as the
-        // outer loop turns its pages, the compiler has no lanes wait.
+        // Lanes that share a warp turn pages and decode in a turn of the inner loop, which has one end,
+        // so that they meet there when they have parted. One that is alone leaves and enters the inner
+        // loop in the middle, which frees it from waiting at that end.
         'page: loop {
             if ALONE && let Err(trap) = turn_page!() {
                 result = Err(trap);
@@ -331,7 +331,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                     at
                 };
                 M::rejoin();
-                if T::ENABLED && result.is_ok() {
+                if T::ENABLED && result.is_ok() && insn.slot() != Op::Undecoded {
                     let word = ram.load32(frame, at * INSN_SIZE);
                     trace.retire(page.wrapping_add(at * INSN_SIZE), word, privilege);
                 }

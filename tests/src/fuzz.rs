@@ -7,6 +7,7 @@
 use emu_core::abi::ExitCode;
 use emu_core::csr::mstatus;
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
+use emu_core::trace::Trace;
 
 use crate::asm::{Asm, csr::*, reg::*};
 use crate::machine::{DATA, M_HANDLER, RAM, RAM_SIZE, Sv32, TABLES, TestMachine, pte};
@@ -284,20 +285,33 @@ fn access(m: &mut TestMachine, bytes: &mut Bytes<'_>, mode: Mode, hidden: u32) {
 }
 
 /// Arbitrary code in an arbitrary state: the core does not panic, and keeps its invariants. Both
-/// forms of the instruction loop come to the same.
+/// forms of the instruction loop come to the same, by the same way, watched or not.
 pub fn machine(data: &[u8]) {
-    let [mut m, mut sharing] = [false, true].map(|shares| {
+    let [mut m, mut watched, mut sharing] = [false, false, true].map(|shares| {
         let mut m = arbitrary(data);
         m.port.shares_warp = shares;
         m
     });
+    let (mut one, mut other) = (Retired::default(), Retired::default());
     for _ in 0..8 {
         let exit = m.run(997);
         assert_eq!((m.x(ZERO), m.vm.hot.pc & 3), (0, 0));
-        assert_eq!((sharing.run(997), sharing.hash()), (exit, m.hash()));
+        assert_eq!((watched.run_traced(997, &mut one), watched.hash()), (exit, m.hash()));
+        assert_eq!((sharing.run_traced(997, &mut other), sharing.hash()), (exit, m.hash()));
+        assert_eq!(one, other);
         if !matches!(exit.code, ExitCode::Budget | ExitCode::Idle) {
             break;
         }
+    }
+}
+
+/// The instructions that retired.
+#[derive(Default, PartialEq, Debug)]
+struct Retired(Vec<(u32, u32)>);
+
+impl Trace for Retired {
+    fn retire(&mut self, pc: u32, insn: u32, _: u32) {
+        self.0.push((pc, insn));
     }
 }
 
