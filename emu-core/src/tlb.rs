@@ -34,34 +34,27 @@ pub(crate) mod deny {
 /// A cached translation.
 /// A cached translation: the frame, and above it the tag. One word, so that both are read at once.
 #[derive(Clone, Copy, Debug)]
-#[repr(transparent)]
-struct Entry(u64);
+#[repr(C, align(8))]
+struct Entry {
+    frame: Frame,
+    tag: u32,
+}
 
 impl Entry {
     const EMPTY: Self = Self::new(0, deny::ALL, Frame::ZERO);
 
     const fn new(va: u32, low: u32, frame: Frame) -> Self {
-        Self(((va & PAGE_MASK | low) as u64) << 32 | frame.index() as u64)
-    }
-
-    #[inline(always)]
-    const fn tag(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    #[inline(always)]
-    const fn frame(self) -> Frame {
-        Frame::new(self.0 as u32)
+        Self { frame, tag: va & PAGE_MASK | low }
     }
 
     #[inline(always)]
     fn hit(self, va: u32, align: u32, denied: u32) -> bool {
-        (self.tag() ^ va) & (PAGE_MASK | align) | self.tag() & denied == 0
+        (self.tag ^ va) & (PAGE_MASK | align) | self.tag & denied == 0
     }
 
     /// Whether the entry is for the page of `va`, or may be: superpages are cached in pieces.
     fn covers(self, va: u32) -> bool {
-        self.tag() & deny::SUPERPAGE != 0 || (self.tag() ^ va) & PAGE_MASK == 0
+        self.tag & deny::SUPERPAGE != 0 || (self.tag ^ va) & PAGE_MASK == 0
     }
 }
 
@@ -97,7 +90,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
     #[inline(always)]
     pub(crate) fn get(&self, va: u32, align: u32, denied: u32) -> Option<Frame> {
         let e = self.entries[Self::index(va)];
-        if e.hit(va, align, denied) { Some(e.frame()) } else { None }
+        if e.hit(va, align, denied) { Some(e.frame) } else { None }
     }
 
     /// Looks up `va` in the level behind this one, after a miss here, and keeps what it finds.
@@ -114,7 +107,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
             return None;
         }
         self.entries[Self::index(va)] = e;
-        Some(e.frame())
+        Some(e.frame)
     }
 
     /// Caches the page of `va`; `low` are the low bits of the tag.
@@ -124,15 +117,15 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
 
     /// Makes stores to `frame` miss.
     pub(crate) fn protect_code(&mut self, frame: Frame) {
-        for e in self.entries.iter_mut().filter(|e| e.frame() == frame) {
-            e.0 |= u64::from(deny::CODE) << 32;
+        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
+            e.tag |= deny::CODE;
         }
     }
 
     /// Lets stores to `frame` pass again that only [`DataTlb::protect_code`] stopped.
     pub(crate) fn unprotect_code(&mut self, frame: Frame) {
-        for e in self.entries.iter_mut().filter(|e| e.frame() == frame) {
-            e.0 &= !(u64::from(deny::CODE) << 32);
+        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
+            e.tag &= !deny::CODE;
         }
     }
 
@@ -150,7 +143,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
 
     /// Forgets a frame that is no longer part of the VM's memory.
     pub(crate) fn forget(&mut self, frame: Frame) {
-        for e in self.entries.iter_mut().filter(|e| e.frame() == frame) {
+        for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
             *e = Entry::EMPTY;
         }
     }
@@ -185,7 +178,7 @@ impl InsnTlb {
     #[inline(always)]
     pub(crate) fn get(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
         let e = self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
-        if e.entry.hit(va, 0, denied) { Some((e.page as u32, e.entry.frame())) } else { None }
+        if e.entry.hit(va, 0, denied) { Some((e.page as u32, e.entry.frame)) } else { None }
     }
 
     /// Caches the page of `va`; `low` are the low bits of the tag.
@@ -208,7 +201,7 @@ impl InsnTlb {
 
     /// Forgets a frame that is no longer part of the VM's memory.
     pub(crate) fn forget(&mut self, frame: Frame) {
-        for e in self.entries.iter_mut().filter(|e| e.entry.frame() == frame) {
+        for e in self.entries.iter_mut().filter(|e| e.entry.frame == frame) {
             *e = InsnEntry::EMPTY;
         }
     }

@@ -52,16 +52,21 @@ impl Arena {
     #[inline(always)]
     fn at(self, frame: Frame, offset: u32) -> *mut u8 {
         debug_assert!(frame.index() < self.frames);
+        let byte = (offset & (FRAME_SIZE - 1)) as usize;
         #[cfg(feature = "device")]
-        let index = crate::intrin::half(frame.index());
+        {
+            let start = (crate::intrin::half(frame.index()) as usize) << FRAME_SHIFT;
+            // The base is aligned, and "or" needs no carry into the upper half.
+            // SAFETY: frames are made from table entries, which are inside the arena
+            // (`FrameMemory::new`).
+            unsafe { self.base.add(start).map_addr(|at| at | byte) }
+        }
         #[cfg(not(feature = "device"))]
-        let index = frame.index();
-        let (byte, start) = (offset & (FRAME_SIZE - 1), (index as usize) << FRAME_SHIFT);
-        // SAFETY: frames are made from table entries, which are inside the arena
-        // (`FrameMemory::new`).
-        let start = unsafe { self.base.add(start) };
-        // The base is aligned; "or" needs no carry into the upper half.
-        start.map_addr(|at| at | byte as usize)
+        {
+            let start = (frame.index() as usize) << FRAME_SHIFT;
+            // SAFETY: as above.
+            unsafe { self.base.add(byte).add(start) }
+        }
     }
 }
 
@@ -453,9 +458,10 @@ impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
 
     #[inline(always)]
     fn decoded(&self, code: CodeRef, index: u32) -> u64 {
+        let index = index.min(FRAME_INSNS);
         // SAFETY: `code` points to a whole page in `shared` or `private`, both borrowed for as
         // long as `self` lives; the last word is the one past the frame's end.
-        let word = unsafe { code.0.add(index.min(FRAME_INSNS) as usize) };
+        let word = unsafe { code.0.add(index as usize) };
         if cfg!(feature = "device") {
             // An atomic load would pass by the GPU's first-level cache.
             // SAFETY: as above. All writers write the same value, in one aligned access, and a
