@@ -31,8 +31,7 @@ pub(crate) mod deny {
     pub const CODE: u32 = 1 << 11;
 }
 
-/// A cached translation.
-/// A cached translation: the frame, and above it the tag. One word, so that both are read at once.
+/// A cached translation, aligned so that a GPU reads both halves at once.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
 struct Entry {
