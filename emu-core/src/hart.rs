@@ -46,6 +46,15 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         debug_assert!(n > 0);
         let company = self.port.company();
 
+        // The address of instruction `at`.
+        macro_rules! pc {
+            () => {
+                pc!(at)
+            };
+            ($at:expr) => {
+                page.wrapping_add($at.wrapping_mul(INSN_SIZE))
+            };
+        }
         macro_rules! sync {
             ($pc:expr) => {
                 hot.pc = $pc;
@@ -74,7 +83,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
         macro_rules! turn_page {
             () => {{
-                let pc = page.wrapping_add(at.wrapping_mul(INSN_SIZE));
+                let pc = pc!();
                 let fetched = self.sys.fetch_page(hot, self.ram, shared, pc);
                 fetched.map(|fetched| {
                     (frame, code) = fetched;
@@ -125,12 +134,6 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                         if M::READ_AHEAD { sources.1 } else { hot.x[insn.rs2()] }
                                     };
                                 }
-                                macro_rules! pc {
-                                    () => {
-                                        page.wrapping_add(at.wrapping_mul(INSN_SIZE))
-                                    };
-                                }
-
                                 // `rd` is not x0: decoding sees to that.
                                 macro_rules! set {
                                     ($value:expr) => {{
@@ -313,7 +316,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             break 'done at;
                         }
                         let here = M::aside(at.into()) as u32;
-                        sync!(page.wrapping_add(here.wrapping_mul(INSN_SIZE)));
+                        sync!(pc!(here));
                         match self.general(hot, insn, trace) {
                             Ok(pc) => {
                                 if self.recheck {
@@ -333,13 +336,13 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 M::rejoin();
                 if T::ENABLED && result.is_ok() && insn.slot() != Op::Undecoded {
                     let word = ram.load32(frame, at * INSN_SIZE);
-                    trace.retire(page.wrapping_add(at * INSN_SIZE), word, privilege);
+                    trace.retire(pc!(), word, privilege);
                 }
                 at = next;
                 left -= 1;
             }
         }
-        sync!(page.wrapping_add(at.wrapping_mul(INSN_SIZE)));
+        sync!(pc!());
         let _ = synced;
         (n - dropped - left, result)
     }

@@ -154,6 +154,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
 #[repr(C)]
 struct InsnEntry {
     entry: Entry,
+    /// Wide enough to leave no padding.
     page: u64,
 }
 

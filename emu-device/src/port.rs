@@ -534,12 +534,12 @@ impl Port for LogPort<'_> {
         warp::parted(company)
     }
 
-    #[inline]
+    #[inline(always)]
     fn goes_on(&self, sp: u32, pc: u32) -> bool {
         self.warp.goes_on(sp, pc)
     }
 
-    #[inline(always)]
+    #[inline]
     fn meet(&mut self, place: Place) -> bool {
         self.warp.arrive(&place)
     }

@@ -221,6 +221,7 @@ impl Runner {
                 let goes_on = |_: &&[u32]| !shared.stopped.load(Ordering::Relaxed);
                 // Nobody receives any more once something has failed.
                 let _ = chunks.take_while(goes_on).try_for_each(|c| sender.send(stage_all(c)));
+                // Ends the loop below.
                 drop(sender);
             });
             let mut started = 0;
