@@ -11,7 +11,7 @@ use crate::mmu::Context;
 use crate::tlb::{FirstTlb, InsnTlb, SecondTlb};
 
 /// Layout version; host and device refuse to work together when it differs.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// One VM at rest, in the order of use: hot (every instruction), warm (traps and CSRs), cold
 /// (devices). Guest RAM is not part of it.
@@ -30,6 +30,9 @@ pub struct Vm {
 pub struct System {
     /// Time and retired instructions.
     pub clock: Clock,
+    /// `clock.retired` until which no device and no timer wants anything, if nothing is done that
+    /// sets it to zero. Not part of the architectural state.
+    pub(crate) quiet_until: u64,
     /// Control and status registers.
     pub csr: Csrs,
     /// Devices on the bus.
@@ -131,6 +134,7 @@ impl Vm {
             },
             sys: System {
                 clock: Clock::new(kind.map().timebase),
+                quiet_until: 0,
                 csr: Csrs::RESET,
                 dev: Devices::new(kind),
                 kind,

@@ -270,9 +270,20 @@ fn with_high(v: u64, new: u32) -> u64 {
     u64::from(new) << 32 | v & 0xffff_ffff
 }
 
+/// What may be another way after a CSR was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Nothing that the instruction loop relies on.
+    Nothing,
+    /// Which interrupts are to be taken.
+    Interrupts,
+    /// How addresses are translated, or anything else.
+    Translation,
+}
+
 impl System {
     /// Executes a CSR instruction. `operand` is `None` when nothing is written. Answers the old
-    /// value and whether the machine must look at interrupts and translation again.
+    /// value and what may have changed.
     ///
     /// `clock.retired` must not yet count this instruction.
     pub fn csr_access(
@@ -281,11 +292,11 @@ impl System {
         number: u32,
         op: CsrOp,
         operand: Option<u32>,
-    ) -> Result<(u32, bool), IllegalCsr> {
+    ) -> Result<(u32, Change), IllegalCsr> {
         let v = view(number).ok_or(IllegalCsr)?;
         self.check_privilege(hot, number, operand.is_some())?;
         let old = self.csr_read(number, v);
-        let Some(operand) = operand else { return Ok((old, false)) };
+        let Some(operand) = operand else { return Ok((old, Change::Nothing)) };
         // Read-modify-write of mip works on the software bits alone, else a device's line would
         // be latched.
         let base = match v {
@@ -361,18 +372,26 @@ impl System {
         }
     }
 
-    /// Writes and answers whether interrupts or translation may have changed.
-    fn csr_write(&mut self, hot: &mut Hot, number: u32, view: View, value: u32) -> bool {
+    fn csr_write(&mut self, hot: &mut Hot, number: u32, view: View, value: u32) -> Change {
         let csr = &mut self.csr;
         match view {
-            View::Fixed(_) => false,
+            View::Fixed(_) => Change::Nothing,
             View::Word(word, mask) => {
                 csr.merge(word, mask, value);
-                matches!(word, Word::Mie | Word::Mideleg)
+                match word {
+                    Word::Mie | Word::Mideleg => Change::Interrupts,
+                    _ => Change::Nothing,
+                }
             }
             View::Special(special) => {
+                let before = (hot.ctx, csr.get(Word::Mstatus) & mstatus::MXR);
                 self.csr_write_special(hot, number, special, value);
-                true
+                let same = before == (hot.ctx, self.csr.get(Word::Mstatus) & mstatus::MXR);
+                match special {
+                    Special::Sie | Special::Mip | Special::Sip => Change::Interrupts,
+                    Special::Mstatus | Special::Sstatus if same => Change::Interrupts,
+                    _ => Change::Translation,
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 //! privileged instructions, and jumps to misaligned addresses.
 
 use crate::abi::{Hot, NO_RESERVATION};
-use crate::csr::{CsrOp, Word, mstatus};
+use crate::csr::{Change, CsrOp, Word, mstatus};
 use crate::insn::{Decoded, Format, Insn, Op, decode};
 use crate::machine::Core;
 use crate::mem::{FRAME_SIZE, Frame, Memory, Ram};
@@ -276,8 +276,15 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         // Setting or clearing no bits does not write at all.
         let operand = if op == CsrOp::Write || field != 0 { Some(value) } else { None };
         let access = self.sys.csr_access(hot, insn.csr(), op, operand);
-        let (old, recheck) = access.map_err(|_| Trap::illegal(insn.0))?;
-        self.recheck |= recheck;
+        let (old, change) = access.map_err(|_| Trap::illegal(insn.0))?;
+        match change {
+            Change::Nothing => {}
+            // Kernels close and open interrupts all the time, and there are none nearly always.
+            Change::Interrupts => {
+                self.recheck |= self.port.apart() || self.sys.pending_interrupt(hot).is_some();
+            }
+            Change::Translation => self.recheck = true,
+        }
         if T::ENABLED && operand.is_some() {
             let now = self.sys.csr_access(hot, insn.csr(), CsrOp::Set, None);
             trace.csr(insn.csr(), now.map_or(old, |(value, _)| value));
@@ -295,6 +302,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         self.recheck = true;
         match decode(insn.0) {
             Op::Ecall if supervisor && self.sys.sbi != 0 => {
+                self.look();
                 self.sbi_call(hot)?;
                 Ok(next)
             }
@@ -312,6 +320,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             }
             Op::Wfi if privilege == Privilege::User || trapped(mstatus::TW) => illegal,
             Op::Wfi => {
+                self.look();
                 self.sys.waiting = 1;
                 Ok(next)
             }

@@ -165,7 +165,7 @@ pub(crate) struct Core<'a, M, D, P> {
     pub(crate) ram: &'a mut M,
     pub(crate) disk: &'a mut D,
     pub(crate) port: &'a mut P,
-    /// The hart must look at interrupts and translation before the next instruction.
+    /// The instruction loop must end after this instruction, as what it relies on may have changed.
     pub(crate) recheck: bool,
     /// A device or firmware call ended the run.
     pub(crate) exit: Option<Exit>,
@@ -219,6 +219,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         trace: &mut T,
     ) -> Exit {
         if looks {
+            self.sys.quiet_until = 0;
             self.sys.clock.begin(now);
             if let Err(trap) = self.poll_devices(hot) {
                 return self.stopped(trap);
@@ -226,14 +227,18 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
         let mut left = budget;
         loop {
-            if let Some(exit) = self.exit.take() {
-                return exit;
+            // Most runs of the instruction loop end for other reasons than devices and time.
+            let quiet = self.sys.clock.retired < self.sys.quiet_until;
+            if !quiet {
+                if let Some(exit) = self.exit.take() {
+                    return exit;
+                }
+                if let Some(exit) = self.unfinished() {
+                    return exit;
+                }
+                self.sys.clock.catch_up();
+                self.update_lines();
             }
-            if let Some(exit) = self.unfinished() {
-                return exit;
-            }
-            self.sys.clock.catch_up();
-            self.update_lines();
             if let Some(number) = self.sys.pending_interrupt(hot) {
                 self.sys.waiting = 0;
                 trace.trap(hot.pc, cause::INTERRUPT | number, 0);
@@ -243,14 +248,17 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             if left == 0 {
                 return Exit::new(ExitCode::Budget);
             }
-            if self.sys.waiting != 0 {
-                if !self.end_wait(now) {
-                    return Exit::new(ExitCode::Idle);
+            if !quiet {
+                if self.sys.waiting != 0 {
+                    if !self.end_wait(now) {
+                        return Exit::new(ExitCode::Idle);
+                    }
+                    continue;
                 }
-                continue;
+                self.sys.quiet_until = self.sys.clock.retired.saturating_add(self.until_event());
             }
-            let until = self.until_event();
-            let n = if until == 0 { left } else { until.min(u64::from(left)) as u32 };
+            let until = self.sys.quiet_until - self.sys.clock.retired;
+            let n = until.min(u64::from(left)) as u32;
             let (spent, result) = if self.port.alone() {
                 self.execute::<T, true>(hot, n, trace)
             } else {
@@ -332,17 +340,22 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }))
     }
 
-    /// Instructions until the timer or the clock's alarm; zero when the timer is due already.
+    /// Instructions until the timer or the clock's alarm, one at least. A timer that is due already
+    /// does not count.
     fn until_event(&self) -> u64 {
         let clock = &self.sys.clock;
-        let timer = clock.until_deadline();
-        match self.sys.dev.rtc.next_alarm() {
-            None => timer,
-            Some(ns) => {
-                let alarm = clock.retired_at(clock.ticks_at_ns(ns)).saturating_sub(clock.retired);
-                if timer == 0 { alarm } else { timer.min(alarm) }
-            }
-        }
+        let timer = Some(clock.until_deadline()).filter(|&n| n != 0);
+        let alarm =
+            self.sys.dev.rtc.next_alarm().map(|ns| {
+                clock.retired_at(clock.ticks_at_ns(ns)).saturating_sub(clock.retired).max(1)
+            });
+        timer.into_iter().chain(alarm).min().unwrap_or(u64::MAX)
+    }
+
+    /// The loop must end after this instruction, and devices and time be looked at.
+    pub(crate) fn look(&mut self) {
+        self.recheck = true;
+        self.sys.quiet_until = 0;
     }
 
     /// Drives the interrupt lines that devices and the timer have on the hart.

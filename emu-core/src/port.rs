@@ -78,6 +78,12 @@ pub trait Port {
         true
     }
 
+    /// Whether some of those that share the VM's warp are elsewhere.
+    #[inline(always)]
+    fn apart(&self) -> bool {
+        false
+    }
+
     /// An instruction has ended the loop. Answers whether the run ends, so that VMs that share a
     /// warp can wait for each other.
     #[inline(always)]

@@ -540,6 +540,11 @@ impl Port for LogPort<'_> {
     }
 
     #[inline]
+    fn apart(&self) -> bool {
+        self.warp.is_apart()
+    }
+
+    #[inline]
     fn meet(&mut self, place: Place) -> bool {
         self.warp.arrive(&place)
     }

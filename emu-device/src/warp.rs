@@ -113,6 +113,11 @@ impl Warp {
         self.lanes & self.lanes.wrapping_sub(1) == 0
     }
 
+    /// Whether some lanes are elsewhere.
+    pub fn is_apart(&self) -> bool {
+        self.meeting && parted(self.lanes)
+    }
+
     /// A lane's run has come to a place where it may end. Answers whether it does.
     pub fn arrive(&mut self, place: &Place) -> bool {
         if !self.meeting {
