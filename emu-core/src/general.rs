@@ -225,11 +225,15 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(())
     }
 
+    /// The frame of an aligned word, if a TLB has it.
+    fn cached(&self, hot: &mut Hot, va: u32, denied: u32) -> Option<Frame> {
+        let first = hot.tlb.get(va, 3, denied);
+        first.or_else(|| hot.tlb.refill(&self.sys.dtlb, va, 3, denied))
+    }
+
     /// The frame that an AMO works on.
     fn amo_frame(&mut self, hot: &mut Hot, va: u32) -> Result<Frame, Trap> {
-        let denied = hot.ctx.store;
-        let cached = hot.tlb.get(va, 3, denied);
-        match cached.or_else(|| hot.tlb.refill(&self.sys.dtlb, va, 3, denied)) {
+        match self.cached(hot, va, hot.ctx.store) {
             Some(frame) => Ok(frame),
             None if va & 3 != 0 => Err(Trap::new(cause::STORE_MISALIGNED, va)),
             None => self.ram_frame(hot, va, AccessType::Store),
@@ -240,7 +244,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         if va & 3 != 0 {
             return Err(Trap::new(cause::LOAD_MISALIGNED, va));
         }
-        let frame = self.ram_frame(hot, va, AccessType::Load)?;
+        let frame = match self.cached(hot, va, hot.ctx.load) {
+            Some(frame) => frame,
+            None => self.ram_frame(hot, va, AccessType::Load)?,
+        };
         // Traps and changes of translation drop the reservation, so that the virtual address
         // stands for the physical one as long as it lives.
         hot.reservation = va;
