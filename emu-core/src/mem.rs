@@ -67,10 +67,11 @@ pub trait Memory {
     /// Writes an aligned word. The frame must be private.
     fn store32(&mut self, frame: Frame, offset: u32, value: u32);
 
-    /// The frame's bytes.
-    fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize];
-    /// A private frame's bytes, for writing; `None` for a shared frame.
-    fn bytes_mut(&mut self, frame: Frame) -> Option<&mut [u8; FRAME_SIZE as usize]>;
+    /// Calls `f` with each piece of `len` bytes from `offset` on: its position among these, and its
+    /// bytes. All lie in the frame, and each piece side by side.
+    fn read_pieces(&self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &[u8]));
+    /// The same for writing. The frame must be private.
+    fn write_pieces(&mut self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &mut [u8]));
 }
 
 /// Guest RAM: memory that instructions are fetched from.
@@ -196,7 +197,9 @@ impl<'a, M: Memory> Dma<'a, M> {
         Ok(((off >> FRAME_SHIFT) as u32, off as u32 & OFFSET_MASK))
     }
 
-    /// Calls `f` with each piece of the range in turn (its position in the range, its bytes).
+    /// Calls `f` with each piece of the range in turn (its position in the range, its bytes). Pieces
+    /// end where memory does not lie side by side, which is elsewhere on each backend: what a guest
+    /// sees must not depend on it.
     pub fn read_with(
         &self,
         addr: u64,
@@ -208,9 +211,7 @@ impl<'a, M: Memory> Dma<'a, M> {
         while done < len {
             let n = (FRAME_SIZE - off).min(len - done);
             let frame = self.mem.frame(page).ok_or(DmaError::OutOfRange)?;
-            if let Some(piece) = self.mem.bytes(frame).get(off as usize..(off + n) as usize) {
-                f(done, piece);
-            }
+            self.mem.read_pieces(frame, off, n, |at, piece| f(done + at, piece));
             done += n;
             off = 0;
             page += 1;
@@ -241,10 +242,7 @@ impl<'a, M: Memory> Dma<'a, M> {
         while done < len {
             let n = (FRAME_SIZE - off).min(len - done);
             let frame = self.private(page)?;
-            let bytes = self.mem.bytes_mut(frame).ok_or(DmaError::OutOfRange)?;
-            if let Some(piece) = bytes.get_mut(off as usize..(off + n) as usize) {
-                f(done, piece);
-            }
+            self.mem.write_pieces(frame, off, n, |at, piece| f(done + at, piece));
             done += n;
             off = 0;
             page += 1;

@@ -6,6 +6,7 @@
 
 pub mod kernel;
 pub mod launch;
+pub mod placement;
 pub mod port;
 pub mod ram;
 mod warp;

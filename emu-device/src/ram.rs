@@ -4,9 +4,11 @@
 //! since. Every other frame belongs to at most one VM, the one whose table names it. That makes
 //! concurrent use by many VMs free of data races, on the CPU and on the GPU.
 
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use emu_core::mem::{FRAME_INSNS, FRAME_SHIFT, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window};
+use crate::placement::{Contiguous, Placement};
+use emu_core::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window};
 
 /// Where private frames come from.
 pub trait FrameSource {
@@ -17,26 +19,28 @@ pub trait FrameSource {
 
 /// The fleet's frames.
 #[derive(Clone, Copy, Debug)]
-pub struct Arena {
+pub struct Arena<L = Contiguous> {
     base: *mut u8,
     frames: u32,
     shared: u32,
+    placement: PhantomData<L>,
 }
 
 // SAFETY: an `Arena` is an address and two limits; the access rules are those of `FrameMemory`.
-unsafe impl Send for Arena {}
+unsafe impl<L> Send for Arena<L> {}
 // SAFETY: as above.
-unsafe impl Sync for Arena {}
+unsafe impl<L> Sync for Arena<L> {}
 
-impl Arena {
+impl<L: Placement> Arena<L> {
     /// Describes an arena.
     ///
     /// # Safety
-    /// `base` must be 4 KiB aligned and valid for reads and writes of `frames` frames for as long
-    /// as the value or a copy is used. Frame 0 must be zero, `shared` at least 1, and nobody may
-    /// write the first `shared` frames while a [`FrameMemory`] over this arena exists.
+    /// `base` must be aligned to [`Placement::ALIGN`] and valid for reads and writes of `frames`
+    /// frames, rounded up to whole units of that, for as long as the value or a copy is used.
+    /// Frame 0 must be zero, `shared` at least 1, and nobody may write the first `shared` frames
+    /// while a [`FrameMemory`] over this arena exists.
     pub const unsafe fn new(base: *mut u8, frames: u32, shared: u32) -> Self {
-        Self { base, frames, shared }
+        Self { base, frames, shared, placement: PhantomData }
     }
 
     /// Number of frames that are read-only and common to the fleet.
@@ -49,28 +53,65 @@ impl Arena {
         self.frames
     }
 
+    fn is_private(&self, frame: Frame) -> bool {
+        frame.index() >= L::name(self.shared).index()
+    }
+
+    /// Copies a frame.
+    ///
+    /// # Safety
+    /// They differ, and `to` is private and this VM's.
+    unsafe fn copy_frame(self, from: Frame, to: Frame) {
+        if !cfg!(feature = "device") {
+            for at in (0..FRAME_SIZE).step_by(L::PIECE as usize) {
+                // SAFETY: a piece is contiguous.
+                unsafe {
+                    let piece = self.at(from, at);
+                    piece.copy_to_nonoverlapping(self.at(to, at), L::PIECE as usize);
+                }
+            }
+            return;
+        }
+        let (from, to) = (self.at(from, 0).cast::<u64>(), self.at(to, 0).cast::<u64>());
+        for at in (0..FRAME_SIZE).step_by(8 * BATCH) {
+            // SAFETY: words of the two frames, which are aligned.
+            unsafe {
+                let (from, to) = (from.byte_add(L::distance(at)), to.byte_add(L::distance(at)));
+                let place = |i: usize| L::distance(8 * i as u32);
+                let words: [u64; BATCH] =
+                    core::array::from_fn(|i| from.byte_add(place(i)).read_volatile());
+                for (i, word) in words.into_iter().enumerate() {
+                    to.byte_add(place(i)).write_volatile(word);
+                }
+            }
+        }
+    }
+
+    /// Fills a frame with zero.
+    ///
+    /// # Safety
+    /// It is private and this VM's.
+    unsafe fn zero_frame(self, frame: Frame) {
+        let start = self.at(frame, 0);
+        for at in (0..FRAME_SIZE).step_by(L::PIECE as usize) {
+            // SAFETY: a piece of the frame is contiguous and aligned to its size.
+            unsafe { fill_zero(start.add(L::distance(at)).cast(), L::PIECE as usize / 8) }
+        }
+    }
+
     #[inline(always)]
     fn at(self, frame: Frame, offset: u32) -> *mut u8 {
-        debug_assert!(frame.index() < self.frames);
-        let byte = (offset & (FRAME_SIZE - 1)) as usize;
+        debug_assert!(L::number(frame) < self.frames);
         #[cfg(feature = "device")]
-        {
-            let start = (crate::intrin::half(frame.index()) as usize) << FRAME_SHIFT;
-            // The base is aligned, and "or" needs no carry into the upper half.
-            // SAFETY: frames are made from table entries, which are inside the arena
-            // (`FrameMemory::new`).
-            unsafe { self.base.add(start).map_addr(|at| at | byte) }
-        }
-        #[cfg(not(feature = "device"))]
-        {
-            let start = (frame.index() as usize) << FRAME_SHIFT;
-            // SAFETY: as above.
-            unsafe { self.base.add(byte).add(start) }
-        }
+        let frame = Frame::new(crate::intrin::half(frame.index()));
+        // SAFETY: frames are made from table entries, which are inside the arena
+        // (`FrameMemory::new`).
+        let start = unsafe { self.base.add(L::start(frame)) };
+        start.map_addr(|start| L::address(start, frame, offset))
     }
 }
 
-impl Window for Arena {
+impl<L: Placement> Window for Arena<L> {
     #[inline(always)]
     fn load8(self, frame: Frame, offset: u32) -> u32 {
         // SAFETY: `at` is inside the arena; see the module text for who may write it.
@@ -91,21 +132,21 @@ impl Window for Arena {
 
     #[inline(always)]
     fn store8(self, frame: Frame, offset: u32, value: u32) {
-        debug_assert!(frame.index() >= self.shared);
+        debug_assert!(self.is_private(frame));
         // SAFETY: as `load8`; the frame is private, so no other VM sees it.
         unsafe { self.at(frame, offset).write(value as u8) }
     }
 
     #[inline(always)]
     fn store16(self, frame: Frame, offset: u32, value: u32) {
-        debug_assert!(frame.index() >= self.shared);
+        debug_assert!(self.is_private(frame));
         // SAFETY: as `store8`, aligned as `load16`.
         unsafe { self.at(frame, offset & !1).cast::<u16>().write(value as u16) }
     }
 
     #[inline(always)]
     fn store32(self, frame: Frame, offset: u32, value: u32) {
-        debug_assert!(frame.index() >= self.shared);
+        debug_assert!(self.is_private(frame));
         // SAFETY: as `store8`, aligned as `load32`.
         unsafe { self.at(frame, offset & !3).cast::<u32>().write(value) }
     }
@@ -143,14 +184,18 @@ pub(crate) unsafe fn copy<T: Copy>(from: *const T, to: *mut T, len: usize) {
 /// Fills words with zero.
 ///
 /// # Safety
-/// As [`core::ptr::write_bytes`]; `len` is a multiple of [`BATCH`].
+/// As [`core::ptr::write_bytes`].
 unsafe fn fill_zero(to: *mut u64, len: usize) {
     // SAFETY: the caller's.
     unsafe {
         if !cfg!(feature = "device") {
             return to.write_bytes(0, len);
         }
-        for at in (0..len).step_by(BATCH) {
+        let whole = len - len % BATCH;
+        for at in whole..len {
+            to.add(at).write_volatile(0);
+        }
+        for at in (0..whole).step_by(BATCH) {
             for i in 0..BATCH {
                 to.add(at + i).write_volatile(0);
             }
@@ -159,37 +204,37 @@ unsafe fn fill_zero(to: *mut u64, len: usize) {
 }
 
 /// One VM's memory: its page table of frames over the arena.
-pub struct FrameMemory<'a, S> {
-    arena: Arena,
+pub struct FrameMemory<'a, S, L = Contiguous> {
+    arena: Arena<L>,
     table: &'a mut [u32],
     source: S,
 }
 
-impl<'a, S: FrameSource> FrameMemory<'a, S> {
+impl<'a, S: FrameSource, L: Placement> FrameMemory<'a, S, L> {
     /// The memory that `table` describes, one entry a page.
     ///
     /// # Safety
     /// Every entry must be below `arena.frames()`, and an entry that is not shared must be in no
     /// other table. A [`Frame`] cached in a VM's state must come from this same table.
-    pub unsafe fn new(arena: Arena, table: &'a mut [u32], source: S) -> Self {
+    pub unsafe fn new(arena: Arena<L>, table: &'a mut [u32], source: S) -> Self {
         debug_assert!(table.iter().all(|&f| f < arena.frames));
         Self { arena, table, source }
     }
 }
 
-impl<S: FrameSource> Memory for FrameMemory<'_, S> {
+impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
     fn pages(&self) -> u32 {
         self.table.len() as u32
     }
 
     #[inline]
     fn frame(&self, page: u32) -> Option<Frame> {
-        self.table.get(page as usize).copied().map(Frame::new)
+        self.table.get(page as usize).copied().map(L::name)
     }
 
     #[inline]
     fn is_private(&self, frame: Frame) -> bool {
-        frame.index() >= self.arena.shared
+        self.arena.is_private(frame)
     }
 
     fn make_private(&mut self, page: u32) -> Result<Frame, NoFrame> {
@@ -197,19 +242,18 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
         if self.is_private(old) {
             return Ok(old);
         }
-        let new = Frame::new(self.source.take().ok_or(NoFrame)?);
+        let number = self.source.take().ok_or(NoFrame)?;
+        let new = L::name(number);
         debug_assert!(self.is_private(new));
-        // SAFETY: both are whole frames of the arena; `new` is private and `old` is not, so they
-        // differ.
+        // SAFETY: both are frames of the arena; `new` is private and `old` is not, so they differ.
         unsafe {
-            let to = self.arena.at(new, 0).cast::<u64>();
-            match old.index() {
-                0 => fill_zero(to, FRAME_SIZE as usize / 8),
-                _ => copy(self.arena.at(old, 0).cast::<u64>(), to, FRAME_SIZE as usize / 8),
+            match old {
+                Frame::ZERO => self.arena.zero_frame(new),
+                _ => self.arena.copy_frame(old, new),
             }
         }
         if let Some(entry) = self.table.get_mut(page as usize) {
-            *entry = new.index();
+            *entry = number;
         }
         Ok(new)
     }
@@ -239,21 +283,43 @@ impl<S: FrameSource> Memory for FrameMemory<'_, S> {
         self.arena.store32(frame, offset, value);
     }
 
-    #[inline]
-    fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize] {
-        // SAFETY: a whole frame of the arena. This VM cannot write it while `self` is borrowed,
-        // and no other VM ever does.
-        unsafe { &*self.arena.at(frame, 0).cast() }
+    fn read_pieces(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
+        for (at, piece) in pieces::<L>(offset, len) {
+            let place = self.arena.at(frame, offset + at);
+            // SAFETY: a piece of a frame of the arena. This VM cannot write it while `self` is
+            // borrowed, and no other VM ever does.
+            f(at, unsafe { core::slice::from_raw_parts(place, piece) });
+        }
     }
 
-    #[inline]
-    fn bytes_mut(&mut self, frame: Frame) -> Option<&mut [u8; FRAME_SIZE as usize]> {
+    fn write_pieces(
+        &mut self,
+        frame: Frame,
+        offset: u32,
+        len: u32,
+        mut f: impl FnMut(u32, &mut [u8]),
+    ) {
         if !self.is_private(frame) {
-            return None;
+            return;
         }
-        // SAFETY: a whole private frame, reachable through `self` alone, which is borrowed.
-        unsafe { Some(&mut *self.arena.at(frame, 0).cast()) }
+        for (at, piece) in pieces::<L>(offset, len) {
+            let place = self.arena.at(frame, offset + at);
+            // SAFETY: a piece of a private frame, reachable through `self` alone, which is borrowed.
+            f(at, unsafe { core::slice::from_raw_parts_mut(place, piece) });
+        }
     }
+}
+
+/// The position and the length of each piece of `len` bytes from `offset` on, as far as they are in
+/// the frame.
+fn pieces<L: Placement>(offset: u32, len: u32) -> impl Iterator<Item = (u32, usize)> {
+    let end = offset.saturating_add(len).min(FRAME_SIZE);
+    let mut at = offset;
+    core::iter::from_fn(move || {
+        let piece = (L::PIECE - at % L::PIECE).min(end.saturating_sub(at));
+        at += piece;
+        (piece != 0).then_some((at - piece - offset, piece as usize))
+    })
 }
 
 const INSNS: usize = FRAME_INSNS as usize;
@@ -292,8 +358,8 @@ impl<const SLOTS: usize> CodeCache<SLOTS> {
 }
 
 /// [`FrameMemory`] to execute from: with a ROM beside it, and decoded instructions.
-pub struct FrameRam<'a, S, const SLOTS: usize = 64> {
-    memory: FrameMemory<'a, S>,
+pub struct FrameRam<'a, S, L = Contiguous, const SLOTS: usize = 64> {
+    memory: FrameMemory<'a, S, L>,
     /// For each page of the ROM, its frame.
     rom: &'a [u32],
     /// One page for each shared frame.
@@ -301,12 +367,12 @@ pub struct FrameRam<'a, S, const SLOTS: usize = 64> {
     private: &'a mut CodeCache<SLOTS>,
 }
 
-impl<'a, S: FrameSource, const SLOTS: usize> FrameRam<'a, S, SLOTS> {
+impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> FrameRam<'a, S, L, SLOTS> {
     /// Adds to a memory the shared frames of a ROM, and decoded instructions: `shared` for the
     /// arena's shared frames, all zero at first and common to the fleet, and `private`, which is
     /// emptied.
     pub fn new(
-        memory: FrameMemory<'a, S>,
+        memory: FrameMemory<'a, S, L>,
         rom: &'a [u32],
         shared: &'a [CodePage],
         private: &'a mut CodeCache<SLOTS>,
@@ -317,7 +383,7 @@ impl<'a, S: FrameSource, const SLOTS: usize> FrameRam<'a, S, SLOTS> {
 
     /// The same with a `private` that serves no other VM and keeps what it knows.
     pub fn keep(
-        memory: FrameMemory<'a, S>,
+        memory: FrameMemory<'a, S, L>,
         rom: &'a [u32],
         shared: &'a [CodePage],
         private: &'a mut CodeCache<SLOTS>,
@@ -326,7 +392,7 @@ impl<'a, S: FrameSource, const SLOTS: usize> FrameRam<'a, S, SLOTS> {
     }
 }
 
-impl<S: FrameSource, const SLOTS: usize> Memory for FrameRam<'_, S, SLOTS> {
+impl<S: FrameSource, L: Placement, const SLOTS: usize> Memory for FrameRam<'_, S, L, SLOTS> {
     fn pages(&self) -> u32 {
         self.memory.pages()
     }
@@ -365,13 +431,12 @@ impl<S: FrameSource, const SLOTS: usize> Memory for FrameRam<'_, S, SLOTS> {
     fn store32(&mut self, frame: Frame, offset: u32, value: u32) {
         self.memory.store32(frame, offset, value);
     }
-    #[inline]
-    fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize] {
-        self.memory.bytes(frame)
+    fn read_pieces(&self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &[u8])) {
+        self.memory.read_pieces(frame, offset, len, f);
     }
-    fn bytes_mut(&mut self, frame: Frame) -> Option<&mut [u8; FRAME_SIZE as usize]> {
+    fn write_pieces(&mut self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &mut [u8])) {
         self.drop_code(frame);
-        self.memory.bytes_mut(frame)
+        self.memory.write_pieces(frame, offset, len, f);
     }
 }
 
@@ -379,7 +444,7 @@ impl<S: FrameSource, const SLOTS: usize> Memory for FrameRam<'_, S, SLOTS> {
 #[derive(Clone, Copy)]
 pub struct CodeRef(*const AtomicU64);
 
-impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
+impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, S, L, SLOTS> {
     const READ_AHEAD: bool = cfg!(feature = "device");
 
     #[inline(always)]
@@ -395,7 +460,7 @@ impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
         crate::warp::rejoin();
     }
 
-    type Window = Arena;
+    type Window = Arena<L>;
     type Code = CodeRef;
     type SharedCode = &'a [CodePage];
 
@@ -406,17 +471,17 @@ impl<'a, S: FrameSource, const SLOTS: usize> Ram for FrameRam<'a, S, SLOTS> {
 
     #[inline(always)]
     fn code_in(shared: &'a [CodePage], frame: Frame) -> Option<CodeRef> {
-        shared.get(frame.index() as usize).map(|page| CodeRef(page.as_ptr()))
+        shared.get(L::number(frame) as usize).map(|page| CodeRef(page.as_ptr()))
     }
 
     fn rom(&self, page: u32) -> Option<Frame> {
-        let frame = Frame::new(*self.rom.get(page as usize)?);
+        let frame = L::name(*self.rom.get(page as usize)?);
         // Frames of other VMs are out of reach whatever the table says.
         (!self.is_private(frame)).then_some(frame)
     }
 
     #[inline]
-    fn window(&self) -> Arena {
+    fn window(&self) -> Arena<L> {
         self.memory.arena
     }
 

@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use emu_core::abi::Vm;
-use emu_core::mem::{Frame, Memory};
+use emu_core::mem::{FRAME_SIZE, Frame, Memory};
 
 /// Hashes of the parts of a machine's state, so that a difference says where it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,10 +55,15 @@ pub fn state_hash(vm: &Vm, memory: &impl Memory) -> StateHash {
 
 /// Hashes the content of a memory, page by page.
 pub fn ram_hash(memory: &impl Memory) -> u64 {
-    let zero = of(memory.bytes(Frame::ZERO));
+    let content = |frame| {
+        let mut hasher = DefaultHasher::new();
+        memory.read_pieces(frame, 0, FRAME_SIZE, |_, piece| hasher.write(piece));
+        hasher.finish()
+    };
+    let zero = content(Frame::ZERO);
     let page = |page| match memory.frame(page) {
         Some(Frame::ZERO) | None => zero,
-        Some(frame) => of(memory.bytes(frame)),
+        Some(frame) => content(frame),
     };
     of((0..memory.pages()).map(page).collect::<Vec<u64>>())
 }

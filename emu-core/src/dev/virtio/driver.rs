@@ -140,12 +140,17 @@ impl MockMemory {
 
     fn value<const N: usize>(&self, frame: Frame, offset: u32) -> [u8; N] {
         let at = (offset % FRAME_SIZE) as usize & !(N - 1);
-        self.bytes(frame)[at..at + N].try_into().expect("N bytes")
+        self.frames[frame.index() as usize][at..at + N].try_into().expect("N bytes")
+    }
+
+    fn private(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize] {
+        assert!(self.is_private(frame), "write to shared frame {}", frame.index());
+        &mut self.frames[frame.index() as usize]
     }
 
     fn set_value<const N: usize>(&mut self, frame: Frame, offset: u32, value: [u8; N]) {
         let at = (offset % FRAME_SIZE) as usize & !(N - 1);
-        self.bytes_mut(frame).expect("private")[at..at + N].copy_from_slice(&value);
+        self.private(frame)[at..at + N].copy_from_slice(&value);
     }
 }
 
@@ -188,13 +193,34 @@ impl Memory for MockMemory {
     fn store32(&mut self, frame: Frame, offset: u32, value: u32) {
         self.set_value(frame, offset, value.to_le_bytes());
     }
-    fn bytes(&self, frame: Frame) -> &[u8; FRAME_SIZE as usize] {
-        &self.frames[frame.index() as usize]
+    fn read_pieces(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
+        for piece in pieces(offset, len) {
+            f(piece.start as u32 - offset, &self.frames[frame.index() as usize][piece]);
+        }
     }
-    fn bytes_mut(&mut self, frame: Frame) -> Option<&mut [u8; FRAME_SIZE as usize]> {
-        assert!(self.is_private(frame), "write to shared frame {}", frame.index());
-        Some(&mut self.frames[frame.index() as usize])
+    fn write_pieces(
+        &mut self,
+        frame: Frame,
+        offset: u32,
+        len: u32,
+        mut f: impl FnMut(u32, &mut [u8]),
+    ) {
+        for piece in pieces(offset, len) {
+            f(piece.start as u32 - offset, &mut self.private(frame)[piece]);
+        }
     }
+}
+
+/// Small pieces, so that tests meet their ends.
+fn pieces(offset: u32, len: u32) -> impl Iterator<Item = std::ops::Range<usize>> {
+    const PIECE: u32 = 16;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        let end = (at / PIECE * PIECE + PIECE).min(offset + len);
+        let piece = at as usize..end as usize;
+        at = end;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// A host in vectors. Panics when a device writes or reads outside of a frame.

@@ -9,7 +9,7 @@ pub(super) const FEATURES: u64 = feature::COMMON;
 
 /// A request is answered with at most this much, so that a guest cannot keep the host busy.
 /// A driver that wants more asks again (section 5.4.6).
-const BYTES_MAX: u32 = 64;
+const BYTES_MAX: usize = 64;
 
 pub(super) fn serve<M: Memory, D: Memory, P>(
     queue: &mut Queue,
@@ -25,13 +25,19 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
         if lengths.readable != 0 {
             return Err(QueueError::Broken);
         }
-        let len = lengths.writable.min(BYTES_MAX.into()) as u32;
+        let len = lengths.writable.min(BYTES_MAX as u64) as u32;
         work.spend(&lengths, len);
         // All frames first: running out of them must not use up randomness, or the guest's
         // numbers would depend on the host's memory.
         queue.write_with(&mut io.ram, head, 0, len, |_, _| {})?;
-        let rng = &mut *io.rng;
-        queue.write_with(&mut io.ram, head, 0, len, |_, piece| rng.fill(piece))?;
+        // At once: the stream must not depend on the pieces that the buffer lies in.
+        let mut random = [0; BYTES_MAX];
+        io.rng.fill(random.get_mut(..len as usize).unwrap_or_default());
+        queue.write_with(&mut io.ram, head, 0, len, |at, piece| {
+            for (byte, value) in piece.iter_mut().zip(random.iter().skip(at as usize)) {
+                *byte = *value;
+            }
+        })?;
         queue.complete(&mut io.ram, head, len)?;
     }
     Ok(Progress::Done)
@@ -100,7 +106,7 @@ mod tests {
         guest.ram.frames_left = guest.ram.pages();
         guest.kick(0);
         assert_eq!(guest.take_used(0), Some((0, 16)));
-        assert_eq!(guest.load(BUFFERS, 8), stream(8));
-        assert_eq!(guest.load(second, 8), stream(72)[64..]);
+        assert_eq!(guest.load(BUFFERS, 8), stream(16)[..8]);
+        assert_eq!(guest.load(second, 8), stream(16)[8..]);
     }
 }

@@ -223,7 +223,9 @@ impl Guest {
         let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &lane.magazine) };
         for (page, bytes) in staged.pages {
             let frame = ram.make_private(page)?;
-            ram.bytes_mut(frame).ok_or(NoFrame)?.copy_from_slice(&bytes[..]);
+            ram.write_pieces(frame, 0, FRAME_SIZE, |at, piece| {
+                piece.copy_from_slice(&bytes[at as usize..][..piece.len()]);
+            });
         }
         Ok(guest)
     }

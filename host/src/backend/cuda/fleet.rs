@@ -10,6 +10,7 @@ use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 use emu_device::launch::{
     CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
 };
+use emu_device::placement::{Interleaved, Placement};
 use emu_device::port::{Outbox, PortState};
 use emu_device::ram::{CodeCache, CodePage};
 
@@ -128,6 +129,19 @@ pub struct DeviceFleet {
 const PAGES_AT: usize = STAGED * size_of::<StagedVm>();
 const STAGING: usize = PAGES_AT + STAGED_PAGES * size_of::<StagedPage>();
 
+/// Frames, one after the other, as they lie in the arena from its start.
+fn interleaved(frames: &[u8]) -> Vec<u8> {
+    let mut placed = vec![0; frames.len().next_multiple_of(Interleaved::ALIGN)];
+    const PIECE: usize = Interleaved::PIECE as usize;
+    for (n, piece) in frames.chunks_exact(PIECE).enumerate() {
+        let at = n * PIECE;
+        let (number, offset) = (at >> FRAME_SHIFT, at % FRAME_SIZE as usize);
+        let to = Interleaved::place(number as u32, offset as u32);
+        placed[to..to + PIECE].copy_from_slice(piece);
+    }
+    placed
+}
+
 impl DeviceFleet {
     /// Makes room for `count` VMs over a base image and uploads the image.
     pub fn new(mut gpu: Box<dyn Gpu>, base: &BaseImage, count: u32) -> Result<Self, BackendError> {
@@ -181,8 +195,11 @@ impl DeviceFleet {
         let ports = zeroed(gpu.as_mut(), n * size_of::<PortState>() as u64)?;
         let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
         let returned = gpu.alloc(u64::from(frames - shared) * 4)?;
-        let arena = gpu.alloc(u64::from(frames) << FRAME_SHIFT)?;
-        gpu.upload(arena, &base.frames)?;
+        // One unit more than it takes, for the alignment.
+        const UNIT: u64 = Interleaved::ALIGN as u64;
+        let arena = gpu.alloc((u64::from(frames) << FRAME_SHIFT).next_multiple_of(UNIT) + UNIT)?;
+        let arena = arena.next_multiple_of(UNIT);
+        gpu.upload(arena, &interleaved(&base.frames))?;
         gpu.upload(
             control,
             raw::bytes(&[Control {

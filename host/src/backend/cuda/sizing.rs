@@ -3,6 +3,7 @@
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
 use emu_device::launch::CODE_SLOTS;
+use emu_device::placement::{Interleaved, Placement};
 use emu_device::port::PortState;
 use emu_device::ram::{CodeCache, CodePage};
 
@@ -54,9 +55,9 @@ pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
         return Err(BackendError::TooMany { place: "the GPU", count, available, each, fits });
     }
     let room = (left - u64::from(shape.count) * fixed) / private;
-    // Frame numbers are 31 bits: the kernel counts on room above the last one.
+    // The kernel counts on room above the last frame's number.
     let private = room.min(u64::from(shape.count) * pages);
-    Ok((u64::from(shape.shared) + private).min(u64::from(u32::MAX >> 1)) as u32)
+    Ok((u64::from(shape.shared) + private).min(u64::from(Interleaved::FRAMES)) as u32)
 }
 
 #[cfg(test)]

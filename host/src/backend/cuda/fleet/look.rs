@@ -1,6 +1,7 @@
 //! Looks at VMs in device memory, and at single words of it.
 
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
+use emu_device::placement::{Interleaved, Placement};
 use emu_device::port::PortState;
 
 use super::DeviceFleet;
@@ -40,7 +41,7 @@ impl DeviceFleet {
     pub fn write_ram(&mut self, vm: u32, at: u64, word: u32) -> Result<bool, CudaError> {
         let page = u32::try_from(at >> FRAME_SHIFT).unwrap_or(u32::MAX);
         match self.frame(vm, page)? {
-            Some(frame) => self.write(frame, at as u32 % FRAME_SIZE, &word.to_le_bytes()),
+            Some(frame) => self.write(frame, at as u32 % FRAME_SIZE, word),
             None => Ok(false),
         }
     }
@@ -66,31 +67,32 @@ impl DeviceFleet {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Where byte `at` of frame `frame` is; `None` outside of the arena.
-    fn place(&self, frame: u32, at: u32) -> Option<Address> {
-        let inside = frame < self.launch.frames && at < FRAME_SIZE;
-        inside.then(|| {
-            self.launch.arena as Address + (u64::from(frame) << FRAME_SHIFT) + u64::from(at)
-        })
+    /// Where byte `at` of a frame is.
+    fn place(&self, frame: u32, at: u32) -> Result<Address, CudaError> {
+        if frame >= self.launch.frames || at >= FRAME_SIZE {
+            return Err(CudaError::Contract("a frame outside of the arena"));
+        }
+        Ok(self.launch.arena as Address + Interleaved::place(frame, at) as Address)
     }
 
     /// Reads from one frame. No launch may be under way.
-    fn read(&mut self, frame: u32, at: u32, bytes: &mut [u8]) -> Result<(), CudaError> {
-        let end = at as usize + bytes.len();
-        match self.place(frame, at).filter(|_| end <= FRAME_SIZE as usize) {
-            Some(from) => self.gpu.download(from, bytes),
-            None => Err(CudaError::Contract("a frame outside of the arena")),
+    fn read(&mut self, frame: u32, mut at: u32, mut bytes: &mut [u8]) -> Result<(), CudaError> {
+        while !bytes.is_empty() {
+            let len = bytes.len().min((Interleaved::PIECE - at % Interleaved::PIECE) as usize);
+            let (piece, rest) = bytes.split_at_mut(len);
+            self.gpu.download(self.place(frame, at)?, piece)?;
+            (at, bytes) = (at + len as u32, rest);
         }
+        Ok(())
     }
 
-    /// Writes to one private frame; `false` when it is not private. No launch may be under way,
-    /// and the guest must not have executed these bytes.
-    fn write(&mut self, frame: u32, at: u32, bytes: &[u8]) -> Result<bool, CudaError> {
-        let end = at as usize + bytes.len();
-        match self.place(frame, at).filter(|_| end <= FRAME_SIZE as usize) {
-            Some(_) if frame < self.shape.shared => Ok(false),
-            Some(to) => self.gpu.upload(to, bytes).map(|()| true),
-            None => Err(CudaError::Contract("a frame outside of the arena")),
+    /// Writes an aligned word of a private frame; `false` when it is not private. No launch may be
+    /// under way, and the guest must not have executed it.
+    fn write(&mut self, frame: u32, at: u32, word: u32) -> Result<bool, CudaError> {
+        let to = self.place(frame, at & !3)?;
+        if frame < self.shape.shared {
+            return Ok(false);
         }
+        self.gpu.upload(to, &word.to_le_bytes()).map(|()| true)
     }
 }
