@@ -324,6 +324,13 @@ fn pieces<L: Placement>(offset: u32, len: u32) -> impl Iterator<Item = (u32, usi
 
 const INSNS: usize = FRAME_INSNS as usize;
 
+/// What a processor finds behind a frame's decoded instructions. It foresees the branch, but would
+/// wait for a minimum; a GPU does not mind.
+#[cold]
+fn past_the_end() -> u64 {
+    0
+}
+
 /// A frame's decoded instructions, and one that never is. Words are atomic because VMs on several
 /// threads fill the shared ones; they all write the same value.
 pub type CodePage = [AtomicU64; INSNS + 1];
@@ -523,18 +530,18 @@ impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, 
 
     #[inline(always)]
     fn decoded(&self, code: CodeRef, index: u32) -> u64 {
-        let index = index.min(FRAME_INSNS);
-        // SAFETY: `code` points to a whole page in `shared` or `private`, both borrowed for as
-        // long as `self` lives; the last word is the one past the frame's end.
-        let word = unsafe { code.0.add(index as usize) };
         if cfg!(feature = "device") {
-            // An atomic load would pass by the GPU's first-level cache.
-            // SAFETY: as above. All writers write the same value, in one aligned access, and a
+            // The last word is the one past the frame's end. An atomic load would pass by the GPU's
+            // first-level cache.
+            // SAFETY: `code` points to a whole page in `shared` or `private`, both borrowed for as
+            // long as `self` lives. All writers write the same value, in one aligned access, and a
             // stale zero only means to decode again.
-            unsafe { word.cast::<u64>().read() }
-        } else {
+            unsafe { code.0.add(index.min(FRAME_INSNS) as usize).cast::<u64>().read() }
+        } else if index < FRAME_INSNS {
             // SAFETY: as above.
-            unsafe { (*word).load(Ordering::Relaxed) }
+            unsafe { (*code.0.add(index as usize)).load(Ordering::Relaxed) }
+        } else {
+            past_the_end()
         }
     }
 
