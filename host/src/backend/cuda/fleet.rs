@@ -195,10 +195,7 @@ impl DeviceFleet {
         let ports = zeroed(gpu.as_mut(), n * size_of::<PortState>() as u64)?;
         let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
         let returned = gpu.alloc(u64::from(frames - shared) * 4)?;
-        // One unit more than it takes, for the alignment.
-        const UNIT: u64 = Interleaved::ALIGN as u64;
-        let arena = gpu.alloc((u64::from(frames) << FRAME_SHIFT).next_multiple_of(UNIT) + UNIT)?;
-        let arena = arena.next_multiple_of(UNIT);
+        let arena = gpu.alloc(sizing::arena(frames))?.next_multiple_of(Interleaved::ALIGN as u64);
         gpu.upload(arena, &interleaved(&base.frames))?;
         gpu.upload(
             control,

@@ -35,6 +35,12 @@ pub fn fixed(pages: u32) -> u64 {
     state as u64 + 4 * u64::from(pages) + LISTS
 }
 
+/// Bytes of an arena of so many frames: whole units, and one more for the alignment.
+pub fn arena(frames: u32) -> u64 {
+    const UNIT: u64 = Interleaved::ALIGN as u64;
+    (u64::from(frames) * u64::from(FRAME_SIZE)).next_multiple_of(UNIT) + UNIT
+}
+
 /// Frames in the arena, shared ones included, for a fleet on a device with `available` bytes.
 ///
 /// A VM that needs more than its share finds the arena empty only when all of it is in use.
@@ -44,6 +50,7 @@ pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
     let private = frame + 4;
     let fixed = fixed(shape.pages);
     let base = u64::from(shape.shared) * frame
+        + 2 * Interleaved::ALIGN as u64
         + u64::from(shape.ram_shared) * size_of::<CodePage>() as u64;
     let pages = u64::from(shape.pages);
     let each = fixed + TYPICAL_FRAMES.min(pages) * private;
@@ -78,7 +85,7 @@ mod tests {
         let available = 139 << 30;
         let n = u64::from(frames(&shape, available).unwrap());
         assert!(n > 32_768 * TYPICAL_FRAMES);
-        let used = n * 4100 + 32_768 * fixed(SHAPE.pages);
+        let used = arena(n as u32) + n * 4 + 32_768 * fixed(SHAPE.pages);
         assert!(used <= available && available - used < 64 << 20);
     }
 
