@@ -288,7 +288,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             Change::Nothing => {}
             // Kernels close and open interrupts all the time, and there are none nearly always.
             Change::Interrupts => {
-                self.recheck |= self.port.apart() || self.sys.pending_interrupt(hot).is_some();
+                self.recheck |= self.port.would_meet() || self.sys.pending_interrupt(hot).is_some();
             }
             Change::Translation => self.recheck = true,
         }

@@ -78,9 +78,10 @@ pub trait Port {
         true
     }
 
-    /// Whether some of those that share the VM's warp are elsewhere.
+    /// Whether there is a reason to meet where it costs little: some of those that share the VM's
+    /// warp are elsewhere, or the time that they have is over.
     #[inline(always)]
-    fn apart(&self) -> bool {
+    fn would_meet(&self) -> bool {
         false
     }
 

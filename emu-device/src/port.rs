@@ -540,8 +540,8 @@ impl Port for LogPort<'_> {
     }
 
     #[inline]
-    fn apart(&self) -> bool {
-        self.warp.is_apart()
+    fn would_meet(&self) -> bool {
+        self.warp.would_meet()
     }
 
     #[inline]

@@ -4,12 +4,13 @@
 //! of another length, or other random numbers, and one VM is some instructions behind; from then
 //! on a warp executes both instructions at each step, and lanes never meet again by themselves.
 //! So they look for each other where that costs nothing to find out: when an instruction ends the
-//! loop. If all are there, and at the same one, they go on. If not, each lane's run ends
-//! ([`Warp::arrive`]), and when all have come out, they settle who goes first ([`Warp::settle`]):
-//! those that have made the fewest system calls, which tell how far a program is (page faults do
-//! not, there are more or fewer of them by where its random addresses lie). Then the kernel goes
-//! before programs, those deepest in calls before the others, and the lowest address, as these will
-//! come by where the rest waits.
+//! loop. One that opens or closes interrupts, as kernels do all the time, ends it for this purpose
+//! only, when some are missing ([`Warp::would_meet`]). If all are there, and at the same one, they
+//! go on. If not, each lane's run ends ([`Warp::arrive`]), and when all have come out, they settle
+//! who goes first ([`Warp::settle`]): those that have made the fewest system calls, which tell how
+//! far a program is (page faults do not, there are more or fewer of them by where its random
+//! addresses lie). Then the kernel goes before programs, those deepest in calls before the others,
+//! and the lowest address, as these will come by where the rest waits.
 //!
 //! A program may run for long without any of that. So lanes that came from a meeting together look
 //! at each return from a function whether all are there; when some are not, their runs end, too.
@@ -113,9 +114,10 @@ impl Warp {
         self.lanes & self.lanes.wrapping_sub(1) == 0
     }
 
-    /// Whether some lanes are elsewhere.
-    pub fn is_apart(&self) -> bool {
-        self.meeting && parted(self.lanes)
+    /// Whether lanes have a reason to meet where nothing else ends the loop: some are elsewhere, or
+    /// the launch may end.
+    pub fn would_meet(&self) -> bool {
+        self.meeting && (parted(self.lanes) || now_ns() >= self.times.0)
     }
 
     /// A lane's run has come to a place where it may end. Answers whether it does.
