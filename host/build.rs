@@ -3,6 +3,7 @@
 //! The program builds without it, too: `PXVM_PTX=skip`, clippy, and toolchains whose LLVM cannot
 //! be used leave an empty text and the reason.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 fn main() {
@@ -14,9 +15,10 @@ fn main() {
     println!("cargo::rerun-if-env-changed=PXVM_PTX");
     println!("cargo::rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
 
+    let features = ablations();
     let (ptx, why_not) = match skipped() {
         Some(why) => (String::new(), why),
-        None => match ptx_builder::build(&workspace, &target(&out)) {
+        None => match ptx_builder::build(&workspace, &features, &target(&out, &features)) {
             Ok(ptx) => (ptx, String::new()),
             Err(error) => {
                 let why = sentence(&error);
@@ -31,6 +33,16 @@ fn main() {
     }
 }
 
+/// Features of this package that `emu-device` has, too, in a fixed order.
+fn ablations() -> Vec<String> {
+    let features = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let names = features.filter_map(|name| {
+        let name = name.strip_prefix("CARGO_FEATURE_ABLATE_")?.to_lowercase().replace('_', "-");
+        (name != "all").then(|| format!("ablate-{name}"))
+    });
+    names.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// Why no PTX is wanted.
 fn skipped() -> Option<String> {
     if std::env::var("PXVM_PTX").is_ok_and(|v| v == "skip") {
@@ -41,14 +53,15 @@ fn skipped() -> Option<String> {
     wrapper.contains("clippy").then(|| "it was built by clippy".to_owned())
 }
 
-/// A target directory of the device build's own, one for all profiles of the host's.
-fn target(out: &Path) -> PathBuf {
+/// A target directory of the device build's own, one for all profiles of the host's. Other features
+/// have another one: what was built last is taken.
+fn target(out: &Path, features: &[String]) -> PathBuf {
+    let name = ["device"].into_iter().chain(features.iter().map(String::as_str));
+    let name = name.collect::<Vec<_>>().join("+");
     // target/PROFILE/build/PACKAGE/out
     match out.ancestors().nth(4) {
-        Some(target) if out.iter().rev().nth(2).is_some_and(|n| n == "build") => {
-            target.join("device")
-        }
-        _ => out.join("device"),
+        Some(target) if out.iter().rev().nth(2).is_some_and(|n| n == "build") => target.join(name),
+        _ => out.join(name),
     }
 }
 

@@ -3,7 +3,7 @@
 //! The work is ordinary code, so that tests run a fleet over the host's memory with it.
 
 use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
-use crate::placement::Interleaved;
+use crate::placement::OnGpu;
 use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
 use crate::warp::{bracket, rejoin};
@@ -108,7 +108,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         copy((&raw const vm.hot).cast::<u32>(), hot.cast::<u32>(), HOT_WORDS);
         let hot = &mut *hot;
 
-        let arena = Arena::<Interleaved>::new(launch.arena, launch.frames, launch.shared);
+        let arena = Arena::<OnGpu>::new(launch.arena, launch.frames, launch.shared);
         let (table, disk) = row(launch, id);
         let memory = FrameMemory::new(arena, table, DeviceFrames(&control.free));
         let shared =
@@ -222,7 +222,7 @@ pub unsafe fn start(launch: &Launch, index: u32) {
         let staged: &StagedVm = &*launch.staged.add(index as usize);
         let id = staged.id;
         let control = &*launch.control;
-        let arena = Arena::<Interleaved>::new(launch.arena, launch.frames, launch.shared);
+        let arena = Arena::<OnGpu>::new(launch.arena, launch.frames, launch.shared);
         let (ram, disk) = row(launch, id);
         let width = ram.len() + disk.len();
         let base = launch.base.add(staged.row as usize * width);
@@ -266,7 +266,7 @@ pub unsafe fn digest(launch: &Launch, index: u32, part: u32, parts: u32) {
     // SAFETY: as `step`; `digests` has room for `count`. The table is only read.
     unsafe {
         let id = (*launch.active.add(index as usize)).vm & !WAKE;
-        let arena = Arena::<Interleaved>::new(launch.arena, launch.frames, launch.shared);
+        let arena = Arena::<OnGpu>::new(launch.arena, launch.frames, launch.shared);
         let (ram, _) = row(launch, id);
         let memory = FrameMemory::new(arena, ram, DeviceFrames(&(*launch.control).free));
         let sum = private_pages(&memory, part, parts);

@@ -49,7 +49,7 @@ pub struct Launch {
     /// Zero for an exact launch, which ends with its slices; else the nanoseconds after which it ends
     /// where the VMs that share a warp meet.
     pub meeting_ns: u32,
-    /// The arena, whose frames are [`crate::placement::Interleaved`].
+    /// The arena, its frames placed as [`crate::placement::OnGpu`] says.
     pub arena: *mut u8,
     /// Decoded instructions of the shared frames.
     pub shared_code: *const CodePage,

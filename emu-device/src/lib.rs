@@ -4,6 +4,7 @@
 //! them.
 #![no_std]
 
+pub mod ablation;
 pub mod kernel;
 pub mod launch;
 pub mod placement;

@@ -75,6 +75,13 @@ impl Placement for Contiguous {
 #[derive(Clone, Copy, Debug)]
 pub struct Interleaved;
 
+/// A GPU's arena.
+#[cfg(not(feature = "ablate-interleaving"))]
+pub type OnGpu = Interleaved;
+/// A GPU's arena, without interleaving.
+#[cfg(feature = "ablate-interleaving")]
+pub type OnGpu = Contiguous;
+
 /// log2 of the frames in a group.
 const GROUP_SHIFT: u32 = 5;
 /// log2 of the bytes in a piece: what a GPU's caches fetch at least.

@@ -7,6 +7,7 @@
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::ablation;
 use crate::placement::{Contiguous, Placement};
 use emu_core::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window};
 
@@ -395,6 +396,9 @@ impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> FrameRam<'a, S, L, SL
         shared: &'a [CodePage],
         private: &'a mut CodeCache<SLOTS>,
     ) -> Self {
+        // The zero frame's stay: a slot of `private` cannot tell that it is for this frame.
+        let shared =
+            if ablation::SHARED_CODE { shared } else { shared.get(..1).unwrap_or_default() };
         Self { memory, rom, shared, private }
     }
 }
@@ -452,7 +456,7 @@ impl<S: FrameSource, L: Placement, const SLOTS: usize> Memory for FrameRam<'_, S
 pub struct CodeRef(*const AtomicU64);
 
 impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, S, L, SLOTS> {
-    const READ_AHEAD: bool = cfg!(feature = "device");
+    const READ_AHEAD: bool = cfg!(feature = "device") && ablation::READ_AHEAD;
 
     #[inline(always)]
     fn aside(value: u64) -> u64 {

@@ -29,6 +29,7 @@
 //! go as soon as others come by a loop in which the compiler fears that somebody is waited for. So
 //! runs are inside of a branch that all take, at whose end all wait at a barrier ([`Warp::wait`]).
 
+use crate::ablation;
 use emu_core::port::Place;
 
 /// Instructions that a lane may run while others wait for it.
@@ -111,7 +112,7 @@ impl Warp {
 
     /// Whether there are no others to wait for.
     pub fn is_alone(&self) -> bool {
-        self.lanes & self.lanes.wrapping_sub(1) == 0
+        ablation::ALONE_LOOP && self.lanes & self.lanes.wrapping_sub(1) == 0
     }
 
     /// Whether lanes have a reason to meet where nothing else ends the loop: some are elsewhere, or
@@ -303,12 +304,13 @@ pub fn parted(company: u32) -> bool {
     cfg!(feature = "device") && company & !here() != 0
 }
 
-/// The lanes that execute this together.
+/// The lanes that execute this together. In a build without meetings each takes itself for the only
+/// one.
 #[inline(always)]
 fn here() -> u32 {
-    #[cfg(feature = "device")]
+    #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
     return crate::intrin::warp::activemask();
-    #[cfg(not(feature = "device"))]
+    #[cfg(any(not(feature = "device"), feature = "ablate-meeting"))]
     1
 }
 
@@ -335,18 +337,18 @@ pub fn rejoin() {
 /// Waits for all of `lanes`.
 #[inline(always)]
 fn sync(lanes: u32) {
-    #[cfg(feature = "device")]
+    #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
     crate::intrin::warp::sync_warp(lanes);
-    #[cfg(not(feature = "device"))]
+    #[cfg(any(not(feature = "device"), feature = "ablate-meeting"))]
     debug_assert_eq!(lanes, 1);
 }
 
 /// Those of `lanes`, which all come here, for which the predicate holds.
 #[inline(always)]
 fn ballot(lanes: u32, predicate: bool) -> u32 {
-    #[cfg(feature = "device")]
+    #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
     return crate::intrin::warp::warp_ballot_sync(lanes, predicate);
-    #[cfg(not(feature = "device"))]
+    #[cfg(any(not(feature = "device"), feature = "ablate-meeting"))]
     {
         u32::from(predicate) & lanes
     }
@@ -355,9 +357,9 @@ fn ballot(lanes: u32, predicate: bool) -> u32 {
 /// The value that one of `lanes`, which all come here, has.
 #[inline(always)]
 fn from_lane(lanes: u32, value: u32, lane: u32) -> u32 {
-    #[cfg(feature = "device")]
+    #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
     return crate::intrin::warp::warp_shuffle_sync_idx(lanes, value, lane);
-    #[cfg(not(feature = "device"))]
+    #[cfg(any(not(feature = "device"), feature = "ablate-meeting"))]
     {
         debug_assert_eq!((lanes, lane), (1, 0));
         value

@@ -4,17 +4,24 @@ use crate::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds package `package` of the workspace at `workspace` for the host, with feature `device`
-/// and profile `device`, and answers the bitcode file. `out` is a target directory of its own:
+/// Builds package `package` of the workspace at `workspace` for the host, with feature `device`,
+/// some more, and profile `device`, and answers the bitcode file. `out` is a target directory of its own:
 /// the outer cargo holds the lock of the usual one.
-pub fn emit(workspace: &Path, package: &str, out: &Path) -> Result<PathBuf, Error> {
+pub fn emit(
+    workspace: &Path,
+    package: &str,
+    features: &[String],
+    out: &Path,
+) -> Result<PathBuf, Error> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);
     command
         .current_dir(workspace)
         // The outer build has fetched whatever there is to fetch.
         .args(["rustc", "--frozen", "--lib", "--crate-type", "cdylib", "--profile", "device"])
-        .args(["--package", package, "--features", "device", "--target-dir"])
+        .args(["--package", package, "--features", "device"])
+        .args(features.iter().flat_map(|feature| ["--features", feature]))
+        .arg("--target-dir")
         .arg(out)
         // The host's vector instructions mean nothing on the device.
         .args(["--", "--emit=llvm-bc", "-C", "no-vectorize-loops", "-C", "no-vectorize-slp"]);

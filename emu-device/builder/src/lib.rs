@@ -24,11 +24,12 @@ pub const FEATURES: &str = "+ptx78";
 /// Entry points, the only symbols that the PTX exports.
 pub const ENTRIES: [&str; 4] = ["pxvm_step", "pxvm_start", "pxvm_release", "pxvm_digest"];
 
-/// Builds package `emu-device` of the workspace at `workspace` to PTX, in target directory `out`.
+/// Builds package `emu-device` of the workspace at `workspace` to PTX, with more cargo features than
+/// `device`, in target directory `out`.
 ///
 /// The same sources and the same toolchain give the same text.
-pub fn build(workspace: &Path, out: &Path) -> Result<String, Error> {
-    let bitcode = bitcode(workspace, "emu-device", out)?;
+pub fn build(workspace: &Path, features: &[String], out: &Path) -> Result<String, Error> {
+    let bitcode = bitcode(workspace, "emu-device", features, out)?;
     let path = workspace.join("emu-device/intrinsics.ll");
     let intrinsics =
         std::fs::read_to_string(&path).map_err(|source| Error::File { path, source })?;

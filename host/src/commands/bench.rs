@@ -84,6 +84,8 @@ struct Report<'a> {
     backend: &'static str,
     /// What it runs on.
     device: &'a str,
+    /// Accelerators that this build leaves out.
+    without: &'a [&'static str],
     rows: &'a [Row],
 }
 
@@ -116,8 +118,10 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
 
     let mut rows = Vec::new();
     let mut failure = None;
+    let without: Vec<&str> = emu_device::ablation::left_out().collect();
     if !args.json {
-        print(&format!("{backend}: {device}\n{HEAD}\n"))?;
+        let left_out = if without.is_empty() { "" } else { ", built without " };
+        print(&format!("{backend}: {device}{left_out}{}\n{HEAD}\n", without.join(", ")))?;
     }
     'all: for &workload in &args.workload {
         for &count in counts {
@@ -138,7 +142,8 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
     }
     if args.json {
         let version = env!("CARGO_PKG_VERSION");
-        print_json(&Report { version, backend, device: &device, rows: &rows }).map_err(printing)?;
+        let report = Report { version, backend, device: &device, without: &without, rows: &rows };
+        print_json(&report).map_err(printing)?;
     }
     match failure {
         Some(error) => Err(error),

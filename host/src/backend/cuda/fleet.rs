@@ -10,7 +10,7 @@ use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 use emu_device::launch::{
     CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
 };
-use emu_device::placement::{Interleaved, Placement};
+use emu_device::placement::{OnGpu, Placement};
 use emu_device::port::{Outbox, PortState};
 use emu_device::ram::{CodeCache, CodePage};
 
@@ -130,16 +130,16 @@ const PAGES_AT: usize = STAGED * size_of::<StagedVm>();
 const STAGING: usize = PAGES_AT + STAGED_PAGES * size_of::<StagedPage>();
 
 /// Frames, one after the other, as they lie in the arena from its start.
-fn interleaved(frames: &[u8]) -> Vec<u8> {
-    let mut placed = vec![0; frames.len().next_multiple_of(Interleaved::ALIGN)];
-    const PIECE: usize = Interleaved::PIECE as usize;
+fn placed(frames: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; frames.len().next_multiple_of(OnGpu::ALIGN)];
+    const PIECE: usize = OnGpu::PIECE as usize;
     for (n, piece) in frames.chunks_exact(PIECE).enumerate() {
         let at = n * PIECE;
         let (number, offset) = (at >> FRAME_SHIFT, at % FRAME_SIZE as usize);
-        let to = Interleaved::place(number as u32, offset as u32);
-        placed[to..to + PIECE].copy_from_slice(piece);
+        let to = OnGpu::place(number as u32, offset as u32);
+        bytes[to..to + PIECE].copy_from_slice(piece);
     }
-    placed
+    bytes
 }
 
 impl DeviceFleet {
@@ -195,8 +195,8 @@ impl DeviceFleet {
         let ports = zeroed(gpu.as_mut(), n * size_of::<PortState>() as u64)?;
         let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
         let returned = gpu.alloc(u64::from(frames - shared) * 4)?;
-        let arena = gpu.alloc(sizing::arena(frames))?.next_multiple_of(Interleaved::ALIGN as u64);
-        gpu.upload(arena, &interleaved(&base.frames))?;
+        let arena = gpu.alloc(sizing::arena(frames))?.next_multiple_of(OnGpu::ALIGN as u64);
+        gpu.upload(arena, &placed(&base.frames))?;
         gpu.upload(
             control,
             raw::bytes(&[Control {

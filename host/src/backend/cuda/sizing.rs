@@ -3,7 +3,7 @@
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
 use emu_device::launch::CODE_SLOTS;
-use emu_device::placement::{Interleaved, Placement};
+use emu_device::placement::{OnGpu, Placement};
 use emu_device::port::PortState;
 use emu_device::ram::{CodeCache, CodePage};
 
@@ -37,7 +37,7 @@ pub fn fixed(pages: u32) -> u64 {
 
 /// Bytes of an arena of so many frames: whole units, and one more for the alignment.
 pub fn arena(frames: u32) -> u64 {
-    const UNIT: u64 = Interleaved::ALIGN as u64;
+    const UNIT: u64 = OnGpu::ALIGN as u64;
     (u64::from(frames) * u64::from(FRAME_SIZE)).next_multiple_of(UNIT) + UNIT
 }
 
@@ -50,7 +50,7 @@ pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
     let private = frame + 4;
     let fixed = fixed(shape.pages);
     let base = u64::from(shape.shared) * frame
-        + 2 * Interleaved::ALIGN as u64
+        + 2 * OnGpu::ALIGN as u64
         + u64::from(shape.ram_shared) * size_of::<CodePage>() as u64;
     let pages = u64::from(shape.pages);
     let each = fixed + TYPICAL_FRAMES.min(pages) * private;
@@ -64,7 +64,7 @@ pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
     let room = (left - u64::from(shape.count) * fixed) / private;
     // The kernel counts on room above the last frame's number.
     let private = room.min(u64::from(shape.count) * pages);
-    Ok((u64::from(shape.shared) + private).min(u64::from(Interleaved::FRAMES)) as u32)
+    Ok((u64::from(shape.shared) + private).min(u64::from(OnGpu::FRAMES)) as u32)
 }
 
 #[cfg(test)]

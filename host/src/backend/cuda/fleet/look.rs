@@ -1,7 +1,7 @@
 //! Looks at VMs in device memory, and at single words of it.
 
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
-use emu_device::placement::{Interleaved, Placement};
+use emu_device::placement::{OnGpu, Placement};
 use emu_device::port::PortState;
 
 use super::DeviceFleet;
@@ -72,13 +72,13 @@ impl DeviceFleet {
         if frame >= self.launch.frames || at >= FRAME_SIZE {
             return Err(CudaError::Contract("a frame outside of the arena"));
         }
-        Ok(self.launch.arena as Address + Interleaved::place(frame, at) as Address)
+        Ok(self.launch.arena as Address + OnGpu::place(frame, at) as Address)
     }
 
     /// Reads from one frame. No launch may be under way.
     fn read(&mut self, frame: u32, mut at: u32, mut bytes: &mut [u8]) -> Result<(), CudaError> {
         while !bytes.is_empty() {
-            let len = bytes.len().min((Interleaved::PIECE - at % Interleaved::PIECE) as usize);
+            let len = bytes.len().min((OnGpu::PIECE - at % OnGpu::PIECE) as usize);
             let (piece, rest) = bytes.split_at_mut(len);
             self.gpu.download(self.place(frame, at)?, piece)?;
             (at, bytes) = (at + len as u32, rest);
