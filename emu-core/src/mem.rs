@@ -28,7 +28,7 @@ impl Frame {
         Self(index)
     }
 
-    /// The frame's number.
+    /// The name as a number, which means something to the [`Memory`] alone.
     #[inline]
     pub const fn index(self) -> u32 {
         self.0
