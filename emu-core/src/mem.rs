@@ -302,6 +302,21 @@ impl<'a, M: Memory> Dma<'a, M> {
     }
 }
 
+/// The position and the length of each piece of `len` bytes from `offset` on, as far as they are in a
+/// frame of which bytes lie side by side between multiples of `size`. For implementations of
+/// [`Memory`].
+// Inlined, as a GPU divides by a constant only at no cost.
+#[inline(always)]
+pub fn pieces(size: u32, offset: u32, len: u32) -> impl Iterator<Item = (u32, usize)> {
+    let end = offset.saturating_add(len).min(FRAME_SIZE);
+    let mut at = offset;
+    core::iter::from_fn(move || {
+        let piece = (size - at % size).min(end.saturating_sub(at));
+        at += piece;
+        (piece != 0).then_some((at - piece - offset, piece as usize))
+    })
+}
+
 /// Copies as many bytes as both have: without the panic of `copy_from_slice`, which a GPU build
 /// would carry along although the lengths are equal.
 fn copy(dst: &mut [u8], src: &[u8]) {

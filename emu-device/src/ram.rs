@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ablation;
 use crate::placement::{Contiguous, Placement};
-use emu_core::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window};
+use emu_core::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window, pieces};
 
 /// Where private frames come from.
 pub trait FrameSource {
@@ -285,7 +285,7 @@ impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
     }
 
     fn read_pieces(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
-        for (at, piece) in pieces::<L>(offset, len) {
+        for (at, piece) in pieces(L::PIECE, offset, len) {
             let place = self.arena.at(frame, offset + at);
             // SAFETY: a piece of a frame of the arena. This VM cannot write it while `self` is
             // borrowed, and no other VM ever does.
@@ -303,24 +303,12 @@ impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
         if !self.is_private(frame) {
             return;
         }
-        for (at, piece) in pieces::<L>(offset, len) {
+        for (at, piece) in pieces(L::PIECE, offset, len) {
             let place = self.arena.at(frame, offset + at);
             // SAFETY: a piece of a private frame, reachable through `self` alone, which is borrowed.
             f(at, unsafe { core::slice::from_raw_parts_mut(place, piece) });
         }
     }
-}
-
-/// The position and the length of each piece of `len` bytes from `offset` on, as far as they are in
-/// the frame.
-fn pieces<L: Placement>(offset: u32, len: u32) -> impl Iterator<Item = (u32, usize)> {
-    let end = offset.saturating_add(len).min(FRAME_SIZE);
-    let mut at = offset;
-    core::iter::from_fn(move || {
-        let piece = (L::PIECE - at % L::PIECE).min(end.saturating_sub(at));
-        at += piece;
-        (piece != 0).then_some((at - piece - offset, piece as usize))
-    })
 }
 
 const INSNS: usize = FRAME_INSNS as usize;

@@ -5,12 +5,13 @@
 //! on a warp executes both instructions at each step, and lanes never meet again by themselves.
 //! So they look for each other where that costs nothing to find out: when an instruction ends the
 //! loop. One that opens or closes interrupts, as kernels do all the time, ends it for this purpose
-//! only, when some are missing ([`Warp::would_meet`]). If all are there, and at the same one, they
-//! go on. If not, each lane's run ends ([`Warp::arrive`]), and when all have come out, they settle
-//! who goes first ([`Warp::settle`]): those that have made the fewest system calls, which tell how
-//! far a program is (page faults do not, there are more or fewer of them by where its random
-//! addresses lie). Then the kernel goes before programs, those deepest in calls before the others,
-//! and the lowest address, as these will come by where the rest waits.
+//! only, when some are missing or the launch's time is over ([`Warp::would_meet`]). If all are
+//! there, and at the same one, they go on. If not, each lane's run ends ([`Warp::arrive`]), and
+//! when all have come out, they settle who goes first ([`Warp::settle`]): those that have made the
+//! fewest system calls, which tell how far a program is (page faults do not, there are more or
+//! fewer of them by where its random addresses lie). Then the kernel goes before programs, those
+//! deepest in calls before the others, and the lowest address, as these will come by where the rest
+//! waits.
 //!
 //! A program may run for long without any of that. So lanes that came from a meeting together look
 //! at each return from a function whether all are there; when some are not, their runs end, too.
@@ -31,6 +32,15 @@
 
 use crate::ablation;
 use emu_core::port::Place;
+
+// What lanes ask each other. In a build without meetings each takes itself for the only one.
+#[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
+use crate::intrin::warp::{
+    activemask as here, sync_warp as sync, warp_ballot_sync as ballot,
+    warp_shuffle_sync_idx as from_lane,
+};
+#[cfg(not(all(feature = "device", not(feature = "ablate-meeting"))))]
+use one_lane::{ballot, from_lane, here, sync};
 
 /// Instructions that a lane may run while others wait for it.
 const PATIENCE_MAX: u32 = 1 << 15;
@@ -298,20 +308,32 @@ impl Turn {
     }
 }
 
+/// What lanes ask each other, if there is one.
+#[cfg(not(all(feature = "device", not(feature = "ablate-meeting"))))]
+mod one_lane {
+    #[inline(always)]
+    pub fn here() -> u32 {
+        1
+    }
+    #[inline(always)]
+    pub fn sync(lanes: u32) {
+        debug_assert_eq!(lanes, 1);
+    }
+    #[inline(always)]
+    pub fn ballot(lanes: u32, predicate: bool) -> u32 {
+        u32::from(predicate) & lanes
+    }
+    #[inline(always)]
+    pub fn from_lane(lanes: u32, value: u32, lane: u32) -> u32 {
+        debug_assert_eq!((lanes, lane), (1, 0));
+        value
+    }
+}
+
 /// Whether lanes of `company` are elsewhere.
 #[inline(always)]
 pub fn parted(company: u32) -> bool {
-    cfg!(feature = "device") && company & !here() != 0
-}
-
-/// The lanes that execute this together. In a build without meetings each takes itself for the only
-/// one.
-#[inline(always)]
-fn here() -> u32 {
-    #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
-    return crate::intrin::warp::activemask();
-    #[cfg(any(not(feature = "device"), feature = "ablate-meeting"))]
-    1
+    company & !here() != 0
 }
 
 /// A condition that holds, of which the compiler knows nothing. Lanes that part under it are
@@ -332,38 +354,6 @@ pub fn bracket(value: u32) -> bool {
 pub fn rejoin() {
     #[cfg(feature = "device")]
     crate::intrin::warp::rejoin();
-}
-
-/// Waits for all of `lanes`.
-#[inline(always)]
-fn sync(lanes: u32) {
-    #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
-    crate::intrin::warp::sync_warp(lanes);
-    #[cfg(any(not(feature = "device"), feature = "ablate-meeting"))]
-    debug_assert_eq!(lanes, 1);
-}
-
-/// Those of `lanes`, which all come here, for which the predicate holds.
-#[inline(always)]
-fn ballot(lanes: u32, predicate: bool) -> u32 {
-    #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
-    return crate::intrin::warp::warp_ballot_sync(lanes, predicate);
-    #[cfg(any(not(feature = "device"), feature = "ablate-meeting"))]
-    {
-        u32::from(predicate) & lanes
-    }
-}
-
-/// The value that one of `lanes`, which all come here, has.
-#[inline(always)]
-fn from_lane(lanes: u32, value: u32, lane: u32) -> u32 {
-    #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
-    return crate::intrin::warp::warp_shuffle_sync_idx(lanes, value, lane);
-    #[cfg(any(not(feature = "device"), feature = "ablate-meeting"))]
-    {
-        debug_assert_eq!((lanes, lane), (1, 0));
-        value
-    }
 }
 
 /// A clock of the device's, in nanoseconds; elsewhere it stands still.

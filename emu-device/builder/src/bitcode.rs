@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Builds package `package` of the workspace at `workspace` for the host, with feature `device`,
-/// some more, and profile `device`, and answers the bitcode file. `out` is a target directory of its own:
-/// the outer cargo holds the lock of the usual one.
+/// some more, and profile `device`, and answers the bitcode file. `out` is a target directory of
+/// its own: the outer cargo holds the lock of the usual one.
 pub fn emit(
     workspace: &Path,
     package: &str,

@@ -11,7 +11,7 @@ use std::vec::Vec;
 
 use super::{Io, Virtio, feature, mmio::status};
 use crate::chacha::ChaCha;
-use crate::mem::{Dma, FRAME_SIZE, Frame, Memory, NoFrame};
+use crate::mem::{Dma, FRAME_SIZE, Frame, Memory, NoFrame, pieces};
 use crate::port::Port;
 use crate::trap::Trap;
 
@@ -154,6 +154,9 @@ impl MockMemory {
     }
 }
 
+/// Pieces are small, so that tests meet their ends.
+const PIECE: u32 = 16;
+
 impl Memory for MockMemory {
     fn pages(&self) -> u32 {
         self.pages.len() as u32
@@ -194,8 +197,8 @@ impl Memory for MockMemory {
         self.set_value(frame, offset, value.to_le_bytes());
     }
     fn read_pieces(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
-        for piece in pieces(offset, len) {
-            f(piece.start as u32 - offset, &self.frames[frame.index() as usize][piece]);
+        for (at, n) in pieces(PIECE, offset, len) {
+            f(at, &self.frames[frame.index() as usize][(offset + at) as usize..][..n]);
         }
     }
     fn write_pieces(
@@ -205,22 +208,10 @@ impl Memory for MockMemory {
         len: u32,
         mut f: impl FnMut(u32, &mut [u8]),
     ) {
-        for piece in pieces(offset, len) {
-            f(piece.start as u32 - offset, &mut self.private(frame)[piece]);
+        for (at, n) in pieces(PIECE, offset, len) {
+            f(at, &mut self.private(frame)[(offset + at) as usize..][..n]);
         }
     }
-}
-
-/// Small pieces, so that tests meet their ends.
-fn pieces(offset: u32, len: u32) -> impl Iterator<Item = std::ops::Range<usize>> {
-    const PIECE: u32 = 16;
-    let mut at = offset;
-    std::iter::from_fn(move || {
-        let end = (at / PIECE * PIECE + PIECE).min(offset + len);
-        let piece = at as usize..end as usize;
-        at = end;
-        (!piece.is_empty()).then_some(piece)
-    })
 }
 
 /// A host in vectors. Panics when a device writes or reads outside of a frame.

@@ -147,8 +147,9 @@ impl Runner {
             let launched = !self.list().is_empty();
             if launched {
                 let talking = self.frame_at.is_some_and(|at| at.elapsed() < TALK);
-                self.pace.set_load(talking, self.lanes());
-                self.submit(self.pace.slices())?;
+                let lanes = self.lanes();
+                self.pace.set_load(talking, lanes);
+                self.submit(self.pace.slices(), lanes)?;
             }
             match self.unread.take() {
                 Some(ended) => {
@@ -171,7 +172,7 @@ impl Runner {
             let report = self.fleet.report(ended)?;
             self.hear(&report);
             if report.full && !self.list().is_empty() {
-                self.submit(0)?;
+                self.submit(0, self.lanes())?;
                 self.unread = Some(self.fleet.wait()?);
             }
         }
@@ -297,7 +298,7 @@ impl Runner {
         lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.processors()))
     }
 
-    fn submit(&mut self, slices: u32) -> Result<(), CudaError> {
+    fn submit(&mut self, slices: u32, lanes: u32) -> Result<(), CudaError> {
         let find = |entries: &[Entry], vm: u32| entries.binary_search_by_key(&vm, |e| e.vm).ok();
         let mut marked = Vec::new();
         self.inbox.clear();
@@ -324,7 +325,6 @@ impl Runner {
         }
         marked.extend(wake);
 
-        let lanes = self.lanes();
         let turn = Turn {
             active: &self.entries,
             inbox: self.inbox.bytes(),

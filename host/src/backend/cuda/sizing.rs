@@ -35,10 +35,12 @@ pub fn fixed(pages: u32) -> u64 {
     state as u64 + 4 * u64::from(pages) + LISTS
 }
 
-/// Bytes of an arena of so many frames: whole units, and one more for the alignment.
+/// Bytes that an arena takes beside its frames: for whole units, and for their alignment.
+const SLACK: u64 = 2 * OnGpu::ALIGN as u64;
+
+/// Bytes of an arena of so many frames.
 pub fn arena(frames: u32) -> u64 {
-    const UNIT: u64 = OnGpu::ALIGN as u64;
-    (u64::from(frames) * u64::from(FRAME_SIZE)).next_multiple_of(UNIT) + UNIT
+    u64::from(frames) * u64::from(FRAME_SIZE) + SLACK
 }
 
 /// Frames in the arena, shared ones included, for a fleet on a device with `available` bytes.
@@ -49,9 +51,7 @@ pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
     // Each frame has an entry in the stack of returned ones.
     let private = frame + 4;
     let fixed = fixed(shape.pages);
-    let base = u64::from(shape.shared) * frame
-        + 2 * OnGpu::ALIGN as u64
-        + u64::from(shape.ram_shared) * size_of::<CodePage>() as u64;
+    let base = arena(shape.shared) + u64::from(shape.ram_shared) * size_of::<CodePage>() as u64;
     let pages = u64::from(shape.pages);
     let each = fixed + TYPICAL_FRAMES.min(pages) * private;
     let left = available.saturating_sub(base);

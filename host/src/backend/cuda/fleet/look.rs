@@ -1,6 +1,6 @@
 //! Looks at VMs in device memory, and at single words of it.
 
-use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, pieces};
 use emu_device::placement::{OnGpu, Placement};
 use emu_device::port::PortState;
 
@@ -76,12 +76,10 @@ impl DeviceFleet {
     }
 
     /// Reads from one frame. No launch may be under way.
-    fn read(&mut self, frame: u32, mut at: u32, mut bytes: &mut [u8]) -> Result<(), CudaError> {
-        while !bytes.is_empty() {
-            let len = bytes.len().min((OnGpu::PIECE - at % OnGpu::PIECE) as usize);
-            let (piece, rest) = bytes.split_at_mut(len);
-            self.gpu.download(self.place(frame, at)?, piece)?;
-            (at, bytes) = (at + len as u32, rest);
+    fn read(&mut self, frame: u32, at: u32, bytes: &mut [u8]) -> Result<(), CudaError> {
+        for (done, len) in pieces(OnGpu::PIECE, at, bytes.len() as u32) {
+            let piece = &mut bytes[done as usize..][..len];
+            self.gpu.download(self.place(frame, at + done)?, piece)?;
         }
         Ok(())
     }
