@@ -7,6 +7,8 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
+    use pxvm_tests::needs;
+
     use super::common::{pxvm, run};
 
     /// Files for the tests: a kernel that is good enough to be loaded, and bad ones.
@@ -177,7 +179,7 @@ mod tests {
     #[test]
     fn a_gpu_where_there_is_none() {
         let Err(error) = pxvm::backend::cuda::available(0) else {
-            println!("skipped: there is a GPU");
+            needs::skip("no-gpu", "there is one");
             return;
         };
         let files = Files::new();

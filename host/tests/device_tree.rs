@@ -14,6 +14,7 @@ mod tests {
     use emu_core::layout::{MachineKind, VIRT};
     use pxvm::dtb::{self, Chosen, Shape};
     use pxvm::machine::fleet::{self, Link, Root};
+    use pxvm_tests::needs;
 
     const MEMORY: u32 = 24 << 20;
 
@@ -73,11 +74,11 @@ mod tests {
     /// The source of a machine as a blob; `None` without the compiler.
     fn compiled(name: &str) -> Option<Vec<u8>> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../dts/{name}.dts"));
-        let dtc = Command::new("dtc").args(["-I", "dts", "-O", "dtb"]).arg(source).output();
-        let Ok(output) = dtc else {
-            println!("skipped: dtc (device-tree-compiler) is not installed");
+        if !needs::program("dtc") {
             return None;
-        };
+        }
+        let dtc = Command::new("dtc").args(["-I", "dts", "-O", "dtb"]).arg(source).output();
+        let output = dtc.unwrap();
         let warnings = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && warnings.is_empty(), "{warnings}");
         Some(output.stdout)

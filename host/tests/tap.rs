@@ -8,29 +8,31 @@ mod tests {
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
+    use pxvm_tests::needs;
+
     use super::common::{Fleet, has_image, initrd_with, pxvm, run, tshark};
 
     /// A network of its own, with its own root. It goes when this does.
     struct Namespace(Child);
 
     impl Namespace {
-        /// Says so when there cannot be one.
+        /// Says that the test is skipped when there cannot be one.
         fn new() -> Option<Self> {
+            if !["unshare", "nsenter", "ip"].iter().all(|name| needs::program(name)) {
+                return None;
+            }
             let mut command = Command::new("unshare");
             // It lives as long as its input is open.
             command.args(["--user", "--map-root-user", "--net", "cat"]).stdin(Stdio::piped());
-            let Ok(child) = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn() else {
-                println!("skipped: no unshare");
-                return None;
-            };
-            let mut namespace = Self(child);
+            let child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn();
+            let mut namespace = Self(child.expect("unshare starts"));
             let net = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
             let pid = namespace.0.id().to_string();
             let start = Instant::now();
             while net(&pid).is_none_or(|other| Some(other) == net("self")) {
                 let refused = !matches!(namespace.0.try_wait(), Ok(None));
                 if refused || start.elapsed() > Duration::from_secs(20) {
-                    println!("skipped: namespaces are not allowed here");
+                    needs::skip("namespaces", "they are not allowed here");
                     return None;
                 }
                 std::thread::sleep(Duration::from_millis(10));
@@ -38,7 +40,7 @@ mod tests {
             if !namespace.does("ip tuntap add dev probe mode tap")
                 || !namespace.does("ip tuntap del dev probe mode tap")
             {
-                println!("skipped: no TAP devices in a namespace here");
+                needs::skip("tap", "no TAP devices in a namespace here");
                 return None;
             }
             Some(namespace)
@@ -83,7 +85,7 @@ mod tests {
 
     #[test]
     fn three_vms_answer_ping_and_curl_at_their_own_addresses() {
-        if !has_image() {
+        if !has_image() || !needs::program("ping") || !needs::program("curl") {
             return;
         }
         let Some(host) = Namespace::new() else { return };
@@ -148,7 +150,8 @@ mod tests {
         for (flag, peer, isolated) in [("--net-mesh", "peer=0", false), ("", "peer=1", true)] {
             let Some(host) = Namespace::new() else { return };
             // A host that forwards is no way around either.
-            assert!(host.does("sysctl -q net.ipv4.ip_forward=1"));
+            let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+            assert_eq!(run(host.command("sh").args(["-c", forward])).0, 0);
             let initrd = initrd_with(script);
             let line = "boot --backend cpu --count 2 --append rdinit=/script --initrd";
             let mut command = host.pxvm(line);
@@ -211,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_prepared_interface_needs_no_rights() {
-        if !has_image() {
+        if !has_image() || !needs::program("setpriv") {
             return;
         }
         let Some(host) = Namespace::new() else { return };
@@ -231,7 +234,8 @@ mod tests {
         };
         let mut fleet = Fleet::start(weak(host.pxvm("boot --backend cpu --net tap=mine")));
         fleet.hear(0, "PXVM READY");
-        assert!(host.does("ping -c 1 -W 20 10.77.0.2"));
+        let connect = "exec 3<> /dev/tcp/10.77.0.2/80";
+        assert_eq!(run(host.command("timeout").args(["20", "bash", "-c", connect])).0, 0);
         fleet.stop();
         // Another one would have to be made.
         let other = "boot --net tap=other --net-subnet 10.9.0.0/24";

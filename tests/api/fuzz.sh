@@ -10,7 +10,8 @@
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 pxvm=$(realpath "$1") seconds=${2:-60} schemathesis=${SCHEMATHESIS:-schemathesis}
-command -v "$schemathesis" > /dev/null || { echo "skipped: no schemathesis; pip install schemathesis"; exit 0; }
+. "$(dirname "$(realpath "$0")")/../needs.sh"
+command -v "$schemathesis" > /dev/null || skip_script schemathesis "pip install schemathesis"
 work=$(mktemp -d)
 pid=
 trap '[ -z "$pid" ] || kill "$pid" 2> /dev/null || true; rm -rf "$work"' EXIT

@@ -1,20 +1,20 @@
-#!/bin/bash
 # What run.sh and screenshots.sh need: installs the pinned packages beside this file,
-# where git ignores them. Exit code 77: something is missing, and what.
-set -euo pipefail
-here=$(dirname "$(realpath "$0")")
-skip() { echo "skipped: $*"; exit 77; }
+# where git ignores them. Ends the script when something is missing. Sourced, not run.
 
-for tool in node npm; do
-    command -v $tool > /dev/null || skip "no $tool; on Debian: apt-get install nodejs npm"
-done
-major=$(node -p 'process.versions.node.split(".")[0]')
-[ "$major" -ge 18 ] || skip "node $(node --version) is too old; 18 or later is needed"
-command -v "${PXVM_CHROMIUM:-chromium}" > /dev/null ||
-    skip "no Chromium; on Debian: apt-get install chromium, or PXVM_CHROMIUM names one"
-
-cd "$here"
-if ! cmp -s package-lock.json node_modules/.installed; then
-    npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
-    cp package-lock.json node_modules/.installed
-fi
+prepare() {
+    local here tool major
+    here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+    . "$here/../needs.sh"
+    for tool in node npm; do
+        command -v $tool > /dev/null || skip_script $tool "on Debian: apt-get install nodejs npm"
+    done
+    major=$(node -p 'process.versions.node.split(".")[0]')
+    [ "$major" -ge 18 ] || skip_script node "$(node --version) is too old, 18 or later is needed"
+    command -v "${PXVM_CHROMIUM:-chromium}" > /dev/null ||
+        skip_script chromium "on Debian: apt-get install chromium, or PXVM_CHROMIUM names another one"
+    if ! cmp -s "$here/package-lock.json" "$here/node_modules/.installed"; then
+        (cd "$here" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+        cp "$here/package-lock.json" "$here/node_modules/.installed"
+    fi
+}
+prepare

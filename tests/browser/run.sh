@@ -14,5 +14,5 @@ pxvm=$(realpath "$1")
 shift
 here=$(dirname "$(realpath "$0")")
 
-"$here/prepare.sh" || { rc=$?; [ $rc = 77 ] && exit 0; exit $rc; }
+. "$here/prepare.sh"
 exec node "$here/run.mjs" "$pxvm" "$@"

@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 pxvm=$(realpath "$1") folder=$(realpath "${2:-$here/../../docs/guide}")
 
-"$here/prepare.sh"
+. "$here/prepare.sh"
 mkdir -p "$folder"
 node "$here/screenshots.mjs" "$pxvm" "$folder"
 for picture in "$folder"/dashboard-*.png; do

@@ -18,9 +18,9 @@ trap '[ -z "$pid" ] || kill "$pid" 2> /dev/null; rm -rf "$work"' EXIT
 export XDG_STATE_HOME=$work/state XDG_RUNTIME_DIR=$work
 passed=0 failed=0
 
+. "$(dirname "$(realpath "$0")")/../needs.sh"
 if [ "$backend" = cuda ] && ! "$pxvm" doctor | grep -q '^ok  CUDA'; then
-    echo "skipped: $("$pxvm" doctor | sed -n '/CUDA/{N;s/\n */: /;p}')"
-    exit 0
+    skip_script gpu "$("$pxvm" doctor | sed -n '/CUDA/{N;s/\n */: /;p}')"
 fi
 "$pxvm" boot --backend "$backend" --count "$count" --capacity $((count + 4)) --listen 127.0.0.1:0 \
     --name gpu --json --kernel "$images/Image" --rom "$images/rootfs.cramfs" \

@@ -25,9 +25,9 @@ trap '[ -z "$pid" ] || kill "$pid" 2> /dev/null; rm -rf "$work"' EXIT
 export XDG_STATE_HOME=$work/state
 passed=0 failed=0
 
+. "$(dirname "$(realpath "$0")")/../needs.sh"
 if [ "$backend" = cuda ] && ! "$pxvm" doctor | grep -q '^ok  CUDA'; then
-    echo "skipped: $("$pxvm" doctor | sed -n '/CUDA/{N;s/\n */: /;p}')"
-    exit 0
+    skip_script gpu "$("$pxvm" doctor | sed -n '/CUDA/{N;s/\n */: /;p}')"
 fi
 ulimit -n "$(ulimit -Hn)"
 : > "$work/err"

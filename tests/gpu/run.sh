@@ -34,10 +34,10 @@ for section in "$@"; do
 done
 [ $# -gt 0 ] || set -- "${all[@]}"
 
+. "$here/../needs.sh"
 card=$("$pxvm" doctor | grep -A 1 ' CUDA ')
 if ! grep -q '^ok' <<< "$card"; then
-    echo "skipped: $(tr -s ' \n' ' ' <<< "$card")"
-    exit 0
+    skip_script gpu "$(tr -s ' \n' ' ' <<< "$card")"
 fi
 head -n 1 <<< "$card"
 "$pxvm" --version

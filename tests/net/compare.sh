@@ -28,10 +28,9 @@ stop() { # the machine that runs
 trap 'stop; rm -rf "$work"' EXIT
 export XDG_STATE_HOME=$work/state
 
-command -v qemu-system-riscv32 > /dev/null || {
-    echo "skipped: no qemu-system-riscv32; buildroot/scripts/install-qemu.sh installs it"
-    exit 0
-}
+. "$(dirname "$(realpath "$0")")/../needs.sh"
+command -v qemu-system-riscv32 > /dev/null ||
+    skip_script qemu-system-riscv32 "on Debian 12 tests/install.sh installs it"
 bios=()
 [ ! -f "$firmware/fw_dynamic.bin" ] || bios=(-bios "$firmware/fw_dynamic.bin")
 

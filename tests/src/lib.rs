@@ -10,5 +10,6 @@ pub mod guests;
 pub mod hash;
 pub mod machine;
 pub mod memory;
+pub mod needs;
 pub mod program;
 pub mod qemu;

@@ -11,10 +11,12 @@ fn program() -> String {
     std::env::var("PXVM_QEMU").unwrap_or_else(|_| "qemu-system-riscv32".into())
 }
 
-/// The version line, if QEMU is installed.
-pub fn version() -> Option<String> {
-    let output = Command::new(program()).arg("--version").output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
+/// The version line, or why there is no QEMU.
+pub fn version() -> io::Result<String> {
+    let output = Command::new(program()).arg("--version").output().map_err(|e| {
+        io::Error::new(e.kind(), format!("{e}; on Debian 12 tests/install.sh installs it"))
+    })?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
 }
 
 /// The same extensions as ours, and A and D set by hardware.

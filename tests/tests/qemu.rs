@@ -6,6 +6,7 @@
 use emu_core::abi::ExitCode;
 use pxvm_tests::machine::{RAM, TestMachine};
 use pxvm_tests::memory::{Frames, Space};
+use pxvm_tests::needs;
 use pxvm_tests::program::{IMAGE_SIZE, Image};
 use pxvm_tests::qemu;
 
@@ -32,10 +33,7 @@ fn run_ours(image: &Image) -> Vec<u8> {
 
 #[test]
 fn random_programs_end_as_under_qemu() {
-    let Some(version) = qemu::version() else {
-        eprintln!("skipped: qemu-system-riscv32 is not installed");
-        return;
-    };
+    let Some(version) = needs::found("qemu-system-riscv32", qemu::version()) else { return };
     let number = |name| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     let (first, count) = match number("PXVM_SEED") {
         Some(seed) => (seed, 1),

@@ -6,6 +6,7 @@ use std::path::Path;
 use emu_core::abi::ExitCode;
 use goblin::elf::{Elf, program_header::PT_LOAD};
 use pxvm_tests::machine::TestMachine;
+use pxvm_tests::needs;
 
 /// More than the longest test needs.
 const INSTRUCTIONS_MAX: u32 = 2_000_000;
@@ -48,10 +49,9 @@ fn applies(name: &str) -> bool {
 
 #[test]
 fn riscv_tests_pass() {
-    let Some(dir) = std::env::var_os("PXVM_RISCV_TESTS") else {
-        eprintln!("skipped: PXVM_RISCV_TESTS names no folder of riscv-tests");
-        return;
-    };
+    let dir = std::env::var_os("PXVM_RISCV_TESTS");
+    let dir = dir.ok_or("PXVM_RISCV_TESTS names no folder; docs/testing.md says how to make one");
+    let Some(dir) = needs::found("riscv-tests", dir) else { return };
     let entries = std::fs::read_dir(dir).expect("PXVM_RISCV_TESTS is a folder");
     let mut paths: Vec<_> = entries.map(|e| e.expect("an entry").path()).collect();
     paths.retain(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(applies));

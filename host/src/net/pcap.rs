@@ -280,8 +280,7 @@ mod tests {
 
     #[test]
     fn tshark_reads_it() {
-        if Command::new("tshark").arg("--version").output().is_err() {
-            println!("skipped: no tshark; apt-get install tshark");
+        if !pxvm_tests::needs::program("tshark") {
             return;
         }
         let (_dir, path) = file();

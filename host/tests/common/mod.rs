@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use pxvm::image::cache;
+use pxvm_tests::needs;
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 
@@ -24,13 +26,9 @@ pub fn run(command: &mut Command) -> (i32, String, String) {
     (status.code().unwrap_or(-1), text(&stdout), text(&stderr))
 }
 
-/// Whether the guest image was built; says so when it was not.
+/// Whether the guest image was built; says that the test is skipped when it was not.
 pub fn has_image() -> bool {
-    let found = pxvm::image::cache::default_image().is_some();
-    if !found {
-        println!("skipped: {}", pxvm::image::cache::missing());
-    }
-    found
+    needs::found("image", cache::default_image().ok_or_else(cache::missing)).is_some()
 }
 
 /// A fleet that runs until it is stopped, its consoles in a folder of its own.
@@ -78,7 +76,7 @@ impl Fleet {
 /// The guest's root file system with a shell script that runs instead of its init, for
 /// `--append rdinit=/script`.
 pub fn initrd_with(script: &str) -> NamedTempFile {
-    let image = pxvm::image::cache::default_image().expect("the guest image");
+    let image = cache::default_image().expect("the guest image");
     let mut archive = std::fs::read(image.initrd).unwrap();
     let mut add = |name: &str, mode: u32, data: &[u8]| {
         archive.resize(archive.len().next_multiple_of(4), 0);
@@ -104,16 +102,16 @@ pub fn initrd_with(script: &str) -> NamedTempFile {
 
 /// What tshark finds in a capture; `None` without tshark.
 pub fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Option<Vec<String>> {
+    if !needs::program("tshark") {
+        return None;
+    }
     let mut command = Command::new("tshark");
     for option in ["ip.check_checksum:TRUE", "tcp.check_checksum:TRUE", "udp.check_checksum:TRUE"] {
         command.args(["-o", option]);
     }
     command.arg("-r").arg(file).args(["-Y", filter, "-T", "fields"]);
     command.args(fields.iter().flat_map(|field| ["-e", field]));
-    let Ok(output) = command.stderr(Stdio::null()).output() else {
-        println!("skipped: no tshark; apt-get install tshark");
-        return None;
-    };
+    let output = command.stderr(Stdio::null()).output().expect("tshark starts");
     assert!(output.status.success());
     Some(String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect())
 }

@@ -267,10 +267,7 @@ impl Drop for CudaBackend {
 mod text {
     #[test]
     fn the_ptx_is_what_it_must_be() {
-        if let Err(error) = super::has_ptx() {
-            println!("skipped: {error}");
-            return;
-        }
+        let Some(()) = pxvm_tests::needs::found("ptx", super::has_ptx()) else { return };
         assert_eq!(ptx_builder::check::problems(super::PTX), Vec::<String>::new());
         assert_eq!(ptx_builder::check::traps(super::PTX), 0);
     }

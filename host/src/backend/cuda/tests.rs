@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use emu_core::layout::MachineKind;
 use emu_core::machine::Now;
 use emu_device::launch::Entry;
+use pxvm_tests::needs;
 
 use super::emulated::Emulated;
 use super::fleet::{Start, Turn};
@@ -223,10 +224,7 @@ fn a_device_that_hangs_ends_the_run_with_the_reason() {
 }
 
 fn linux(count: u32) -> Option<Fleet> {
-    if cache::default_image().is_none() {
-        println!("skipped: {}", cache::missing());
-        return None;
-    }
+    needs::found("image", cache::default_image().ok_or_else(cache::missing))?;
     Some(assemble(&GuestOptions { count, ..GuestOptions::default() }).unwrap())
 }
 
