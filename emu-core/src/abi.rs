@@ -1,7 +1,8 @@
 //! The contract between host and device: a VM's state and the reasons it stops.
 //!
-//! Everything here is `#[repr(C)]` with sized integers, so that the host build and the GPU build
-//! agree on every offset. Change [`VERSION`] with any change of layout.
+//! Everything here is `#[repr(C)]` with sized integers and without padding, so that the host build
+//! and the GPU build agree on every offset, and a value is its bytes. On the host `zerocopy` sees to
+//! that, and to it that bytes from a device are a value. Change [`VERSION`] with any change of layout.
 
 use crate::csr::Csrs;
 use crate::dev::Devices;
@@ -16,6 +17,10 @@ pub const VERSION: u32 = 5;
 /// One VM at rest, in the order of use: hot (every instruction), warm (traps and CSRs), cold
 /// (devices). Guest RAM is not part of it.
 #[derive(Clone)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Vm {
     /// Touched by every instruction; small enough for a GPU's shared memory.
@@ -26,6 +31,10 @@ pub struct Vm {
 
 /// What traps, CSRs and devices work on.
 #[derive(Clone)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct System {
     /// Time and retired instructions.
@@ -56,13 +65,17 @@ pub struct System {
 
 /// Registers and cached translations.
 #[derive(Clone)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Hot {
     /// Integer registers; `x[0]` is always zero.
     pub x: [u32; 32],
     /// Program counter, always a multiple of four.
     pub pc: u32,
-    /// Physical address of the LR reservation; odd when there is none.
+    /// Virtual address of the LR reservation; odd when there is none.
     pub reservation: u32,
     /// What the TLB checks depend on: privilege, SUM, MPRV.
     pub ctx: Context,
@@ -75,6 +88,10 @@ pub const NO_RESERVATION: u32 = 1;
 
 /// Why [`crate::machine::Machine::run`] returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Exit {
     /// The reason.
@@ -85,6 +102,10 @@ pub struct Exit {
 
 /// Reasons to return to the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(u32)]
 pub enum ExitCode {
     /// The budget is used up; runnable.

@@ -175,6 +175,10 @@ const fn view(number: u32) -> Option<View> {
 
 /// The CSRs' state.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Csrs {
     words: [u32; WORDS],
@@ -188,6 +192,8 @@ pub struct Csrs {
     instret: u64,
     /// Physical memory protection.
     pub pmp: Pmp,
+    /// Keeps what follows aligned.
+    reserved: u32,
 }
 
 impl Csrs {
@@ -199,6 +205,7 @@ impl Csrs {
         cycle: 0,
         instret: 0,
         pmp: Pmp::RESET,
+        reserved: 0,
     };
 
     /// A stored word.

@@ -2,7 +2,8 @@
 //!
 //! RV32IMA, Zicsr, Zifencei and the privileged instructions. A row gives mnemonic, match and mask
 //! (the unprivileged specification, chapter "RV32/64G Instruction Set Listings") and the operand
-//! format. The hart's `match` over [`Op`] is the only other place that names instructions.
+//! format. Beside it, instructions are named where the hart executes them, in two `match`es over
+//! [`Op`]: those of the instruction loop (`hart.rs`), and all others (`general.rs`).
 
 use core::fmt;
 

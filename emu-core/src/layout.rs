@@ -6,6 +6,10 @@
 
 /// Which memory map a VM has. Stored in the VM's state, hence the fixed representation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(u32)]
 pub enum MachineKind {
     /// QEMU's `virt` machine.

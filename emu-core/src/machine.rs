@@ -22,6 +22,10 @@ const FAR_TICKS: u64 = 1 << 39;
 /// Between two settings by the host, `time` advances by a fixed number of ticks an instruction, so
 /// that a delay loop ends inside a slice and time under the `instret` clock is deterministic.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Clock {
     /// Instructions retired since reset. No guest can write it.

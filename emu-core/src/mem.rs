@@ -15,6 +15,10 @@ const OFFSET_MASK: u32 = FRAME_SIZE - 1;
 /// Only implementations of [`Memory`] make frames; everything else keeps and returns what it was
 /// given. That is what lets an implementation trust the number on the hot path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(transparent)]
 pub struct Frame(u32);
 

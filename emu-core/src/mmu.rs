@@ -9,6 +9,10 @@ use crate::trap::{Trap, cause};
 
 /// Privilege modes, with the specification's encoding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(u32)]
 #[allow(missing_docs)]
 pub enum Privilege {
@@ -57,6 +61,10 @@ pub const PAGE_MASK: u32 = !((1 << FRAME_SHIFT) - 1);
 
 /// The hart's state that translation depends on, kept ready for the TLB comparison.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Context {
     /// Current privilege.

@@ -39,6 +39,10 @@ impl Access {
 
 /// `pmpcfg` and `pmpaddr` registers.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Pmp {
     cfg: [u8; ENTRIES],

@@ -33,6 +33,10 @@ pub(crate) mod deny {
 
 /// A cached translation, aligned so that a GPU reads both halves at once.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C, align(8))]
 struct Entry {
     frame: Frame,
@@ -63,7 +67,11 @@ const INSN_ENTRIES: usize = 128;
 /// instruction loop looks at, close to the registers, and behind it a larger one that saves most
 /// walks. What changes or forgets an entry of one does so in both.
 #[derive(Clone, Debug)]
-#[repr(C)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(transparent)]
 pub struct DataTlb<const ENTRIES: usize> {
     entries: [Entry; ENTRIES],
 }
@@ -151,6 +159,10 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
 /// A translation for fetches, with the page of RAM that it leads to; for ROM it is one
 /// past RAM's.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 struct InsnEntry {
     entry: Entry,
@@ -165,6 +177,10 @@ impl InsnEntry {
 /// Translations for instruction fetches, direct-mapped. Looked at when execution enters another
 /// page, not for every instruction.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct InsnTlb {
     entries: [InsnEntry; INSN_ENTRIES],

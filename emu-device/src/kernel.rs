@@ -32,7 +32,7 @@ impl FrameSource for DeviceFrames<'_> {
             let top = free.top.fetch_sub(1, Ordering::Relaxed) as i32;
             if top > 0 {
                 // SAFETY: entries below the first `top` exist, and this one is now ours alone.
-                return Some(unsafe { *free.returned.add(top as usize - 1) });
+                return Some(unsafe { *free.returned.ptr().add(top as usize - 1) });
             }
             // Once it is empty it stays so: nobody returns frames in a launch that takes some.
             free.top.fetch_add(1, Ordering::Relaxed);
@@ -52,14 +52,11 @@ impl FrameSource for DeviceFrames<'_> {
 unsafe fn row(launch: &Launch, id: u32) -> (&'static mut [u32], &'static mut [u32]) {
     let width = launch.pages as usize + launch.disk_pages as usize;
     // SAFETY: the launch has a row of this width for every VM.
-    let row =
-        unsafe { core::slice::from_raw_parts_mut(launch.tables.add(id as usize * width), width) };
+    let row = unsafe {
+        core::slice::from_raw_parts_mut(launch.tables.ptr().add(id as usize * width), width)
+    };
     row.split_at_mut_checked(launch.pages as usize).unwrap_or_default()
 }
-
-// SAFETY: a launch is addresses and numbers. Only the functions of this file follow the addresses,
-// on conditions of their own.
-unsafe impl Send for Launch {}
 
 /// Runs one VM of a launch, `launch.active[index]`, with its hot state in `hot`.
 ///
@@ -72,10 +69,10 @@ unsafe impl Send for Launch {}
 pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
     // SAFETY: the pointers and counts are the launch's; `index` and what it leads to are in range.
     unsafe {
-        let entry = *launch.active.add(index as usize);
+        let entry = *launch.active.ptr().add(index as usize);
         let id = entry.vm & !WAKE;
-        let control = &*launch.control;
-        let state = &mut *launch.ports.add(id as usize);
+        let control = &*launch.control.ptr();
+        let state = &mut *launch.ports.ptr().add(id as usize);
         if state.rest == Rest::Told && entry.vm & WAKE == 0 {
             return;
         }
@@ -84,11 +81,11 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
             at => {
                 let at = (at - 1) as usize * 8;
                 let len = (launch.inbox_len as usize).saturating_sub(at);
-                let bytes = core::slice::from_raw_parts(launch.inbox.add(at), len);
+                let bytes = core::slice::from_raw_parts(launch.inbox.ptr().add(at), len);
                 Inbox::new(bytes, &state.taken)
             }
         };
-        let vm = &mut *launch.vms.add(id as usize);
+        let vm = &mut *launch.vms.ptr().add(id as usize);
         let (rest, exit) = (state.rest, state.exit);
         let (offered, inbox) = (inbox.is_some(), inbox.unwrap_or(Inbox::NONE));
         let mut port = LogPort::new(id, state, &control.outbox, inbox);
@@ -108,13 +105,13 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         copy((&raw const vm.hot).cast::<u32>(), hot.cast::<u32>(), HOT_WORDS);
         let hot = &mut *hot;
 
-        let arena = Arena::<OnGpu>::new(launch.arena, launch.frames, launch.shared);
+        let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
         let (table, disk) = row(launch, id);
         let memory = FrameMemory::new(arena, table, DeviceFrames(&control.free));
         let shared =
-            core::slice::from_raw_parts(launch.shared_code, launch.shared_code_len as usize);
-        let rom = core::slice::from_raw_parts(launch.rom, launch.rom_pages as usize);
-        let code = &mut *launch.private_code.add(id as usize);
+            core::slice::from_raw_parts(launch.shared_code.ptr(), launch.shared_code_len as usize);
+        let rom = core::slice::from_raw_parts(launch.rom.ptr(), launch.rom_pages as usize);
+        let code = &mut *launch.private_code.ptr().add(id as usize);
         let mut ram = FrameRam::keep(memory, rom, shared, code);
         let mut disk = FrameMemory::new(arena, disk, DeviceFrames(&control.free));
         let now = match launch.rate {
@@ -198,17 +195,17 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
 pub unsafe fn release(launch: &Launch, index: u32) {
     // SAFETY: as `step`. The stack of returned frames has room for all there are.
     unsafe {
-        let id = (*launch.active.add(index as usize)).vm & !WAKE;
-        let free = &(*launch.control).free;
+        let id = (*launch.active.ptr().add(index as usize)).vm & !WAKE;
+        let free = &(*launch.control.ptr()).free;
         let (ram, disk) = row(launch, id);
         for entry in ram.iter_mut().chain(disk) {
             if *entry >= launch.shared {
                 let at = free.top.fetch_add(1, Ordering::Relaxed);
-                *free.returned.add(at as usize) = *entry;
+                *free.returned.ptr().add(at as usize) = *entry;
             }
             *entry = 0;
         }
-        (*launch.private_code.add(id as usize)).clear();
+        (*launch.private_code.ptr().add(id as usize)).clear();
     }
 }
 
@@ -219,20 +216,20 @@ pub unsafe fn release(launch: &Launch, index: u32) {
 pub unsafe fn start(launch: &Launch, index: u32) {
     // SAFETY: as `step`.
     unsafe {
-        let staged: &StagedVm = &*launch.staged.add(index as usize);
+        let staged: &StagedVm = &*launch.staged.ptr().add(index as usize);
         let id = staged.id;
-        let control = &*launch.control;
-        let arena = Arena::<OnGpu>::new(launch.arena, launch.frames, launch.shared);
+        let control = &*launch.control.ptr();
+        let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
         let (ram, disk) = row(launch, id);
         let width = ram.len() + disk.len();
-        let base = launch.base.add(staged.row as usize * width);
+        let base = launch.base.ptr().add(staged.row as usize * width);
         copy(base, ram.as_mut_ptr(), ram.len());
         copy(base.add(ram.len()), disk.as_mut_ptr(), disk.len());
         let mut memory = FrameMemory::new(arena, ram, DeviceFrames(&control.free));
-        let state = &mut *launch.ports.add(id as usize);
+        let state = &mut *launch.ports.ptr().add(id as usize);
         *state = PortState::new(staged.origin);
         let pages = core::slice::from_raw_parts(
-            launch.staged_pages.add(staged.first_page as usize),
+            launch.staged_pages.ptr().add(staged.first_page as usize),
             staged.page_count as usize,
         );
         let mut missing = false;
@@ -247,7 +244,7 @@ pub unsafe fn start(launch: &Launch, index: u32) {
             }
         }
         const WORDS: usize = size_of::<Vm>() / 8;
-        let vm = launch.vms.add(id as usize);
+        let vm = launch.vms.ptr().add(id as usize);
         copy((&raw const staged.vm).cast::<u64>(), vm.cast::<u64>(), WORDS);
         if missing {
             // It never runs: the next launch tells.
@@ -265,12 +262,12 @@ pub unsafe fn start(launch: &Launch, index: u32) {
 pub unsafe fn digest(launch: &Launch, index: u32, part: u32, parts: u32) {
     // SAFETY: as `step`; `digests` has room for `count`. The table is only read.
     unsafe {
-        let id = (*launch.active.add(index as usize)).vm & !WAKE;
-        let arena = Arena::<OnGpu>::new(launch.arena, launch.frames, launch.shared);
+        let id = (*launch.active.ptr().add(index as usize)).vm & !WAKE;
+        let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
         let (ram, _) = row(launch, id);
-        let memory = FrameMemory::new(arena, ram, DeviceFrames(&(*launch.control).free));
+        let memory = FrameMemory::new(arena, ram, DeviceFrames(&(*launch.control.ptr()).free));
         let sum = private_pages(&memory, part, parts);
-        (*launch.digests.add(index as usize)).fetch_add(sum, Ordering::Relaxed);
+        (*launch.digests.ptr().add(index as usize)).fetch_add(sum, Ordering::Relaxed);
     }
 }
 

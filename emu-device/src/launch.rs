@@ -2,6 +2,8 @@
 
 use crate::port::{Outbox, PortState};
 use crate::ram::{CodeCache, CodePage};
+use core::fmt;
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
@@ -13,8 +15,60 @@ pub const CODE_SLOTS: usize = 32;
 /// VM's input. The same on all backends, so that what is told of a run is, too.
 pub const SLICE: u32 = 1 << 15;
 
-/// One launch. All pointers are device addresses.
+/// An address in device memory of one or more `T`. A number, so that host and device exchange it as
+/// any other; only the device, and who emulates it, follows it.
+#[repr(transparent)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+pub struct At<T> {
+    address: u64,
+    what: PhantomData<fn() -> T>,
+}
+
+impl<T> At<T> {
+    /// Nowhere: there are none.
+    pub const NOWHERE: Self = Self::new(0);
+
+    /// An address.
+    pub const fn new(address: u64) -> Self {
+        Self { address, what: PhantomData }
+    }
+
+    /// The number.
+    pub const fn address(self) -> u64 {
+        self.address
+    }
+
+    /// A pointer, for who may follow it.
+    #[inline(always)]
+    pub fn ptr(self) -> *mut T {
+        core::ptr::with_exposed_provenance_mut(self.address as usize)
+    }
+}
+
+impl<T> Clone for At<T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for At<T> {}
+
+impl<T> fmt::Debug for At<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.address)
+    }
+}
+
+/// One launch. All addresses are the device's.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Launch {
     /// Layout version, [`emu_core::abi::VERSION`].
@@ -50,33 +104,33 @@ pub struct Launch {
     /// where the VMs that share a warp meet.
     pub meeting_ns: u32,
     /// The arena, its frames placed as [`crate::placement::OnGpu`] says.
-    pub arena: *mut u8,
+    pub arena: At<u8>,
     /// Decoded instructions of the shared frames.
-    pub shared_code: *const CodePage,
+    pub shared_code: At<CodePage>,
     /// Decoded instructions of private frames, one cache a VM.
-    pub private_code: *mut CodeCache<CODE_SLOTS>,
+    pub private_code: At<CodeCache<CODE_SLOTS>>,
     /// The VMs to run, each once.
-    pub active: *const Entry,
+    pub active: At<Entry>,
     /// All VMs' states.
-    pub vms: *mut Vm,
+    pub vms: At<Vm>,
     /// All VMs' frame tables, one row a VM.
-    pub tables: *mut u32,
+    pub tables: At<u32>,
     /// Rows that VMs start with: only shared frames.
-    pub base: *const u32,
+    pub base: At<u32>,
     /// The frames of the ROM, all shared.
-    pub rom: *const u32,
+    pub rom: At<u32>,
     /// All VMs' ports.
-    pub ports: *mut PortState,
+    pub ports: At<PortState>,
     /// What counts up during launches.
-    pub control: *const Control,
+    pub control: At<Control>,
     /// What the host says to VMs: see [`crate::port::Inbox`].
-    pub inbox: *const u8,
+    pub inbox: At<u8>,
     /// VMs to start.
-    pub staged: *const StagedVm,
+    pub staged: At<StagedVm>,
     /// Pages of theirs.
-    pub staged_pages: *const StagedPage,
+    pub staged_pages: At<StagedPage>,
     /// Where digests go, in the order of `active`.
-    pub digests: *const AtomicU64,
+    pub digests: At<AtomicU64>,
 }
 
 /// Flag in [`Entry::vm`]: the VM runs even if it rests.
@@ -84,6 +138,10 @@ pub const WAKE: u32 = 1 << 31;
 
 /// A VM in a launch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Entry {
     /// Which one, and perhaps [`WAKE`].
@@ -94,6 +152,7 @@ pub struct Entry {
 
 /// What VMs count up together during a launch.
 #[derive(Debug)]
+#[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes))]
 #[repr(C)]
 pub struct Control {
     /// What VMs say to the host.
@@ -114,6 +173,7 @@ pub struct Control {
 ///
 /// A launch either takes frames or returns them, never both.
 #[derive(Debug)]
+#[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes))]
 #[repr(C)]
 pub struct FreeFrames {
     /// First frame never used. May end up to the number of VMs past `limit`.
@@ -125,11 +185,15 @@ pub struct FreeFrames {
     /// Keeps what follows aligned.
     pub reserved: u32,
     /// Frames given back; there is room for all.
-    pub returned: *mut u32,
+    pub returned: At<u32>,
 }
 
 /// A VM before its first instruction.
 #[derive(Clone)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct StagedVm {
     /// Which one.
@@ -148,6 +212,10 @@ pub struct StagedVm {
 
 /// A page of RAM that is a VM's own from the start.
 #[derive(Clone)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct StagedPage {
     /// Which page.

@@ -4,7 +4,7 @@
 //! The host reads the log when the launch is over, so that its work is proportional to what was
 //! said, not to the number of VMs, and host-visible memory is small, however large the fleet.
 
-use crate::launch::SLICE;
+use crate::launch::{At, SLICE};
 use crate::warp::{self, Warp};
 use core::sync::atomic::{AtomicU32, Ordering};
 use emu_core::abi::{Exit, ExitCode};
@@ -60,6 +60,10 @@ pub struct ExitRecord {
 
 /// How far a VM's input is: counters that start with the VM and wrap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Taken {
     /// Console bytes.
@@ -70,6 +74,10 @@ pub struct Taken {
 
 /// Frames that a VM's network card has dropped, counted likewise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct CardDrops {
     /// On the way to the guest.
@@ -92,6 +100,7 @@ pub struct InputRecord {
 
 /// The log, in host-visible memory.
 #[derive(Debug)]
+#[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes))]
 #[repr(C)]
 pub struct Outbox {
     /// Bytes used; more than `capacity` when some record found no room.
@@ -99,7 +108,7 @@ pub struct Outbox {
     /// Bytes there are.
     pub capacity: u32,
     /// The bytes, aligned to [`RECORD_ALIGN`].
-    pub data: *mut u8,
+    pub data: At<u8>,
 }
 
 impl Outbox {
@@ -120,7 +129,7 @@ impl Outbox {
         // SAFETY: the head is inside the log and so are, if it fits, the bytes; by the addition
         // above they are this record's alone.
         unsafe {
-            let head = self.data.add(at as usize);
+            let head = self.data.ptr().add(at as usize);
             let record = Record { vm, kind: kind as u16, len: len as u16, instret };
             head.cast::<Record>().write(record);
             fits.then(|| head.add(size_of::<Record>()))
@@ -143,6 +152,10 @@ impl Outbox {
 
 /// Whether a VM rests until the host wakes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(u32)]
 pub enum Rest {
     /// It runs.
@@ -155,6 +168,10 @@ pub enum Rest {
 
 /// What a VM's port keeps between launches.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct PortState {
     /// Fleet time that is zero for this VM.
@@ -173,6 +190,8 @@ pub struct PortState {
     pub drops: CardDrops,
     /// Bytes in `console`.
     pub console_len: u32,
+    /// Keeps what follows aligned.
+    pub reserved: u32,
     /// Console output not yet in the log.
     pub console: [u64; CONSOLE_BYTES / 8],
 }
@@ -189,6 +208,7 @@ impl PortState {
             taken: Taken { console: 0, frames: 0 },
             drops: CardDrops { rx: 0, tx: 0 },
             console_len: 0,
+            reserved: 0,
             console: [0; CONSOLE_BYTES / 8],
         }
     }
@@ -563,7 +583,8 @@ mod tests {
 
     fn log(capacity: u32) -> Log {
         let mut data = vec![0u64; capacity as usize / 8];
-        let outbox = Outbox { tail: 0.into(), capacity, data: data.as_mut_ptr().cast() };
+        let data_at = At::new(data.as_mut_ptr().expose_provenance() as u64);
+        let outbox = Outbox { tail: 0.into(), capacity, data: data_at };
         Log { data, outbox }
     }
 

@@ -4,6 +4,10 @@ use crate::machine::Clock;
 
 /// The registers that are not part of the clock.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Clint {
     /// Machine software interrupt pending.

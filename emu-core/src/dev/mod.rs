@@ -72,6 +72,10 @@ use crate::layout::{MachineKind, virtio_slot};
 
 /// All devices of one VM.
 #[derive(Clone)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Devices {
     /// Core-local interruptor.

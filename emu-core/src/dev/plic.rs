@@ -32,6 +32,10 @@ type Bits = [u32; WORDS];
 
 /// The controller's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Plic {
     /// Requests not yet claimed.

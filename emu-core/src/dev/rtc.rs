@@ -29,6 +29,10 @@ const LOW_WORD: u64 = 0xffff_ffff;
 
 /// The clock's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Rtc {
     /// Unix time at guest time zero, in nanoseconds.

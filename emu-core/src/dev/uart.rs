@@ -172,6 +172,10 @@ impl Register {
 
 /// The UART's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Uart {
     rx: [u8; FIFO_SIZE as usize],

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// The oldest cards that run the PTX: Turing. Older ones lack independent scheduling of the
 /// threads of a warp, on which VMs that run apart depend.
 pub const CPU: &str = "sm_75";
-/// PTX version: what drivers since 520 (CUDA 11.8) read.
+/// PTX version: what drivers since CUDA 11.8 read.
 pub const FEATURES: &str = "+ptx78";
 /// Entry points, the only symbols that the PTX exports.
 pub const ENTRIES: [&str; 4] = ["pxvm_step", "pxvm_start", "pxvm_release", "pxvm_digest"];

@@ -137,6 +137,10 @@ impl AddressHalf {
 
 /// Registers of the transport.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub(super) struct Transport {
     driver_features: u64,

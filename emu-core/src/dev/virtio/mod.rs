@@ -60,6 +60,10 @@ pub struct Io<'a, M, D, P> {
 
 /// What the device shows in its configuration space. Which fields count depends on the device.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Config {
     /// virtio-blk: size in sectors of 512 bytes.
@@ -72,6 +76,10 @@ pub struct Config {
 
 /// What a network card has done, for the host to read. A driver's reset does not clear it.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Counters {
     /// Frames put into the guest's buffers.
@@ -95,6 +103,10 @@ pub enum Deferred {
 
 /// One virtio device and its transport.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Virtio {
     transport: Transport,
@@ -105,6 +117,8 @@ pub struct Virtio {
     pub counters: Counters,
     /// Outside the transport: a driver's reset does not renew it.
     work: Work,
+    /// Keeps what follows aligned.
+    reserved: u32,
 }
 
 impl Virtio {
@@ -136,6 +150,7 @@ impl Virtio {
             config: Config { capacity: 0, mac: [0; 6], link: 0 },
             counters: Counters { rx_frames: 0, rx_drops: 0, tx_frames: 0, tx_drops: 0 },
             work: Work::FULL,
+            reserved: 0,
         }
     }
 

@@ -66,6 +66,10 @@ pub enum Progress {
 
 /// A virtqueue's registers and positions.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Queue {
     desc: u64,
@@ -95,6 +99,10 @@ pub struct Lengths {
 /// Other machines share the processor, and a few instructions of a guest can ask for a lot of
 /// copying. What goes beyond waits for the next slice.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
 #[repr(C)]
 pub struct Work {
     bytes_left: u32,

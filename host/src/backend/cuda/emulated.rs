@@ -144,7 +144,7 @@ impl Gpu for Emulated {
                 }
             }
             if let (Kernel::Step, Some(from)) = (kernel, self.wrong_from) {
-                let vm = &mut *launch.vms;
+                let vm = &mut *launch.vms.ptr();
                 if vm.sys.clock.retired >= from {
                     vm.hot.x[10] = 0xdead_beef;
                 }

@@ -1,6 +1,5 @@
 //! A fleet in device memory: what is allocated, and the launches over it.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -8,17 +7,17 @@ use emu_core::abi::{VERSION, Vm};
 use emu_core::machine::Now;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 use emu_device::launch::{
-    CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
+    At, CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
 };
 use emu_device::placement::{OnGpu, Placement};
 use emu_device::port::{Outbox, PortState};
 use emu_device::ram::{CodeCache, CodePage};
+use zerocopy::{IntoBytes, TryFromBytes};
 
 mod look;
 
 use super::error::CudaError;
 use super::gpu::{Address, Gpu, Kernel, Mapped};
-use super::raw;
 use super::sizing::{self, Shape};
 use crate::backend::BackendError;
 use crate::machine::{BaseImage, Staged};
@@ -178,7 +177,7 @@ impl DeviceFleet {
                 && base.frames[..FRAME_SIZE as usize].iter().all(|&b| b == 0)
         );
         let base_rows = gpu.alloc(rows.len() as u64 * 4)?;
-        gpu.upload(base_rows, raw::bytes(&rows))?;
+        gpu.upload(base_rows, rows.as_bytes())?;
         let rom = base_rows + 4 * (rows.len() - base.rom.len()) as u64;
 
         let frames = sizing::frames(&shape, gpu.available()?)?;
@@ -197,23 +196,21 @@ impl DeviceFleet {
         let returned = gpu.alloc(u64::from(frames - shared) * 4)?;
         let arena = gpu.alloc(sizing::arena(frames))?.next_multiple_of(OnGpu::ALIGN as u64);
         gpu.upload(arena, &placed(&base.frames))?;
-        gpu.upload(
-            control,
-            raw::bytes(&[Control {
-                outbox: Outbox { tail: 0.into(), capacity: 0, data: std::ptr::null_mut() },
-                busy: 0.into(),
+        let mut first = Control {
+            outbox: Outbox { tail: 0.into(), capacity: 0, data: At::NOWHERE },
+            busy: 0.into(),
+            reserved: 0,
+            ran: 0.into(),
+            instructions: 0.into(),
+            free: FreeFrames {
+                next: shared.into(),
+                limit: frames,
+                top: 0.into(),
                 reserved: 0,
-                ran: 0.into(),
-                instructions: 0.into(),
-                free: FreeFrames {
-                    next: shared.into(),
-                    limit: frames,
-                    top: 0.into(),
-                    reserved: 0,
-                    returned: returned as *mut u32,
-                },
-            }]),
-        )?;
+                returned: At::new(returned),
+            },
+        };
+        gpu.upload(control, first.as_mut_bytes())?;
         let launch = Launch {
             version: VERSION,
             count: 0,
@@ -230,20 +227,20 @@ impl DeviceFleet {
             shared_code_len: ram_shared,
             inbox_len: 0,
             meeting_ns: 0,
-            arena: arena as *mut u8,
-            shared_code: shared_code as *const CodePage,
-            private_code: private_code as *mut CodeCache<CODE_SLOTS>,
-            active: std::ptr::null(),
-            vms: vms as *mut Vm,
-            tables: tables as *mut u32,
-            base: base_rows as *const u32,
-            rom: rom as *const u32,
-            ports: ports as *mut PortState,
-            control: control as *const Control,
-            inbox: std::ptr::null(),
-            staged: staged as *const StagedVm,
-            staged_pages: (staged + PAGES_AT as u64) as *const StagedPage,
-            digests: digests as *const AtomicU64,
+            arena: At::new(arena),
+            shared_code: At::new(shared_code),
+            private_code: At::new(private_code),
+            active: At::NOWHERE,
+            vms: At::new(vms),
+            tables: At::new(tables),
+            base: At::new(base_rows),
+            rom: At::new(rom),
+            ports: At::new(ports),
+            control: At::new(control),
+            inbox: At::NOWHERE,
+            staged: At::new(staged),
+            staged_pages: At::new(staged + PAGES_AT as u64),
+            digests: At::new(digests),
         };
         tracing::debug!(frames, shared, count, "device memory allocated");
         Ok(Self {
@@ -268,7 +265,7 @@ impl DeviceFleet {
     pub fn limit_frames(&mut self, end: u32) {
         let at = std::mem::offset_of!(Control, free) + std::mem::offset_of!(FreeFrames, limit);
         let limit = end.min(self.launch.frames);
-        self.gpu.upload(self.control + at as u64, raw::bytes(&[limit])).unwrap();
+        self.gpu.upload(self.control + at as u64, limit.as_bytes()).unwrap();
     }
 
     /// Multiprocessors of the device.
@@ -321,11 +318,11 @@ impl DeviceFleet {
                 origin: *origin,
                 vm: staged.vm.clone(),
             };
-            self.staging.write(at * size_of::<StagedVm>(), raw::bytes(&[head]));
+            self.staging.write(at * size_of::<StagedVm>(), head.as_bytes());
             for (page, bytes) in &staged.pages {
                 let page = StagedPage { page: *page, reserved: 0, bytes: **bytes };
                 let at = PAGES_AT + pages * size_of::<StagedPage>();
-                self.staging.write(at, raw::bytes(&[page]));
+                self.staging.write(at, page.as_bytes());
                 pages += 1;
             }
         }
@@ -351,8 +348,7 @@ impl DeviceFleet {
         self.gpu.zero(self.digests, vms.len() as u64 * 8)?;
         self.small(Kernel::Digest, vms.len() as u32, vms)?;
         let (gpu, at) = (&mut self.gpu, self.digests);
-        // SAFETY: any bytes are integers.
-        unsafe { raw::values(vms.len(), |bytes| gpu.download(at, bytes)) }
+        values(vms.len(), |bytes| gpu.download(at, bytes))
     }
 
     /// Queues a kernel other than the one that runs VMs, for a list of VMs or the staged ones.
@@ -361,10 +357,10 @@ impl DeviceFleet {
         let lanes = if kernel == Kernel::Digest { 1 } else { 4 };
         const HEAD: usize = size_of::<Launch>();
         let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm, inbox: 0 }).collect();
-        let active = (self.list_device + HEAD as u64) as *const Entry;
+        let active = At::new(self.list_device + HEAD as u64);
         let launch = Launch { count, lanes, active, ..self.launch };
-        self.list.write(0, raw::bytes(&[launch]));
-        self.list.write(HEAD, raw::bytes(&entries));
+        self.list.write(0, launch.as_bytes());
+        self.list.write(HEAD, entries.as_bytes());
         let from = self.list.address();
         self.gpu.copy(self.list_device, from, HEAD + size_of_val(&entries[..]))?;
         self.gpu.launch(kernel, count.div_ceil(lanes), 0, self.list_device)?;
@@ -396,20 +392,20 @@ impl DeviceFleet {
             rate,
             ticks,
             inbox_len: turn.inbox.len() as u32,
-            active: (exchange.device + ENTRIES_AT as u64) as *const Entry,
-            inbox: exchange.inbox_device as *const u8,
+            active: At::new(exchange.device + ENTRIES_AT as u64),
+            inbox: At::new(exchange.inbox_device),
             ..self.launch
         };
-        let outbox = Outbox {
+        let mut outbox = Outbox {
             tail: 0.into(),
             capacity: self.outbox_len as u32,
-            data: exchange.outbox.address() as *mut u8,
+            data: At::new(exchange.outbox.address()),
         };
         exchange.listed = turn.active.len() as u32;
         exchange.inbox.write(0, turn.inbox);
-        exchange.params.write(0, raw::bytes(&[launch]));
-        exchange.params.write(OUTBOX_AT, raw::bytes(&[outbox]));
-        exchange.params.write(ENTRIES_AT, raw::bytes(turn.active));
+        exchange.params.write(0, launch.as_bytes());
+        exchange.params.write(OUTBOX_AT, outbox.as_mut_bytes());
+        exchange.params.write(ENTRIES_AT, turn.active.as_bytes());
         let bytes = ENTRIES_AT + size_of_val(turn.active);
         self.gpu.copy(exchange.device, exchange.params.address(), bytes)?;
         if !turn.inbox.is_empty() {
@@ -440,7 +436,7 @@ impl DeviceFleet {
     /// Private frames in use. No launch may be under way.
     pub fn private_frames(&mut self) -> Result<u32, CudaError> {
         let (gpu, at) = (&mut self.gpu, self.control);
-        let control = control(|bytes| gpu.download(at, bytes))?;
+        let control: Control = value(|bytes| gpu.download(at, bytes))?;
         Ok(self.private_frames_in(&control.free))
     }
 
@@ -452,7 +448,7 @@ impl DeviceFleet {
     /// What a launch left.
     pub fn report(&self, ended: Ended) -> Result<Report, CudaError> {
         let exchange = &self.exchanges[ended.exchange];
-        let control = control(|bytes| {
+        let control: Control = value(|bytes| {
             exchange.report.read(0, bytes);
             Ok(())
         })?;
@@ -476,19 +472,17 @@ impl DeviceFleet {
     /// A VM's state. No launch may be under way, and the VM must have been started.
     pub fn vm(&mut self, vm: u32) -> Result<Vm, CudaError> {
         assert!(vm < self.shape.count);
-        let at = self.launch.vms as Address + u64::from(vm) * size_of::<Vm>() as u64;
+        let at = self.launch.vms.address() + u64::from(vm) * size_of::<Vm>() as u64;
         let gpu = &mut self.gpu;
-        // SAFETY: the VM was started, so this is a state that the core wrote.
-        let vms = unsafe { raw::values(1, |bytes| gpu.download(at, bytes))? };
-        vms.into_iter().next().ok_or(CudaError::Contract("no state"))
+        value(|bytes| gpu.download(at, bytes))
     }
 
     /// Instructions that each VM has retired since its last start.
     pub fn instrets(&mut self) -> Result<Vec<u64>, CudaError> {
-        let (gpu, at) = (&mut self.gpu, self.launch.ports as Address);
-        // SAFETY: ports are zero at first, which is a port, and then written by the device.
+        let (gpu, at) = (&mut self.gpu, self.launch.ports.address());
+        // They are zero at first, which is a port.
         let ports: Vec<PortState> =
-            unsafe { raw::values(self.shape.count as usize, |bytes| gpu.download(at, bytes))? };
+            values(self.shape.count as usize, |bytes| gpu.download(at, bytes))?;
         Ok(ports.iter().map(|port| port.instret).collect())
     }
 
@@ -500,10 +494,22 @@ impl DeviceFleet {
     }
 }
 
-fn control(fill: impl FnOnce(&mut [u8]) -> Result<(), CudaError>) -> Result<Control, CudaError> {
-    // SAFETY: `Control` is integers and pointers that are not followed.
-    let control: Vec<Control> = unsafe { raw::values(1, fill)? };
-    control.into_iter().next().ok_or(CudaError::Contract("no report"))
+/// Values of the contract, from the bytes that `fill` reads, which are checked to be such.
+fn values<T: TryFromBytes>(
+    count: usize,
+    fill: impl FnOnce(&mut [u8]) -> Result<(), CudaError>,
+) -> Result<Vec<T>, CudaError> {
+    let mut bytes = vec![0; count * size_of::<T>()];
+    fill(&mut bytes)?;
+    let values = bytes.chunks_exact(size_of::<T>()).map(T::try_read_from_bytes);
+    values.collect::<Result<_, _>>().map_err(|_| CudaError::Contract("no such value exists"))
+}
+
+/// One of them.
+fn value<T: TryFromBytes>(
+    fill: impl FnOnce(&mut [u8]) -> Result<(), CudaError>,
+) -> Result<T, CudaError> {
+    values(1, fill)?.pop().ok_or(CudaError::Contract("no value"))
 }
 
 /// A launch that is over and was not read yet.
@@ -516,3 +522,49 @@ pub struct Ended {
 // What lies behind each other in `params` must be aligned.
 const _: () = assert!(OUTBOX_AT.is_multiple_of(8) && ENTRIES_AT.is_multiple_of(8));
 const _: () = assert!(PAGES_AT.is_multiple_of(8));
+
+#[cfg(test)]
+mod checks {
+    use emu_core::layout::MachineKind;
+
+    use super::*;
+
+    fn from(bytes: &[u8]) -> Result<Vm, CudaError> {
+        value(|to| {
+            to.copy_from_slice(bytes);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_state_comes_back_as_it_was_and_a_broken_one_does_not() {
+        let mut vm = Vm::new(MachineKind::Semu);
+        vm.hot.x[10] = 0xdead_beef;
+        let bytes = vm.as_bytes();
+        assert_eq!(from(bytes).unwrap().as_bytes(), bytes);
+        let offset = std::mem::offset_of!(Vm, hot)
+            + std::mem::offset_of!(emu_core::abi::Hot, ctx)
+            + std::mem::offset_of!(emu_core::mmu::Context, privilege);
+        let kind =
+            std::mem::offset_of!(Vm, sys) + std::mem::offset_of!(emu_core::abi::System, kind);
+        // There is no privilege 2 and no third kind of machine.
+        for at in [offset, kind] {
+            let mut bytes = bytes.to_vec();
+            bytes[at] = 2;
+            assert!(matches!(from(&bytes), Err(CudaError::Contract(_))));
+        }
+    }
+
+    #[test]
+    fn equal_states_are_equal_bytes() {
+        // Nothing lies between the fields that two of them could differ in.
+        let [one, two] = [0x55, 0xaa].map(|filling| {
+            let mut place = Box::new([filling; size_of::<StagedVm>()]);
+            let vm = Vm::new(MachineKind::Virt);
+            let staged = StagedVm { id: 1, row: 2, first_page: 3, page_count: 4, origin: 5, vm };
+            place.copy_from_slice(staged.as_bytes());
+            place
+        });
+        assert_eq!(one, two);
+    }
+}

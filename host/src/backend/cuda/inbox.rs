@@ -83,6 +83,7 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use emu_core::port::Port;
+    use emu_device::launch::At;
     use emu_device::port::{Inbox, LogPort, Outbox, PortState, Taken};
 
     use super::*;
@@ -106,7 +107,7 @@ mod tests {
         let mut state = PortState::new(0);
         state.taken = Taken { console: 41, frames: 8 };
         let inbox = Inbox::new(bytes, &state.taken).unwrap();
-        let outbox = Outbox { tail: 0.into(), capacity: 0, data: std::ptr::null_mut() };
+        let outbox = Outbox { tail: 0.into(), capacity: 0, data: At::NOWHERE };
         let mut port = LogPort::new(0, &mut state, &outbox, inbox);
         assert_eq!((port.console_get(), port.console_get()), (Some(b'b'), Some(b'c')));
         assert_eq!(port.console_get(), None);

@@ -17,7 +17,6 @@ mod module;
 pub mod outbox;
 mod pace;
 pub mod packing;
-mod raw;
 mod runner;
 mod seat;
 pub mod sizing;

@@ -91,6 +91,7 @@ impl<'a> Iterator for Messages<'a> {
 #[cfg(test)]
 mod tests {
     use emu_core::port::Port;
+    use emu_device::launch::At;
     use emu_device::port::{Inbox, LogPort, Outbox, PortState};
 
     use super::*;
@@ -98,7 +99,8 @@ mod tests {
     #[test]
     fn what_a_port_writes_is_read_back() {
         let mut data = vec![0u64; 64];
-        let outbox = Outbox { tail: 0.into(), capacity: 512, data: data.as_mut_ptr().cast() };
+        let at = At::new(data.as_mut_ptr().expose_provenance() as u64);
+        let outbox = Outbox { tail: 0.into(), capacity: 512, data: at };
         let mut state = PortState::new(100);
         let mut port = LogPort::new(9, &mut state, &outbox, Inbox::NONE);
         port.begin(0);

@@ -17,7 +17,7 @@ impl DeviceFleet {
         }
         let index = u64::from(vm) * u64::from(self.shape.pages) + u64::from(page);
         let mut entry = [0; 4];
-        self.gpu.download(self.launch.tables as Address + 4 * index, &mut entry)?;
+        self.gpu.download(self.launch.tables.address() + 4 * index, &mut entry)?;
         Ok(Some(u32::from_le_bytes(entry)))
     }
 
@@ -51,7 +51,7 @@ impl DeviceFleet {
         assert!(vm < self.shape.count);
         let pages = self.shape.pages as usize;
         let mut table = vec![0; 4 * pages];
-        let at = self.launch.tables as Address + 4 * u64::from(vm) * pages as u64;
+        let at = self.launch.tables.address() + 4 * u64::from(vm) * pages as u64;
         self.gpu.download(at, &mut table)?;
         let frames = table.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
         Ok(frames.filter(|&frame| frame >= self.shape.shared).count() as u32)
@@ -63,7 +63,7 @@ impl DeviceFleet {
         let port = u64::from(vm) * size_of::<PortState>() as u64;
         let at = port + std::mem::offset_of!(PortState, instret) as u64;
         let mut bytes = [0; 8];
-        self.gpu.download(self.launch.ports as Address + at, &mut bytes)?;
+        self.gpu.download(self.launch.ports.address() + at, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
@@ -72,7 +72,7 @@ impl DeviceFleet {
         if frame >= self.launch.frames || at >= FRAME_SIZE {
             return Err(CudaError::Contract("a frame outside of the arena"));
         }
-        Ok(self.launch.arena as Address + OnGpu::place(frame, at) as Address)
+        Ok(self.launch.arena.address() + OnGpu::place(frame, at) as Address)
     }
 
     /// Reads from one frame. No launch may be under way.
