@@ -12,6 +12,7 @@
 #   lockstep    Linux on both, compared at every slice
 #   conform     riscv-tests
 #   refusals    what cannot work is told
+#   cache       the program compiled for the card: made once, kept, made anew when damaged
 #   neighbours  hostile guests beside good ones
 #   cards       two processes on one card
 #   lost        the context is lost, and the card hangs, while a fleet runs (needs cc)
@@ -20,7 +21,7 @@
 #
 # Prints a table and `N passed, N failed`; without a GPU it says so and ends with 0.
 set -uo pipefail
-all=(fleets same lockstep conform refusals neighbours cards lost bench sanitizer)
+all=(fleets same lockstep conform refusals cache neighbours cards lost bench sanitizer)
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 4 ] || usage
 for path in "${@:1:4}"; do
@@ -127,6 +128,73 @@ refusals() {
     CUDA_VISIBLE_DEVICES='' run 60 boot "${rom[@]}" --backend cuda
     [ $? = 2 ] && [ "$(wc -l < "$work/err")" = 1 ]
     verdict "a card that is hidden" $? "$(first_line)"
+}
+
+# The program compiled for the card. The driver's own cache is off, so that each time is what it
+# would be on a new machine.
+cache() {
+    local -x PXVM_CACHE=$work/cache CUDA_CACHE_DISABLE=1
+    local copies=$PXVM_CACHE/gpu one=(boot "${rom[@]}" --backend cuda --until ready --timeout 100)
+    local start first second rc pids speed
+    timed() { # SECONDS ARGUMENT...: as `run`; its time is in `took`
+        start=$EPOCHREALTIME
+        run "$@"
+        rc=$?
+        took=$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
+    }
+    the_copy() { [ "$(ls "$copies" | wc -l)" = 1 ] && copy=$(ls "$copies"/*.cubin); }
+
+    timed 110 "${one[@]}"
+    first=$took
+    [ $rc = 0 ] && says '^pxvm: compiling for ' && the_copy
+    verdict "the first start compiles, says so, and keeps it" $? "$first s, $(stat -c %s "$copies"/* 2> /dev/null | tr '\n' ' ')bytes"
+    timed 110 "${one[@]}"
+    second=$took
+    [ $rc = 0 ] && ! says compiling && awk -v a="$first" -v b="$second" 'BEGIN { exit !(b < a) }'
+    verdict "the second finds it" $? "$second s"
+
+    [ -n "${copy:-}" ] && printf 'damaged' | dd of="$copy" bs=1 seek=100000 conv=notrunc status=none
+    timed 110 "${one[@]}"
+    [ $rc = 0 ] && says 'made anew: .* is damaged' && says '^pxvm: compiling for '
+    verdict "a damaged one is refused and made anew" $? "$took s: $(first_line)"
+    timed 110 "${one[@]}"
+    [ $rc = 0 ] && ! says compiling
+    verdict "which the next one finds" $? "$took s"
+
+    # As two users' first fleets would.
+    rm -rf "$copies"
+    pids=()
+    for i in 1 2; do
+        timeout --kill-after 10 110 "$pxvm" "${one[@]}" > "$work/out.$i" 2> "$work/err.$i" < /dev/null &
+        pids+=($!)
+        started+=($!)
+    done
+    rc=0
+    for pid in "${pids[@]}"; do wait "$pid" || rc=1; done
+    cat "$work"/err.[12] > "$work/err"
+    [ $rc = 0 ] && the_copy && run 110 "${one[@]}" && ! says compiling
+    verdict "two at once" $? ""
+
+    # Root writes everywhere, but not into a file's folder.
+    PXVM_CACHE=/dev/null timed 110 "${one[@]}"
+    [ $rc = 0 ]
+    verdict "where none can be kept" $? "$took s"
+    rm -rf "$copies"
+    timed 110 doctor
+    [ $rc = 0 ] && grep -q '^ok  GPU program .* now in ' "$work/out" && the_copy
+    verdict "doctor makes it" $? "$took s: $(grep 'GPU program' "$work/out" | tr -s ' ')"
+    timed 110 "${one[@]}"
+    [ $rc = 0 ] && ! says compiling
+    verdict "and the first fleet finds it" $? "$took s"
+
+    # The linker's code beside the loader's: it must be as fast.
+    for speed in kept source kept source; do
+        case $speed in
+        kept) boot "${rom[@]}" --backend cuda --clock instret --until ready --count 8448 ;;
+        source) PXVM_CACHE=/dev/null boot "${rom[@]}" --backend cuda --clock instret --until ready --count 8448 ;;
+        esac
+        verdict "8448 machines, program $speed" $? "$(of_report wall_seconds) s, $(of_report mips_per_vm) MIPS a VM"
+    done
 }
 
 # Good guests at odd places, and the others between them, so that they share warps.

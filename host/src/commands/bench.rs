@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Serialize, Serializer};
 
 use super::boot::{self, Place};
-use super::printing;
+use super::{printing, say};
 use crate::backend::cpu::check_count;
 use crate::backend::cuda::group::Group;
 use crate::backend::cuda::{self, CudaError, DeviceFleet};
@@ -226,7 +226,7 @@ impl Bencher<'_> {
             check_count(fleet.count, fleet.plan.memory)?;
             return Ok(Place::Cpu);
         }
-        let gpu = cuda::open(self.args.device).map_err(BackendError::from)?;
+        let gpu = cuda::open(self.args.device, &say).map_err(BackendError::from)?;
         let mut first = Group::start(gpu, &program::fleet(1)?, None)?;
         first.turn(&[0], 1024).map_err(BackendError::from)?;
         let gpu = first.into_gpu().map_err(BackendError::from)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::steering::Steering;
-use super::{network, printing};
+use super::{network, printing, say};
 use crate::api::About;
 use crate::backend::cpu::{CpuBackend, check_count};
 use crate::backend::cuda::gpu::Gpu;
@@ -155,7 +155,7 @@ pub(super) fn wants_gpu(choice: BackendChoice, device: u32) -> Result<bool, Erro
 
 /// Takes the GPU; `None` when it does not work and need not.
 pub(super) fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
-    match cuda::open(device) {
+    match cuda::open(device, &say) {
         Ok(gpu) => Ok(Some(gpu)),
         Err(error) if choice == BackendChoice::Auto => {
             tracing::warn!("no GPU, so the CPU: {error}");

@@ -1,12 +1,13 @@
 //! `pxvm doctor`.
 
 use std::fs::OpenOptions;
+use std::time::{Duration, Instant};
 
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
-use super::printing;
-use crate::backend::cuda;
+use super::{printing, say};
+use crate::backend::cuda::{self, CudaError, Origin};
 use crate::cli::Doctor;
 use crate::exit::{Code, Error};
 use crate::host;
@@ -35,7 +36,9 @@ struct Report {
 
 /// Tells what this host has.
 pub fn doctor(args: Doctor) -> Result<Code, Error> {
-    let checks = vec![cores(), memory(), guest_image(), cuda(), tap()];
+    let mut checks = vec![cores(), memory(), guest_image(), cuda()];
+    checks.extend(compiled());
+    checks.push(tap());
     if args.json {
         let report = Report { version: env!("CARGO_PKG_VERSION"), checks };
         print_json(&report).map_err(printing)?;
@@ -93,6 +96,44 @@ fn cuda() -> Check {
             advice: Some(error.to_string()),
         },
     }
+}
+
+/// The GPU's program, compiled for each kind of card ahead of the first fleet.
+fn compiled() -> Vec<Check> {
+    if cuda::has_ptx().is_err() {
+        return Vec::new();
+    }
+    let mut seen = Vec::new();
+    let mut checks = Vec::new();
+    for index in 0..cuda::driver::count().unwrap_or(0) {
+        let Ok(info) = cuda::driver::info(index) else { continue };
+        if !seen.contains(&info.capability) {
+            seen.push(info.capability);
+            let started = Instant::now();
+            let result = cuda::prepare(index, &say);
+            checks.push(compiled_for(&info.name, result, started.elapsed()));
+        }
+    }
+    checks
+}
+
+fn compiled_for(card: &str, result: Result<Origin, CudaError>, took: Duration) -> Check {
+    let folder = cuda::compiled::folder();
+    let folder = folder.display();
+    let (ok, found, advice) = match result {
+        Ok(Origin::Kept) => (true, format!("compiled for {card}, in {folder}"), None),
+        Ok(Origin::Made) => {
+            let seconds = took.as_secs_f64();
+            (true, format!("compiled for {card} in {seconds:.1} s, now in {folder}"), None)
+        }
+        Ok(Origin::Source) => (
+            false,
+            format!("no copy compiled for {card} can be kept in {folder}"),
+            Some("make that folder one to write to, or name another with PXVM_CACHE".into()),
+        ),
+        Err(error) => (false, format!("not compiled for {card}"), Some(error.to_string())),
+    };
+    Check { name: "GPU program", ok, found, advice }
 }
 
 fn tap() -> Check {

@@ -12,6 +12,8 @@ mod network;
 mod run;
 mod steering;
 
+use std::io::Write;
+
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};
 use crate::cli::{BackendChoice, Command, Where};
@@ -46,11 +48,19 @@ fn printing(source: std::io::Error) -> Error {
     Error::io("write to standard output", source)
 }
 
+/// Tells on standard error what takes time.
+fn say(text: &str) {
+    // Without standard error there is nobody to tell.
+    let _ = writeln!(crate::progress::Stderr, "pxvm: {text}");
+}
+
 /// The GPU that a bare-metal program is to run on, if any.
 fn gpu_for(place: Where) -> Result<Option<Box<dyn Gpu>>, Error> {
     match place.backend {
         BackendChoice::Auto | BackendChoice::Cpu => Ok(None),
-        BackendChoice::Cuda => Ok(Some(cuda::open(place.device).map_err(BackendError::from)?)),
+        BackendChoice::Cuda => {
+            Ok(Some(cuda::open(place.device, &say).map_err(BackendError::from)?))
+        }
         BackendChoice::Lockstep => {
             Err(Error::Usage("--backend lockstep compares fleets: see pxvm boot".into()))
         }

@@ -4,6 +4,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
+use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,9 +12,10 @@ use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
-use super::error::CudaError;
+use super::compiled::{self, Copy, Origin};
+use super::error::{CudaError, oldest_driver};
 use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
-use super::module::Module;
+use super::module::{Jit, Module};
 use crate::units::Size;
 
 /// Memory that is left to the driver beside what kernels need: its own tables, and other
@@ -62,7 +64,7 @@ fn advice(result: CUresult) -> &'static str {
             "driver and library do not match: reinstall NVIDIA's driver, or restart the machine"
         }
         CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
-            "a driver of version 525 or later is needed"
+            concat!("a driver of version ", oldest_driver!(), " or later is needed")
         }
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
@@ -98,11 +100,22 @@ pub struct Info {
     pub memory: Size,
     /// The version of CUDA that the driver speaks.
     pub cuda: (i32, i32),
+    /// The driver's own version, as `nvidia-smi` prints it; `unknown` where the kernel does not tell.
+    pub driver: String,
+}
+
+/// The version of NVIDIA's kernel module, which that of its libraries must equal.
+fn driver_version() -> String {
+    let text = std::fs::read_to_string("/sys/module/nvidia/version").unwrap_or_default();
+    let text = text.trim();
+    // It becomes part of a file's name.
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+    if plain && (1..=32).contains(&text.len()) { text.to_owned() } else { "unknown".to_owned() }
 }
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, capability: (major, minor), memory, cuda: (x, y) } = self;
+        let Self { name, capability: (major, minor), memory, cuda: (x, y), .. } = self;
         write!(f, "{name}, {memory}, compute capability {major}.{minor}, driver for CUDA {x}.{y}")
     }
 }
@@ -141,6 +154,7 @@ pub fn info(index: u32) -> Result<Info, CudaError> {
         capability: (major, minor),
         memory: Size(bytes as u64),
         cuda: (version / 1000, version % 1000 / 10),
+        driver: driver_version(),
     })
 }
 
@@ -158,6 +172,7 @@ pub struct Device {
     begin: sys::CUevent,
     event: sys::CUevent,
     module: Option<Module>,
+    origin: Origin,
     allocations: Vec<Address>,
     processors: u32,
     /// Bytes that the driver sets aside for the threads' stacks at the first launch.
@@ -179,22 +194,44 @@ const STAGING: usize = 4 << 20;
 unsafe impl Send for Device {}
 
 impl Device {
-    /// Takes a device and loads the program.
-    pub fn open(index: u32, ptx: &CStr) -> Result<Self, CudaError> {
-        let Info { name, capability: (major, minor), .. } = info(index)?;
+    /// Takes a device and loads the program, if possible from the copy in `folder`. Says when that
+    /// takes long.
+    pub fn open(
+        index: u32,
+        ptx: &CStr,
+        folder: PathBuf,
+        say: &dyn Fn(&str),
+    ) -> Result<Self, CudaError> {
+        let info = info(index)?;
+        let name = info.name.clone();
+        let (major, minor) = info.capability;
         if (major, minor) < (7, 5) {
             return Err(CudaError::TooOld { name, major, minor });
         }
         let mut device = 0;
         cuda!(cuDeviceGet(&mut device, index as c_int))?;
-        Self::take(device, ptx).map_err(|error| match error {
+        let copy = Copy::new(folder, ptx.to_bytes(), &info);
+        let say = || say(&format!("compiling for {name}, about 10 s, once"));
+        Self::take(device, ptx, &copy, &say).map_err(|error| match error {
             CudaError::Call { code: OUT_OF_MEMORY, .. }
-            | CudaError::Refused { code: OUT_OF_MEMORY, .. } => CudaError::Full { name },
+            | CudaError::Refused { code: OUT_OF_MEMORY, .. } => {
+                CudaError::Full { name: name.clone() }
+            }
             other => other,
         })
     }
 
-    fn take(device: sys::CUdevice, ptx: &CStr) -> Result<Self, CudaError> {
+    /// Where its program came from.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    fn take(
+        device: sys::CUdevice,
+        ptx: &CStr,
+        copy: &Copy,
+        say: &dyn Fn(),
+    ) -> Result<Self, CudaError> {
         let mut context = ptr::null_mut();
         cuda!(cuDevicePrimaryCtxRetain(&mut context, device))?;
         // From here on `Drop` cleans up.
@@ -205,6 +242,7 @@ impl Device {
             begin: ptr::null_mut(),
             event: ptr::null_mut(),
             module: None,
+            origin: Origin::Source,
             allocations: Vec::new(),
             processors: 0,
             stacks: 0,
@@ -226,7 +264,9 @@ impl Device {
         let processors = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let threads =
             attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?;
-        let module = this.module.insert(Module::load(ptx)?);
+        let (module, origin) = compiled::load(&Jit { ptx }, copy, say)?;
+        let module = this.module.insert(module);
+        this.origin = origin;
         this.processors = processors.max(1) as u32;
         this.stacks = processors as u64 * threads as u64 * u64::from(module.stack()?);
         Ok(this)

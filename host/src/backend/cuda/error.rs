@@ -2,12 +2,24 @@
 
 use crate::units::Size;
 
+/// The oldest driver, that of CUDA 11.8: it is the first to read our version of PTX
+/// (`ptx_builder::FEATURES`).
+macro_rules! oldest_driver {
+    () => {
+        "520"
+    };
+}
+pub(super) use oldest_driver;
+
 /// A GPU cannot be used, or not any more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaError {
     /// No driver.
-    #[error("libcuda is not installed; install NVIDIA's driver, version 525 or later")]
+    #[error(
+        "libcuda is not installed; install NVIDIA's driver, version {} or later",
+        oldest_driver!()
+    )]
     NoDriver,
     /// The program has no code for a GPU.
     #[error("this pxvm has no GPU part: {0}")]
@@ -34,7 +46,9 @@ pub enum CudaError {
     },
     /// The driver's compiler refused our code.
     #[error(
-        "the driver refused pxvm's PTX (CUDA error {code}); a driver of version 525 or later takes it. It said: {log}"
+        "the driver refused pxvm's PTX (CUDA error {code}); a driver of version {} or later takes it. \
+         It said: {log}",
+        oldest_driver!()
     )]
     Refused {
         /// CUDA's error number.
@@ -101,5 +115,25 @@ impl CudaError {
             self,
             NoDriver | NoPtx(_) | NoDevice { .. } | TooOld { .. } | Full { .. } | NoMemory { .. }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn all_name_the_same_oldest_driver() {
+        // The driver of CUDA 11.8 is the first that reads PTX 7.8.
+        assert_eq!((ptx_builder::FEATURES, oldest_driver!()), ("+ptx78", "520"));
+        let documents = [
+            ("gpu.md", include_str!("../../../../docs/guide/gpu.md")),
+            ("guide/README.md", include_str!("../../../../docs/guide/README.md")),
+            ("cli.md", include_str!("../../../../docs/cli.md")),
+        ];
+        for (name, text) in documents {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let said: Vec<_> =
+                words.windows(4).filter(|w| w[0] == "version" && w[2] == "or").collect();
+            assert!(!said.is_empty() && said.iter().all(|w| w[1] == oldest_driver!()), "{name}");
+        }
     }
 }

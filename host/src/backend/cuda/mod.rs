@@ -4,6 +4,7 @@
 //! host memory. [`fleet`] lays a fleet out in device memory and launches the kernels over it;
 //! `runner` decides, on a thread of its own, what to launch and hears what VMs say.
 
+pub mod compiled;
 #[cfg(test)]
 mod control_tests;
 pub mod driver;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+pub use self::compiled::Origin;
 use self::driver::Device;
 pub use self::fleet::DeviceFleet;
 use self::gpu::Gpu;
@@ -75,11 +77,21 @@ pub fn available(index: u32) -> Result<driver::Info, CudaError> {
     driver::info(index)
 }
 
-/// Takes a device, with the program loaded.
-pub fn open(index: u32) -> Result<Box<dyn Gpu>, CudaError> {
+/// Takes a device, with the program loaded. Says when that takes long: the driver compiles it once
+/// for each kind of card ([`compiled`]).
+pub fn open(index: u32, say: &dyn Fn(&str)) -> Result<Box<dyn Gpu>, CudaError> {
+    Ok(Box::new(device(index, say)?))
+}
+
+/// Has the program compiled for a device, and tells where it came from.
+pub fn prepare(index: u32, say: &dyn Fn(&str)) -> Result<Origin, CudaError> {
+    Ok(device(index, say)?.origin())
+}
+
+fn device(index: u32, say: &dyn Fn(&str)) -> Result<Device, CudaError> {
     has_ptx()?;
     let ptx = CString::new(PTX).map_err(|_| CudaError::Contract("PTX with a zero byte"))?;
-    Ok(Box::new(Device::open(index, &ptx)?))
+    Device::open(index, &ptx, compiled::folder(), say)
 }
 
 /// What the thread and the backend's owner have in common.
