@@ -27,9 +27,9 @@ use crate::units::Size;
 
 /// Events that may wait for the listener before workers wait for it.
 const EVENTS_MAX: usize = 1024;
-/// Memory that a VM is expected to take at least: a Linux guest that serves has 3 MiB of private
-/// frames, and 100 KiB of tables and state come on top.
-const VM_MEMORY: Size = Size::mib(4);
+/// Memory that a VM is expected to take: a Linux guest that serves has 2.1 MiB of private frames, and
+/// 100 KiB of tables and state come on top.
+const VM_MEMORY: Size = Size::mib(3);
 
 /// What is asked of a VM.
 enum Request {
