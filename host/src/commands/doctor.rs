@@ -71,18 +71,17 @@ fn memory() -> Check {
 
 fn guest_image() -> Check {
     let name = "guest image";
-    match cache::default_image() {
-        Some(image) => {
-            let found = image.kernel.parent().unwrap_or(&image.kernel).display().to_string();
-            Check { name, ok: true, found, advice: None }
-        }
-        None => Check {
-            name,
-            ok: false,
-            found: format!("none in {}", cache::images().join("default").display()),
-            advice: Some("run `buildroot/build` (about 5 minutes), or give --kernel".into()),
-        },
-    }
+    let folder = cache::images().join("default");
+    let (found, advice) = if !folder.is_dir() {
+        let advice = "run `buildroot/build` (about 5 minutes), or give --kernel";
+        (format!("none in {}", folder.display()), advice)
+    } else if let Err(damage) = cache::check(&folder) {
+        let advice = "run `buildroot/build`, which makes it again";
+        (format!("{} is damaged: {damage}", folder.display()), advice)
+    } else {
+        return Check { name, ok: true, found: folder.display().to_string(), advice: None };
+    };
+    Check { name, ok: false, found, advice: Some(advice.to_owned()) }
 }
 
 fn cuda() -> Check {

@@ -5,7 +5,8 @@ use crate::backend::ClockSource;
 use crate::cli::Dtb;
 use crate::dtb::{self, Chosen, SEED_WORDS, Shape};
 use crate::exit::{Code, Error};
-use crate::image::{Role, cache, disk, load, rom};
+use crate::image::cache::{self, CacheError};
+use crate::image::{Role, disk, load, rom};
 use crate::machine::fleet::{self, Root};
 use crate::machine::{assemble, plan};
 
@@ -13,7 +14,9 @@ use crate::machine::{assemble, plan};
 pub fn dtb(args: Dtb) -> Result<Code, Error> {
     let Dtb { guest, vm, blob: file, .. } = args;
     let options = guest.options(vm.saturating_add(1), ClockSource::Instret);
-    let blob = if options.kernel.is_some() || cache::default_image().is_some() {
+    let blob = if options.kernel.is_some()
+        || !matches!(cache::default_image(), Err(CacheError::Missing(_)))
+    {
         assemble(&options)?.blob(vm)
     } else {
         // No image: the tree without an initrd, and with a ROM only if one was given.

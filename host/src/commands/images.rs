@@ -4,15 +4,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use sha2::{Digest, Sha256};
-
 use super::printing;
 use crate::cli::Images;
 use crate::exit::{Code, Error};
-use crate::image::cache;
+use crate::image::cache::{self, CacheError};
 use crate::report::print_json;
 use crate::units::Size;
+use serde::Serialize;
 
 /// Digits of a hash that are shown.
 const HASH_DIGITS: usize = 16;
@@ -30,6 +28,9 @@ struct Image {
     #[serde(skip_serializing_if = "Option::is_none")]
     link: Option<PathBuf>,
     default: bool,
+    /// How it differs from what was built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damage: Option<String>,
     files: Vec<File>,
 }
 
@@ -49,7 +50,7 @@ pub fn images(args: Images) -> Result<Code, Error> {
         return Ok(Code::Success);
     }
     if images.is_empty() {
-        println!("{}", cache::missing());
+        println!("{}", CacheError::Missing(folder.join("default")));
     }
     for image in images {
         match &image.link {
@@ -59,6 +60,9 @@ pub fn images(args: Images) -> Result<Code, Error> {
         for file in &image.files {
             let hash = &file.sha256[..HASH_DIGITS];
             println!("  {:<20} {:>10}  {hash}", file.name, Size(file.bytes).to_string());
+        }
+        if let Some(damage) = &image.damage {
+            println!("  damaged: {damage}; `buildroot/build` makes it again");
         }
     }
     Ok(Code::Success)
@@ -83,6 +87,7 @@ fn list(folder: &Path) -> io::Result<Vec<Image>> {
         images.push(Image {
             link: fs::read_link(&path).ok(),
             default: name == "default",
+            damage: cache::check(&path).err().map(|damage| damage.to_string()),
             name,
             files,
         });
@@ -92,31 +97,11 @@ fn list(folder: &Path) -> io::Result<Vec<Image>> {
 }
 
 fn files(folder: &Path) -> io::Result<Vec<File>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if !entry.path().is_file() {
-            continue;
-        }
-        let mut hash = Sha256::new();
-        let bytes = io::copy(&mut fs::File::open(entry.path())?, &mut HashWriter(&mut hash))?;
-        let sha256 = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        files.push(File { name: entry.file_name().to_string_lossy().into_owned(), bytes, sha256 });
-    }
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(files)
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    let file = |name: String| {
+        let (bytes, sha256) = cache::digest(&folder.join(&name))?;
+        Ok(File { name, bytes, sha256 })
+    };
+    cache::names(folder)?.into_iter().map(file).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,17 @@
-//! Where `buildroot/build` leaves guest images, and where they are looked for.
+//! Where `buildroot/build` leaves guest images, where they are looked for, and whether they are
+//! still what was built.
 
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// The list of an image's files and of what they are made from.
+const MANIFEST: &str = "manifest.txt";
+/// The line of the manifest behind which the files are.
+const FILES: &str = "# sha256, bytes, file";
 
 /// The image that is used when no kernel is named.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -11,6 +22,50 @@ pub struct DefaultImage {
     pub initrd: PathBuf,
     /// The same as a ROM, to be executed in place.
     pub rom: PathBuf,
+}
+
+/// Why there is no default image.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// None was built.
+    #[error(
+        "no guest image in {}; run `buildroot/build` to make one (about 5 minutes), \
+         or name a kernel with --kernel",
+        .0.display()
+    )]
+    Missing(PathBuf),
+    /// What is there is not what was built.
+    #[error(
+        "the guest image in {} is damaged: {damage}; run `buildroot/build` to make it again, \
+         or name a kernel with --kernel",
+        folder.display()
+    )]
+    Damaged {
+        /// The image's folder.
+        folder: PathBuf,
+        /// How it differs.
+        damage: Damage,
+    },
+}
+
+/// How an image differs from the one that was built.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// A file of it is gone.
+    #[error("{0} is missing")]
+    Gone(String),
+    /// A file has another size or other bytes.
+    #[error("{0} is not the file that was built")]
+    Changed(String),
+    /// The manifest does not name a file that is there or must be.
+    #[error("{MANIFEST} does not list {0}")]
+    Unlisted(String),
+    /// The manifest has something that is no entry.
+    #[error("{MANIFEST} is cut short or overwritten at `{0}`")]
+    Garbled(String),
+    /// The system does not give it to us.
+    #[error("{0} cannot be read ({1})")]
+    Unreadable(String, io::Error),
 }
 
 /// The cache: `$PXVM_CACHE`, `$XDG_CACHE_HOME/pxvm` or `~/.cache/pxvm`.
@@ -41,27 +96,110 @@ pub fn images() -> PathBuf {
     root().join("images")
 }
 
-/// The default image in the folder `images`.
-pub fn default_in(images: &Path) -> DefaultImage {
-    let dir = images.join("default");
-    DefaultImage {
-        kernel: dir.join("Image"),
-        initrd: dir.join("initramfs.cpio"),
-        rom: dir.join("rootfs.cramfs"),
+/// The default image, whose files are as they were built.
+pub fn default_image() -> Result<DefaultImage, CacheError> {
+    default_in(&images())
+}
+
+fn default_in(images: &Path) -> Result<DefaultImage, CacheError> {
+    let folder = images.join("default");
+    if !folder.is_dir() {
+        return Err(CacheError::Missing(folder));
+    }
+    let image = || {
+        let manifest = Manifest::read(&folder)?;
+        Ok(DefaultImage {
+            kernel: manifest.checked("Image")?,
+            initrd: manifest.checked("initramfs.cpio")?,
+            rom: manifest.checked("rootfs.cramfs")?,
+        })
+    };
+    image().map_err(|damage| CacheError::Damaged { damage, folder: folder.clone() })
+}
+
+/// Looks at every file of an image; `Err` is the first thing that is wrong.
+pub fn check(folder: &Path) -> Result<(), Damage> {
+    let manifest = Manifest::read(folder)?;
+    for name in manifest.files.keys() {
+        manifest.checked(name)?;
+    }
+    // A manifest that lost its last lines lists less than there is.
+    for name in names(folder).map_err(|e| Damage::Unreadable("the folder".to_owned(), e))? {
+        if name != MANIFEST && !manifest.files.contains_key(&name) {
+            return Err(Damage::Unlisted(name));
+        }
+    }
+    Ok(())
+}
+
+/// The names of a folder's files, in order.
+pub fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.path().is_file() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The length of a file and its sha256 in hexadecimal digits.
+pub fn digest(path: &Path) -> io::Result<(u64, String)> {
+    let mut hash = Sha256::new();
+    let bytes = io::copy(&mut File::open(path)?, &mut HashWriter(&mut hash))?;
+    Ok((bytes, hash.finalize().iter().map(|b| format!("{b:02x}")).collect()))
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
-/// The default image, if it has been built.
-pub fn default_image() -> Option<DefaultImage> {
-    let image = default_in(&images());
-    [&image.kernel, &image.initrd, &image.rom].iter().all(|file| file.is_file()).then_some(image)
+/// The files of an image as they were built.
+struct Manifest {
+    folder: PathBuf,
+    /// Length and sha256 of each.
+    files: BTreeMap<String, (u64, String)>,
 }
 
-/// What to say when it has not.
-pub fn missing() -> String {
-    format!(
-        "no guest image in {}; run `buildroot/build` to make one (about 5 minutes), \
-         or name a kernel with --kernel",
-        images().join("default").display()
-    )
+impl Manifest {
+    fn read(folder: &Path) -> Result<Self, Damage> {
+        let text = fs::read(folder.join(MANIFEST)).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Damage::Gone(MANIFEST.to_owned()),
+            _ => Damage::Unreadable(MANIFEST.to_owned(), e),
+        })?;
+        let text = String::from_utf8_lossy(&text);
+        let mut files = BTreeMap::new();
+        for line in text.lines().skip_while(|line| *line != FILES).skip(1) {
+            let fields: Vec<_> = line.splitn(3, ' ').collect();
+            let entry = match fields[..] {
+                [sha256, bytes, name] if sha256.len() == 64 && !name.contains('/') => {
+                    bytes.parse().ok().map(|bytes| (name.to_owned(), (bytes, sha256.to_owned())))
+                }
+                _ => None,
+            };
+            files.extend([entry.ok_or_else(|| Damage::Garbled(line.to_owned()))?]);
+        }
+        Ok(Self { folder: folder.to_owned(), files })
+    }
+
+    /// The path of a file that is as it was built.
+    fn checked(&self, name: &str) -> Result<PathBuf, Damage> {
+        let entry = self.files.get(name).ok_or_else(|| Damage::Unlisted(name.to_owned()))?;
+        let path = self.folder.join(name);
+        if !path.is_file() {
+            return Err(Damage::Gone(name.to_owned()));
+        }
+        let found = digest(&path).map_err(|e| Damage::Unreadable(name.to_owned(), e))?;
+        (found == *entry).then_some(path).ok_or_else(|| Damage::Changed(name.to_owned()))
+    }
 }

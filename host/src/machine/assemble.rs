@@ -133,7 +133,7 @@ fn images(options: &GuestOptions) -> Result<Images, Error> {
     if let Some(kernel) = options.kernel.clone() {
         return Ok(Images { kernel, initrd, rom });
     }
-    let image = cache::default_image().ok_or_else(|| Error::Usage(cache::missing()))?;
+    let image = cache::default_image().map_err(|e| Error::Usage(e.to_string()))?;
     let kernel = image.kernel;
     if initrd.is_some() || rom.is_some() {
         return Ok(Images { kernel, initrd, rom });

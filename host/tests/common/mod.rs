@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use pxvm::image::cache;
+use pxvm::image::cache::{self, CacheError};
 use pxvm_tests::needs;
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
@@ -28,7 +28,10 @@ pub fn run(command: &mut Command) -> (i32, String, String) {
 
 /// Whether the guest image was built; says that the test is skipped when it was not.
 pub fn has_image() -> bool {
-    needs::found("image", cache::default_image().ok_or_else(cache::missing)).is_some()
+    match cache::default_image() {
+        Err(why @ CacheError::Damaged { .. }) => panic!("{why}"),
+        image => needs::found("image", image).is_some(),
+    }
 }
 
 /// A fleet that runs until it is stopped, its consoles in a folder of its own.

@@ -224,7 +224,7 @@ fn a_device_that_hangs_ends_the_run_with_the_reason() {
 }
 
 fn linux(count: u32) -> Option<Fleet> {
-    needs::found("image", cache::default_image().ok_or_else(cache::missing))?;
+    needs::found("image", cache::default_image())?;
     Some(assemble(&GuestOptions { count, ..GuestOptions::default() }).unwrap())
 }
 

@@ -450,7 +450,7 @@ mod tests {
 
     fn start(gpu: Emulated) -> Option<LockstepBackend> {
         let count = 1;
-        pxvm_tests::needs::found("image", cache::default_image().ok_or_else(cache::missing))?;
+        pxvm_tests::needs::found("image", cache::default_image())?;
         let fleet = assemble(&GuestOptions { count, ..GuestOptions::default() }).unwrap();
         let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
         let wire = Arc::default();
