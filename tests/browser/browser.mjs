@@ -14,11 +14,8 @@ const FLAGS = [
   "--disable-component-update",
   "--disable-sync",
 ];
-/**
- * What Chromium says when a guest's page may not do what it wants: the guest's page
- * renews itself by a meta element, hostile ones have scripts.
- */
-const REFUSED = /^(Refused to execute the redirect specified via '<meta |Blocked script execution in )/;
+/** What Chromium says when a hostile page may not do what it wants. */
+const REFUSED = /^Blocked script execution in /;
 /** A VM may stop while its page is under way. */
 const isGone = (message) =>
   message.text().startsWith("Failed to load resource") && /\/vms\/\d+\/http\//.test(message.location().url);

@@ -409,8 +409,7 @@ static void network(void)
  */
 static const char page_head[] =
 	"<!doctype html><html lang=en><meta charset=utf-8>"
-	"<meta name=viewport content=\"width=device-width\">"
-	"<meta http-equiv=refresh content=2><title>";
+	"<meta name=viewport content=\"width=device-width\"><title>";
 static const char page_style[] =
 	"</title><style>"
 	"body{font:16px/1.5 system-ui,sans-serif;background:#0f172a;color:#e2e8f0;"
