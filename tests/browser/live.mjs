@@ -45,8 +45,9 @@ async function type(page, line) {
   await page.keyboard.type(`${line}\n`);
 }
 
+/** Sends a line to `target`, or to what is chosen by itself. */
 async function broadcast(page, line, target) {
-  await page.locator("#target").selectOption(target);
+  if (target) await page.locator("#target").selectOption(target);
   await page.locator("#line").fill(line);
   await page.locator("#line").press("Enter");
 }
@@ -98,6 +99,21 @@ async function grid(page) {
     await page.keyboard.press("/");
     await page.keyboard.type("2-4");
     await until("three tiles", async () => (await tiles(page).count()) === 3);
+    for (const [search, names] of [
+      ["4-6 1", "vm1 vm4 vm5 vm6"],
+      ["vm2 - vm3,7", "vm2 vm3 vm7"],
+      ["6-5", "vm5 vm6"],
+      ["vm", "vm0 vm1 vm2 vm3 vm4 vm5 vm6 vm7"],
+      ["VM3", "vm3"],
+      ["4-", "vm4"],
+      ["x 2", "vm2"],
+    ]) {
+      await page.locator("#search").fill(search);
+      await until(`${names} by "${search}"`, async () => {
+        const shown = await page.locator(".tiles .tile:visible .tile-name").allInnerTexts();
+        return shown.sort().join(" ") === names;
+      });
+    }
     await page.keyboard.press("Escape");
     await until("all tiles", async () => (await tiles(page).count()) === COUNT);
     await page.locator("#states button[data-value=faulted]").click();
@@ -171,12 +187,17 @@ async function oneVm(page, api) {
     await page.getByRole("button", { name: "Pause" }).waitFor();
     await until("vm3 goes on", async () => (await api("/vms/3")).instret > before.instret);
   });
-  await check("stop asks first; reset boots again", async () => {
+  await check("stop and reset ask first; reset boots again", async () => {
     await enter(page, 5);
-    await page.getByRole("button", { name: "Reset" }).click();
+    const sheet = page.locator("#confirm");
+    await page.locator("#detail").getByRole("button", { name: "Reset" }).click();
+    await sheet.locator("h2", { hasText: "Reset vm5?" }).waitFor();
+    await page.keyboard.press("Escape");
+    assert.equal((await api("/vms/5")).resets, 0);
+    await page.locator("#detail").getByRole("button", { name: "Reset" }).click();
+    await sheet.getByRole("button", { name: "Reset" }).click();
     await until("a reset", async () => (await api("/vms/5")).resets === 1);
     await until("vm5 ready again", async () => (await api("/vms/5")).state === "ready");
-    const sheet = page.locator("#stop");
     await page.locator("#detail").getByRole("button", { name: "Stop" }).click();
     await sheet.getByRole("button", { name: "Cancel" }).click();
     assert.equal((await api("/vms/5")).state, "ready");
@@ -200,17 +221,36 @@ async function many(page, fleet) {
   await check("a line reaches the VMs shown and no others", async () => {
     await page.locator("#search").fill("0-1");
     await until("two tiles", async () => (await tiles(page).count()) === 2);
-    await broadcast(page, "echo to-some-$(hostname)", "shown");
+    await broadcast(page, "echo to-some-$(hostname)");
     await page.locator("#sent", { hasText: "sent to 2 VMs" }).waitFor();
     for (const id of [0, 1]) {
       await until(`vm${id} says it`, async () => (await fleet.console(id)).includes(`\nto-some-vm${id}`));
     }
     for (const id of running.slice(2)) assert.ok(!(await fleet.console(id)).includes("to-some"));
     await page.locator("#search").fill("nothing");
-    await broadcast(page, "echo to-none", "shown");
+    await broadcast(page, "echo to-none");
     await page.locator("#sent", { hasText: "no VM is shown" }).waitFor();
     assert.ok(!(await fleet.console(0)).includes("to-none"));
+    // Another choice lasts until something else is shown.
+    await page.locator("#search").fill("2");
+    await page.locator("#target").selectOption("all");
+    await page.locator("#search").fill("3");
+    assert.equal(await page.locator("#target").inputValue(), "shown");
     await page.locator("#search").fill("");
+    assert.equal(await page.locator("#target").inputValue(), "all");
+    await page.locator("#states button[data-value=stopped]").click();
+    assert.equal(await page.locator("#target").inputValue(), "shown");
+    await page.locator('#states button[data-value=""]').click();
+  });
+  await check("a line that is typed while one looks into a VM reaches that one", async () => {
+    await enter(page, 4);
+    assert.equal(await page.locator("#target option:checked").innerText(), "vm4");
+    await broadcast(page, "echo to-one-$(hostname)");
+    await page.locator("#sent", { hasText: "sent to 1 VM" }).waitFor();
+    await until("vm4 says it", async () => (await fleet.console(4)).includes("\nto-one-vm4"));
+    for (const id of running.filter((id) => id !== 4)) assert.ok(!(await fleet.console(id)).includes("to-one"));
+    await leave(page);
+    assert.equal(await page.locator("#target").inputValue(), "all");
   });
   await check("VMs are added while there is room", async () => {
     await page.locator("#open-add").click();

@@ -64,6 +64,16 @@ export async function map(pxvm, browser) {
       await page.locator("#search").fill("");
       await until("the cell as before", async () => (await colourAt(page, box)) === before);
     });
+    await check("a name means one VM, not all whose names begin so", async () => {
+      await page.locator("#search").fill("vm1");
+      await page.locator('.tiles .tile[data-id="1"]').waitFor();
+      assert.equal(await page.locator(".tiles .tile").count(), 1);
+      assert.equal(await page.locator("#target option:checked").innerText(), "the 1 shown");
+      await page.locator("#search").fill("4-6 17");
+      await page.locator('.tiles .tile[data-id="17"]').waitFor();
+      assert.equal(await page.locator(".tiles .tile").count(), 4);
+      await page.locator("#search").fill("");
+    });
     await check("few matches are tiles", async () => {
       await page.locator("#states button[data-value=stopped]").click();
       await page.locator('.tiles .tile[data-id="5"]').waitFor();

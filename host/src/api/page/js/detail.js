@@ -9,6 +9,11 @@ import { Machine } from "./machine.js";
 import { Console } from "./terminal.js";
 
 const LOOK_MS = 1000;
+/** What ends what a VM does, and what is lost by it. */
+const ENDS = {
+  stop: ["Stop", "It ends at once and gives its memory back; what it had written is lost. Reset boots it again."],
+  reset: ["Reset", "It boots again at once; what it had in memory, and had written, is lost."],
+};
 
 export class Detail {
   /** `step(by)` leads to a neighbour. */
@@ -144,8 +149,10 @@ export class Detail {
     this.next = button("\u203a", () => step(1), { "aria-label": "Next VM", "aria-keyshortcuts": "j" });
     const pause = () => this.#act(this.state === PAUSED ? "resume" : "pause");
     this.pause = button("Pause", pause, { "aria-keyshortcuts": "p" });
-    this.reset = button("Reset", () => this.#act("reset"));
-    this.stop = button("Stop", () => this.#askToStop(), { class: "danger" });
+    // A VM that was stopped has nothing to lose.
+    const reset = () => (this.state === STOPPED ? this.#act("reset") : this.#ask("reset"));
+    this.reset = button("Reset", reset);
+    this.stop = button("Stop", () => this.#ask("stop"), { class: "danger" });
 
     this.page = new GuestPage(this.fleet);
     this.facts = new Facts();
@@ -196,14 +203,19 @@ export class Detail {
     );
   }
 
-  #askToStop() {
-    const sheet = byId("stop");
-    setText(byId("stop-title"), `Stop ${this.fleet.name(this.id)}?`);
+  /** Does to the VM what cannot be undone, if that is meant. */
+  #ask(verb) {
     const { id } = this;
+    const [name, text] = ENDS[verb];
+    const sheet = byId("confirm");
+    setText(byId("confirm-title"), `${name} ${this.fleet.name(id)}?`);
+    setText(byId("confirm-text"), text);
+    setText(byId("confirm-act"), name);
     sheet.returnValue = "";
     sheet.showModal();
-    sheet.addEventListener("close", () => {
-      if (sheet.returnValue === "stop" && this.id === id) this.#act("stop");
-    }, { once: true });
+    const closed = () => {
+      if (sheet.returnValue === "act" && this.id === id) this.#act(verb);
+    };
+    sheet.addEventListener("close", closed, { once: true });
   }
 }

@@ -1,8 +1,17 @@
-// Which VMs are shown: a search for names or a range of numbers, and a state.
+// Which VMs are shown: a search for numbers, ranges and names, and a state.
 
 import { STATES } from "./fleet.js";
 
-const RANGE = /^(?:vm)?(\d{1,7})\s*-\s*(?:vm)?(\d{1,7})$/i;
+/** `17`, `vm17`, `40-63`, `vm40-vm63`; `40-` is still being typed. */
+const RANGE = /^(?:vm)?(\d{1,7})(?:-(?:vm)?(\d{1,7})?)?$/;
+
+/** A function that says whether a word of the search means a VM. */
+function meant(word) {
+  const range = RANGE.exec(word);
+  if (!range) return (id, name) => name.includes(word);
+  const [from, to] = [Number(range[1]), Number(range[2] ?? range[1])];
+  return (id) => id >= Math.min(from, to) && id <= Math.max(from, to);
+}
 
 export class Filter {
   constructor() {
@@ -12,7 +21,7 @@ export class Filter {
   }
 
   get isOpen() {
-    return this.text === "" && this.state === "";
+    return this.text.trim() === "" && this.state === "";
   }
 
   /** A function that says whether a VM is shown. */
@@ -33,15 +42,7 @@ export class Filter {
   #byText(fleet) {
     const text = this.text.trim().toLowerCase();
     if (text === "") return () => true;
-    const range = RANGE.exec(text);
-    if (range) {
-      const [first, last] = [Number(range[1]), Number(range[2])];
-      return (id) => id >= first && id <= last;
-    }
-    const words = text.split(/[\s,]+/);
-    return (id) => {
-      const name = fleet.name(id);
-      return words.some((word) => name.includes(word));
-    };
+    const words = text.replaceAll(/\s*-\s*/g, "-").split(/[\s,]+/).filter((word) => word !== "").map(meant);
+    return (id) => words.some((isMeant) => isMeant(id, fleet.name(id)));
   }
 }

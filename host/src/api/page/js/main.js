@@ -27,7 +27,8 @@ const detail = new Detail(fleet, (by) => {
   const to = detail.id + by;
   if (to >= 0 && to < fleet.count) location.replace(`#/vm/${to}`);
 });
-const send = new Send(fleet, () => ({ ids, state: filter.state, byText: filter.text.trim() !== "" }));
+const shown = () => ({ ids, state: filter.state, byText: filter.text.trim() !== "", vm: detail.id });
+const send = new Send(fleet, shown);
 
 /** The VMs shown, in order. */
 let ids = [];
@@ -53,7 +54,7 @@ function apply() {
   byId("legend").hidden = !asMap || map.by !== "mips";
   byId("empty").hidden = !inFleet || asMap || ids.length > 0;
   setText(byId("empty"), fleet.info ? "No VM matches." : "");
-  send.show(fleet.count, ids.length);
+  send.show(fleet.count, filter, ids.length, detail.id);
 }
 
 function route() {

@@ -5,7 +5,7 @@ import { byId, setText } from "./dom.js";
 import { count } from "./format.js";
 
 export class Send {
-  /** `shown()` tells which VMs are shown: {ids, state, byText}. */
+  /** `shown()` tells which VMs are shown: {ids, state, byText, vm}; `vm` is -1 or the only one. */
   constructor(fleet, shown) {
     this.fleet = fleet;
     this.shown = shown;
@@ -23,18 +23,35 @@ export class Send {
     this.line.select();
   }
 
-  /** How many would get it. */
-  show(all, shown) {
-    const [first, second] = this.target.options;
+  /**
+   * How many there are and how many are shown. A line goes to what is shown, unless another target was
+   * chosen since that changed.
+   */
+  show(all, filter, shown, vm) {
+    const [first, second, third] = this.target.options;
     setText(first, all === 1 ? "the VM" : `all ${count(all)} VMs`);
     setText(second, `the ${count(shown)} shown`);
+    setText(third, vm < 0 ? "" : this.fleet.name(vm));
+    second.hidden = vm >= 0 || filter.isOpen;
+    third.hidden = vm < 0;
+    const scope = JSON.stringify([vm, filter.state, filter.text.trim()]);
+    if (scope === this.scope) return;
+    this.scope = scope;
+    this.target.value = vm >= 0 ? "this" : filter.isOpen ? "all" : "shown";
+    this.#tell("", false);
+  }
+
+  /** The VMs that a line is for, as the API takes them. */
+  #to() {
+    const { ids, state, byText, vm } = this.shown();
+    if (this.target.value === "this") return { vms: [vm] };
+    if (this.target.value === "all" || !(state || byText)) return {};
+    return byText ? { vms: ids } : { state };
   }
 
   async #send() {
     const line = this.line.value;
-    const { ids, state, byText } = this.shown();
-    let to = {};
-    if (this.target.value === "shown" && (state || byText)) to = byText ? { vms: ids } : { state };
+    const to = this.#to();
     if (to.vms?.length === 0) {
       this.#tell("no VM is shown", true);
       return;
