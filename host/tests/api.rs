@@ -15,6 +15,11 @@ mod tests {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use serde_json::{Value, json};
     use tempfile::TempDir;
+    use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+    use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::{
+        CloseCode, Data as OpData, OpCode,
+    };
     use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
     use super::common::{has_image, pxvm, run};
@@ -240,6 +245,13 @@ mod tests {
             ("GET", "/api/v2/fleet", &[], "", 404, "not_found"),
             ("GET", "/assets/../Cargo.toml", &[], "", 404, "not_found"),
             ("GET", "/assets/%2e%2e/mod.rs", &[], "", 404, "not_found"),
+            ("GET", "/assets/%ff", &[], "", 404, "not_found"),
+            ("GET", "/vms/%ff/http/80", &[], "", 400, "bad_request"),
+            ("GET", "/vms/0/http/%ff/", &[], "", 400, "bad_request"),
+            ("GET", "/api/v1/vms/%ff", &[], "", 400, "bad_request"),
+            ("GET", "/api/v1/vms/0/ticket?port=0", &[], "", 400, "bad_request"),
+            ("GET", "/api/v1/vms/7/ticket", &[], "", 404, "unknown_vm"),
+            ("GET", "/t/0/vms/0/http/80/", &[], "", 403, "forbidden"),
             ("DELETE", "/api/v1/fleet", &[], "", 405, "method_not_allowed"),
             ("GET", "/api/v1/vms/0/pause", &[], "", 405, "method_not_allowed"),
             ("POST", "/api/v1/vms/7/pause", &[], "", 404, "unknown_vm"),
@@ -265,8 +277,13 @@ mod tests {
             ("POST", "/vms/0/http/80/", endless, "", 413, "too_large"),
             ("PUT", "/vms/0/http/80/", &[], "", 405, "method_not_allowed"),
         ];
-        let head = [("X-Long", huge.as_str())];
-        assert_eq!(fleet.ask("GET", "/api/v1/fleet", &head, b"").status, 431);
+        // However it arrives.
+        for length in [1 << 10, 60 << 10, 65 << 10, 70 << 10, 100 << 10, 150 << 10, 250 << 10] {
+            let head = [("X-Long", &huge[..length])];
+            let answer = fleet.ask("GET", "/api/v1/fleet", &head, b"");
+            assert_eq!(answer.status, if length < 64 << 10 { 200 } else { 431 }, "{length}");
+            assert!(length > 100 << 10 || answer.status == 200 || answer.code() == "too_large");
+        }
         for (method, path, headers, body, status, code) in cases {
             let answer = fleet.ask(method, path, headers, body.as_bytes());
             let found = (answer.status, answer.code());
@@ -324,14 +341,53 @@ mod tests {
         let fleet = Fleet::boot(&format!("--count 1 --token {token}"));
         assert_eq!(fleet.get("/api/v1/fleet").status, 401);
         let bearer = format!("Bearer {token}");
-        let allowed = fleet.ask("GET", "/api/v1/fleet", &[("Authorization", &bearer)], b"");
-        assert_eq!(allowed.status, 200);
-        let signed = fleet.get(&format!("/?token={token}"));
-        let cookie = signed.header("Set-Cookie").unwrap();
-        assert_eq!((signed.status, signed.header("Location")), (303, Some("/")));
-        assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
-        let pair = cookie.split(';').next().unwrap();
-        assert_eq!(fleet.ask("GET", "/", &[("Cookie", pair)], b"").status, 200);
+        for bearer in [&bearer, &bearer.to_ascii_lowercase()] {
+            let allowed = fleet.ask("GET", "/api/v1/fleet", &[("Authorization", bearer)], b"");
+            assert_eq!(allowed.status, 200, "{bearer}");
+        }
+        let refused = fleet.get("/api/v1/vms/0/ticket");
+        assert_eq!((refused.status, refused.header("WWW-Authenticate")), (401, Some("Bearer")));
+        // The dashboard is no secret, and makes no cookie of the token.
+        for path in ["/".to_owned(), format!("/?token={token}"), "/assets/js/main.js".to_owned()] {
+            let page = fleet.get(&path);
+            assert_eq!((page.status, page.header("Set-Cookie")), (200, None), "{path}");
+        }
+        let cookie = format!("pxvm_token={token}");
+        assert_eq!(fleet.ask("GET", "/api/v1/fleet", &[("Cookie", &cookie)], b"").status, 401);
+        // What browsers load without our headers has a ticket, for that page only.
+        let with = |path: &str| fleet.ask("GET", path, &[("Authorization", &bearer)], b"");
+        fleet.wait(|| with("/api/v1/vms/0").json()["state"] == "ready");
+        let ticket = with("/api/v1/vms/0/ticket").json()["path"].as_str().unwrap().to_owned();
+        let sandboxed = [("Origin", "null"), ("Sec-Fetch-Site", "cross-site")];
+        let page = fleet.ask("GET", &ticket, &sandboxed, b"");
+        assert!(page.status == 200 && page.text().contains("<title>vm0</title>"), "{}", page.head);
+        let other = ticket.replace("/http/80/", "/http/81/");
+        for path in [&other, "/vms/0/http/80/", "/t/0/vms/0/http/80/"] {
+            let status = fleet.ask("GET", path, &sandboxed, b"").status;
+            assert!([401, 403].contains(&status), "{path}: {status}");
+        }
+        assert_eq!(fleet.ask("POST", &ticket, &[], b"").status, 403);
+        // A browser that goes to a page itself is led there.
+        let navigates = [("Authorization", bearer.as_str()), ("Sec-Fetch-Mode", "navigate")];
+        let led = fleet.ask("GET", "/vms/0/http/80/?a", &navigates, b"");
+        assert_eq!((led.status, led.header("Location")), (307, Some(&*format!("{ticket}?a"))));
+        // A WebSocket of a page has no headers, but protocols.
+        block_on(async {
+            use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+            let url = format!("ws://{}/api/v1/vms/0/console/ws", fleet.host);
+            for (protocols, good) in
+                [(format!("pxvm, pxvm.token.{token}"), true), ("pxvm".into(), false)]
+            {
+                let mut request = url.as_str().into_client_request().unwrap();
+                let protocols = protocols.parse().unwrap();
+                request.headers_mut().insert("Sec-WebSocket-Protocol", protocols);
+                let answer = tokio_tungstenite::connect_async(request).await;
+                let chosen = answer
+                    .ok()
+                    .map(|(_, answer)| answer.headers()["sec-websocket-protocol"].clone());
+                assert_eq!(chosen, good.then(|| "pxvm".parse().unwrap()));
+            }
+        });
         // The owner needs none on the socket.
         assert_eq!(fleet.client(&["ps"]).0, 0);
     }
@@ -396,6 +452,125 @@ mod tests {
         assert!(fleet.console(1).contains("42of42") && !fleet.console(0).contains("42of42"));
         let offset = fleet.get("/api/v1/vms/1/console");
         assert_eq!(offset.header("X-Pxvm-Offset"), Some("0"));
+    }
+
+    #[test]
+    fn a_websockets_close_is_answered_and_what_it_must_not_say_is_told() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::ready("--count 1", 1);
+        block_on(async {
+            let text =
+                |bytes: &'static [u8]| Frame::message(bytes, OpCode::Data(OpData::Text), true);
+            let mut reserved = text(b"x");
+            reserved.header_mut().rsv1 = true;
+            let close = CloseFrame { code: CloseCode::Normal, reason: "enough".into() };
+            for (said, code) in [
+                (Message::Close(Some(close)), 1000),
+                (Message::Frame(text(b"a\xffb")), 1007),
+                (Message::Frame(reserved), 1002),
+                (Message::Binary(vec![0; 70_000].into()), 1009),
+            ] {
+                let mut socket = attach(&fleet.host, 0).await;
+                socket.send(said).await.unwrap();
+                let heard = loop {
+                    match socket.next().await {
+                        Some(Ok(Message::Close(frame))) => break frame.map(|f| u16::from(f.code)),
+                        Some(Ok(_)) => {}
+                        other => panic!("{other:?} instead of {code}"),
+                    }
+                };
+                assert_eq!(heard, Some(code));
+                // What is too long is not read to its end, which resets the connection.
+                let end = socket.next().await;
+                assert!(end.is_none() || code == 1009, "{code}: {end:?}");
+            }
+        });
+        assert!(!fleet.console(0).contains('\u{fffd}'));
+    }
+
+    /// A server in VM 0, at port 81: it switches protocols at `/101`, and leads away elsewhere.
+    const LEADS_AWAY: &str = r#"printf '%s\n' '#!/bin/sh' 'read -r method path rest' \
+        'while read -r line; do [ ${#line} -gt 1 ] || break; done' \
+        'to=../../../../../../api/v1/vms/0/stop' \
+        'more="Refresh: 0;url=$to\r\nLink: <$to>; rel=preload\r\nContent-Location: $to\r\n"' \
+        'case $path in' \
+        '/101) printf "HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";;' \
+        '/700) printf "HTTP/1.1 700 x\r\nContent-Length: 0\r\n\r\n";;' \
+        '*) printf "HTTP/1.1 307 x\r\nLocation: $to\r\n${more}Content-Length: 0\r\n\r\n";;' \
+        'esac' > /run/away; chmod +x /run/away; nc -ll -p 81 -e /run/away < /dev/null > /dev/null 2>&1 &"#;
+
+    #[test]
+    fn a_guest_switches_no_protocols_and_leads_nobody_away() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::ready("--count 1", 1);
+        let (code, out, err) = fleet.client(&["exec", "0", "--", LEADS_AWAY]);
+        assert_eq!(code, 0, "{out}{err}");
+        fleet.wait(|| fleet.get("/vms/0/http/81/").status == 307);
+        for method in ["GET", "POST"] {
+            let led = fleet.ask(method, "/vms/0/http/81/a/b", &[], b"");
+            let place = "/vms/0/http/81/api/v1/vms/0/stop";
+            assert_eq!((led.status, led.header("Location")), (307, Some(place)), "{method}");
+            for name in ["Refresh", "Link", "Content-Location", "Upgrade"] {
+                assert_eq!(led.header(name), None);
+            }
+        }
+        for status in ["101", "700"] {
+            let refused = fleet.get(&format!("/vms/0/http/81/{status}"));
+            assert_eq!((refused.status, refused.code().as_str()), (502, "bad_gateway"));
+            assert!(refused.text().contains(status), "{}", refused.text());
+        }
+        // A VM that stands still does not answer, and nobody waits for it.
+        fleet.post("/api/v1/vms/0/pause", None);
+        let paused = fleet.get("/vms/0/http/80/");
+        assert_eq!((paused.status, paused.code().as_str()), (503, "unavailable"));
+        assert!(paused.text().contains("vm0 is paused"), "{}", paused.text());
+    }
+
+    #[test]
+    fn silent_strangers_keep_nobody_out() {
+        if !has_image() {
+            return;
+        }
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+        let fleet = Fleet::boot("--count 1 --token an-example-of-a-token");
+        // More than there is room for in all.
+        let strangers: Vec<_> = (0..1100).map(|_| fleet.connect()).collect();
+        let mut owner = fleet.connect();
+        // They are let go after 30 s without a word, which nobody has to wait for.
+        owner.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let request = format!(
+            "HEAD /api/v1/fleet HTTP/1.1\r\nHost: {}\r\n\
+             Authorization: Bearer an-example-of-a-token\r\n\r\n",
+            fleet.host
+        );
+        let mut ask = || {
+            owner.write_all(request.as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                owner.read_exact(&mut byte).expect("an answer");
+                answer.extend(byte);
+            }
+            assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+        };
+        ask();
+        // Who was silent longest has gone; the last ones have not.
+        let is_open = |mut stream: &TcpStream| {
+            stream.set_nonblocking(true).unwrap();
+            stream.read(&mut [0]).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+        };
+        fleet.wait(|| !is_open(&strangers[0]));
+        assert!(is_open(strangers.last().unwrap()));
+        // Those who may are not touched by more of the others.
+        let _more: Vec<_> = (0..300).map(|_| fleet.connect()).collect();
+        fleet.wait(|| !is_open(strangers.last().unwrap()));
+        ask();
     }
 
     #[test]

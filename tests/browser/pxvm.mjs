@@ -51,8 +51,11 @@ export class Fleet {
     return this.fetch(path, { method: "POST", headers, body: body && JSON.stringify(body) });
   }
 
-  async fetch(path, options) {
-    return fetch(new URL(`/api/v1${path}`, this.url), { ...options, signal: AbortSignal.timeout(20_000) });
+  async fetch(path, { headers, ...options } = {}) {
+    const token = /[#?]token=(.*)/.exec(this.url)?.[1];
+    const own = token ? { authorization: `Bearer ${token}` } : {};
+    const signal = AbortSignal.timeout(20_000);
+    return fetch(new URL(`/api/v1${path}`, this.url), { ...options, headers: { ...headers, ...own }, signal });
   }
 
   /** A VM's console, as text. */

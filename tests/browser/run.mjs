@@ -4,8 +4,9 @@ import { launch } from "./browser.mjs";
 import { sums } from "./check.mjs";
 import { live } from "./live.mjs";
 import { map } from "./map.mjs";
+import { token } from "./token.mjs";
 
-const parts = { live, map };
+const parts = { live, token, map };
 const [pxvm, ...names] = process.argv.slice(2);
 for (const name of names) {
   if (!(name in parts)) {

@@ -3,6 +3,10 @@
 //! On loopback everybody on this host may. Web pages from elsewhere may not, although the user's
 //! browser is on this host: a request must name this host, not a domain that resolves to it, and
 //! must not come from another origin. Other addresses need a token besides.
+//!
+//! The token is never in a cookie: browsers send cookies to all ports of a host, and behind some of
+//! them are guests. The dashboard itself is no secret. It keeps the token for its tab and sends it
+//! in a header, or, where browsers let pages set none, as a WebSocket's protocol or by a ticket.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -11,16 +15,21 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 
+use super::Shared;
+use super::clients::Client;
 use super::error::ApiError;
+use super::proxy::Place;
+use super::tickets::Tickets;
 use crate::sync::lock;
 
 /// Shortest token that is taken.
 pub const TOKEN_MIN: usize = 16;
-const COOKIE: &str = "pxvm_token";
+/// Begins the protocol of a WebSocket that is the token.
+const PROTOCOL: &str = "pxvm.token.";
 
 /// Requests a second that are answered, and how many at once after a pause: more than a page with
 /// a thousand tiles makes.
@@ -48,6 +57,17 @@ impl Allowance {
     }
 }
 
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asker {
+    /// Somebody who may do everything.
+    Owner,
+    /// A page of a guest, which may load more of itself.
+    Page,
+    /// Anybody; the dashboard's files are no secret.
+    Stranger,
+}
+
 /// The rules of an address.
 #[derive(Debug)]
 pub struct Access {
@@ -55,14 +75,16 @@ pub struct Access {
     token: Option<String>,
     /// What this machine calls itself.
     host_name: String,
-    allowance: Allowance,
+    /// One for each kind of asker, so that none of them uses up the others'.
+    allowances: [Allowance; 3],
 }
 
 impl Access {
     /// Rules for an address. One that others can reach has to have a token.
     pub fn new(address: SocketAddr, token: Option<String>) -> Self {
         let host_name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
-        Self { address, token, host_name, allowance: Allowance::new(Instant::now()) }
+        let allowances = std::array::from_fn(|_| Allowance::new(Instant::now()));
+        Self { address, token, host_name, allowances }
     }
 
     /// Where to go with a browser.
@@ -72,7 +94,8 @@ impl Access {
             IpAddr::V4(ip) => ip.to_string(),
             IpAddr::V6(ip) => format!("[{ip}]"),
         };
-        let token = self.token.as_ref().map(|token| format!("?token={token}")).unwrap_or_default();
+        // What is behind the # stays in the browser: it is in no request, and in nobody's log.
+        let token = self.token.as_ref().map(|token| format!("#token={token}")).unwrap_or_default();
         format!("http://{ip}:{}/{token}", self.address.port())
     }
 
@@ -97,51 +120,77 @@ impl Access {
     /// Whether the token is right, if there is one.
     fn knows(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
-        let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
-        let bearer = headers.get(header::AUTHORIZATION).and_then(text);
-        let bearer = bearer.as_deref().and_then(|value| value.strip_prefix("Bearer "));
-        let cookies = headers.get_all(header::COOKIE).iter().filter_map(text);
-        let cookies: Vec<String> = cookies.collect();
-        let cookies = cookies.iter().flat_map(|value| value.split(';'));
-        let own = cookies.filter_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='));
-        bearer.into_iter().chain(own).any(|given| same(given, token))
+        let all = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        let bearer = all(header::AUTHORIZATION).filter_map(|value| {
+            let (scheme, given) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("Bearer").then(|| given.trim())
+        });
+        let protocols = all(header::SEC_WEBSOCKET_PROTOCOL).flat_map(|value| value.split(','));
+        let protocols = protocols.filter_map(|name| name.trim().strip_prefix(PROTOCOL));
+        bearer.chain(protocols).any(|given| same(given, token))
     }
 }
 
 /// Compares without telling by its time where they differ.
-fn same(a: &str, b: &str) -> bool {
+pub fn same(a: &str, b: &str) -> bool {
     let differ = a.bytes().zip(b.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
     a.len() == b.len() && differ == 0
 }
 
-/// A token nobody guesses.
-pub fn new_token() -> std::io::Result<String> {
+/// Bytes that nobody guesses.
+pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
     use std::io::Read;
-    let mut bytes = [0; 16];
+    let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    Ok(bytes)
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A token that nobody guesses.
+pub fn new_token() -> std::io::Result<String> {
+    random::<16>().map(|bytes| hex(&bytes))
+}
+
+/// The rules, and the fleet that they are for.
+struct Guard {
+    access: Access,
+    app: Shared,
 }
 
 /// Puts the rules in front of a router.
-pub fn guard(router: Router, access: Access) -> Router {
-    router.layer(middleware::from_fn_with_state(Arc::new(access), watch))
+pub fn guard(router: Router, access: Access, app: Shared) -> Router {
+    router.layer(middleware::from_fn_with_state(Arc::new(Guard { access, app }), watch))
 }
 
-async fn watch(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
-    let answer = match look(&access, &request) {
-        Ok(None) if !access.allowance.take(Instant::now()) => {
-            let message = format!("more than {RATE} requests a second");
-            ApiError::TooMany(message).into_response()
-        }
-        Ok(None) => next.run(request).await,
-        Ok(Some(answer)) => answer,
+async fn watch(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let answer = match admit(&guard, &request) {
+        Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
     with_headers(answer)
 }
 
-/// Whether a request may pass; an answer where it is one of ours already.
-fn look(access: &Access, request: &Request) -> Result<Option<Response>, ApiError> {
+fn admit(Guard { access, app }: &Guard, request: &Request) -> Result<(), ApiError> {
+    let client = request.extensions().get::<Arc<Client>>();
+    if let Some(client) = client {
+        client.speaks();
+    }
+    let asker = look(access, &app.tickets, request)?;
+    if !access.allowances[asker as usize].take(Instant::now()) {
+        return Err(ApiError::TooMany(format!("more than {RATE} requests a second")));
+    }
+    if asker != Asker::Stranger && client.is_some_and(|client| !client.is_welcome()) {
+        return Err(ApiError::TooMany("too many connections".to_owned()));
+    }
+    Ok(())
+}
+
+/// Who makes a request, if it may pass.
+fn look(access: &Access, tickets: &Tickets, request: &Request) -> Result<Asker, ApiError> {
     let headers = request.headers();
     let text = |name: HeaderName| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
     let host = text(header::HOST).unwrap_or_default();
@@ -150,44 +199,37 @@ fn look(access: &Access, request: &Request) -> Result<Option<Response>, ApiError
             "this request is for another host; use the address that pxvm printed".to_owned(),
         ));
     }
-    let guest = request.uri().path().starts_with("/vms/");
+    let path = request.uri().path();
     let reads = [Method::GET, Method::HEAD].contains(request.method());
+    if path.starts_with("/t/") {
+        // A guest's page has no origin; whether a page is its own, its ticket says.
+        let place = Place::of(path)?;
+        let admitted = place.ticket.is_some_and(|t| tickets.admits(t, place.id, place.port));
+        return (admitted && reads).then_some(Asker::Page).ok_or_else(|| {
+            let why = "this is no ticket of this fleet for this page; reload the dashboard";
+            ApiError::Forbidden(why.to_owned())
+        });
+    }
     let foreign = ApiError::Forbidden("requests of other sites are refused".to_owned());
     match text(header::ORIGIN) {
         None => {}
         Some(origin) if origin.strip_prefix("http://") == Some(host) => {}
-        // A guest's own page, which has no origin, loads its parts.
-        Some("null") if guest && reads => {}
         Some(_) => return Err(foreign),
     }
     // Browsers tell where a request comes from. Links that lead here are followed; nothing else of
     // other sites is.
     let site = text(HeaderName::from_static("sec-fetch-site"));
     let follows = text(HeaderName::from_static("sec-fetch-mode")) == Some("navigate") && reads;
-    let page = request.uri().path() == "/";
     match site {
         None | Some("same-origin" | "none") => {}
-        Some(_) if guest && reads => {}
-        Some(_) if page && follows => {}
+        Some(_) if path == "/" && follows => {}
         Some(_) => return Err(foreign),
     }
-    if page && let Some(answer) = sign_in(access, request) {
-        return Ok(Some(answer));
+    if access.knows(headers) {
+        return Ok(Asker::Owner);
     }
-    if access.knows(headers) { Ok(None) } else { Err(ApiError::Unauthorized) }
-}
-
-/// `/?token=T`: remembers the token and takes it out of the address.
-fn sign_in(access: &Access, request: &Request) -> Option<Response> {
-    let token = access.token.as_ref()?;
-    let pairs = request.uri().query()?.split('&');
-    let given = pairs.filter_map(|pair| pair.strip_prefix("token=")).next()?;
-    if !same(given, token) {
-        return Some(ApiError::Unauthorized.into_response());
-    }
-    let cookie = format!("{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/");
-    let head = [(header::SET_COOKIE, cookie), (header::LOCATION, "/".to_owned())];
-    Some((StatusCode::SEE_OTHER, head).into_response())
+    let is_dashboard = path == "/" || path.starts_with("/assets/");
+    (is_dashboard && reads).then_some(Asker::Stranger).ok_or(ApiError::Unauthorized)
 }
 
 /// What every answer says to browsers, unless it says more itself.
@@ -253,9 +295,10 @@ mod tests {
     #[test]
     fn pages_from_elsewhere_do_nothing() {
         let local = access("127.0.0.1:8080", None);
+        let tickets = Tickets::new().unwrap();
         let pass = |method: &str, path: &str, more: &[(&str, &str)]| {
             let headers = [&[("host", "127.0.0.1:8080")][..], more].concat();
-            look(&local, &request(method, path, &headers)).is_ok()
+            look(&local, &tickets, &request(method, path, &headers)).is_ok()
         };
         let api = "/api/v1/vms/0/stop";
         assert!(pass("POST", api, &[]));
@@ -276,35 +319,60 @@ mod tests {
         assert!(!pass("GET", "/", &[("sec-fetch-site", "cross-site")]));
         let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
         assert!(pass("GET", "/", &link) && !pass("POST", "/", &link));
-        // A guest's page has no origin.
-        let guest = "/vms/3/http/80/style.css";
-        assert!(pass("GET", guest, &[("origin", "null"), ("sec-fetch-site", "cross-site")]));
-        assert!(!pass("POST", guest, &[("origin", "null")]));
-        assert!(!pass("GET", guest, &[("origin", "http://evil.example")]));
+        // A guest's page is another site, too.
+        let own = "/vms/3/http/80/style.css";
+        assert!(pass("GET", own, &[]) && pass("POST", own, &[]));
+        let sandboxed = [("origin", "null"), ("sec-fetch-site", "cross-site")];
+        assert!(!pass("GET", own, &sandboxed[..1]) && !pass("GET", own, &sandboxed[1..]));
+        assert!(!pass("GET", own, &link));
+        // Its ticket leads it to itself.
+        let ticket = tickets.issue(3, 80);
+        let at = |rest: &str| format!("/t/{ticket}/vms/{rest}");
+        assert!(pass("GET", &at("3/http/80/a/b?c"), &sandboxed));
+        assert!(pass("GET", &at("3/http/80/"), &link));
+        assert!(!pass("POST", &at("3/http/80/"), &sandboxed));
+        assert!(!pass("POST", &at("3/http/80/"), &[]));
+        for rest in ["4/http/80/", "3/http/81/", "3/http/", "x/http/80/", "0/stop"] {
+            assert!(!pass("GET", &at(rest), &sandboxed), "{rest}");
+        }
+        assert!(!pass("GET", "/t/0/vms/3/http/80/", &[]) && !pass("GET", "/t/", &[]));
     }
 
     #[test]
     fn other_addresses_need_the_token() {
         let open = access("192.0.2.1:8080", Some(TOKEN));
-        let status = |path: &str, more: &[(&str, &str)]| {
+        let tickets = Tickets::new().unwrap();
+        let asker = |path: &str, more: &[(&str, &str)]| {
             let headers = [&[("host", "192.0.2.1:8080")][..], more].concat();
-            match look(&open, &request("GET", path, &headers)) {
-                Ok(None) => 200,
-                Ok(Some(answer)) => answer.status().as_u16(),
-                Err(error) => error.into_response().status().as_u16(),
-            }
+            look(&open, &tickets, &request("GET", path, &headers))
+                .map_err(|error| error.into_response().status().as_u16())
         };
-        assert_eq!(status("/", &[]), 401);
-        assert_eq!(status("/healthz", &[]), 401);
-        assert_eq!(status("/", &[("authorization", "Bearer 0123456789abcdef")]), 200);
-        assert_eq!(status("/", &[("authorization", "Bearer 0123456789abcdeX")]), 401);
-        assert_eq!(status("/", &[("authorization", "Bearer ")]), 401);
-        assert_eq!(status("/?token=0123456789abcdef", &[]), 303);
-        assert_eq!(status("/?token=0123456789abcde", &[]), 401);
-        assert_eq!(status("/api/v1/fleet?token=0123456789abcdef", &[]), 401);
-        assert_eq!(status("/", &[("cookie", "a=b; pxvm_token=0123456789abcdef")]), 200);
-        assert_eq!(status("/", &[("cookie", "pxvm_token=")]), 401);
-        assert!(open.url().ends_with(":8080/?token=0123456789abcdef"));
+        let api = "/api/v1/fleet";
+        let bearer = |value: &str| asker(api, &[("authorization", value)]);
+        for right in ["Bearer", "bearer", "BEARER", "Bearer "].map(|s| format!("{s} {TOKEN}")) {
+            assert_eq!(bearer(&right), Ok(Asker::Owner), "{right}");
+        }
+        for wrong in ["Bearer 0123456789abcdeX", "Bearer ", "Bearer", "", TOKEN, "Basic x"] {
+            assert_eq!(bearer(wrong), Err(401), "{wrong}");
+        }
+        let protocols = |value: &str| asker(api, &[("sec-websocket-protocol", value)]);
+        assert_eq!(protocols(&format!("pxvm, pxvm.token.{TOKEN}")), Ok(Asker::Owner));
+        assert_eq!(protocols("pxvm, pxvm.token."), Err(401));
+        // Cookies go to guests and come from them.
+        let cookie = format!("pxvm_token={TOKEN}; token={TOKEN}");
+        assert_eq!(asker(api, &[("cookie", &cookie)]), Err(401));
+        let query = format!("?token={TOKEN}");
+        for path in [api, "/healthz", "/metrics", "/openapi.json", "/vms/3/http/80/", "/nothing"] {
+            assert_eq!(asker(path, &[]), Err(401), "{path}");
+            assert_eq!(asker(&format!("{path}{query}"), &[]), Err(401), "{path}");
+        }
+        for path in ["/", &format!("/{query}"), "/assets/js/main.js"] {
+            assert_eq!(asker(path, &[]), Ok(Asker::Stranger));
+        }
+        let ticket = tickets.issue(3, 80);
+        assert_eq!(asker(&format!("/t/{ticket}/vms/3/http/80/"), &[]), Ok(Asker::Page));
+        assert_eq!(asker("/t/0/vms/3/http/80/", &[]), Err(403));
+        assert!(open.url().ends_with(":8080/#token=0123456789abcdef"));
     }
 
     #[test]

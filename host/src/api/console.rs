@@ -1,18 +1,22 @@
 //! Consoles: what VMs have said, what they say now, and what they are told.
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures_util::{SinkExt, StreamExt, stream};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::Duration;
+use tungstenite::Error as Mistake;
+use tungstenite::error::ProtocolError;
 
 use super::Shared;
 use super::bodies::{Id, JsonBody, Limited};
+use super::clients::Client;
 use super::error::ApiError;
 use super::fleet::state_of;
 use crate::engine::ControlError;
@@ -27,6 +31,8 @@ const PING: Duration = Duration::from_secs(30);
 /// How long a client has for its side of the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// What is spoken on a WebSocket.
+const PROTOCOL: &str = "pxvm";
 const OFFSET: HeaderName = HeaderName::from_static("x-pxvm-offset");
 
 fn listen(app: &Shared, id: u32) -> Result<(Tail, Listener), ApiError> {
@@ -123,16 +129,36 @@ pub async fn broadcast(
 pub async fn socket(
     State(app): State<Shared>,
     Id(id): Id,
+    client: Option<Extension<Arc<Client>>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let upgrade = upgrade.map_err(|e| ApiError::BadRequest(e.body_text()))?;
     let (tail, listener) = listen(&app, id)?;
     let upgrade = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX);
-    Ok(upgrade.on_upgrade(move |socket| talk(app, id, socket, tail, listener)))
+    // Browsers want one of the protocols that they name; another is the token.
+    let upgrade = upgrade.protocols([PROTOCOL]);
+    Ok(upgrade.on_upgrade(async move |socket| {
+        talk(app, id, socket, tail, listener).await;
+        // It has had its place among the connections until now.
+        drop(client);
+    }))
 }
 
 /// Why a conversation ends.
 struct End(u16, &'static str);
+
+const TOO_LONG: End = End(close_code::SIZE, "a message may have 4096 bytes");
+
+/// What a client is told that does not speak the protocol; nothing when its connection has gone.
+fn mistake(error: axum::Error) -> Option<End> {
+    match error.into_inner().downcast_ref()? {
+        Mistake::Utf8(_) => Some(End(close_code::INVALID, "text is UTF-8")),
+        Mistake::Capacity(_) => Some(TOO_LONG),
+        Mistake::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        Mistake::Protocol(_) => Some(End(close_code::PROTOCOL, "this is no WebSocket's frame")),
+        _ => None,
+    }
+}
 
 async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Listener) {
     let (mut to, mut from) = socket.split();
@@ -160,14 +186,18 @@ async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Lis
     };
     let hear = async {
         loop {
-            let bytes = match from.next().await?.ok()? {
+            let message = match from.next().await? {
+                Ok(message) => message,
+                Err(error) => return mistake(error),
+            };
+            let bytes = match message {
                 Message::Binary(bytes) => bytes,
                 Message::Text(text) => text.into(),
                 Message::Ping(_) | Message::Pong(_) => continue,
                 Message::Close(_) => return None,
             };
             if bytes.len() > INPUT_MAX {
-                return Some(End(close_code::SIZE, "a message may have 4096 bytes"));
+                return Some(TOO_LONG);
             }
             match app.hub.input(id, &bytes) {
                 // What the VM has no room for is lost, as on a line without flow control.
@@ -182,9 +212,19 @@ async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Lis
         end = speak => end,
         end = hear => end,
     };
-    if let Some(End(code, reason)) = end {
-        let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
-        // One that does not read does not get this either.
-        let _ = tokio::time::timeout(FAREWELL, to.send(close)).await;
-    }
+    let farewell = async {
+        match end {
+            Some(End(code, reason)) => {
+                let close = CloseFrame { code, reason: reason.into() };
+                to.send(Message::Close(Some(close))).await?;
+            }
+            // The answer to a Close waits in the socket.
+            None => to.close().await?,
+        }
+        // To end with something unread would take what was said last from the client.
+        while let Some(Ok(_)) = from.next().await {}
+        Ok::<(), axum::Error>(())
+    };
+    // One that does not read does not get this either.
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
 }

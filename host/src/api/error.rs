@@ -1,10 +1,11 @@
 //! What a request is refused with.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::serve::HEAD_MAX;
 use crate::engine::ControlError;
 use crate::net::door::VisitError;
 
@@ -23,6 +24,9 @@ pub enum ApiError {
     /// Too long.
     #[error("{0}")]
     TooLarge(String),
+    /// Too long before its body.
+    #[error("the head of a request may have {HEAD_MAX} bytes")]
+    LongHead,
     /// Too many at once.
     #[error("{0}")]
     TooMany(String),
@@ -31,7 +35,8 @@ pub enum ApiError {
     Forbidden(String),
     /// No token, or a wrong one.
     #[error(
-        "this address needs the fleet's token: `Authorization: Bearer TOKEN`, or open /?token=TOKEN"
+        "this address needs the fleet's token: `Authorization: Bearer TOKEN`, or in a browser the \
+         address that pxvm printed"
     )]
     Unauthorized,
     /// Cannot be had with this fleet, or not now.
@@ -81,6 +86,7 @@ impl ApiError {
             },
             Self::NoMemory(_) => (StatusCode::CONFLICT, "wrong_state"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::LongHead => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large"),
             Self::TooMany(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
@@ -131,6 +137,11 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.status();
         let body = Body { error: Detail { code, message: self.sentence() } };
-        (status, Json(body)).into_response()
+        let mut response = (status, Json(body)).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            const BEARER: HeaderValue = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, BEARER);
+        }
+        response
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::bodies::{Id, JsonBody, Params};
 use super::error::ApiError;
 use super::gauges::{Point, Row};
+use super::proxy::HTTP;
 use super::{App, Reach, Shared};
 use crate::backend::{ClockSource, Order};
 use crate::engine::{Counts, Record, State as VmState};
@@ -19,8 +20,6 @@ use crate::net::{Counts as NetCounts, DropReason};
 /// VMs in an answer, at most and unless said.
 const LIMIT_MAX: u32 = 1000;
 const LIMIT: u32 = 100;
-/// The port whose page shows what a VM does.
-const HTTP: u16 = 80;
 
 /// A fleet.
 #[derive(Serialize)]

@@ -6,6 +6,7 @@
 
 pub mod access;
 mod bodies;
+mod clients;
 mod console;
 mod error;
 mod events;
@@ -17,6 +18,7 @@ mod proxy;
 mod serve;
 mod snapshot;
 pub mod socket;
+mod tickets;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -35,6 +37,7 @@ use self::error::ApiError;
 use self::events::Feed;
 use self::gauges::Gauges;
 pub use self::serve::{BindError, Listener};
+use self::tickets::Tickets;
 use crate::backend::ClockSource;
 use crate::engine::Hub;
 use crate::net::addresses::Addresses;
@@ -88,6 +91,7 @@ pub struct App {
     feed: Feed,
     visits: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
+    tickets: Tickets,
 }
 
 type Shared = Arc<App>;
@@ -119,13 +123,14 @@ impl Server {
             about,
             visits: Arc::new(Semaphore::new(VISITS_MAX)),
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
+            tickets: Tickets::new()?,
         });
         {
             let _inside = runtime.enter();
             runtime.spawn(gauges::keep_history(Arc::clone(&app)));
             runtime.spawn(events::feed(Arc::clone(&app)));
             if let Some((listener, access)) = public {
-                let guarded = access::guard(router(Arc::clone(&app)), access);
+                let guarded = access::guard(router(Arc::clone(&app)), access, Arc::clone(&app));
                 runtime.spawn(serve::tcp(listener.into_tokio()?, guarded));
             }
             if let Some(socket) = socket {
@@ -152,6 +157,7 @@ fn router(app: Shared) -> Router {
         .route("/api/v1/fleet", get(fleet::fleet))
         .route("/api/v1/vms", get(fleet::vms).post(fleet::add))
         .route("/api/v1/vms/{id}", get(fleet::vm))
+        .route("/api/v1/vms/{id}/ticket", get(tickets::ticket))
         .route("/api/v1/vms/{id}/snapshot", get(snapshot::snapshot))
         .route("/api/v1/vms/{id}/pause", post(fleet::pause))
         .route("/api/v1/vms/{id}/resume", post(fleet::resume))
@@ -173,9 +179,12 @@ fn router(app: Shared) -> Router {
         .route("/vms/{id}/http/{port}", get(proxy::root))
         .route("/vms/{id}/http/{port}/", get(proxy::proxy).post(proxy::proxy))
         .route("/vms/{id}/http/{port}/{*path}", get(proxy::proxy).post(proxy::proxy))
+        .route("/t/{ticket}/vms/{id}/http/{port}/", get(proxy::proxy))
+        .route("/t/{ticket}/vms/{id}/http/{port}/{*path}", get(proxy::proxy))
         .merge(bounded)
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(middleware::from_fn(serve::short_head))
         .with_state(app)
 }
 

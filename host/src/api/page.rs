@@ -1,6 +1,7 @@
 //! The page and its files, and the description of the API. All are in the program.
 
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rust_embed::{EmbeddedFile, RustEmbed};
@@ -25,7 +26,11 @@ pub async fn index(headers: HeaderMap) -> Result<Response, ApiError> {
 }
 
 /// `GET /assets/...`
-pub async fn asset(Path(path): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub async fn asset(
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let Path(path) = path.map_err(|_| ApiError::NotFound)?;
     file(&path, &headers)
 }
 

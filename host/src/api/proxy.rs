@@ -2,12 +2,13 @@
 //! the policy that comes with it takes it out of our origin and forbids it scripts, and there is a
 //! bound on its size and on its time.
 
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Limited};
@@ -18,12 +19,16 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
+use url::{Position, Url};
 
 use super::bodies::number;
 use super::error::ApiError;
 use super::{App, Reach, Shared};
+use crate::engine::State as VmState;
 use crate::machine::fleet::name;
 
+/// The port whose page shows what a VM does.
+pub const HTTP: u16 = 80;
 /// Bytes of an answer.
 const ANSWER_MAX: u64 = 16 << 20;
 /// Bytes of a request's body.
@@ -35,6 +40,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 const HEAD: Duration = Duration::from_secs(20);
 /// Between two pieces of the answer.
 const PIECE: Duration = Duration::from_secs(20);
+/// What a guest may answer with. Below are those for the connection, of which it has none to decide
+/// on; above there are none.
+const STATUSES: RangeInclusive<u16> = 200..=599;
 /// All in all.
 const WHOLE: Duration = Duration::from_secs(120);
 
@@ -81,10 +89,42 @@ const POLICY: &str = include_str!("guest-policy.txt").trim_ascii_end();
 /// The same for what we say in a guest's place, which the page shows in a frame, too.
 const REFUSAL_POLICY: &str = include_str!("refusal-policy.txt").trim_ascii_end();
 
-/// `/vms/{id}/http/{port}`: links of the guest's page are relative to its root.
-pub async fn root(Path((id, port)): Path<(String, String)>) -> Result<Redirect, ApiError> {
-    let (id, port) = (number(&id)?, port_of(&port)?);
-    Ok(Redirect::permanent(&format!("/vms/{id}/http/{port}/")))
+/// A page of a VM, by its path: `/vms/ID/http/PORT/REST`, behind `/t/TICKET` where there is a ticket.
+pub struct Place<'a> {
+    /// What lets a browser in.
+    pub ticket: Option<&'a str>,
+    /// The VM.
+    pub id: u32,
+    /// Its port.
+    pub port: u16,
+    /// The path there, without its first `/`.
+    pub rest: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// What `path` leads to. `rest` is as it came: only what is before it is ours.
+    pub fn of(path: &'a str) -> Result<Self, ApiError> {
+        let (ticket, path) = match path.strip_prefix("/t/").and_then(|rest| rest.split_once('/')) {
+            Some((ticket, path)) => (Some(ticket), path),
+            None => (None, path.strip_prefix('/').unwrap_or(path)),
+        };
+        let mut words = path.splitn(5, '/').skip(1);
+        let id = number(words.next().unwrap_or_default())?;
+        let port = port_of(words.nth(1).unwrap_or_default())?;
+        Ok(Self { ticket, id, port, rest: words.next().unwrap_or_default() })
+    }
+
+    /// The path of its root, without the last `/`.
+    fn root(&self) -> String {
+        let Self { ticket, id, port, .. } = self;
+        let ticket = ticket.map(|ticket| format!("/t/{ticket}")).unwrap_or_default();
+        format!("{ticket}/vms/{id}/http/{port}")
+    }
+
+    /// Its path.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.root(), self.rest)
+    }
 }
 
 fn port_of(text: &str) -> Result<u16, ApiError> {
@@ -92,11 +132,35 @@ fn port_of(text: &str) -> Result<u16, ApiError> {
     port.ok_or_else(|| ApiError::BadRequest("a port is a number from 1 to 65535".to_owned()))
 }
 
+/// `/vms/{id}/http/{port}`: links of the guest's page are relative to its root.
+pub async fn root(uri: Uri) -> Result<Redirect, ApiError> {
+    Ok(Redirect::permanent(&Place::of(uri.path())?.path()))
+}
+
 /// `/vms/{id}/http/{port}/{path}`
 pub async fn proxy(State(app): State<Shared>, request: Request) -> Response {
-    let accepts = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
-    let browses = accepts.is_some_and(|accepts| accepts.contains("text/html"));
-    forward(app, request).await.unwrap_or_else(|error| refuse(error, browses))
+    let browses = says(&request, "accept", "text/html");
+    let navigates = request.method() == Method::GET && says(&request, "sec-fetch-mode", "navigate");
+    let to_ticket = navigates.then(|| with_ticket(&app, request.uri())).flatten();
+    let answer = match to_ticket {
+        Some(place) => Ok(Redirect::temporary(&place).into_response()),
+        None => forward(app, request).await,
+    };
+    answer.unwrap_or_else(|error| refuse(error, browses))
+}
+
+/// Whether a header of a request has a word in it.
+fn says(request: &Request, name: &str, word: &str) -> bool {
+    let value = request.headers().get(name).and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.contains(word))
+}
+
+/// Where a browser goes instead, which cannot get at the parts of a page without a ticket.
+fn with_ticket(app: &App, uri: &Uri) -> Option<String> {
+    let place = Place::of(uri.path()).ok().filter(|place| place.ticket.is_none())?;
+    let ticket = app.tickets.issue(place.id, place.port);
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    Some(Place { ticket: Some(&ticket), ..place }.path() + &query)
 }
 
 /// Tells a person, or a program, that there is no answer of a guest.
@@ -119,11 +183,9 @@ fn refuse(error: ApiError, browses: bool) -> Response {
 }
 
 async fn forward(app: Shared, request: Request) -> Result<Response, ApiError> {
-    // The path goes on as it came: only its beginning is ours.
-    let mut words = request.uri().path().splitn(6, '/').skip(2);
-    let id = number(words.next().unwrap_or_default())?;
-    let port = port_of(words.nth(1).unwrap_or_default())?;
-    let rest = words.next().unwrap_or_default();
+    let place = Place::of(request.uri().path())?;
+    let Place { id, port, rest, .. } = place;
+    let root = place.root();
     let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
     let uri = format!("/{rest}{query}");
     let uri: Uri = uri.parse().map_err(|_| ApiError::BadRequest("no such path".to_owned()))?;
@@ -135,6 +197,7 @@ async fn forward(app: Shared, request: Request) -> Result<Response, ApiError> {
         .map_err(|_| ApiError::TooMany("too many requests to VMs are under way".to_owned()))?;
     let end = Instant::now() + WHOLE;
     let stream = timeout(CONNECT, app.visit(id, port)).await.map_err(|_| ApiError::Timeout)??;
+    let asked = url_of(id, port, &uri);
     let request = translate(request, id, uri);
     let (answer, driver) = ask(id, stream, request).await?;
     let (ticket, done) = oneshot::channel();
@@ -144,7 +207,9 @@ async fn forward(app: Shared, request: Request) -> Result<Response, ApiError> {
         driver.abort();
         drop(permit);
     });
-    Ok(deliver(answer, id, port, ticket, end))
+    let place = answer.headers().get(header::LOCATION);
+    let place = place.and_then(|place| location(place, &asked?, &root));
+    Ok(deliver(answer, place, ticket, end))
 }
 
 /// Held by an answer as long as it is under way.
@@ -156,6 +221,10 @@ impl App {
         let state = self.hub.record(id)?.state;
         if !state.is_alive() {
             let message = format!("vm{id} is {}: nothing answers", state.name());
+            return Err(ApiError::Unavailable(message));
+        }
+        if state == VmState::Paused {
+            let message = format!("vm{id} is paused: it answers when it is resumed");
             return Err(ApiError::Unavailable(message));
         }
         let failed = |e: std::io::Error| ApiError::BadGateway(format!("vm{id}: {e}"));
@@ -214,24 +283,28 @@ async fn ask(
     client.max_buf_size(HEAD_MAX);
     let (mut sender, connection) = client.handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-    match timeout(HEAD, sender.send_request(request)).await {
-        Ok(Ok(answer)) => Ok((answer, driver)),
-        Ok(Err(error)) => {
-            driver.abort();
-            Err(failed(error))
+    let error = match timeout(HEAD, sender.send_request(request)).await {
+        Ok(Ok(answer)) if STATUSES.contains(&answer.status().as_u16()) => {
+            return Ok((answer, driver));
         }
-        Err(_) => {
-            driver.abort();
-            Err(ApiError::Timeout)
+        Ok(Ok(answer)) => {
+            // Nobody asked it to switch protocols, for one.
+            let status = answer.status().as_u16();
+            ApiError::BadGateway(format!(
+                "vm{id} answered with status {status}, which nobody asked for"
+            ))
         }
-    }
+        Ok(Err(error)) => failed(error),
+        Err(_) => ApiError::Timeout,
+    };
+    driver.abort();
+    Err(error)
 }
 
 /// The answer as a client sees it.
 fn deliver(
     answer: hyper::Response<Incoming>,
-    id: u32,
-    port: u16,
+    place: Option<HeaderValue>,
     ticket: Ticket,
     end: Instant,
 ) -> Response {
@@ -242,7 +315,6 @@ fn deliver(
             headers.append(name, value.clone());
         }
     }
-    let place = parts.headers.get(header::LOCATION).and_then(|place| location(place, id, port));
     if let Some(place) = place {
         headers.insert(header::LOCATION, place);
     }
@@ -290,50 +362,103 @@ fn isolate(headers: &mut HeaderMap) {
     headers.insert(resource, HeaderValue::from_static("cross-origin"));
 }
 
-/// Where a redirect of a guest leads: only to the guest itself.
-fn location(place: &HeaderValue, id: u32, port: u16) -> Option<HeaderValue> {
-    let place = place.to_str().ok()?;
-    let own = [name(id), format!("{}:{port}", name(id))];
-    let path = match place.split_once("://") {
-        Some((_, rest)) => {
-            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            own.iter().any(|own| own == host).then_some(if path.is_empty() { "/" } else { path })?
-        }
-        // Another host.
-        None if place.starts_with("//") || place.contains('\\') => return None,
-        None => place,
-    };
-    match path.starts_with('/') {
-        true => HeaderValue::from_str(&format!("/vms/{id}/http/{port}{path}")).ok(),
-        // Relative to where it came from. Words with a colon could be another scheme.
-        false if path.contains(':') => None,
-        false => HeaderValue::from_str(path).ok(),
-    }
+/// The URL of a request as the guest sees it.
+fn url_of(id: u32, port: u16, uri: &Uri) -> Option<Url> {
+    Url::parse(&format!("http://{}:{port}{uri}", name(id))).ok()
+}
+
+/// Where a redirect of a guest leads: to a path of the guest itself, behind `prefix`, or nowhere.
+/// `asked` is what the guest was asked for.
+///
+/// Clients resolve what they get, so it is resolved here first, as they do it: what is left of dots,
+/// backslashes and line ends in it is a plain path.
+fn location(place: &HeaderValue, asked: &Url, prefix: &str) -> Option<HeaderValue> {
+    let to = asked.join(std::str::from_utf8(place.as_bytes()).ok()?).ok()?;
+    // Guests are told a name without a port, so they may leave it out.
+    let is_own = to.scheme() == "http"
+        && to.host() == asked.host()
+        && (to.port().is_none() || to.port() == asked.port());
+    let path = is_own.then(|| format!("{prefix}{}", &to[Position::BeforePath..]))?;
+    let client = Url::parse("http://localhost/").ok()?.join(&path).ok()?;
+    let stays = client.path().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
+    stays.then(|| HeaderValue::from_str(&path).ok())?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Where a guest leads that is asked for a path.
+    fn lead(asked: &str, place: &[u8]) -> Option<String> {
+        let asked = url_of(3, 80, &asked.parse().unwrap()).unwrap();
+        let place = HeaderValue::from_bytes(place).unwrap();
+        let led = location(&place, &asked, "/vms/3/http/80")?;
+        Some(led.to_str().unwrap().to_owned())
+    }
+
     #[test]
     fn a_redirect_leads_back_to_the_same_guest_or_nowhere() {
-        let lead = |place: &str| {
-            location(&HeaderValue::from_str(place).unwrap(), 3, 80)
-                .map(|place| place.to_str().unwrap().to_owned())
-        };
-        assert_eq!(lead("/a?b").as_deref(), Some("/vms/3/http/80/a?b"));
-        assert_eq!(lead("http://vm3/x/").as_deref(), Some("/vms/3/http/80/x/"));
-        assert_eq!(lead("http://vm3:80").as_deref(), Some("/vms/3/http/80/"));
-        assert_eq!(lead("up.html").as_deref(), Some("up.html"));
+        for (asked, place, led) in [
+            ("/", "/a?b#c", "/a?b#c"),
+            ("/", "http://vm3/x/", "/x/"),
+            ("/", "http://vm3:80", "/"),
+            ("/", "HTTP://VM3/", "/"),
+            ("/", "//vm3/y", "/y"),
+            ("/a/b?c", "up.html", "/a/up.html"),
+            ("/a/b?c", "?d", "/a/b?d"),
+            ("/a/b", "", "/a/b"),
+            ("/a/b/c", "../d", "/a/d"),
+            ("/", "/a:b", "/a:b"),
+            ("/", "/a//b", "/a//b"),
+            ("/", "//vm3//example.com/", "//example.com/"),
+            ("/", "/%2f%2E.", "/%2f%2E."),
+            ("/", "/a b\u{e9}", "/a%20b%C3%A9"),
+        ] {
+            let led = format!("/vms/3/http/80{led}");
+            assert_eq!(lead(asked, place.as_bytes()), Some(led), "{asked} {place}");
+        }
         for other in [
             "http://vm4/",
+            "http://vm3:81/",
+            "http://vm3.example.com/",
+            "http://vm3@example.com/",
             "https://example.com/",
+            "https://vm3/",
             "//example.com/",
             "javascript:alert(1)",
+            "data:text/html,x",
             "/\\example.com",
             "\\\\example.com",
+            "\\/example.com",
+            "ht\ttp://example.com/",
+            "\t//example.com/",
+            "http:///example.com/",
+            "http://[",
         ] {
-            assert_eq!(lead(other), None, "{other}");
+            // What cannot be in a header at all leads nowhere, too.
+            let Ok(place) = HeaderValue::from_bytes(other.as_bytes()) else { continue };
+            assert_eq!(lead("/", place.as_bytes()), None, "{other}");
+        }
+        assert_eq!(lead("/", b"/\xff"), None);
+    }
+
+    #[test]
+    fn no_redirect_climbs_out_of_its_guest() {
+        let away = "api/v1/vms/0/stop";
+        let ups = ["../", "%2e%2e/", ".%2E/", "..\\", "%2e.\\", "..\t/", ".\t./", "./../"];
+        for up in ups {
+            for asked in ["/", "/a", "/a/b/c?d"] {
+                for start in ["", "/", "./", "/a/", "http://vm3/", "//vm3/", "http:/", "http:"] {
+                    let place = format!("{start}{}{away}", up.repeat(9));
+                    let place = HeaderValue::from_bytes(place.as_bytes()).unwrap();
+                    let led = lead(asked, place.as_bytes());
+                    let led = led.as_deref().unwrap_or("/vms/3/http/80/");
+                    // What a browser makes of it.
+                    let url = Url::parse("http://h/vms/3/http/80/").unwrap().join(led).unwrap();
+                    assert!(url.path().starts_with("/vms/3/http/80/"), "{place:?} {led}");
+                    assert!(!led.contains(['\\', '\t']) && !led.contains("/../"), "{led}");
+                }
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Connections of clients: a bound on how many there are, and on the time for a request's head.
+//! Serves clients' connections: a bound on how many there are, and on a request's head and its time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,7 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::set_tcp_user_timeout;
@@ -14,13 +18,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
+use super::clients::Clients;
+use super::error::ApiError;
 use super::socket::Keep;
 
-/// Connections at a time, of each kind of client.
-const CONNECTIONS_MAX: usize = 1024;
+/// Connections at a time of those who may use the API, at the address and at the socket.
+pub const CONNECTIONS_MAX: usize = 1024;
 /// A request's head must be there after so long; connections rest no longer than that.
 const HEAD_TIME: Duration = Duration::from_secs(30);
-const HEAD_MAX: usize = 64 << 10;
+/// Bytes of a request's head.
+pub const HEAD_MAX: usize = 64 << 10;
 /// A client that takes nothing for so long, though there is something for it, is gone.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// When the system has no file left for a connection.
@@ -83,15 +90,22 @@ impl Listener {
 
 /// Serves clients at an address, for ever.
 pub async fn tcp(listener: TcpListener, router: Router) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let clients = Clients::new();
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 // Should these fail, bytes are a little late, and clients that stop reading stay.
                 let _ = stream.set_nodelay(true);
                 let _ = set_tcp_user_timeout(&stream, STALL_MAX.as_millis() as u32);
-                tokio::spawn(connection(stream, router.clone(), permit));
+                let client = clients.admit();
+                let gone = Arc::clone(&client.gone);
+                let served = connection(stream, router.clone(), client);
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = served => {}
+                        () = gone.notified() => {}
+                    }
+                });
             }
             Err(_) => tokio::time::sleep(AGAIN).await,
         }
@@ -104,20 +118,41 @@ pub async fn unix(listener: UnixListener, _keep: Keep, router: Router) {
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(connection(stream, router.clone(), permit))),
+            Ok((stream, _)) => {
+                drop(tokio::spawn(connection(stream, router.clone(), Arc::new(permit))));
+            }
             Err(_) => tokio::time::sleep(AGAIN).await,
         }
     }
 }
 
-async fn connection<S, P>(stream: S, router: Router, permit: P)
+/// Serves a connection. Its requests know their `client`.
+async fn connection<S, C>(stream: S, router: Router, client: C)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    C: Clone + Send + Sync + 'static,
 {
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_MAX);
-    let service = TowerToHyperService::new(router);
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(2 * HEAD_MAX);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(client.clone());
+        router.call(request)
+    });
     // A client that goes away, or says nonsense, is no news.
     let _ = server.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
-    drop(permit);
+}
+
+/// Refuses requests with a long head, and says so. hyper does that without a word, and at a size that
+/// depends on how they arrive, beyond its buffer.
+pub async fn short_head(request: Request, next: Next) -> Result<Response, ApiError> {
+    const AROUND_LINE: usize = "  HTTP/1.1\r\n\r\n".len();
+    const AROUND_FIELD: usize = ": \r\n".len();
+    let line = request.method().as_str().len() + request.uri().to_string().len() + AROUND_LINE;
+    let fields = request.headers().iter();
+    let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + AROUND_FIELD);
+    if line + fields.sum::<usize>() > HEAD_MAX {
+        return Err(ApiError::LongHead);
+    }
+    Ok(next.run(request).await)
 }

@@ -1,5 +1,7 @@
 // The control API, as the page uses it.
 
+import * as auth from "./auth.js";
+
 const BASE = "/api/v1";
 
 /** What the server refused, in its words. */
@@ -10,10 +12,12 @@ export class Refused extends Error {
   }
 }
 
-async function call(path, options = {}) {
+async function call(path, { headers, signal = AbortSignal.timeout(10_000), ...options } = {}) {
   let response;
   try {
-    response = await fetch(BASE + path, { cache: "no-store", signal: AbortSignal.timeout(10_000), ...options });
+    // Cookies of this host are guests' cookies, too; the API has none.
+    const own = { cache: "no-store", credentials: "omit", headers: { ...headers, ...auth.headers() } };
+    response = await fetch(BASE + path, { ...own, signal, ...options });
   } catch {
     throw new Refused(0, "The server does not answer.");
   }
@@ -39,15 +43,45 @@ export const act = (id, verb) => json(`/vms/${id}/${verb}`, { method: "POST" });
 export const addVms = (count) => post("/vms", { count });
 export const sendLine = (line, to) => post("/input", { line, ...to });
 
-/** Where a VM's page is. */
-export const pageUrl = (id, port, path = "/") => `/vms/${id}/http/${port}${path}`;
+/** Tickets for VMs' pages, by VM and port. A server that starts anew has others. */
+const tickets = new Map();
+export const forgetTickets = () => tickets.clear();
 
-/** Where a VM's console is. */
-export function consoleUrl(id) {
-  const url = new URL(`${BASE}/vms/${id}/console/ws`, location.href);
-  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-  return url;
+/** Where a VM's page is: behind a ticket, as frames send no headers of ours. */
+export async function pageUrl(id, port, path = "/") {
+  const key = `${id}:${port}`;
+  if (!tickets.has(key)) tickets.set(key, json(`/vms/${id}/ticket?port=${port}`));
+  const ticket = tickets.get(key);
+  ticket.catch(() => tickets.get(key) === ticket && tickets.delete(key));
+  return (await ticket).path + path.slice(1);
 }
 
-export const events = () => new EventSource(`${BASE}/events`);
-export const isAlive = async () => (await fetch("/healthz", { signal: AbortSignal.timeout(5000) })).ok;
+/** A WebSocket to a VM's console. */
+export function consoleSocket(id) {
+  const url = new URL(`${BASE}/vms/${id}/console/ws`, location.href);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  return new WebSocket(url, auth.protocols());
+}
+
+const FIELD = /^(\w+): ?(.*)$/gm;
+
+/**
+ * The events of the fleet as [name, data]; nameless ones say that the server is there.
+ * (An EventSource would send no headers of ours.)
+ */
+export async function* events(signal) {
+  const { body } = await call("/events", { signal });
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const fields = [...part.matchAll(FIELD)].map(([, name, text]) => [name, text]);
+      const { event = "", data = "null" } = Object.fromEntries(fields);
+      yield [event, JSON.parse(data)];
+    }
+  }
+}

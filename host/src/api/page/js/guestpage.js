@@ -65,7 +65,7 @@ export class GuestPage {
   load() {
     if (this.id < 0 || this.port === 0 || this.fleet.stateName(this.id) !== "ready") return;
     this.#forget();
-    const frame = guestFrame(this.fleet.name(this.id), api.pageUrl(this.id, this.port, this.path));
+    const frame = guestFrame(this.fleet.name(this.id));
     this.coming = frame;
     this.giveUp = setTimeout(() => this.#forget(), PATIENCE_MS);
     frame.addEventListener("load", () => {
@@ -75,7 +75,12 @@ export class GuestPage {
       bringForward(frame, this.shown);
       this.shown = frame;
     });
-    this.view.append(frame);
+    const go = (url) => {
+      if (this.coming !== frame) return;
+      frame.src = url;
+      this.view.append(frame);
+    };
+    api.pageUrl(this.id, this.port, this.path).then(go, () => this.coming === frame && this.#forget());
   }
 
   #forget() {
@@ -104,6 +109,12 @@ export class GuestPage {
   #tell() {
     this.where.disabled = !this.isReachable;
     this.where.value = `:${this.port}${this.path}`;
-    this.tab.href = api.pageUrl(Math.max(0, this.id), this.port, this.path);
+    this.tab.removeAttribute("href");
+    const { id, port, path } = this;
+    if (id < 0 || !this.isReachable) return;
+    const isSame = () => this.id === id && this.port === port && this.path === path;
+    // Without one the link leads nowhere, as the page does.
+    const offer = (url) => isSame() && (this.tab.href = url);
+    api.pageUrl(id, port, path).then(offer, () => {});
   }
 }

@@ -24,8 +24,8 @@ const PATIENCE_MS = 10_000;
 const PAINT_MS = 120;
 
 /** A frame for a guest's page, without any rights, behind the one that shows. */
-export const guestFrame = (name, url) =>
-  el("iframe", { class: "coming", sandbox: "", title: `Page of ${name}`, referrerPolicy: "no-referrer", src: url });
+export const guestFrame = (name) =>
+  el("iframe", { class: "coming", sandbox: "", title: `Page of ${name}`, referrerPolicy: "no-referrer" });
 
 /** Puts a loaded frame in front; the one before stays until the new one is painted. */
 export function bringForward(frame, before) {
@@ -106,7 +106,7 @@ export class Pages {
 
   #load(place, port) {
     const { id } = place;
-    const frame = guestFrame(this.fleet.name(id), api.pageUrl(id, port));
+    const frame = guestFrame(this.fleet.name(id));
     place.since = performance.now();
     place.coming = frame;
     this.loading += 1;
@@ -120,6 +120,11 @@ export class Pages {
       place.shown = frame;
       this.#turn(false);
     });
-    place.host.append(frame);
+    const go = (url) => {
+      if (place.coming !== frame) return;
+      frame.src = url;
+      place.host.append(frame);
+    };
+    api.pageUrl(id, port).then(go, () => place.coming === frame && this.#forget(place));
   }
 }

@@ -1,63 +1,65 @@
 // The one stream of events for the whole page, and what to do when it ends.
 
 import * as api from "./api.js";
+import * as auth from "./auth.js";
 
 /** Seconds between attempts. */
 const WAITS = [1, 2, 3, 5];
-/** The server says something at least every 5 s; comments do not reach us. */
+/** The server says something at least every 5 s. A connection can die without a word, as when a laptop sleeps. */
 const SILENCE = 15_000;
+
+const sleep = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 
 /**
  * Follows the fleet's events for ever. `onLink(state, text)` hears how it goes:
  * "live", "wait" (the first connection), or "lost".
  */
-export function follow(fleet, onLink) {
-  let source;
+export async function follow(fleet, onLink) {
+  const takes = { fleet: (info) => fleet.takeInfo(info), vms: ({ vms }) => fleet.takeVms(vms) };
   let failures = 0;
-  let heard = 0;
 
-  const connect = () => {
-    source = api.events();
-    const take = (kind, handle) =>
-      source.addEventListener(kind, (event) => {
-        heard = performance.now();
-        if (failures !== 0 || kind === "open") onLink("live", "live");
-        failures = 0;
-        if (event.data) handle(JSON.parse(event.data));
-      });
-    take("open", () => {});
-    take("fleet", (info) => fleet.takeInfo(info));
-    take("vms", ({ vms }) => fleet.takeVms(vms));
-    source.addEventListener("error", () => lose());
-  };
-
-  const lose = async () => {
-    source.close();
-    const wait = WAITS[Math.min(failures, WAITS.length - 1)];
-    failures += 1;
-    let reason = "The server went away.";
+  /** Listens until the stream ends; what it ended by. */
+  const listen = async () => {
+    const silence = new AbortController();
+    let timer = 0;
+    const heard = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => silence.abort(), SILENCE);
+    };
+    let isLive = false;
+    heard();
     try {
-      await api.fleet();
-      reason = "The stream of events ended.";
-    } catch (error) {
-      if (error.status === 401) {
-        onLink("lost", "This server wants its token: open the address that pxvm printed.");
-        return;
+      for await (const [kind, data] of api.events(silence.signal)) {
+        heard();
+        if (!isLive) onLink("live", "live");
+        isLive = true;
+        failures = 0;
+        try {
+          takes[kind]?.(data);
+        } catch (error) {
+          reportError(error);
+        }
       }
-      if (error.status > 0) reason = error.message;
+      return { message: "The stream of events ended." };
+    } catch (error) {
+      return error.status > 0 ? error : { message: "The server went away." };
+    } finally {
+      clearTimeout(timer);
     }
-    onLink("lost", `${reason} What you see is old; trying again every ${wait} s.`);
-    setTimeout(connect, wait * 1000);
   };
 
   onLink("wait", "connecting");
-  connect();
-
-  // A connection can die without a word, as when a laptop sleeps.
-  setInterval(async () => {
-    if (source.readyState !== EventSource.OPEN || performance.now() - heard < SILENCE) return;
-    const alive = await api.isAlive().catch(() => false);
-    heard = performance.now();
-    if (!alive && source.readyState === EventSource.OPEN) lose();
-  }, SILENCE / 3);
+  for (;;) {
+    const { status, message } = await listen();
+    api.forgetTickets();
+    if (status === 401) {
+      onLink("lost", "This server wants its token.");
+      await auth.ask();
+      continue;
+    }
+    const wait = WAITS[Math.min(failures, WAITS.length - 1)];
+    failures += 1;
+    onLink("lost", `${message} What you see is old; trying again every ${wait} s.`);
+    await sleep(wait);
+  }
 }

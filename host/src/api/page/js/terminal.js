@@ -85,7 +85,7 @@ export class Console {
   #connect() {
     const { id } = this;
     this.#disconnect();
-    const socket = new WebSocket(api.consoleUrl(id));
+    const socket = api.consoleSocket(id);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     this.onLink("connecting");
