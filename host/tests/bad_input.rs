@@ -149,6 +149,23 @@ mod tests {
     }
 
     #[test]
+    fn captures() {
+        let files = Files::new();
+        for (args, words) in [
+            ("--pcap .", &["--pcap . is a folder", "name a file"][..]),
+            ("--pcap none/x", &["--pcap none/x", "there is no folder none"]),
+            ("--pcap text/x", &["there is no folder text"]),
+            ("--pcap /sys/x", &["no right to write"]),
+        ] {
+            refused(files.0.path(), &format!("boot --kernel Image {args}"), words);
+        }
+        // An old one survives a run that does not begin.
+        let refusal = &["kernel missing"];
+        refused(files.0.path(), "boot --kernel missing --pcap text", refusal);
+        assert!(fs::metadata(files.path("text")).unwrap().len() > 0);
+    }
+
+    #[test]
     fn a_device_tree_for_another_machine() {
         let files = Files::new();
         let blob = files.path("virt.dtb");

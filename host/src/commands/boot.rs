@@ -52,7 +52,6 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     };
     let steering = Steering::bind(&control)?;
     let uplink = network::uplink(&networking, capacity, running.backend)?;
-    let capture = network::capture(&networking, capacity, &settings.wire)?;
     let options = cuda::Options { device: running.device, lanes: running.lanes };
     // A GPU that is asked for and cannot be used is told before images are looked for; loading the
     // program into one that can takes seconds the first time, and comes after.
@@ -81,6 +80,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         }
     };
 
+    let capture = network::capture(&networking, capacity, &settings.wire)?;
     let mut stage = Stage::new(&running, capacity)?;
     let wire = Arc::clone(&settings.wire);
     if let Some(places) = network::places(&networking, capacity) {
@@ -107,7 +107,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     drop(server);
     drop(stage.raw.take());
     let network = network.map(|network| NetReport::new(&wire, network.stop()));
-    if let Some(missing) = capture.map(network::finish).transpose()?.flatten() {
+    if let Some(missing) = capture.and_then(network::finish) {
         stage.progress.say(&missing);
     }
     if stage.interactive && outcome.verdict == Verdict::Left {

@@ -28,6 +28,10 @@ pub fn uplink(
         return Err(Error::Usage(why.into()));
     }
     check(options, &choice)?;
+    if let Some(vm) = options.pcap_vm.iter().find(|&&vm| vm >= count) {
+        let why = format!("--pcap-vm {vm}: the last of {count} machines is {}", count - 1);
+        return Err(Error::Usage(why));
+    }
     let macs = options.net_mac.into();
     let addresses = || Addresses::new(options.net_subnet, count, macs).map_err(NetError::from);
     let mesh = options.net_mesh.then(addresses).transpose()?;
@@ -69,28 +73,24 @@ fn check(options: &Networking, choice: &NetChoice) -> Result<(), Error> {
     }
 }
 
-/// Begins the file of `--pcap`.
+/// Begins the file of `--pcap`. What was in it is gone then, so this comes after whatever else
+/// may refuse to start.
 pub fn capture(options: &Networking, count: u32, wire: &Wire) -> Result<Option<Capture>, Error> {
     let Some(path) = &options.pcap else { return Ok(None) };
-    if let Some(vm) = options.pcap_vm.iter().find(|&&vm| vm >= count) {
-        let why = format!("--pcap-vm {vm}: the last of {count} machines is {}", count - 1);
-        return Err(Error::Usage(why));
-    }
     let all: Vec<u32> = (0..count).collect();
     let chosen = if options.pcap_vm.is_empty() { &all } else { &options.pcap_vm };
-    let capture = Capture::create(path, chosen, count)
-        .map_err(|e| Error::io(format!("write {}", path.display()), e))?;
+    let capture = Capture::create(path, chosen, count).map_err(NetError::from)?;
     wire.record_to(capture.recorder());
     Ok(Some(capture))
 }
 
-/// Ends the file; answers what is to be told about it.
-pub fn finish(capture: Capture) -> Result<Option<String>, Error> {
-    let summary = capture.finish().map_err(|e| Error::io("write the capture", e))?;
-    let Summary { written, missed } = summary;
-    Ok((missed > 0).then(|| {
+/// Ends the file; returns what is to be told about it.
+pub fn finish(capture: Capture) -> Option<String> {
+    // An error was told when it happened.
+    let Summary { written, missed } = capture.finish().ok()?;
+    (missed > 0).then(|| {
         format!("the capture has {written} frames; for {missed} others writing was too slow")
-    }))
+    })
 }
 
 /// How this program gets to the machines' ports.

@@ -178,6 +178,9 @@ pub enum NetError {
     /// The host's interface.
     #[error(transparent)]
     Tap(#[from] tap::TapError),
+    /// The file of what VMs send and receive.
+    #[error(transparent)]
+    Capture(#[from] pcap::CaptureError),
     /// The thread or what it waits with.
     #[error("cannot start the network")]
     Start(#[source] io::Error),
@@ -189,6 +192,7 @@ impl NetError {
         match self {
             Self::Bind { .. } | Self::Start(_) => false,
             Self::Tap(error) => error.is_usage(),
+            Self::Capture(error) => error.is_usage(),
             _ => true,
         }
     }

@@ -2,25 +2,33 @@
 //!
 //! Frames are recorded at the VM's card, with the addresses that the guest sees; also those that
 //! are dropped later. Whoever records never waits: a thread of its own writes, and frames that it
-//! has no room for are left out of the file and counted.
-//!
-//! The writer is our own because it is three kinds of blocks, and the crates that have them are
-//! candidates for releases or need a later compiler than ours.
+//! has no room for are left out of the file and counted. A file that cannot be written to any more
+//! is told about once and ends there; the fleet goes on without it.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
+use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
+use pcap_file::pcapng::blocks::interface_description::{
+    InterfaceDescriptionBlock, InterfaceDescriptionOption, InterfaceTsResolution,
+};
+use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
+use pcap_file::pcapng::{PcapNgBlock, PcapNgWriteError, PcapNgWriter};
+use pcap_file::{DataLink, Endianness};
 
 /// Frames that may wait for the file: at most about 12 MB.
 const WAITING_MAX: usize = 8192;
+/// Bytes that are written at once while frames wait.
+const BATCH: usize = 64 << 10;
 
-/// As seen from the VM.
+/// As seen from the VM. The numbers are those of the format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
     /// To the VM.
@@ -29,8 +37,17 @@ pub enum Direction {
     Outbound = 2,
 }
 
+/// A frame at a VM's card.
+struct Record {
+    interface: u32,
+    /// Since 1970.
+    time: Duration,
+    direction: Direction,
+    bytes: Box<[u8]>,
+}
+
 enum Item {
-    Frame { interface: u32, time: u64, direction: Direction, bytes: Box<[u8]> },
+    Frame(Record),
     End,
 }
 
@@ -58,25 +75,82 @@ pub struct Summary {
     pub missed: u64,
 }
 
+/// A file that a capture cannot begin with.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The name is a folder's.
+    #[error("--pcap {} is a folder; name a file", .0.display())]
+    Folder(PathBuf),
+    /// The folder that it would be in does not exist.
+    #[error("--pcap {}: there is no folder {}", path.display(), folder.display())]
+    NoFolder {
+        /// The file.
+        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The user may not write there.
+    #[error("--pcap {}: there is no right to write this file", .0.display())]
+    Access(PathBuf),
+    /// Any other reason.
+    #[error("cannot write {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl CaptureError {
+    fn new(path: &Path, source: io::Error) -> Self {
+        let (path, folder) = (path.to_owned(), path.parent().unwrap_or(path).to_owned());
+        match source.kind() {
+            ErrorKind::IsADirectory => Self::Folder(path),
+            ErrorKind::NotFound | ErrorKind::NotADirectory if !folder.is_dir() => {
+                Self::NoFolder { path, folder }
+            }
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Self::Access(path),
+            _ => Self::Io { path, source },
+        }
+    }
+
+    /// Whether the user named a file that cannot be one.
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, Self::Io { .. })
+    }
+}
+
 impl Capture {
     /// Begins a file about `chosen` VMs, in that order, of `count`.
-    pub fn create(path: &Path, chosen: &[u32], count: u32) -> io::Result<Self> {
-        let mut file = BufWriter::new(File::create(path)?);
-        section(&mut file)?;
+    pub fn create(path: &Path, chosen: &[u32], count: u32) -> Result<Self, CaptureError> {
+        Self::begin(path, chosen, count).map_err(|error| CaptureError::new(path, error))
+    }
+
+    fn begin(path: &Path, chosen: &[u32], count: u32) -> io::Result<Self> {
+        let mut blocks = Blocks::new(File::create(path)?)?;
         let mut interfaces = vec![None; count as usize];
         let mut next = 0;
         for &vm in chosen {
             if let Some(free @ None) = interfaces.get_mut(vm as usize) {
-                interface(&mut file, &format!("vm{vm}"))?;
+                blocks.interface(&format!("vm{vm}"))?;
                 *free = Some(next);
                 next += 1;
             }
         }
         // Readers that follow the file see its interfaces at once.
-        file.flush()?;
+        blocks.flush()?;
         let (sender, items) = bounded(WAITING_MAX);
-        let writer =
-            thread::Builder::new().name("pcap".into()).spawn(move || write(file, &items))?;
+        let path = path.to_owned();
+        let writer = move || {
+            let result = write(&mut blocks, &items);
+            if let Err(error) = &result {
+                let (file, frames) = (path.display(), blocks.written);
+                tracing::warn!("the capture {file} ends here, with {frames} frames: {error}");
+            }
+            result
+        };
+        let writer = thread::Builder::new().name("pcap".into()).spawn(writer)?;
         let recorder = Recorder { sender, interfaces: interfaces.into(), missed: Arc::default() };
         Ok(Self { recorder, writer })
     }
@@ -86,7 +160,7 @@ impl Capture {
         self.recorder.clone()
     }
 
-    /// Writes what waits and closes the file.
+    /// Writes what waits and closes the file. An error has been told already.
     pub fn finish(self) -> io::Result<Summary> {
         // A writer that failed is gone.
         let _ = self.recorder.sender.send(Item::End);
@@ -104,127 +178,109 @@ impl Recorder {
             return;
         }
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let time = time.as_nanos() as u64;
-        let item = Item::Frame { interface, time, direction, bytes: frame.into() };
+        let item = Item::Frame(Record { interface, time, direction, bytes: frame.into() });
         if let Err(TrySendError::Full(_)) = self.sender.try_send(item) {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// The thread: writes until the end, and flushes when there is nothing to write.
-fn write(mut file: BufWriter<File>, items: &Receiver<Item>) -> io::Result<u64> {
-    let result = (|| {
-        for written in 0.. {
-            let item = match items.try_recv() {
-                Err(TryRecvError::Empty) => {
-                    file.flush()?;
-                    items.recv().unwrap_or(Item::End)
-                }
-                other => other.unwrap_or(Item::End),
-            };
-            match item {
-                Item::Frame { interface, time, direction, bytes } => {
-                    packet(&mut file, interface, time, direction, &bytes)?;
-                }
-                Item::End => return file.flush().map(|()| written),
+/// The thread: writes until the end, and flushes when there is nothing to write. Returns how many
+/// frames are in the file.
+fn write(blocks: &mut Blocks, items: &Receiver<Item>) -> io::Result<u64> {
+    loop {
+        let item = match items.try_recv() {
+            Err(TryRecvError::Empty) => {
+                blocks.flush()?;
+                items.recv().unwrap_or(Item::End)
             }
+            other => other.unwrap_or(Item::End),
+        };
+        match item {
+            Item::Frame(record) => blocks.packet(&record)?,
+            Item::End => return blocks.flush().map(|()| blocks.written),
         }
-        Ok(u64::MAX)
-    })();
-    if let Err(error) = &result {
-        tracing::error!("the capture ends early: {error}");
     }
-    result
 }
 
-/// Names of the format (draft-ietf-opsawg-pcapng).
-mod pcapng {
-    pub const SECTION_HEADER: u32 = 0x0a0d_0d0a;
-    pub const INTERFACE_DESCRIPTION: u32 = 1;
-    pub const ENHANCED_PACKET: u32 = 6;
-    pub const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
-    pub const LINKTYPE_ETHERNET: u16 = 1;
-    pub const SHB_USERAPPL: u16 = 4;
-    pub const IF_NAME: u16 = 2;
-    pub const IF_TSRESOL: u16 = 9;
-    pub const EPB_FLAGS: u16 = 2;
-    pub const OPT_ENDOFOPT: u16 = 0;
-    /// Time stamps count in units of 10^-9 s.
-    pub const NANOSECONDS: u8 = 9;
+/// A file to which whole blocks are written: whenever the program ends, all that was flushed can
+/// be read.
+struct Blocks {
+    file: File,
+    /// Makes blocks; they wait in it.
+    encoder: PcapNgWriter<Vec<u8>>,
+    /// Frames among what waits.
+    waiting: u64,
+    /// Bytes in the file.
+    len: u64,
+    /// Frames in the file.
+    written: u64,
 }
 
-/// A block: its fixed part, data, and options.
-fn block(
-    file: &mut impl Write,
-    kind: u32,
-    fixed: &[u8],
-    data: &[u8],
-    options: &[(u16, &[u8])],
-) -> io::Result<()> {
-    let padded = |len: usize| len.next_multiple_of(4);
-    let options_len: usize = options.iter().map(|(_, value)| 4 + padded(value.len())).sum();
-    // Type and length in front, the end of options, length again.
-    let len = (8 + fixed.len() + padded(data.len()) + options_len + 4 + 4) as u32;
-    file.write_all(&kind.to_le_bytes())?;
-    file.write_all(&len.to_le_bytes())?;
-    file.write_all(fixed)?;
-    write_padded(file, data)?;
-    for (code, value) in options.iter().chain([&(pcapng::OPT_ENDOFOPT, &[][..])]) {
-        file.write_all(&code.to_le_bytes())?;
-        file.write_all(&(value.len() as u16).to_le_bytes())?;
-        write_padded(file, value)?;
+impl Blocks {
+    /// Begins with the section's header.
+    fn new(file: File) -> io::Result<Self> {
+        let program = concat!("pxvm ", env!("CARGO_PKG_VERSION"));
+        let header = SectionHeaderBlock {
+            endianness: Endianness::Little,
+            options: vec![SectionHeaderOption::UserApplication(program.into())],
+            ..SectionHeaderBlock::default()
+        };
+        let encoder = PcapNgWriter::with_section_header(Vec::new(), header).map_err(failed)?;
+        Ok(Self { file, encoder, waiting: 0, len: 0, written: 0 })
     }
-    file.write_all(&len.to_le_bytes())
-}
 
-fn write_padded(file: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    file.write_all(bytes)?;
-    file.write_all(&[0; 3][..bytes.len().next_multiple_of(4) - bytes.len()])
-}
-
-fn section(file: &mut impl Write) -> io::Result<()> {
-    let mut fixed = Vec::new();
-    fixed.extend(pcapng::BYTE_ORDER_MAGIC.to_le_bytes());
-    // Version 1.0, of unknown length.
-    fixed.extend([1, 0, 0, 0]);
-    fixed.extend(u64::MAX.to_le_bytes());
-    let program = concat!("pxvm ", env!("CARGO_PKG_VERSION")).as_bytes();
-    block(file, pcapng::SECTION_HEADER, &fixed, &[], &[(pcapng::SHB_USERAPPL, program)])
-}
-
-fn interface(file: &mut impl Write, name: &str) -> io::Result<()> {
-    let mut fixed = Vec::new();
-    fixed.extend(pcapng::LINKTYPE_ETHERNET.to_le_bytes());
-    // Reserved; no limit on lengths.
-    fixed.extend([0; 6]);
-    let options =
-        [(pcapng::IF_NAME, name.as_bytes()), (pcapng::IF_TSRESOL, &[pcapng::NANOSECONDS])];
-    block(file, pcapng::INTERFACE_DESCRIPTION, &fixed, &[], &options)
-}
-
-fn packet(
-    file: &mut impl Write,
-    interface: u32,
-    time: u64,
-    direction: Direction,
-    frame: &[u8],
-) -> io::Result<()> {
-    let (high, low, len) = ((time >> 32) as u32, time as u32, frame.len() as u32);
-    let mut fixed = [0; 20];
-    for (place, word) in fixed.chunks_exact_mut(4).zip([interface, high, low, len, len]) {
-        place.copy_from_slice(&word.to_le_bytes());
+    fn interface(&mut self, name: &str) -> io::Result<()> {
+        let nanoseconds = InterfaceDescriptionOption::IfTsResol(InterfaceTsResolution::NANO);
+        let name = InterfaceDescriptionOption::IfName(name.into());
+        let no_limit = 0;
+        let mut block = InterfaceDescriptionBlock::new(DataLink::ETHERNET, no_limit);
+        block.options = vec![name, nanoseconds];
+        self.put(block)
     }
-    let flags = (direction as u32).to_le_bytes();
-    block(file, pcapng::ENHANCED_PACKET, &fixed, frame, &[(pcapng::EPB_FLAGS, &flags)])
+
+    fn packet(&mut self, record: &Record) -> io::Result<()> {
+        self.put(EnhancedPacketBlock {
+            interface_id: record.interface,
+            timestamp: record.time,
+            original_len: record.bytes.len() as u32,
+            data: Cow::Borrowed(&record.bytes),
+            options: vec![EnhancedPacketOption::Flags(record.direction as u32)],
+        })?;
+        self.waiting += 1;
+        if self.encoder.get_ref().len() >= BATCH { self.flush() } else { Ok(()) }
+    }
+
+    fn put<'a>(&mut self, block: impl PcapNgBlock<'a>) -> io::Result<()> {
+        self.encoder.write_pcapng_block(block).map(drop).map_err(failed)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let blocks = self.encoder.get_mut();
+        if let Err(error) = self.file.write_all(blocks) {
+            // Without what is there of the blocks. This can be done with files only.
+            let _ = self.file.set_len(self.len);
+            return Err(error);
+        }
+        self.len += blocks.len() as u64;
+        blocks.clear();
+        self.written += std::mem::take(&mut self.waiting);
+        Ok(())
+    }
+}
+
+/// Memory takes all that is written to it, so this is about what the blocks are made of.
+fn failed(error: PcapNgWriteError) -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, error)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::process::Command;
+    use std::time::Instant;
 
     use pcap_parser::pcapng::{Block, parse_block_le};
+    use pxvm_tests::needs;
 
     use super::*;
 
@@ -234,25 +290,13 @@ mod tests {
         (dir, path)
     }
 
-    fn now() -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
-    }
+    /// A frame in a file: its interface, when, its flags, what it is.
+    type Found = (u32, Duration, u8, Vec<u8>);
 
-    #[test]
-    fn another_reader_finds_every_frame_with_its_vm_time_and_direction() {
-        let (_dir, path) = file();
-        let capture = Capture::create(&path, &[3, 0, 3, 9], 4).unwrap();
-        let recorder = capture.recorder();
-        let before = now();
-        recorder.record(0, Direction::Outbound, b"first");
-        recorder.record(1, Direction::Outbound, b"not chosen");
-        recorder.record(3, Direction::Inbound, b"second");
-        recorder.record(7, Direction::Inbound, b"no such VM");
-        assert_eq!(capture.finish().unwrap(), Summary { written: 2, missed: 0 });
-        let after = now();
-        recorder.record(0, Direction::Outbound, b"too late");
-
-        let bytes = std::fs::read(&path).unwrap();
+    /// The names of the interfaces and the frames, as another reader finds them. There must be
+    /// nothing but whole blocks.
+    fn read(path: &Path) -> (Vec<String>, Vec<Found>) {
+        let bytes = std::fs::read(path).unwrap();
         let mut rest = &bytes[..];
         let (mut names, mut packets) = (Vec::new(), Vec::new());
         while !rest.is_empty() {
@@ -262,25 +306,60 @@ mod tests {
                 Block::SectionHeader(header) => assert_eq!(header.major_version, 1),
                 Block::InterfaceDescription(interface) => {
                     assert_eq!((interface.linktype.0, interface.if_tsresol), (1, 9));
-                    let name = &interface.options[0];
-                    names.push(name.as_bytes().unwrap().to_vec());
+                    names.push(interface.options[0].as_str().unwrap().to_owned());
                 }
                 Block::EnhancedPacket(p) => {
                     let time = u64::from(p.ts_high) << 32 | u64::from(p.ts_low);
-                    assert!((before..=after).contains(&time));
-                    let flags = p.options[0].value[0];
-                    packets.push((p.if_id, flags, p.data[..p.caplen as usize].to_vec()));
+                    let bytes = p.data[..p.caplen as usize].to_vec();
+                    let time = Duration::from_nanos(time);
+                    packets.push((p.if_id, time, p.options[0].value[0], bytes));
                 }
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(names, [b"vm3", b"vm0"]);
+        (names, packets)
+    }
+
+    #[test]
+    fn another_reader_finds_every_frame_with_its_vm_time_and_direction() {
+        let (_dir, path) = file();
+        let capture = Capture::create(&path, &[3, 0, 3, 9], 4).unwrap();
+        let recorder = capture.recorder();
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let before = now();
+        recorder.record(0, Direction::Outbound, b"first");
+        recorder.record(1, Direction::Outbound, b"not chosen");
+        recorder.record(3, Direction::Inbound, b"second");
+        recorder.record(7, Direction::Inbound, b"no such VM");
+        assert_eq!(capture.finish().unwrap(), Summary { written: 2, missed: 0 });
+        let after = now();
+        recorder.record(0, Direction::Outbound, b"too late");
+
+        let (names, packets) = read(&path);
+        assert_eq!(names, ["vm3", "vm0"]);
+        assert!(packets.iter().all(|(_, time, ..)| (before..=after).contains(time)));
+        let packets: Vec<_> = packets.into_iter().map(|(i, _, f, bytes)| (i, f, bytes)).collect();
         assert_eq!(packets, [(1, 2, b"first".to_vec()), (0, 1, b"second".to_vec())]);
     }
 
     #[test]
+    fn what_was_recorded_is_in_the_file_before_the_end() {
+        let (_dir, path) = file();
+        let capture = Capture::create(&path, &[0], 1).unwrap();
+        assert_eq!(read(&path).0, ["vm0"]);
+        let start = Instant::now();
+        for n in 1..=3 {
+            capture.recorder().record(0, Direction::Outbound, &[n; 60]);
+            while read(&path).1.len() < n.into() {
+                assert!(start.elapsed() < Duration::from_secs(60), "frame {n} is not written");
+            }
+        }
+        capture.finish().unwrap();
+    }
+
+    #[test]
     fn tshark_reads_it() {
-        if !pxvm_tests::needs::program("tshark") {
+        if !needs::program("tshark") {
             return;
         }
         let (_dir, path) = file();
@@ -316,16 +395,70 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_ends_the_capture_with_its_error() {
-        let capture = Capture::create(Path::new("/dev/null"), &[0], 1).unwrap();
-        assert!(capture.finish().is_ok());
-        assert!(Capture::create(Path::new("/dev/full"), &[0], 1).is_err());
-        let file = File::options().write(true).open("/dev/full").unwrap();
-        let (sender, items) = bounded(9);
-        let bytes = vec![0; 60].into();
-        let direction = Direction::Inbound;
-        sender.send(Item::Frame { interface: 0, time: 0, direction, bytes }).unwrap();
-        let error = write(BufWriter::new(file), &items).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    fn names_that_cannot_be_a_file_are_refused_with_the_reason() {
+        let (dir, path) = file();
+        std::fs::write(&path, b"").unwrap();
+        let said = |path: &Path| {
+            let error = Capture::create(path, &[0], 1).err().unwrap();
+            (error.to_string(), error.is_usage())
+        };
+        let dir = dir.path().display();
+        let file = path.display();
+        let folder = format!("--pcap {dir} is a folder; name a file");
+        assert_eq!(said(format!("{dir}").as_ref()), (folder, true));
+        let nowhere = format!("--pcap {dir}/a/b: there is no folder {dir}/a");
+        assert_eq!(said(format!("{dir}/a/b").as_ref()), (nowhere, true));
+        let below = format!("--pcap {file}/b: there is no folder {file}");
+        assert_eq!(said(format!("{file}/b").as_ref()), (below, true));
+        // Nobody makes files there.
+        let access = "--pcap /sys/b: there is no right to write this file".to_owned();
+        assert_eq!(said("/sys/b".as_ref()), (access, true));
+        let (full, is_usage) = said("/dev/full".as_ref());
+        assert_eq!((full.as_str(), is_usage), ("cannot write /dev/full", false));
+    }
+
+    /// Names the folder for [`fill_a_small_disk`].
+    const SMALL_DISK: &str = "PXVM_TEST_SMALL_DISK";
+
+    #[test]
+    fn a_full_disk_ends_the_capture_behind_a_whole_frame() {
+        if !needs::program("unshare") {
+            return;
+        }
+        let (dir, _) = file();
+        let small = r#"mount -t tmpfs -o size=256k none "$0" && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", small]);
+        command.arg(dir.path()).env(SMALL_DISK, dir.path());
+        let mut allowed = Command::new(command.get_program());
+        allowed.args(command.get_args()).arg("true");
+        if !allowed.status().is_ok_and(|status| status.success()) {
+            needs::skip("namespaces", "they are not allowed here");
+            return;
+        }
+        command.arg(std::env::current_exe().unwrap());
+        command.args(["--exact", "net::pcap::tests::fill_a_small_disk", "--ignored"]);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    #[test]
+    #[ignore = "fills the disk that the test above makes for it"]
+    fn fill_a_small_disk() {
+        let dir = std::env::var_os(SMALL_DISK).expect("a disk of 256 KiB");
+        let path = Path::new(&dir).join("test.pcapng");
+        let capture = Capture::create(&path, &[0], 1).unwrap();
+        let recorder = capture.recorder();
+        for n in 0..1000u32 {
+            recorder.record(0, Direction::Outbound, &[n as u8; 1514]);
+        }
+        let error = capture.finish().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        let frames = read(&path).1;
+        assert!((50..170).contains(&frames.len()), "{}", frames.len());
+        // Nobody waits for the file that is gone.
+        (0..WAITING_MAX + 1).for_each(|_| recorder.record(0, Direction::Outbound, b"late"));
+        assert_eq!(read(&path).1.len(), frames.len());
     }
 }

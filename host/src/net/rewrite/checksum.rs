@@ -1,57 +1,41 @@
-//! Words in network order, and the Internet checksum over them.
+//! The Internet checksum: whether one is right, and what becomes of it when something changes.
+
+use std::net::Ipv4Addr;
+
+use etherparse::IpNumber;
 
 use crate::net::DropReason;
 
-/// The word at byte `at`.
-pub fn be16(bytes: &[u8], at: usize) -> Result<u16, DropReason> {
-    let word = bytes.get(at..).and_then(<[u8]>::first_chunk);
-    word.map(|&w| u16::from_be_bytes(w)).ok_or(DropReason::Malformed)
+/// Checks bytes that hold their own checksum.
+pub fn check(bytes: &[u8]) -> Result<(), DropReason> {
+    verify(0, bytes)
 }
 
-/// The two words at byte `at`.
-pub fn be32(bytes: &[u8], at: usize) -> Result<u32, DropReason> {
-    let words = bytes.get(at..).and_then(<[u8]>::first_chunk);
-    words.map(|&w| u32::from_be_bytes(w)).ok_or(DropReason::Malformed)
+/// Checks TCP or UDP, whose checksum is also over a pseudo header.
+pub fn check_with_pseudo_header(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: IpNumber,
+    bytes: &[u8],
+) -> Result<(), DropReason> {
+    let halves = |a: Ipv4Addr| u64::from(a.to_bits() >> 16) + u64::from(a.to_bits() & 0xffff);
+    let pseudo = halves(source) + halves(destination) + u64::from(protocol.0);
+    verify(pseudo + bytes.len() as u64, bytes)
 }
 
-/// Writes the word at byte `at`.
-pub fn put16(bytes: &mut [u8], at: usize, value: u16) -> Result<(), DropReason> {
-    let place =
-        bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut).ok_or(DropReason::Malformed)?;
-    *place = value.to_be_bytes();
-    Ok(())
-}
-
-/// Writes the two words at byte `at`.
-pub fn put32(bytes: &mut [u8], at: usize, value: u32) -> Result<(), DropReason> {
-    let place =
-        bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut).ok_or(DropReason::Malformed)?;
-    *place = value.to_be_bytes();
-    Ok(())
-}
-
-/// The ones' complement sum of all words, the last byte padded; 0xffff over what its own checksum
-/// is part of.
-pub fn sum(bytes: &[u8]) -> u16 {
-    add(0, bytes)
-}
-
-/// [`sum`], and the pseudo header of TCP and UDP.
-pub fn pseudo_sum(source: u32, destination: u32, protocol: u8, bytes: &[u8]) -> u16 {
-    let halves = |a: u32| u64::from(a >> 16) + u64::from(a & 0xffff);
-    let start = halves(source) + halves(destination) + u64::from(protocol) + bytes.len() as u64;
-    add(start, bytes)
-}
-
+/// The ones' complement sum of all words, the last byte padded, is 0xffff over what its own
+/// checksum is part of.
+///
 /// The sum of swapped words is the swapped sum (RFC 1071): nothing is swapped on the way, and two
 /// words are added at once.
-fn add(start: u64, bytes: &[u8]) -> u16 {
+fn verify(start: u64, bytes: &[u8]) -> Result<(), DropReason> {
     let (pairs, rest) = bytes.as_chunks::<4>();
     let mut last = [0; 4];
     last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
     let pairs = pairs.iter().chain([&last]);
     let sum: u64 = pairs.map(|&pair| u64::from(u32::from_ne_bytes(pair))).sum();
-    fold(start + u64::from(u16::from_be(fold(sum))))
+    let sum = fold(start + u64::from(u16::from_be(fold(sum))));
+    if sum == 0xffff { Ok(()) } else { Err(DropReason::Checksum) }
 }
 
 fn fold(mut sum: u64) -> u16 {
@@ -66,13 +50,13 @@ fn fold(mut sum: u64) -> u16 {
 pub struct Change(u64);
 
 impl Change {
-    /// A word changed.
-    pub fn word(self, old: u16, new: u16) -> Self {
+    fn word(self, old: u16, new: u16) -> Self {
         Self(self.0 + u64::from(!old) + u64::from(new))
     }
 
     /// An address changed.
-    pub fn address(self, old: u32, new: u32) -> Self {
+    pub fn address(self, old: Ipv4Addr, new: Ipv4Addr) -> Self {
+        let (old, new) = (old.to_bits(), new.to_bits());
         self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
     }
 
@@ -93,5 +77,15 @@ impl Change {
             (_, 0) => 0xffff,
             (_, new) => new,
         }
+    }
+
+    /// Brings the checksum at byte `at` up to date by `apply`. Returns how that word changed, or
+    /// nothing when the bytes end before it.
+    pub fn update(self, bytes: &mut [u8], at: usize, apply: fn(Self, u16) -> u16) -> Option<Self> {
+        let place: &mut [u8; 2] = bytes.get_mut(at..)?.first_chunk_mut()?;
+        let old = u16::from_be_bytes(*place);
+        let new = apply(self, old);
+        *place = new.to_be_bytes();
+        Some(Self::default().word(old, new))
     }
 }

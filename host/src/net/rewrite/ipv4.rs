@@ -2,48 +2,24 @@
 
 use std::net::Ipv4Addr;
 
-use super::checksum::{Change, be16, be32, pseudo_sum, put16, put32, sum};
-use super::{Destination, Passage};
+use etherparse::err::tcp::HeaderSliceError;
+use etherparse::icmpv4::{self, TimestampMessage};
+use etherparse::{Icmpv4Header, Icmpv4Slice, IpNumber, TcpHeaderSlice, UdpHeader, UdpHeaderSlice};
+
+use super::checksum::{self, Change};
+use super::{Destination, Passage, ipv4_header};
 use crate::net::DropReason;
 
-const TOTAL_LEN: usize = 2;
-const FRAGMENT: usize = 6;
-const PROTOCOL: usize = 9;
-const CHECKSUM: usize = 10;
+/// Where in their headers the fields are that change.
 const SOURCE: usize = 12;
-pub(super) const DESTINATION: usize = 16;
-/// Without options.
-const HEADER_LEN: usize = 20;
+const IPV4_CHECKSUM: usize = 10;
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
+const ICMP_CHECKSUM: usize = 2;
 
-/// More fragments follow.
-const MORE: u16 = 1 << 13;
-/// Where a fragment belongs, in units of 8 bytes.
-const OFFSET: u16 = MORE - 1;
 /// No link cuts a packet into less (RFC 1858, 3128): whole headers are in the first fragment.
 const FIRST_FRAGMENT_MIN: usize = 24;
 const PACKET_MAX: usize = 65535;
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const TCP_CHECKSUM: usize = 16;
-const TCP_HEADER_LEN: usize = 20;
-const UDP_LEN: usize = 4;
-const UDP_CHECKSUM: usize = 6;
-const UDP_HEADER_LEN: usize = 8;
-const ICMP_CHECKSUM: usize = 2;
-const ICMP_HEADER_LEN: usize = 8;
-
-/// Types of ICMP messages.
-mod icmp {
-    pub const ECHO_REPLY: u8 = 0;
-    pub const UNREACHABLE: u8 = 3;
-    pub const ECHO: u8 = 8;
-    pub const TIME_EXCEEDED: u8 = 11;
-    pub const PARAMETER_PROBLEM: u8 = 12;
-    pub const TIMESTAMP: u8 = 13;
-    pub const TIMESTAMP_REPLY: u8 = 14;
-}
 
 /// Kinds of options. IP and TCP share the first two.
 mod option {
@@ -55,42 +31,39 @@ mod option {
     pub const STRICT_SOURCE_ROUTE: u8 = 137;
 }
 
-/// What a packet's addresses became.
+/// A packet's addresses.
 #[derive(Clone, Copy)]
 struct Addresses {
-    /// Source and destination before.
-    old: (u32, u32),
-    change: Change,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
 }
 
 impl Passage<'_> {
     pub(super) fn ipv4(&self, packet: &mut [u8]) -> Result<Destination, DropReason> {
-        let header_len = header_len(packet)?;
-        let total_len = usize::from(be16(packet, TOTAL_LEN)?);
+        let header = ipv4_header(packet)?;
+        let header_len = header.slice().len();
+        let payload_len = header.payload_len().map_err(|_| DropReason::Malformed)?.into();
         // What follows is padding of a short frame.
-        let packet = packet.get_mut(..total_len).ok_or(DropReason::Malformed)?;
-        let (header, payload) =
-            packet.split_at_mut_checked(header_len).ok_or(DropReason::Malformed)?;
-        if sum(header) != 0xffff {
-            return Err(DropReason::Checksum);
+        if packet.len() < header_len + payload_len {
+            return Err(DropReason::Malformed);
         }
-        options(header.get(HEADER_LEN..).unwrap_or_default(), |kind| {
+        checksum::check(header.slice())?;
+        options(header.options(), |kind| {
             use option::*;
             !matches!(kind, RECORD_ROUTE | TIMESTAMP | LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE)
         })?;
+        let protocol = header.protocol();
+        let (more, offset) = (header.more_fragments(), header.fragments_offset().byte_offset());
+        let old =
+            Addresses { source: header.source_addr(), destination: header.destination_addr() };
+        let destination = self.check(old.source, old.destination)?;
 
-        let old = (be32(header, SOURCE)?, be32(header, DESTINATION)?);
-        let destination = self.check(old.0.into(), old.1.into())?;
-        let new = (self.address(old.0)?, self.address(old.1)?);
-        let change = Change::default().address(old.0, new.0).address(old.1, new.1);
-        put32(header, SOURCE, new.0)?;
-        put32(header, DESTINATION, new.1)?;
-        let checksum = be16(header, CHECKSUM)?;
-        put16(header, CHECKSUM, change.apply(checksum))?;
+        let (header, payload) =
+            packet.split_at_mut_checked(header_len).ok_or(DropReason::Malformed)?;
+        let payload = payload.get_mut(..payload_len).ok_or(DropReason::Malformed)?;
+        let (new, change, _) = self.readdress(header, old)?;
 
-        let protocol = byte(header, PROTOCOL)?;
-        let fragment = be16(header, FRAGMENT)?;
-        let (more, offset) = (fragment & MORE != 0, usize::from(fragment & OFFSET) * 8);
+        let offset = usize::from(offset);
         if header_len + offset + payload.len() > PACKET_MAX {
             return Err(DropReason::Malformed);
         }
@@ -100,20 +73,38 @@ impl Passage<'_> {
         if cuts {
             return Err(DropReason::Fragment);
         }
-        let addresses = Addresses { old, change };
         match (protocol, offset) {
             // Ports and checksums are in the first fragment.
-            (ICMP | TCP | UDP, 1..) => {}
-            (ICMP, _) => self.icmp(payload, !more)?,
-            (TCP, _) => tcp(payload, addresses, !more)?,
-            (UDP, _) => udp(payload, addresses, !more)?,
+            (IpNumber::ICMP | IpNumber::TCP | IpNumber::UDP, 1..) => {}
+            (IpNumber::ICMP, _) => self.icmp(payload, !more)?,
+            (IpNumber::TCP, _) => tcp(payload, old, change, !more)?,
+            (IpNumber::UDP, _) => udp(payload, old, change, !more)?,
             _ => return Err(DropReason::Protocol),
         }
-        Ok(if destination == Destination::Everyone {
-            Destination::Everyone
-        } else {
-            Destination::One(new.1.into())
+        Ok(match destination {
+            Destination::Everyone => Destination::Everyone,
+            Destination::One(_) => Destination::One(new.destination),
         })
+    }
+
+    /// Translates the addresses of a header. Returns what they became, what changed by that, and
+    /// what changed in the header's checksum.
+    fn readdress(
+        &self,
+        header: &mut [u8],
+        old: Addresses,
+    ) -> Result<(Addresses, Change, Change), DropReason> {
+        let source = self.address(old.source)?;
+        let destination = self.address(old.destination)?;
+        let change =
+            Change::default().address(old.source, source).address(old.destination, destination);
+        let place = header.get_mut(SOURCE..).and_then(<[u8]>::first_chunk_mut);
+        let [s0, s1, s2, s3] = source.octets();
+        let [d0, d1, d2, d3] = destination.octets();
+        *place.ok_or(DropReason::Malformed)? = [s0, s1, s2, s3, d0, d1, d2, d3];
+        let checksum = change.update(header, IPV4_CHECKSUM, Change::apply);
+        let checksum = checksum.ok_or(DropReason::Malformed)?;
+        Ok((Addresses { source, destination }, change, checksum))
     }
 
     /// Whether a packet from `source` to `destination` may go this way.
@@ -144,19 +135,24 @@ impl Passage<'_> {
 
     /// `whole`: there are no other fragments.
     fn icmp(&self, message: &mut [u8], whole: bool) -> Result<(), DropReason> {
-        if message.len() < ICMP_HEADER_LEN {
-            return Err(DropReason::Malformed);
+        // The longest header: whoever pads a timestamp may.
+        let header = message.get(..TimestampMessage::LEN).unwrap_or(message);
+        let header = Icmpv4Slice::from_slice(header).map_err(|_| DropReason::Malformed)?;
+        if whole {
+            checksum::check(message)?;
         }
-        if whole && sum(message) != 0xffff {
-            return Err(DropReason::Checksum);
-        }
-        match byte(message, 0)? {
-            icmp::ECHO | icmp::ECHO_REPLY | icmp::TIMESTAMP | icmp::TIMESTAMP_REPLY => Ok(()),
-            icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM => {
-                let quoted = message.get_mut(ICMP_HEADER_LEN..).unwrap_or_default();
+        match header.type_u8() {
+            icmpv4::TYPE_ECHO_REQUEST
+            | icmpv4::TYPE_ECHO_REPLY
+            | icmpv4::TYPE_TIMESTAMP
+            | icmpv4::TYPE_TIMESTAMP_REPLY => Ok(()),
+            icmpv4::TYPE_DEST_UNREACH
+            | icmpv4::TYPE_TIME_EXCEEDED
+            | icmpv4::TYPE_PARAMETER_PROBLEM => {
+                let quoted = message.get_mut(Icmpv4Header::MIN_LEN..).unwrap_or_default();
                 let change = self.quoted(quoted)?;
-                let checksum = be16(message, ICMP_CHECKSUM)?;
-                put16(message, ICMP_CHECKSUM, change.apply(checksum))
+                let updated = change.update(message, ICMP_CHECKSUM, Change::apply);
+                updated.map(drop).ok_or(DropReason::Malformed)
             }
             // Redirects and router advertisements would change where others send.
             _ => Err(DropReason::Protocol),
@@ -165,100 +161,72 @@ impl Passage<'_> {
 
     /// Translates the beginning of a packet that went the other way and met an error.
     fn quoted(&self, packet: &mut [u8]) -> Result<Change, DropReason> {
-        let header_len = header_len(packet)?;
-        let (header, payload) =
-            packet.split_at_mut_checked(header_len).ok_or(DropReason::Malformed)?;
-        let old = (be32(header, SOURCE)?, be32(header, DESTINATION)?);
-        let own = u32::from(self.from.ip);
-        if self.outward && old.1 != own {
+        let header = ipv4_header(packet)?;
+        let (header_len, protocol) = (header.slice().len(), header.protocol());
+        let first = header.fragments_offset().value() == 0;
+        let old =
+            Addresses { source: header.source_addr(), destination: header.destination_addr() };
+        if self.outward && old.destination != self.from.ip {
             return Err(DropReason::Spoofed);
         }
-        if !self.outward && old.0 != own {
+        if !self.outward && old.source != self.from.ip {
             return Err(DropReason::Unreachable);
         }
-        let new = (self.address(old.0)?, self.address(old.1)?);
-        let addresses = Change::default().address(old.0, new.0).address(old.1, new.1);
-        put32(header, SOURCE, new.0)?;
-        put32(header, DESTINATION, new.1)?;
-        let checksum = be16(header, CHECKSUM)?;
-        put16(header, CHECKSUM, addresses.apply(checksum))?;
-        let change = addresses.and(Change::default().word(checksum, addresses.apply(checksum)));
-
-        let first = be16(header, FRAGMENT)? & OFFSET == 0;
-        let (at, apply): (_, fn(Change, u16) -> u16) = match byte(header, PROTOCOL)? {
-            TCP if first => (TCP_CHECKSUM, Change::apply),
-            UDP if first => (UDP_CHECKSUM, Change::apply_udp),
-            _ => return Ok(change),
-        };
+        let (header, payload) =
+            packet.split_at_mut_checked(header_len).ok_or(DropReason::Malformed)?;
+        let (_, addresses, checksum) = self.readdress(header, old)?;
+        let change = addresses.and(checksum);
         // Errors need to quote no more than 8 bytes, which is too short for TCP's.
-        let Ok(checksum) = be16(payload, at) else { return Ok(change) };
-        let new = apply(addresses, checksum);
-        put16(payload, at, new)?;
-        Ok(change.and(Change::default().word(checksum, new)))
+        let updated = match protocol {
+            IpNumber::TCP if first => addresses.update(payload, TCP_CHECKSUM, Change::apply),
+            IpNumber::UDP if first => addresses.update(payload, UDP_CHECKSUM, Change::apply_udp),
+            _ => None,
+        };
+        Ok(change.and(updated.unwrap_or_default()))
     }
 }
 
-fn tcp(segment: &mut [u8], addresses: Addresses, whole: bool) -> Result<(), DropReason> {
-    let header_len = usize::from(byte(segment, 12)? >> 4) * 4;
-    if header_len < TCP_HEADER_LEN {
-        return Err(DropReason::Malformed);
+fn tcp(segment: &mut [u8], old: Addresses, change: Change, whole: bool) -> Result<(), DropReason> {
+    let header = TcpHeaderSlice::from_slice(segment).map_err(|error| match error {
+        HeaderSliceError::Len(_) if !whole => DropReason::Fragment,
+        _ => DropReason::Malformed,
+    })?;
+    options(header.options(), |_| true)?;
+    if whole {
+        let Addresses { source, destination } = old;
+        checksum::check_with_pseudo_header(source, destination, IpNumber::TCP, segment)?;
     }
-    let cut = if whole { DropReason::Malformed } else { DropReason::Fragment };
-    let header = segment.get(..header_len).ok_or(cut)?;
-    options(header.get(TCP_HEADER_LEN..).unwrap_or_default(), |_| true)?;
-    let (source, destination) = addresses.old;
-    if whole && pseudo_sum(source, destination, TCP, segment) != 0xffff {
-        return Err(DropReason::Checksum);
-    }
-    let checksum = be16(segment, TCP_CHECKSUM)?;
-    put16(segment, TCP_CHECKSUM, addresses.change.apply(checksum))
+    let updated = change.update(segment, TCP_CHECKSUM, Change::apply);
+    updated.map(drop).ok_or(DropReason::Malformed)
 }
 
-fn udp(datagram: &mut [u8], addresses: Addresses, whole: bool) -> Result<(), DropReason> {
-    let len = usize::from(be16(datagram, UDP_LEN)?);
+fn udp(datagram: &mut [u8], old: Addresses, change: Change, whole: bool) -> Result<(), DropReason> {
+    let header = UdpHeaderSlice::from_slice(datagram).map_err(|_| DropReason::Malformed)?;
+    let len = usize::from(header.length());
     let fits = if whole { len <= datagram.len() } else { len > datagram.len() };
-    if len < UDP_HEADER_LEN || !fits {
+    if len < UdpHeader::LEN || !fits {
         return Err(DropReason::Malformed);
     }
-    let checksum = be16(datagram, UDP_CHECKSUM)?;
-    if whole && checksum != 0 {
-        let (source, destination) = addresses.old;
+    if whole && header.checksum() != 0 {
+        let Addresses { source, destination } = old;
         let covered = datagram.get(..len).ok_or(DropReason::Malformed)?;
-        if pseudo_sum(source, destination, UDP, covered) != 0xffff {
-            return Err(DropReason::Checksum);
-        }
+        checksum::check_with_pseudo_header(source, destination, IpNumber::UDP, covered)?;
     }
-    put16(datagram, UDP_CHECKSUM, addresses.change.apply_udp(checksum))
-}
-
-/// Length of an IPv4 header with its options.
-fn header_len(packet: &[u8]) -> Result<usize, DropReason> {
-    let first = byte(packet, 0)?;
-    let len = usize::from(first & 0xf) * 4;
-    if first >> 4 != 4 || len < HEADER_LEN {
-        return Err(DropReason::Malformed);
-    }
-    Ok(len)
+    let updated = change.update(datagram, UDP_CHECKSUM, Change::apply_udp);
+    updated.map(drop).ok_or(DropReason::Malformed)
 }
 
 /// Checks options of IP or TCP: each has its length, and `may` pass.
 fn options(mut rest: &[u8], may: impl Fn(u8) -> bool) -> Result<(), DropReason> {
-    while let Some((&kind, after)) = rest.split_first() {
-        rest = match kind {
-            option::END => return Ok(()),
-            option::NOP => after,
-            _ => {
-                let len = usize::from(byte(rest, 1).map_err(|_| DropReason::Options)?);
-                if len < 2 || !may(kind) {
-                    return Err(DropReason::Options);
-                }
-                rest.get(len..).ok_or(DropReason::Options)?
+    while let [kind, after @ ..] = rest {
+        rest = match (*kind, after) {
+            (option::END, _) => return Ok(()),
+            (option::NOP, _) => after,
+            (kind, [len, ..]) if *len >= 2 && may(kind) => {
+                rest.get(usize::from(*len)..).ok_or(DropReason::Options)?
             }
+            _ => return Err(DropReason::Options),
         };
     }
     Ok(())
-}
-
-fn byte(bytes: &[u8], at: usize) -> Result<u8, DropReason> {
-    bytes.get(at).copied().ok_or(DropReason::Malformed)
 }

@@ -19,22 +19,20 @@ mod tests;
 
 use std::net::Ipv4Addr;
 
-use self::checksum::{be16, be32, put32};
+use etherparse::{
+    ArpEthIpv4Packet, ArpHardwareId, ArpOperation, ArpPacketSlice, EtherType, Ethernet2Header,
+    Ipv4HeaderSlice,
+};
+
 use crate::net::DropReason;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
 /// Two addresses and the type of an Ethernet frame.
-const HEADER_LEN: usize = 14;
+const HEADER_LEN: usize = Ethernet2Header::LEN;
 /// Largest frame that passes: a header and an MTU of 1500.
 pub const FRAME_MAX: usize = HEADER_LEN + 1500;
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_ARP: u16 = 0x0806;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_QINQ: u16 = 0x88a8;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// Whom a frame is for, as the outside names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,8 +58,8 @@ pub struct View {
 
 impl View {
     /// The addresses that the two views name differently.
-    fn addresses(&self) -> [u32; 3] {
-        [self.ip, self.gateway, self.broadcast].map(u32::from)
+    fn addresses(&self) -> [Ipv4Addr; 3] {
+        [self.ip, self.gateway, self.broadcast]
     }
 }
 
@@ -90,12 +88,12 @@ impl Edge {
 
 /// Whom a frame on the outside is for, as far as its addresses tell.
 pub fn destination(frame: &[u8]) -> Result<Destination, DropReason> {
-    let target = match be16(frame, 12).map_err(|_| DropReason::BadLength)? {
-        ETHERTYPE_ARP => be32(frame, HEADER_LEN + ARP_TARGET)?,
-        ETHERTYPE_IPV4 => be32(frame, HEADER_LEN + ipv4::DESTINATION)?,
+    let (header, payload) = frame.split_first_chunk().ok_or(DropReason::BadLength)?;
+    let target = match Ethernet2Header::from_bytes(*header).ether_type {
+        EtherType::ARP => arp_packet(payload)?.target_ipv4_addr(),
+        EtherType::IPV4 => ipv4_header(payload)?.destination_addr(),
         other => return Err(refused(other)),
     };
-    let target = Ipv4Addr::from(target);
     let everyone = target.is_broadcast() || target.is_multicast();
     Ok(if everyone { Destination::Everyone } else { Destination::One(target) })
 }
@@ -108,53 +106,43 @@ struct Passage<'a> {
     outward: bool,
 }
 
-/// `struct arphdr` for Ethernet and IPv4, up to the operation.
-const ARP_KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
-const ARP_OPERATION: usize = 6;
-const ARP_SENDER_MAC: usize = 8;
-const ARP_SENDER: usize = 14;
-const ARP_TARGET_MAC: usize = 18;
-const ARP_TARGET: usize = 24;
-const ARP_REQUEST: u16 = 1;
-const ARP_REPLY: u16 = 2;
-
 impl Passage<'_> {
     fn frame(&self, frame: &mut [u8]) -> Result<Destination, DropReason> {
         if frame.len() > FRAME_MAX {
             return Err(DropReason::BadLength);
         }
-        let (header, payload) =
-            frame.split_at_mut_checked(HEADER_LEN).ok_or(DropReason::BadLength)?;
-        let (destination, source) = (mac(header, 0)?, mac(header, 6)?);
+        let (place, payload) = frame.split_first_chunk_mut().ok_or(DropReason::BadLength)?;
+        let mut header = Ethernet2Header::from_bytes(*place);
+        let source = header.source;
         if self.outward && source != self.from.mac {
             return Err(DropReason::Spoofed);
         }
         if !self.outward && (source == self.to.mac && source != self.from.mac || is_group(source)) {
             return Err(DropReason::Unreachable);
         }
-        let to = match be16(header, 12)? {
-            ETHERTYPE_ARP => self.arp(payload)?,
-            ETHERTYPE_IPV4 => self.ipv4(payload)?,
+        let to = match header.ether_type {
+            EtherType::ARP => self.arp(payload)?,
+            EtherType::IPV4 => self.ipv4(payload)?,
             other => return Err(refused(other)),
         };
         if self.outward {
-            put_mac(header, 6, self.to.mac)?;
-        } else if !is_group(destination) {
-            put_mac(header, 0, self.to.mac)?;
+            header.source = self.to.mac;
+        } else if !is_group(header.destination) {
+            header.destination = self.to.mac;
         }
+        *place = header.to_bytes();
         Ok(to)
     }
 
     fn arp(&self, packet: &mut [u8]) -> Result<Destination, DropReason> {
-        let operation = be16(packet, ARP_OPERATION)?;
-        if !packet.starts_with(&ARP_KIND) || !(ARP_REQUEST..=ARP_REPLY).contains(&operation) {
+        let mut arp = arp_packet(packet)?;
+        if !matches!(arp.operation, ArpOperation::REQUEST | ArpOperation::REPLY) {
             return Err(DropReason::Malformed);
         }
-        let (sender, target) = (be32(packet, ARP_SENDER)?, be32(packet, ARP_TARGET)?);
-        let own = u32::from(self.from.ip);
+        let (sender, target) = (arp.sender_ipv4_addr(), arp.target_ipv4_addr());
         // "Is anybody at ...?" comes from one who has no address yet (RFC 5227).
-        let probe = operation == ARP_REQUEST && sender == 0;
-        let (sender_mac, target_mac) = (mac(packet, ARP_SENDER_MAC)?, mac(packet, ARP_TARGET_MAC)?);
+        let probe = arp.operation == ArpOperation::REQUEST && sender.is_unspecified();
+        let (own, sender_mac) = (self.from.ip, arp.sender_mac);
         if self.outward {
             if sender_mac != self.from.mac {
                 return Err(DropReason::Spoofed);
@@ -162,23 +150,24 @@ impl Passage<'_> {
             if sender != own && !probe {
                 return Err(DropReason::Spoofed);
             }
-            put_mac(packet, ARP_SENDER_MAC, self.to.mac)?;
+            arp.sender_mac = self.to.mac;
         } else if sender == own || sender_mac == self.to.mac && sender_mac != self.from.mac {
             return Err(DropReason::Unreachable);
         }
-        if target_mac == self.from.mac {
-            put_mac(packet, ARP_TARGET_MAC, self.to.mac)?;
+        if arp.target_mac == self.from.mac {
+            arp.target_mac = self.to.mac;
         }
-        let (sender, new_target) = (self.address(sender)?, self.address(target)?);
-        put32(packet, ARP_SENDER, sender)?;
-        put32(packet, ARP_TARGET, new_target)?;
+        let new_target = self.address(target)?;
+        arp.sender_ipv4 = self.address(sender)?.octets();
+        arp.target_ipv4 = new_target.octets();
+        *packet.first_chunk_mut().ok_or(DropReason::Malformed)? = arp.to_bytes();
         // An announcement of one's own address is for everyone.
         let announces = self.outward && target == own;
-        Ok(if announces { Destination::Everyone } else { Destination::One(new_target.into()) })
+        Ok(if announces { Destination::Everyone } else { Destination::One(new_target) })
     }
 
     /// What the other side calls this address.
-    fn address(&self, address: u32) -> Result<u32, DropReason> {
+    fn address(&self, address: Ipv4Addr) -> Result<Ipv4Addr, DropReason> {
         let (from, to) = (self.from.addresses(), self.to.addresses());
         match from.iter().position(|&a| a == address) {
             Some(i) => to.get(i).copied().ok_or(DropReason::Unreachable),
@@ -189,11 +178,35 @@ impl Passage<'_> {
     }
 }
 
+/// A packet of ARP for Ethernet and IPv4.
+fn arp_packet(packet: &[u8]) -> Result<ArpEthIpv4Packet, DropReason> {
+    fn address<const N: usize>(bytes: &[u8]) -> Result<[u8; N], DropReason> {
+        bytes.try_into().map_err(|_| DropReason::Malformed)
+    }
+    let packet = ArpPacketSlice::from_slice(packet).map_err(|_| DropReason::Malformed)?;
+    let kind = (packet.hw_addr_type(), packet.proto_addr_type());
+    if kind != (ArpHardwareId::ETHERNET, EtherType::IPV4) {
+        return Err(DropReason::Malformed);
+    }
+    Ok(ArpEthIpv4Packet {
+        operation: packet.operation(),
+        sender_mac: address(packet.sender_hw_addr())?,
+        sender_ipv4: address(packet.sender_protocol_addr())?,
+        target_mac: address(packet.target_hw_addr())?,
+        target_ipv4: address(packet.target_protocol_addr())?,
+    })
+}
+
+/// The header of an IPv4 packet, of which the packet may have no more.
+fn ipv4_header(packet: &[u8]) -> Result<Ipv4HeaderSlice<'_>, DropReason> {
+    Ipv4HeaderSlice::from_slice(packet).map_err(|_| DropReason::Malformed)
+}
+
 /// Why a frame with this EtherType does not pass.
-const fn refused(ethertype: u16) -> DropReason {
-    match ethertype {
-        ETHERTYPE_VLAN | ETHERTYPE_QINQ => DropReason::Vlan,
-        ETHERTYPE_IPV6 => DropReason::Ipv6,
+const fn refused(ether_type: EtherType) -> DropReason {
+    match ether_type {
+        EtherType::VLAN_TAGGED_FRAME | EtherType::PROVIDER_BRIDGING => DropReason::Vlan,
+        EtherType::IPV6 => DropReason::Ipv6,
         _ => DropReason::Protocol,
     }
 }
@@ -201,15 +214,4 @@ const fn refused(ethertype: u16) -> DropReason {
 /// Whether this is a broadcast or multicast address.
 const fn is_group(mac: Mac) -> bool {
     mac[0] & 1 != 0
-}
-
-fn mac(bytes: &[u8], at: usize) -> Result<Mac, DropReason> {
-    bytes.get(at..).and_then(<[u8]>::first_chunk).copied().ok_or(DropReason::Malformed)
-}
-
-fn put_mac(bytes: &mut [u8], at: usize, mac: Mac) -> Result<(), DropReason> {
-    let place =
-        bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut).ok_or(DropReason::Malformed)?;
-    *place = mac;
-    Ok(())
 }

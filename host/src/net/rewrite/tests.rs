@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 
 use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv4Header, Icmpv4Type, IpFragOffset,
-    IpHeaders, Ipv4Header, PacketBuilder, TcpHeader, TcpOptionElement,
+    IpHeaders, Ipv4Header, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TcpHeaderSlice,
+    TcpOptionElement,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -139,7 +140,7 @@ fn peer() -> impl Strategy<Value = Peer> {
         .prop_filter("not a loopback address", |(a, _)| *a != 127)
         .prop_map(|(a, [b, c, d])| u32::from_be_bytes([a, b, c, d]));
     let other = other.prop_filter("has two names", |&a| {
-        !INSIDE.addresses().contains(&a) && !OUTSIDE.addresses().contains(&a)
+        ![INSIDE, OUTSIDE].iter().any(|view| view.addresses().contains(&a.into()))
     });
     prop_oneof![Just(Peer::Gateway), other.prop_map(Peer::Other)]
 }
@@ -277,11 +278,12 @@ fn repair(frame: &mut [u8]) {
 fn check_leaving(frame: &mut [u8]) {
     if EDGE.outward(frame).is_ok() {
         assert_eq!(frame[6..12], OUTSIDE.mac);
-        let source = match be16(frame, 12).unwrap() {
-            ETHERTYPE_ARP => 28..32,
-            _ => 26..30,
+        let packet = SlicedPacket::from_ethernet(frame).unwrap();
+        let source = match packet.net.unwrap() {
+            NetSlice::Arp(arp) => arp.sender_protocol_addr().try_into().unwrap(),
+            NetSlice::Ipv4(ip) => ip.header().source(),
+            NetSlice::Ipv6(_) => panic!("IPv6 left"),
         };
-        let source: [u8; 4] = frame[source].try_into().unwrap();
         let probe = frame[12..14] == [8, 6] && source == [0; 4];
         assert!(source == OUTSIDE.ip.octets() || probe, "{source:?}");
     }
@@ -397,6 +399,11 @@ fn the_destination_is_told_as_the_outside_names_it() {
         assert_eq!(EDGE.outward(&mut frame), Ok(Destination::Everyone));
     }
     assert_eq!(destination(&[0; 13]), Err(DropReason::BadLength));
+    for frame in [ask, ping] {
+        for len in HEADER_LEN..HEADER_LEN + 20 {
+            assert_eq!(destination(&frame[..len]), Err(DropReason::Malformed));
+        }
+    }
 }
 
 /// A frame that passes with something changed, and its IPv4 header's checksum made right.
@@ -434,6 +441,7 @@ fn what_is_wrong_is_refused_with_its_reason() {
         ("total length past the end", udp(|f| f[17] += 1), Malformed),
         ("total length in the header", udp(|f| f[17] = 19), Malformed),
         ("protocol", udp(|f| f[23] = 47), Protocol),
+        ("authentication header", udp(|f| f[23] = 51), Protocol),
         ("other source", udp(|f| f[29] = 16), Spoofed),
         (
             "the VM's source from outside",
@@ -467,6 +475,7 @@ fn what_is_wrong_is_refused_with_its_reason() {
         ("fragment of an odd length", tcp(|f| f[20] = 0x20), Fragment),
         // UDP.
         ("short UDP", udp(|f| f[39] = 7), Malformed),
+        ("UDP of unknown length", udp(|f| f[39] = 0), Malformed),
         ("UDP past the end", udp(|f| f[39] = 13), Malformed),
         ("UDP checksum", udp(|f| f[41] ^= 1), Checksum),
         // TCP.
@@ -500,6 +509,20 @@ fn options_that_carry_addresses_are_refused() {
     }
 }
 
+#[test]
+fn options_of_tcp_that_nobody_knows_pass() {
+    // Fast open, and two for experiments.
+    for option in [[34, 2, 1, 1], [253, 4, 0xf9, 0x89], [254, 3, 7, 1]] {
+        let mut frame = plain(Content::Tcp(1, 2, 3, true)).frame(&INSIDE, Way::Out);
+        let header = &mut frame[34..];
+        header[20..24].copy_from_slice(&option);
+        let sum = TcpHeaderSlice::from_slice(header).unwrap();
+        let sum = sum.calc_checksum_ipv4_raw(INSIDE.ip.octets(), [9; 4], b"text").unwrap();
+        header[16..18].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(EDGE.outward(&mut frame), Ok(Destination::One([9; 4].into())), "{option:?}");
+    }
+}
+
 /// A frame with this ICMP message.
 fn icmp(way: Way, kind: u8, body: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
@@ -526,6 +549,13 @@ fn icmp_that_would_steer_others_or_quotes_foreign_packets_is_refused() {
     assert_eq!(EDGE.inward(&mut others.clone()), Err(DropReason::Unreachable));
     assert_eq!(EDGE.outward(&mut icmp(Way::Out, 3, &[])), Err(DropReason::Malformed));
     assert_eq!(EDGE.outward(&mut icmp(Way::Out, 3, &[0x45; 12])), Err(DropReason::Malformed));
+}
+
+#[test]
+fn a_timestamp_has_its_whole_header_and_may_be_padded() {
+    let ask = |len| EDGE.outward(&mut icmp(Way::Out, 13, &[0; 64][..len]));
+    assert_eq!(ask(11), Err(DropReason::Malformed));
+    assert!(ask(12).is_ok() && ask(40).is_ok());
 }
 
 #[test]

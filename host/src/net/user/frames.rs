@@ -3,21 +3,20 @@
 
 use std::net::Ipv4Addr;
 
+use etherparse::EtherType;
 use smoltcp::wire::{
-    ArpHardware, ArpOperation, ArpPacket, ArpRepr, DhcpMessageType, DhcpPacket, DhcpRepr,
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpPacket,
-    UdpPacket,
+    ArpHardware, ArpOperation, ArpPacket, ArpRepr, DHCP_CLIENT_PORT, DHCP_SERVER_PORT,
+    DhcpMessageType, DhcpPacket, DhcpRepr, ETHERNET_HEADER_LEN as ETHERNET, EthernetAddress,
+    EthernetFrame, EthernetProtocol, IPV4_HEADER_LEN as IPV4, Icmpv4DstUnreachable, Icmpv4Message,
+    Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, TcpPacket, UDP_HEADER_LEN as UDP, UdpPacket,
 };
 
 use crate::net::addresses::Addresses;
 use crate::net::{DropReason, Frame, GATEWAY_IP, GATEWAY_MAC, GUEST_IP, PREFIX_LEN};
 
-const ETHERNET: usize = 14;
-const IPV4: usize = 20;
-const UDP: usize = 8;
 const ICMP: usize = 8;
-const DHCP_SERVER: u16 = 67;
-const DHCP_CLIENT: u16 = 68;
+const VLAN: u16 = EtherType::VLAN_TAGGED_FRAME.0;
+const QINQ: u16 = EtherType::PROVIDER_BRIDGING.0;
 /// Seconds that an address is leased for. It never changes, so renewals are rare.
 const LEASE: u32 = 86_400;
 const TTL: u8 = 64;
@@ -70,7 +69,7 @@ pub fn look(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
         EthernetProtocol::Arp => arp(frame.payload(), mac, peers),
         EthernetProtocol::Ipv4 => ipv4(bytes, frame.dst_addr(), frame.payload(), mac, peers),
         EthernetProtocol::Ipv6 => dropped(Ipv6),
-        EthernetProtocol::Unknown(0x8100 | 0x88a8) => dropped(Vlan),
+        EthernetProtocol::Unknown(VLAN | QINQ) => dropped(Vlan),
         EthernetProtocol::Unknown(_) => dropped(Protocol),
     }
 }
@@ -79,7 +78,7 @@ pub fn look(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
 pub fn dhcp_answer(frame: &[u8], mac: [u8; 6]) -> Option<Frame> {
     let packet = Ipv4Packet::new_checked(payload(frame)).ok()?;
     let udp = UdpPacket::new_checked(packet.payload()).ok()?;
-    let asks = packet.next_header() == IpProtocol::Udp && udp.dst_port() == DHCP_SERVER;
+    let asks = packet.next_header() == IpProtocol::Udp && udp.dst_port() == DHCP_SERVER_PORT;
     match asks.then(|| look(frame, mac, None))? {
         Fate::Answer(answer) => Some(answer),
         _ => None,
@@ -177,7 +176,7 @@ fn ipv4(
     let (source, target) = (packet.src_addr(), packet.dst_addr());
     if packet.next_header() == IpProtocol::Udp {
         let Ok(udp) = UdpPacket::new_checked(packet.payload()) else { return dropped(Malformed) };
-        if udp.dst_port() == DHCP_SERVER && (target == GATEWAY_IP || target.is_broadcast()) {
+        if udp.dst_port() == DHCP_SERVER_PORT && (target == GATEWAY_IP || target.is_broadcast()) {
             return match source == GUEST_IP || source.is_unspecified() {
                 true => dhcp(udp.payload(), mac),
                 false => dropped(Spoofed),
@@ -196,15 +195,15 @@ fn ipv4(
         return dropped(elsewhere(target, peers));
     }
     if target != GATEWAY_IP {
-        const PROHIBITED: u8 = 13;
-        return Fate::Drop(elsewhere(target, peers), unreachable(bytes, mac, PROHIBITED));
+        let told = unreachable(bytes, mac, Icmpv4DstUnreachable::CommProhibited);
+        return Fate::Drop(elsewhere(target, peers), told);
     }
     match packet.next_header() {
         IpProtocol::Tcp => tcp(packet.payload()),
         IpProtocol::Icmp => Fate::Stack(None),
         IpProtocol::Udp => {
-            const PORT: u8 = 3;
-            Fate::Drop(Unreachable, unreachable(bytes, mac, PORT))
+            let told = unreachable(bytes, mac, Icmpv4DstUnreachable::PortUnreachable);
+            Fate::Drop(Unreachable, told)
         }
         _ => dropped(Protocol),
     }
@@ -239,7 +238,7 @@ fn ipv4_header(bytes: &mut [u8], protocol: IpProtocol, target: Ipv4Addr) {
 
 /// "Destination unreachable", with the beginning of the packet that it is about. None for an ICMP
 /// packet, which may be such a message itself.
-fn unreachable(frame: &[u8], mac: [u8; 6], code: u8) -> Option<Frame> {
+fn unreachable(frame: &[u8], mac: [u8; 6], why: Icmpv4DstUnreachable) -> Option<Frame> {
     let about = payload(frame);
     let packet = Ipv4Packet::new_checked(about).ok()?;
     if packet.next_header() == IpProtocol::Icmp {
@@ -247,12 +246,12 @@ fn unreachable(frame: &[u8], mac: [u8; 6], code: u8) -> Option<Frame> {
     }
     let quoted = (usize::from(packet.header_len()) + 8).min(packet.total_len().into());
     let (frame, ()) = self::packet(mac, IPV4 + ICMP + quoted, |bytes| {
-        const UNREACHABLE: u8 = 3;
         ipv4_header(bytes, IpProtocol::Icmp, GUEST_IP);
-        let icmp = &mut bytes[IPV4..];
-        icmp[ICMP..].copy_from_slice(&about[..quoted]);
-        (icmp[0], icmp[1]) = (UNREACHABLE, code);
-        smoltcp::wire::Icmpv4Packet::new_unchecked(icmp).fill_checksum();
+        let mut icmp = Icmpv4Packet::new_unchecked(&mut bytes[IPV4..]);
+        icmp.set_msg_type(Icmpv4Message::DstUnreachable);
+        icmp.set_msg_code(why.into());
+        icmp.data_mut().copy_from_slice(&about[..quoted]);
+        icmp.fill_checksum();
     });
     Some(frame)
 }
@@ -304,8 +303,8 @@ fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
     let (frame, emitted) = packet(mac, IPV4 + UDP + len, |bytes| {
         ipv4_header(bytes, IpProtocol::Udp, Ipv4Addr::BROADCAST);
         let mut udp = UdpPacket::new_unchecked(&mut bytes[IPV4..]);
-        udp.set_src_port(DHCP_SERVER);
-        udp.set_dst_port(DHCP_CLIENT);
+        udp.set_src_port(DHCP_SERVER_PORT);
+        udp.set_dst_port(DHCP_CLIENT_PORT);
         udp.set_len((UDP + len) as u16);
         let emitted = answer.emit(&mut DhcpPacket::new_unchecked(udp.payload_mut()));
         udp.fill_checksum(&IpAddress::Ipv4(GATEWAY_IP), &IpAddress::Ipv4(Ipv4Addr::BROADCAST));
@@ -496,7 +495,7 @@ pub mod tests {
         let ask = |repr: &DhcpRepr<'_>| {
             let mut body = vec![0; repr.buffer_len()];
             repr.emit(&mut DhcpPacket::new_unchecked(&mut body[..])).unwrap();
-            let udp = udp(DHCP_CLIENT, DHCP_SERVER, &body);
+            let udp = udp(DHCP_CLIENT_PORT, DHCP_SERVER_PORT, &body);
             look_at(&ip(IpProtocol::Udp, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp), MAC)
         };
         let answer = |repr: &DhcpRepr<'_>| {
