@@ -2,6 +2,10 @@
 # Installs on Debian 12 what the tests run: qemu 10 (system and user) from backports, riscv
 # compilers, dtc, tools of the network, a browser. As root. The machine's apt sources are not
 # touched.
+#
+#   tests/install.sh [--packages]
+#
+# --packages only prints their names.
 set -euo pipefail
 BR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../buildroot" && pwd)
 . "$BR/scripts/lib.sh"
@@ -25,6 +29,11 @@ qemu-system-riscv32      qemu-system-misc    bookworm-backports
 qemu-system-riscv32      qemu-system-riscv   bookworm-backports
 qemu-riscv32             qemu-user           bookworm-backports
 '
+case ${1:-} in
+'') ;;
+--packages) awk '{ print $2 }' <<< "$needs"; exit ;;
+*) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
 packages=() backports=()
 while read -r command package suite; do
     [ -n "$command" ] && ! command -v "$command" > /dev/null || continue

@@ -1,5 +1,7 @@
 # Host packages: what the build runs on this machine. Installs what is missing.
-# usage: host.sh [--check]   (--check: exit 0 when nothing is missing)
+# usage: host.sh [--check | --packages]
+#   --check     exit 0 when nothing is missing
+#   --packages  print their names
 set -euo pipefail
 BR=${BR:-$(cd "$(dirname "$0")/.." && pwd)}
 . "$BR/scripts/lib.sh"
@@ -23,6 +25,11 @@ bzip2                    bzip2
 dpkg-source              dpkg-dev
 python3                  python3
 '
+if [ "${1:-}" = --packages ]; then
+    awk '{ print $2 }' <<< "$needs"
+    echo libc6-dev
+    exit
+fi
 missing=()
 while read -r command package; do
     [ -z "$command" ] || command -v "$command" > /dev/null || missing+=("$package")
