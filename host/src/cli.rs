@@ -119,7 +119,7 @@ pub enum Command {
     Dtb(Dtb),
     /// List the guest images in the cache
     Images(Images),
-    /// Tell what this host has, what is missing, and what to do about it
+    /// Tell what this host has, what is missing, and what to do about it; compile for its GPU
     Doctor(Doctor),
     /// Print a shell's completion script
     Completions(Completions),
