@@ -9,8 +9,9 @@ pub fn fingerprint(vm: &Vm, pages: u64) -> u64 {
     let (hot, sys, dev) = (&vm.hot, &vm.sys, &vm.sys.dev);
     let hart = (hot.x, hot.pc, hot.reservation, hot.ctx.privilege as u32, sys.waiting);
     let devices = (&dev.clint, &dev.plic, &dev.uart, &dev.rtc, &dev.virtio, &dev.rng);
-    // What has no registers is told by its description.
+    // What has no registers is told by its description, without what only keeps fields aligned.
     let text = format!("{hart:?} {:?} {:?} {devices:?} {pages:x}", sys.clock, sys.csr);
+    let text = text.replace(", reserved: 0", "");
     let hash = Sha256::digest(text);
     hash.iter().take(8).fold(0, |sum, &byte| sum << 8 | u64::from(byte))
 }
@@ -20,6 +21,11 @@ mod tests {
     use emu_core::layout::MachineKind;
 
     use super::*;
+
+    #[test]
+    fn it_is_the_same_in_all_versions_with_this_state() {
+        assert_eq!(fingerprint(&Vm::new(MachineKind::Virt), 1), 17_885_268_263_303_633_605);
+    }
 
     #[test]
     fn every_part_of_the_state_counts() {

@@ -154,3 +154,19 @@ fn tap() -> Check {
     };
     Check { name, ok, found, advice }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_compiled_is_told_and_what_to_do_where_it_was_not() {
+        let check = |result| compiled_for("a card", result, Duration::from_millis(7210));
+        let (kept, made) = (check(Ok(Origin::Kept)), check(Ok(Origin::Made)));
+        assert!(kept.ok && made.ok && made.found.contains("a card in 7.2 s"), "{made:?}");
+        let none = check(Ok(Origin::Source));
+        assert!(!none.ok && none.advice.is_some_and(|advice| advice.contains("PXVM_CACHE")));
+        let full = check(Err(CudaError::Full { name: "a card".into() }));
+        assert!(!full.ok && full.advice.is_some_and(|advice| advice.contains("nvidia-smi")));
+    }
+}

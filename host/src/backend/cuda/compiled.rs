@@ -5,11 +5,12 @@
 //! driver. A copy is only ever a shortcut: one that is damaged, or that the driver refuses, is made
 //! anew, and where none can be kept the driver gets the PTX.
 
+use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
@@ -27,9 +28,6 @@ const SIZE_MAX: u64 = 64 << 20;
 /// Copies that are kept: those of a few cards, and of drivers and programs before.
 const COPIES: usize = 8;
 
-/// Tells apart files that are being written by this process.
-static WRITTEN: AtomicU32 = AtomicU32::new(0);
-
 /// Where the copies are.
 pub fn folder() -> PathBuf {
     cache::root().join("gpu")
@@ -37,14 +35,14 @@ pub fn folder() -> PathBuf {
 
 /// The place of one copy.
 #[derive(Debug)]
-pub struct Copy {
+pub struct KeptCopy {
     folder: PathBuf,
     name: String,
     /// All that the compiled program depends on.
     key: String,
 }
 
-/// What [`Copy::read`] can find instead of a copy.
+/// What [`KeptCopy::read`] can find instead of a copy.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// There is none yet.
@@ -61,7 +59,7 @@ pub enum Unusable {
     Io(PathBuf, #[source] io::Error),
 }
 
-impl Copy {
+impl KeptCopy {
     /// The copy of `ptx` for a card and its driver.
     pub fn new(folder: PathBuf, ptx: &[u8], info: &Info) -> Self {
         let Info { capability: (major, minor), cuda: (x, y), driver, .. } = info;
@@ -131,12 +129,12 @@ impl Copy {
     /// meanwhile finds the old one, the new one, or none.
     pub fn keep(&self, cubin: &[u8]) -> io::Result<()> {
         self.prepare()?;
-        let mine = WRITTEN.fetch_add(1, Ordering::Relaxed);
-        let part = self.folder.join(format!("{}.{}-{mine}.part", self.name, std::process::id()));
+        // Another process may write the same, and may have the same number in a container.
+        let random = RandomState::new().build_hasher().finish();
+        let part = self.folder.join(format!("{}.{random:016x}.part", self.name));
         let written = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&part)
             .and_then(|mut file| {
@@ -200,7 +198,7 @@ pub enum Origin {
 /// Loads the program: from its copy, or compiled and kept. Says when it will take long.
 pub fn load<C: Compiler>(
     compiler: &C,
-    copy: &Copy,
+    copy: &KeptCopy,
     say: impl FnOnce(),
 ) -> Result<(C::Program, Origin), CudaError> {
     match copy.read() {
@@ -262,8 +260,8 @@ mod tests {
         }
     }
 
-    fn copy(folder: &Path) -> Copy {
-        Copy::new(folder.join("gpu"), b"the text", &info())
+    fn copy(folder: &Path) -> KeptCopy {
+        KeptCopy::new(folder.join("gpu"), b"the text", &info())
     }
 
     /// What a driver does: it compiles, and loads what it has compiled.
@@ -300,7 +298,7 @@ mod tests {
     }
 
     impl Driver {
-        fn open(&self, copy: &Copy) -> (Vec<u8>, Origin) {
+        fn open(&self, copy: &KeptCopy) -> (Vec<u8>, Origin) {
             load(self, copy, || self.said.set(self.said.get() + 1)).unwrap()
         }
     }
@@ -324,10 +322,14 @@ mod tests {
         let first = copy(folder.path());
         first.keep(CUBIN).unwrap();
         let others = [
-            Copy::new(first.folder.clone(), b"another text", &info()),
-            Copy::new(first.folder.clone(), b"the text", &Info { capability: (8, 9), ..info() }),
-            Copy::new(first.folder.clone(), b"the text", &Info { cuda: (13, 0), ..info() }),
-            Copy::new(
+            KeptCopy::new(first.folder.clone(), b"another text", &info()),
+            KeptCopy::new(
+                first.folder.clone(),
+                b"the text",
+                &Info { capability: (8, 9), ..info() },
+            ),
+            KeptCopy::new(first.folder.clone(), b"the text", &Info { cuda: (13, 0), ..info() }),
+            KeptCopy::new(
                 first.folder.clone(),
                 b"the text",
                 &Info { driver: "580.1".into(), ..info() },
@@ -421,7 +423,7 @@ mod tests {
     #[test]
     fn there_are_never_many_and_the_last_used_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let of = |n: u32| Copy::new(folder.path().join("gpu"), &n.to_le_bytes(), &info());
+        let of = |n: u32| KeptCopy::new(folder.path().join("gpu"), &n.to_le_bytes(), &info());
         let dated = |path: &Path, n: u64| {
             let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + n);
             File::options().append(true).open(path).unwrap().set_modified(time).unwrap();

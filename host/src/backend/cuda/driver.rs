@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
-use super::compiled::{self, Copy, Origin};
+use super::compiled::{self, KeptCopy, Origin};
 use super::error::{CudaError, oldest_driver};
 use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
 use super::module::{Jit, Module};
@@ -210,7 +210,7 @@ impl Device {
         }
         let mut device = 0;
         cuda!(cuDeviceGet(&mut device, index as c_int))?;
-        let copy = Copy::new(folder, ptx.to_bytes(), &info);
+        let copy = KeptCopy::new(folder, ptx.to_bytes(), &info);
         let say = || say(&format!("compiling for {name}, about 10 s, once"));
         Self::take(device, ptx, &copy, &say).map_err(|error| match error {
             CudaError::Call { code: OUT_OF_MEMORY, .. }
@@ -229,7 +229,7 @@ impl Device {
     fn take(
         device: sys::CUdevice,
         ptx: &CStr,
-        copy: &Copy,
+        copy: &KeptCopy,
         say: &dyn Fn(),
     ) -> Result<Self, CudaError> {
         let mut context = ptr::null_mut();
