@@ -193,7 +193,9 @@ fn admit(Guard { access, app }: &Guard, request: &Request) -> Result<(), ApiErro
 fn look(access: &Access, tickets: &Tickets, request: &Request) -> Result<Asker, ApiError> {
     let headers = request.headers();
     let text = |name: HeaderName| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
-    let host = text(header::HOST).unwrap_or_default();
+    // A whole URL in the request line goes before the header.
+    let authority = request.uri().authority().map(Authority::as_str);
+    let host = authority.or(text(header::HOST)).unwrap_or_default();
     if headers.get_all(header::HOST).iter().count() != 1 || !access.names_us(host) {
         return Err(ApiError::Forbidden(
             "this request is for another host; use the address that pxvm printed".to_owned(),
@@ -317,6 +319,8 @@ mod tests {
         }
         assert!(!pass("GET", "/api/v1/fleet", &[("sec-fetch-site", "cross-site")]));
         assert!(!pass("GET", "/", &[("sec-fetch-site", "cross-site")]));
+        assert!(pass("GET", "http://localhost/api/v1/fleet", &[]));
+        assert!(!pass("GET", "http://evil.example/api/v1/fleet", &[]));
         let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
         assert!(pass("GET", "/", &link) && !pass("POST", "/", &link));
         // A guest's page is another site, too.
