@@ -8,16 +8,15 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use smoltcp::wire::Ipv4Cidr;
+
 use super::rewrite::{Edge, Mac, View};
-use super::{GATEWAY_IP, GUEST_IP, PREFIX_LEN};
+use super::{GATEWAY_IP, GUEST_IP, GUEST_NETWORK};
 use crate::machine::Macs;
 
 /// A network, such as 10.77.0.0/16.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Subnet {
-    network: u32,
-    prefix: u8,
-}
+pub struct Subnet(Ipv4Cidr);
 
 /// Addresses that are no VM's: the network, the host, broadcast.
 const RESERVED: u64 = 3;
@@ -59,35 +58,35 @@ impl Subnet {
     /// Unless another is asked for.
     pub const DEFAULT: &str = "10.77.0.0/16";
 
-    const fn mask(prefix: u8) -> u32 {
-        !(u32::MAX >> prefix)
-    }
-
     /// From both words, if they are a network's.
     pub fn from_mask(network: u32, mask: u32) -> Option<Self> {
-        let prefix = mask.leading_ones() as u8;
-        let whole = prefix < 32 && Self::mask(prefix) == mask && network & !mask == 0;
-        whole.then_some(Self { network, prefix })
+        let cidr = Ipv4Cidr::from_netmask(network.into(), mask.into()).ok()?;
+        (cidr == cidr.network()).then_some(Self(cidr))
     }
 
-    fn last(&self) -> u32 {
-        self.network | !Self::mask(self.prefix)
+    /// The address that is so many after the network's.
+    fn address(&self, n: u32) -> Ipv4Addr {
+        self.0.address().to_bits().wrapping_add(n).into()
+    }
+
+    fn broadcast(&self) -> Ipv4Addr {
+        self.address(!self.0.netmask().to_bits())
     }
 
     /// The host's address in it.
     pub fn host(&self) -> Ipv4Addr {
-        (self.network + 1).into()
+        self.address(1)
     }
 
     /// Bits of the network's part of an address.
     pub fn prefix(&self) -> u8 {
-        self.prefix
+        self.0.prefix_len()
     }
 }
 
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.network), self.prefix)
+        self.0.fmt(f)
     }
 }
 
@@ -101,8 +100,9 @@ impl FromStr for Subnet {
         if !(8..=30).contains(&prefix) {
             return Err(AddressError::Syntax);
         }
-        let subnet = Self { network: u32::from(address) & Self::mask(prefix), prefix };
-        if u32::from(address) != subnet.network {
+        let cidr = Ipv4Cidr::new(address, prefix);
+        let subnet = Self(cidr.network());
+        if subnet.0 != cidr {
             return Err(AddressError::HostBits(address, subnet));
         }
         match address.octets()[0] {
@@ -131,15 +131,15 @@ pub struct Addresses {
 impl Addresses {
     /// Gives `count` VMs addresses of `subnet`.
     pub fn new(subnet: Subnet, count: u32, macs: Macs) -> Result<Self, AddressError> {
-        let guests = u32::from(GUEST_IP);
-        let common = Subnet::mask(subnet.prefix.min(PREFIX_LEN));
-        if (subnet.network ^ guests) & common == 0 {
+        let overlaps =
+            subnet.0.contains_subnet(&GUEST_NETWORK) || GUEST_NETWORK.contains_subnet(&subnet.0);
+        if overlaps {
             return Err(AddressError::Overlap(subnet));
         }
         let room = |prefix: u8| (1 << (32 - prefix)) - RESERVED;
-        if u64::from(count) > room(subnet.prefix) {
-            let enough = (0..subnet.prefix).rev().find(|&p| room(p) >= count.into());
-            let (room, enough) = (room(subnet.prefix), enough.unwrap_or(0));
+        if u64::from(count) > room(subnet.prefix()) {
+            let enough = (0..subnet.prefix()).rev().find(|&p| room(p) >= count.into());
+            let (room, enough) = (room(subnet.prefix()), enough.unwrap_or(0));
             return Err(AddressError::TooSmall { subnet, room, count, enough });
         }
         Ok(Self { subnet, count, macs })
@@ -157,12 +157,12 @@ impl Addresses {
 
     /// The address of a VM.
     pub fn ip(&self, vm: u32) -> Ipv4Addr {
-        self.subnet.network.wrapping_add(FIRST_VM).wrapping_add(vm).into()
+        self.subnet.address(FIRST_VM.wrapping_add(vm))
     }
 
     /// The VM with an address.
     pub fn vm(&self, ip: Ipv4Addr) -> Option<u32> {
-        let vm = u32::from(ip).checked_sub(self.subnet.network)?.checked_sub(FIRST_VM)?;
+        let vm = ip.to_bits().checked_sub(self.ip(0).to_bits())?;
         (vm < self.count).then_some(vm)
     }
 
@@ -172,13 +172,13 @@ impl Addresses {
             mac: self.macs.of(vm),
             ip: GUEST_IP,
             gateway: GATEWAY_IP,
-            broadcast: (u32::from(GUEST_IP) | !Subnet::mask(PREFIX_LEN)).into(),
+            broadcast: Subnet(GUEST_NETWORK).broadcast(),
         };
         let outside = View {
             mac: outside_mac(vm),
             ip: self.ip(vm),
             gateway: self.subnet.host(),
-            broadcast: self.subnet.last().into(),
+            broadcast: self.subnet.broadcast(),
         };
         Edge { inside, outside }
     }

@@ -29,6 +29,7 @@ use std::time::Instant;
 
 use mio::event::Event;
 use mio::{Registry, Token};
+use smoltcp::wire::Ipv4Cidr;
 
 pub use self::counters::{Counts, DropReason};
 pub use self::door::{Door, Visit};
@@ -45,6 +46,8 @@ pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Bits of the network's part of the two.
 pub const PREFIX_LEN: u8 = 24;
+/// The network that the two are in.
+pub const GUEST_NETWORK: Ipv4Cidr = Ipv4Cidr::new(GATEWAY_IP, PREFIX_LEN).network();
 /// The gateway's hardware address, the same for all guests. No VM has it.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, b'p', b'x', 0xff, 0xff, 0xfe];
 

@@ -12,7 +12,7 @@ use smoltcp::wire::{
 };
 
 use crate::net::addresses::Addresses;
-use crate::net::{DropReason, Frame, GATEWAY_IP, GATEWAY_MAC, GUEST_IP, PREFIX_LEN};
+use crate::net::{DropReason, Frame, GATEWAY_IP, GATEWAY_MAC, GUEST_IP, GUEST_NETWORK};
 
 const ICMP: usize = 8;
 const VLAN: u16 = EtherType::VLAN_TAGGED_FRAME.0;
@@ -186,9 +186,8 @@ fn ipv4(
     if source != GUEST_IP {
         return dropped(Spoofed);
     }
-    let network = u32::MAX << (32 - PREFIX_LEN);
-    let last = Ipv4Addr::from(GATEWAY_IP.to_bits() | !network);
-    if target.is_broadcast() || target.is_multicast() || target == last || !to.is_unicast() {
+    let all = target.is_broadcast() || Some(target) == GUEST_NETWORK.broadcast();
+    if all || target.is_multicast() || !to.is_unicast() {
         return dropped(Broadcast);
     }
     if to.0 != GATEWAY_MAC {
@@ -274,7 +273,6 @@ fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
         _ => return Fate::Ignore,
     };
     let granted = message_type != DhcpMessageType::Nak;
-    let network = u32::MAX << (32 - PREFIX_LEN);
     let answer = DhcpRepr {
         message_type,
         transaction_id: request.transaction_id,
@@ -284,7 +282,7 @@ fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
         your_ip: if granted { GUEST_IP } else { Ipv4Addr::UNSPECIFIED },
         server_ip: GATEWAY_IP,
         router: granted.then_some(GATEWAY_IP),
-        subnet_mask: granted.then_some(Ipv4Addr::from(network)),
+        subnet_mask: granted.then_some(GUEST_NETWORK.netmask()),
         relay_agent_ip: Ipv4Addr::UNSPECIFIED,
         broadcast: true,
         requested_ip: None,
