@@ -5,7 +5,13 @@ mod common;
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Read;
+    use std::os::unix::net::UnixListener;
     use std::path::{Path, PathBuf};
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use pxvm_tests::needs;
 
@@ -40,6 +46,9 @@ mod tests {
             files.write("bad.zst", b"\x28\xb5\x2f\xfdgarbage garbage garbage");
             files.write("old.bz2", b"BZh91AY&SY garbage");
             files.write("odd.img", &[1; 700]);
+            files.write("disk.qcow2", b"QFI\xfb");
+            let large = fs::File::create(files.path("large.img")).unwrap();
+            large.set_len((1 << 30) + 512).unwrap();
             files.write("no.dtb", &[7; 300]);
             let large = fs::File::create(files.path("large.rom")).unwrap();
             large.set_len((64 << 20) + 1).unwrap();
@@ -127,6 +136,48 @@ mod tests {
         }
     }
 
+    /// The same for files that are not regular ones. A pipe that nobody writes to would let it wait.
+    #[test]
+    fn files_that_are_not_regular() {
+        let files = Files::new();
+        let pipe = files.path("pipe");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let _socket = UnixListener::bind(files.path("socket")).unwrap();
+        for args in [
+            "boot --kernel",
+            "boot --kernel Image --initrd",
+            "boot --kernel Image --rom",
+            "boot --kernel Image --disk",
+            "boot --kernel Image --dtb",
+            "boot --kernel Image --firmware",
+            "dtb --kernel Image --dtb",
+            "bench --backend cpu --kernel",
+            "run",
+        ] {
+            let mut command = pxvm(args.split_ascii_whitespace());
+            command.arg("pipe").current_dir(files.0.path()).env("PXVM_CACHE", files.0.path());
+            let mut child = command.stderr(Stdio::piped()).spawn().expect("pxvm starts");
+            let limit = Instant::now() + Duration::from_secs(30);
+            let status = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break status;
+                }
+                if Instant::now() > limit {
+                    child.kill().unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            let mut stderr = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+            assert_eq!(status.code(), Some(2), "pxvm {args} pipe: {stderr}");
+            assert!(stderr.contains("pipe: not a regular file but a pipe"), "{stderr}");
+        }
+        let disk = |name| format!("boot --kernel Image --disk {name}");
+        refused(files.0.path(), &disk("socket"), &["disk socket: not a regular file but a socket"]);
+        refused(files.0.path(), &disk("."), &["not a regular file but a folder"]);
+        refused(files.0.path(), &disk("/dev/null"), &["not a regular file but a device"]);
+    }
+
     #[test]
     fn other_images() {
         let files = Files::new();
@@ -140,7 +191,9 @@ mod tests {
             ("--rom cut.cramfs", &["truncated", "of 4096 bytes in a file of 99"]),
             ("--rom text --machine semu", &["no place for a ROM", "--machine virt"]),
             ("--firmware elf64", &["firmware elf64", "64-bit"]),
-            ("--disk odd.img", &["disk odd.img", "sectors"]),
+            ("--disk odd.img", &["disk odd.img", "sectors", "truncate -s %512"]),
+            ("--disk disk.qcow2", &["qcow2", "qemu-img convert -O raw"]),
+            ("--disk large.img", &["larger than 1 GiB, the limit for an image"]),
             ("--dtb no.dtb", &["device tree"]),
             ("--dtb empty", &["empty"]),
         ] {

@@ -5,14 +5,26 @@ use std::path::Path;
 use super::{ImageError, Problem, Role, load};
 
 const SECTOR: usize = 512;
+/// Formats of disks that have to be unpacked, by their first bytes.
+const FORMATS: [(&[u8], &str); 3] =
+    [(b"QFI\xfb", "qcow2"), (b"KDMV", "vmdk"), (b"vhdxfile", "vhdx")];
 
 /// The contents of the disk at `path`.
 pub fn disk(path: &Path) -> Result<Vec<u8>, ImageError> {
-    load(Role::Disk, path, |bytes| {
-        if !bytes.len().is_multiple_of(SECTOR) {
-            let len = bytes.len();
-            return Err(Problem::Format(format!("{len} bytes are not whole 512-byte sectors")));
-        }
-        Ok(bytes)
-    })
+    load(Role::Disk, path, parse)
+}
+
+fn parse(bytes: Vec<u8>) -> Result<Vec<u8>, Problem> {
+    if let Some((_, name)) = FORMATS.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return Err(Problem::Format(format!(
+            "a {name} image; make it a raw one with `qemu-img convert -O raw`"
+        )));
+    }
+    if !bytes.len().is_multiple_of(SECTOR) {
+        return Err(Problem::Format(format!(
+            "{} bytes are not whole {SECTOR}-byte sectors; `truncate -s %{SECTOR} FILE` adds zeros",
+            bytes.len()
+        )));
+    }
+    Ok(bytes)
 }

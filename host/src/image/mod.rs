@@ -12,8 +12,12 @@ pub mod kernel;
 pub mod rom;
 
 use std::fmt;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use crate::units::Size;
 
@@ -75,11 +79,11 @@ pub enum Problem {
     /// There is nothing in it.
     #[error("the file is empty")]
     Empty,
-    /// A directory or a device.
-    #[error("not a regular file")]
-    NotAFile,
-    /// Larger than any machine's memory.
-    #[error("larger than {LIMIT}, the most a machine can have")]
+    /// A directory, a pipe, a device.
+    #[error("not a regular file but {0}")]
+    NotAFile(&'static str),
+    /// Larger than [`LIMIT`], as it is or decompressed.
+    #[error("larger than {LIMIT}, the limit for an image, as it is or decompressed")]
     TooLarge,
     /// Ends before its contents do.
     #[error("truncated: {0}")]
@@ -112,11 +116,16 @@ impl Problem {
 
 /// Reads a regular file of at most [`LIMIT`].
 pub fn read(path: &Path) -> Result<Vec<u8>, Problem> {
-    let file = std::fs::File::open(path).map_err(Problem::Read)?;
+    // Before it is opened: a socket cannot be, with a reason that helps nobody.
+    check_regular(&std::fs::metadata(path).map_err(Problem::Read)?)?;
+    // It may be another file by now, and opening a pipe must not wait for somebody who writes.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(Problem::Read)?;
     let meta = file.metadata().map_err(Problem::Read)?;
-    if !meta.is_file() {
-        return Err(Problem::NotAFile);
-    }
+    check_regular(&meta)?;
     if meta.len() > LIMIT.0 {
         return Err(Problem::TooLarge);
     }
@@ -127,6 +136,21 @@ pub fn read(path: &Path) -> Result<Vec<u8>, Problem> {
         n if n > LIMIT.0 => Err(Problem::TooLarge),
         _ => Ok(bytes),
     }
+}
+
+fn check_regular(meta: &Metadata) -> Result<(), Problem> {
+    let kind = meta.file_type();
+    Err(Problem::NotAFile(if kind.is_file() {
+        return Ok(());
+    } else if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a pipe; write what comes out of it to a file"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device; copy its contents to a file"
+    }))
 }
 
 /// Loads with `parse` the file at `path`, and names the file in any error.

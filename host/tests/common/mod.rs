@@ -76,13 +76,10 @@ impl Fleet {
     }
 }
 
-/// The guest's root file system with a shell script that runs instead of its init, for
-/// `--append rdinit=/script`.
-pub fn initrd_with(script: &str) -> NamedTempFile {
-    let image = cache::default_image().expect("the guest image");
-    let mut archive = std::fs::read(image.initrd).unwrap();
-    let mut add = |name: &str, mode: u32, data: &[u8]| {
-        archive.resize(archive.len().next_multiple_of(4), 0);
+/// A cpio archive of files: name, mode, contents.
+pub fn cpio(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for &(name, mode, data) in files.iter().chain([&("TRAILER!!!", 0, &[][..])]) {
         let sizes = [(6, data.len()), (11, name.len() + 1)];
         let field = |i| match sizes.iter().find(|s| s.0 == i) {
             Some((_, size)) => *size as u32,
@@ -92,12 +89,21 @@ pub fn initrd_with(script: &str) -> NamedTempFile {
         archive.extend(format!("070701{header}{name}\0").bytes());
         archive.resize(archive.len().next_multiple_of(4), 0);
         archive.extend(data);
-    };
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    }
+    archive
+}
+
+/// The guest's root file system with a shell script that runs instead of its init, for
+/// `--append rdinit=/script`.
+pub fn initrd_with(script: &str) -> NamedTempFile {
+    let image = cache::default_image().expect("the guest image");
+    let mut archive = std::fs::read(image.initrd).unwrap();
+    archive.resize(archive.len().next_multiple_of(4), 0);
     // The shell finds its commands through /proc.
     let mounts = "/bin/busybox mount -t proc proc /proc\nmount -t devtmpfs dev /dev";
     let script = format!("#!/bin/sh\n{mounts}\n{script}");
-    add("script", 0o100_755, script.as_bytes());
-    add("TRAILER!!!", 0, &[]);
+    archive.extend(cpio(&[("script", 0o100_755, script.as_bytes())]));
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(&archive).unwrap();
     file
