@@ -143,7 +143,7 @@ pub const SEMU: Map = Map {
     rtc_irq: 0,
     virtio: [
         VirtioSlot { mmio: Region::new(0xf410_0000, 0x1000), irq: 2 },
-        VirtioSlot { mmio: Region::new(0xf430_0000, 0x1000), irq: 4 },
+        VirtioSlot { mmio: Region::new(0xf460_0000, 0x1000), irq: 4 },
         VirtioSlot { mmio: Region::new(0xf420_0000, 0x1000), irq: 3 },
     ],
     timebase: 65_000_000,

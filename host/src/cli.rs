@@ -145,7 +145,8 @@ pub struct Guest {
     /// Device tree blob to use instead of the machine's own (see `pxvm dtb`)
     #[arg(long, value_name = "FILE")]
     pub dtb: Option<PathBuf>,
-    /// Add to the kernel's command line; where words contradict, the last one counts
+    /// Add to the kernel's command line; words replace defaults that they contradict (`pxvm dtb`
+    /// shows the result)
     #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true)]
     #[arg(allow_hyphen_values = true)]
     pub append: String,

@@ -12,6 +12,16 @@ impl Size {
     pub const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
+
+    /// The size as an option takes it, like `24M`.
+    pub fn option(self) -> String {
+        match self.0.trailing_zeros() {
+            _ if self.0 == 0 => "0".into(),
+            20.. => format!("{}M", self.0 >> 20),
+            10.. => format!("{}K", self.0 >> 10),
+            _ => self.0.to_string(),
+        }
+    }
 }
 
 impl FromStr for Size {

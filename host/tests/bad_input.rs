@@ -226,7 +226,12 @@ mod tests {
         make.arg(&blob).env("PXVM_CACHE", files.0.path());
         assert_eq!(run(&mut make).0, 0);
         let boot = "boot --kernel Image --dtb virt.dtb";
-        refused(files.0.path(), &format!("{boot} --memory 16M"), &["does not fit", "--memory"]);
+        refused(
+            files.0.path(),
+            &format!("{boot} --memory 16M"),
+            &["does not fit", "give --memory 24M"],
+        );
+        refused(files.0.path(), &format!("{boot} --memory 32M"), &["give --memory 24M"]);
         refused(files.0.path(), &format!("{boot} --machine semu"), &["does not fit", "timebase"]);
     }
 

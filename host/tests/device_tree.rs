@@ -13,7 +13,8 @@ mod tests {
     use dtoolkit::{Node, Property};
     use emu_core::layout::{MachineKind, VIRT};
     use pxvm::dtb::{self, Chosen, Shape};
-    use pxvm::machine::fleet::{self, Link, Root};
+    use pxvm::machine::cmdline;
+    use pxvm::machine::fleet::{Link, Root};
     use pxvm_tests::needs;
 
     const MEMORY: u32 = 24 << 20;
@@ -66,7 +67,7 @@ mod tests {
             MachineKind::Virt => (Root::Rom, 1 << 20),
             MachineKind::Semu => (Root::Initrd, 0),
         };
-        let bootargs = fleet::bootargs(0, None, root, Link::Up, "");
+        let bootargs = cmdline::bootargs(0, None, root, Link::Up, "");
         let chosen = Chosen { bootargs, initrd: None, rng_seed: [0; 8] };
         dtb::emit(&Shape { kind, memory: MEMORY, rom, disk }).blob(&chosen)
     }

@@ -1,4 +1,4 @@
-//! What the user gives a guest, with the real kernel.
+//! What the user gives a guest: images, command lines, device trees. With the real kernel.
 
 mod common;
 
@@ -10,11 +10,18 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use dtoolkit::ToPropertyValue;
+    use dtoolkit::fdt::Fdt;
+    use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+    use emu_core::layout::MachineKind;
     use pxvm::backend::cpu::CpuBackend;
     use pxvm::backend::{Backend, ClockSource, EventKind, Settings};
     use pxvm::console::ready::ReadyPattern;
+    use pxvm::dtb::{Chosen, Shape, emit};
     use pxvm::image::cache::default_image;
-    use pxvm::machine::{BaseImage, Fleet, GuestOptions, assemble};
+    use pxvm::machine::cmdline::{LEN_MAX, bootargs};
+    use pxvm::machine::fleet::Root;
+    use pxvm::machine::{BaseImage, Fleet, GuestOptions, Link, assemble};
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
     use tempfile::NamedTempFile;
 
@@ -156,5 +163,155 @@ mod tests {
             let args = format!("--kernel {}", kernel.path().display());
             assert!(says(&args, "", "echo it is $((6*7))").0.contains("it is 42"));
         }
+    }
+
+    #[test]
+    fn a_command_line_reaches_the_guest_whole_or_is_refused() {
+        if !has_image() {
+            return;
+        }
+        let script = "echo bytes: $(wc -c < /proc/cmdline)";
+        let line = |append: &str| bootargs(0, None, Root::Initrd, Link::Up, append);
+        let fill = |len| format!("x={}", "y".repeat(len - line("rdinit=/script x=").len()));
+        // The kernel adds a line feed.
+        let (console, stderr) = says("", &fill(LEN_MAX), script);
+        assert!(console.contains("bytes: 1024\r\n") && !stderr.contains("1023"), "{console}");
+
+        let (code, _, stderr) = run(boot("--append").arg(line(&fill(LEN_MAX + 1))));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(
+            stderr.contains("of which it takes 1023") && stderr.contains("shorter"),
+            "{stderr}"
+        );
+
+        // Another kernel may take more.
+        let kernel = format!("--kernel {}", default_image().unwrap().kernel.display());
+        let (console, stderr) = says(&kernel, &fill(LEN_MAX + 9), script);
+        assert!(console.contains("bytes: 1024\r\n"), "{console}");
+        assert!(stderr.contains("WARN") && stderr.contains("has 1032 bytes"), "{stderr}");
+    }
+
+    /// A node with these properties.
+    fn node(name: &str, properties: &[(&str, Vec<u8>)]) -> DeviceTreeNode {
+        let mut node = DeviceTreeNode::new(name).unwrap();
+        for (name, value) in properties {
+            set(&mut node, name, value.clone());
+        }
+        node
+    }
+
+    fn set(node: &mut DeviceTreeNode, name: &str, value: impl ToPropertyValue) {
+        node.add_property(DeviceTreeProperty::new(name, value).unwrap());
+    }
+
+    fn cells(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_be_bytes()).collect()
+    }
+
+    /// A tree in the style of semu's own: devices on a bus that translates addresses, an initrd
+    /// where semu puts it, 512 MiB, and devices that this machine does not have.
+    fn semu_tree() -> Vec<u8> {
+        let widths = |address, size| {
+            vec![("#address-cells", cells(&[address])), ("#size-cells", cells(&[size]))]
+        };
+        let text = |text: &str| [text.as_bytes(), &[0]].concat();
+        let (cpu_intc, plic) = (1u32, 2u32);
+
+        let mut intc = node("interrupt-controller", &[]);
+        set(&mut intc, "compatible", "riscv,cpu-intc");
+        set(&mut intc, "#interrupt-cells", 1u32);
+        set(&mut intc, "interrupt-controller", Vec::<u8>::new());
+        set(&mut intc, "phandle", cpu_intc);
+        let mut cpu = node("cpu@0", &[("device_type", text("cpu")), ("reg", cells(&[0]))]);
+        set(&mut cpu, "compatible", "riscv");
+        set(&mut cpu, "riscv,isa", "rv32ima");
+        set(&mut cpu, "mmu-type", "riscv,sv32");
+        cpu.add_child(intc);
+        let mut cpus = node("cpus", &widths(1, 0));
+        set(&mut cpus, "timebase-frequency", 65_000_000u32);
+        cpus.add_child(cpu);
+
+        let device = |name: &str, at: u32, compatible: &str, irq: u32| {
+            let reg = cells(&[at, 0x200]);
+            let compatible = text(compatible);
+            node(name, &[("compatible", compatible), ("reg", reg), ("interrupts", cells(&[irq]))])
+        };
+        let mut soc = node("soc@F0000000", &widths(1, 1));
+        set(&mut soc, "compatible", "simple-bus");
+        set(&mut soc, "ranges", cells(&[0, 0xf000_0000, 0x1000_0000]));
+        set(&mut soc, "interrupt-parent", plic);
+        let mut controller = node("interrupt-controller@0", &[]);
+        set(&mut controller, "compatible", "sifive,plic-1.0.0");
+        set(&mut controller, "reg", cells(&[0, 0x400_0000]));
+        set(&mut controller, "#interrupt-cells", 1u32);
+        set(&mut controller, "interrupt-controller", Vec::<u8>::new());
+        set(&mut controller, "interrupts-extended", cells(&[cpu_intc, 9]));
+        set(&mut controller, "riscv,ndev", 31u32);
+        set(&mut controller, "phandle", plic);
+        soc.add_child(controller);
+        let mut serial = device("serial@4000000", 0x400_0000, "ns16550", 1);
+        set(&mut serial, "clock-frequency", 5_000_000u32);
+        set(&mut serial, "no-loopback-test", Vec::<u8>::new());
+        soc.add_child(serial);
+        soc.add_child(device("virtio@4100000", 0x410_0000, "virtio,mmio", 2));
+        soc.add_child(device("virtio@4200000", 0x420_0000, "virtio,mmio", 3));
+        soc.add_child(device("virtio@4900000", 0x490_0000, "virtio,mmio", 7));
+
+        let mut tree = DeviceTree::new();
+        for (name, value) in widths(1, 1) {
+            set(&mut tree.root, name, value);
+        }
+        set(&mut tree.root, "model", "semu");
+        let mut chosen = node("chosen", &[("bootargs", text("earlycon console=ttyS0"))]);
+        set(&mut chosen, "linux,initrd-start", 0x1f70_0000u32);
+        set(&mut chosen, "linux,initrd-end", 0x1fef_ffffu32);
+        let memory = [("device_type", text("memory")), ("reg", cells(&[0, 0x2000_0000]))];
+        for child in [chosen, cpus, node("memory@0", &memory), soc] {
+            tree.root.add_child(child);
+        }
+        tree.to_dtb()
+    }
+
+    #[test]
+    fn a_tree_in_the_style_of_semu_boots() {
+        if !has_image() {
+            return;
+        }
+        let tree = file(&semu_tree());
+        let args = format!("--machine semu --dtb {}", tree.path().display());
+        let script = "mount -t sysfs sys /sys; echo cards: $(ls /sys/class/net); cat /proc/cmdline";
+        let (console, stderr) = says(&format!("{args} --memory 512M"), "", script);
+        assert!(console.contains("cards: eth0"), "{console}");
+        assert!(console.contains("earlycon console=ttyS0 rdinit=/script"), "{console}");
+        assert!(stderr.contains("/soc@F0000000/virtio@4900000"), "{stderr}");
+
+        let (code, _, stderr) = run(&mut boot(&args));
+        assert_eq!(code, 2);
+        assert!(stderr.contains("give --memory 512M"), "{stderr}");
+    }
+
+    #[test]
+    fn images_stay_out_of_memory_that_a_tree_reserves() {
+        if !has_image() {
+            return;
+        }
+        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false };
+        let old = Chosen {
+            bootargs: "console=ttyS0 pxvm.host=vm7".into(),
+            initrd: Some(0x1000..0x2000),
+            rng_seed: [0; 8],
+        };
+        let blob = emit(&shape).blob(&old);
+        let mut tree = DeviceTree::from_fdt(&Fdt::new(&blob).unwrap());
+        let mut reserved = node("reserved-memory", &[("ranges", Vec::new())]);
+        set(&mut reserved, "#address-cells", 1u32);
+        set(&mut reserved, "#size-cells", 1u32);
+        let top = cells(&[0x8160_0000, 0x20_0000]);
+        reserved.add_child(node("top@81600000", &[("reg", top), ("no-map", Vec::new())]));
+        tree.root.add_child(reserved);
+        let tree = file(&tree.to_dtb());
+        let args = format!("--dtb {}", tree.path().display());
+        let (console, _) = says(&args, "", "cat /proc/cmdline");
+        assert!(console.contains("console=ttyS0 pxvm.host=vm0 rdinit=/script"), "{console}");
     }
 }

@@ -146,9 +146,31 @@ mod tests {
         if !has_image() {
             return;
         }
-        let fleet = Fleet::boot(2, free_ports(2), "--net-mac each --append ip=dhcp");
+        let fleet = Fleet::boot(2, free_ports(2), "--net-mac each");
         fleet.check(0);
         fleet.check(1);
+    }
+
+    #[test]
+    fn guests_that_are_told_to_ask_by_dhcp_ask() {
+        if !has_image() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let capture = dir.path().join("run.pcapng");
+        let more = format!("--append ip=dhcp --pcap {}", capture.display());
+        let fleet = Fleet::boot(2, free_ports(2), &more);
+        fleet.check(0);
+        fleet.check(1);
+        fleet.end();
+        // The magic cookie of DHCP, and the option that says which message it is.
+        let bytes = std::fs::read(capture).unwrap();
+        let messages = |kind: u8| {
+            let message = [0x63, 0x82, 0x53, 0x63, 53, 1, kind];
+            bytes.windows(message.len()).filter(|window| *window == message).count()
+        };
+        let [discover, offer, request, ack] = [1, 2, 3, 5].map(messages);
+        assert!(discover >= 2 && offer >= 2 && request >= 2 && ack >= 2, "{discover} {ack}");
     }
 
     #[test]

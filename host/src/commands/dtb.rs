@@ -7,7 +7,8 @@ use crate::dtb::{self, Chosen, SEED_WORDS, Shape};
 use crate::exit::{Code, Error};
 use crate::image::cache::{self, CacheError};
 use crate::image::{Role, disk, load, rom};
-use crate::machine::fleet::{self, Root};
+use crate::machine::cmdline::bootargs;
+use crate::machine::fleet::Root;
 use crate::machine::{assemble, plan};
 
 /// Prints a VM's device tree, or writes the blob.
@@ -33,7 +34,7 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
         };
         let root = if rom != 0 && options.initrd.is_none() { Root::Rom } else { Root::Initrd };
         let (given, link) = (tree.bootargs(), options.link);
-        let bootargs = fleet::bootargs(vm, given.as_deref(), root, link, &options.append);
+        let bootargs = bootargs(vm, given.as_deref(), root, link, &options.append);
         Some(tree.blob(&Chosen { bootargs, initrd: None, rng_seed: [0; SEED_WORDS] }))
     };
     // A fleet that is booted always has a tree.

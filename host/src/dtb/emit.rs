@@ -54,7 +54,7 @@ pub fn emit(shape: &Shape) -> Template {
         root.add_child(syscon("poweroff", "syscon-poweroff", finisher::PASS));
         root.add_child(syscon("reboot", "syscon-reboot", finisher::RESET));
     }
-    Template { tree }
+    Template { tree, reserved: Vec::new() }
 }
 
 fn node_name(name: &str, region: Region) -> String {

@@ -52,6 +52,8 @@ pub struct Shape {
 #[derive(Clone, Debug)]
 pub struct Template {
     tree: DeviceTree,
+    /// Memory that the kernel leaves alone.
+    reserved: Vec<Range<u64>>,
 }
 
 /// What `/chosen` says to one VM.
@@ -66,21 +68,32 @@ pub struct Chosen {
 }
 
 impl Template {
-    /// The blob for one VM. What a given tree says already is kept; its command line comes first.
+    /// The blob for one VM: the tree, and in it what `chosen` says instead of what it said.
     pub fn blob(&self, chosen: &Chosen) -> Vec<u8> {
         let mut tree = self.tree.clone();
         if tree.root.child("chosen").is_none() {
             tree.root.add_child(DeviceTreeNode::new_unchecked("chosen"));
         }
         if let Some(node) = tree.root.child_mut("chosen") {
-            set_default(node, "bootargs", chosen.bootargs.as_str());
-            if let Some(initrd) = &chosen.initrd {
-                set_default(node, "linux,initrd-start", initrd.start);
-                set_default(node, "linux,initrd-end", initrd.end);
+            set(node, "bootargs", chosen.bootargs.as_str());
+            match &chosen.initrd {
+                Some(initrd) => {
+                    set(node, "linux,initrd-start", initrd.start);
+                    set(node, "linux,initrd-end", initrd.end);
+                }
+                None => {
+                    node.remove_property("linux,initrd-start");
+                    node.remove_property("linux,initrd-end");
+                }
             }
-            set_default(node, "rng-seed", cells(&chosen.rng_seed));
+            set(node, "rng-seed", cells(&chosen.rng_seed));
         }
         tree.to_dtb()
+    }
+
+    /// Memory that neither images nor the tree may lie in.
+    pub fn reserved(&self) -> &[Range<u64>] {
+        &self.reserved
     }
 
     /// The command line that the tree brings along.
@@ -102,12 +115,6 @@ fn value(node: &DeviceTreeNode, name: &str) -> Option<Vec<u8>> {
 
 fn set<T: ToPropertyValue>(node: &mut DeviceTreeNode, name: &str, value: T) {
     node.add_property(DeviceTreeProperty::new_unchecked(name, value));
-}
-
-fn set_default<T: ToPropertyValue>(node: &mut DeviceTreeNode, name: &str, value: T) {
-    if node.property(name).is_none() {
-        set(node, name, value);
-    }
 }
 
 fn cells(words: &[u32]) -> Vec<u8> {

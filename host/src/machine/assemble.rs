@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use emu_core::layout::MachineKind;
 
+use super::cmdline::{self, bootargs};
 use super::fleet::{Link, Root};
-use super::plan::{Inputs, plan, ram};
+use super::plan::{Inputs, Span, plan, ram};
 use super::{BaseImage, Fleet, Macs};
 use crate::dtb::{self, Shape};
 use crate::exit::Error;
@@ -36,7 +37,7 @@ pub struct GuestOptions {
     pub dtb: Option<PathBuf>,
     /// A disk image that all VMs share; what each writes is its own.
     pub disk: Option<PathBuf>,
-    /// Words for the end of the kernel's command line.
+    /// What [`bootargs`] adds to the kernel's command line.
     pub append: String,
     /// All randomness of the fleet comes from this number.
     pub seed: u64,
@@ -91,8 +92,22 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
     };
 
     let root = if rom.is_some() && initrd.is_none() { Root::Rom } else { Root::Initrd };
-    let tree_len = Fleet::tree_len(&tree, options.count, root, options.link, &options.append);
-    let plan = plan(Inputs { kind, memory: options.memory, kernel, initrd, firmware, tree_len })?;
+    // The last VM has the longest name.
+    let last = options.count.saturating_sub(1);
+    let given = tree.bootargs();
+    let bootargs = bootargs(last, given.as_deref(), root, options.link, &options.append);
+    check_length(&bootargs, options.kernel.is_none())?;
+    let tree_len = Fleet::tree_len(&tree, bootargs);
+    let reserved = tree.reserved().iter().map(|r| Span { start: r.start, end: r.end }).collect();
+    let plan = plan(Inputs {
+        kind,
+        memory: options.memory,
+        kernel,
+        initrd,
+        firmware,
+        reserved,
+        tree_len,
+    })?;
     tracing::debug!(
         entry = format_args!("{:#x}", plan.entry),
         initrd = ?plan.initrd,
@@ -119,6 +134,23 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
         link: options.link,
         entries: Vec::new(),
     })
+}
+
+/// Refuses a command line that our kernel would cut, and warns when another may.
+fn check_length(bootargs: &str, ours: bool) -> Result<(), Error> {
+    let (len, most) = (bootargs.len(), cmdline::LEN_MAX);
+    if len <= most {
+        return Ok(());
+    }
+    if ours {
+        let more = len - most;
+        return Err(Error::Usage(format!(
+            "the kernel's command line has {len} bytes, of which it takes {most}; make --append \
+             {more} bytes shorter"
+        )));
+    }
+    tracing::warn!("the kernel's command line has {len} bytes; most kernels take {most} of them");
+    Ok(())
 }
 
 /// What a fleet boots from.

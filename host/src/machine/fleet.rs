@@ -8,6 +8,7 @@ use emu_core::dev::virtio::Virtio;
 use emu_core::layout::{MachineKind, virtio_slot};
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 
+use super::cmdline::bootargs;
 use super::plan::{self, Mode};
 use super::{BaseImage, Plan, PlanError};
 use crate::dtb::{Chosen, SEED_WORDS, Template};
@@ -31,7 +32,7 @@ pub struct Fleet {
     pub tree: Option<Template>,
     /// Where the root file system is.
     pub root: Root,
-    /// Words for the end of each kernel's command line.
+    /// What [`bootargs`] adds to each kernel's command line.
     pub append: String,
     /// All randomness of the fleet comes from this number.
     pub seed: u64,
@@ -66,17 +67,6 @@ pub enum Root {
     Rom,
 }
 
-impl Root {
-    /// What the command line says about it.
-    const fn words(self) -> &'static str {
-        match self {
-            // A kernel that freed the initrd would write to it: each VM had its own copy then.
-            Self::Initrd => "retain_initrd",
-            Self::Rom => "root=mtd0 rootfstype=cramfs ro init=/init",
-        }
-    }
-}
-
 /// The link of all network cards. It is the same as long as a fleet runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Link {
@@ -87,39 +77,9 @@ pub enum Link {
     Down,
 }
 
-impl Link {
-    /// What the command line says about the network of a VM with this name.
-    fn words(self, host: &str) -> String {
-        match self {
-            Self::Up => format!("ip=10.0.2.15::10.0.2.2:255.255.255.0:{host}:eth0:off "),
-            // A kernel that is given an address waits two minutes for the link.
-            Self::Down => String::new(),
-        }
-    }
-}
-
 /// The name of a VM, also its host name: `vm3`.
 pub fn name(vm: u32) -> String {
     format!("vm{vm}")
-}
-
-/// The command line of VM `vm`. The kernel takes the last of two words that contradict.
-///
-/// All guests of a fleet have the same address; who talks to the outside rewrites it there.
-pub fn bootargs(vm: u32, tree: Option<&str>, root: Root, link: Link, append: &str) -> String {
-    let (host, root) = (name(vm), root.words());
-    let mut line = match tree {
-        Some(given) => given.to_owned(),
-        None => {
-            let ip = link.words(&host);
-            format!("console=ttyS0 quiet {root} {ip}panic=1 pxvm.host={host}")
-        }
-    };
-    if !append.is_empty() {
-        line.push(' ');
-        line.push_str(append);
-    }
-    line
 }
 
 /// Whose a hardware address is.
@@ -189,10 +149,9 @@ impl Fleet {
         }
     }
 
-    /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`].
-    pub fn tree_len(tree: &Template, count: u32, root: Root, link: Link, append: &str) -> usize {
-        let (last, given) = (count.saturating_sub(1), tree.bootargs());
-        let bootargs = bootargs(last, given.as_deref(), root, link, append);
+    /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`], when no
+    /// command line is longer than `bootargs`.
+    pub fn tree_len(tree: &Template, bootargs: String) -> usize {
         tree.blob(&Chosen { bootargs, initrd: Some(0..0), rng_seed: [0; SEED_WORDS] }).len()
     }
 
@@ -287,7 +246,8 @@ mod tests {
             kernel: Payload::flat(vec![0x13; 64], 64),
             initrd: Some(vec![5; 100]),
             firmware: None,
-            tree_len: Fleet::tree_len(&tree, 1000, Root::Initrd, Link::Up, "debug"),
+            reserved: Vec::new(),
+            tree_len: Fleet::tree_len(&tree, bootargs(999, None, Root::Initrd, Link::Up, "debug")),
         })
         .unwrap();
         let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None, None);
@@ -324,21 +284,9 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_names_the_host_and_ends_with_what_was_appended() {
-        let line = bootargs(3, None, Root::Rom, Link::Up, "panic=5");
-        assert!(line.contains("pxvm.host=vm3") && line.contains("root=mtd0 "));
-        assert!(line.ends_with(" panic=5"));
-        assert!(line.contains(" ip=10.0.2.15:"));
-        let given = bootargs(3, Some("console=hvc0"), Root::Initrd, Link::Up, "");
-        assert_eq!(given, "console=hvc0");
-    }
-
-    #[test]
-    fn without_a_network_the_link_is_down_and_nobody_waits_for_it() {
+    fn without_a_network_the_link_is_down() {
         let alone = Fleet { link: Link::Down, ..fleet(1) };
         let link = |fleet: &Fleet| fleet.stage(0).vm.sys.dev.virtio[virtio_slot::NET].config.link;
         assert_eq!((link(&alone), link(&fleet(1))), (0, 1));
-        let line = bootargs(3, None, Root::Rom, Link::Down, "");
-        assert!(!line.contains("ip=") && line.contains("pxvm.host=vm3"), "{line}");
     }
 }

@@ -6,6 +6,8 @@
 //! ...
 //! below the top       initrd, boot information for firmware, device tree, 64 KiB of room
 //! ```
+//!
+//! Those below the top lie lower where a given device tree reserves memory for others.
 
 use std::fmt;
 use std::ops::Range;
@@ -37,6 +39,8 @@ pub struct Inputs {
     pub initrd: Option<Vec<u8>>,
     /// M-mode firmware; without it the built-in SBI serves the kernel.
     pub firmware: Option<Payload>,
+    /// Memory that the device tree reserves for others.
+    pub reserved: Vec<Span>,
     /// Most bytes that a VM's device tree takes.
     pub tree_len: usize,
 }
@@ -98,6 +102,24 @@ pub enum PlanError {
         range: Span,
         /// Where memory is.
         ram: Span,
+    },
+    /// The device tree reserves memory that something has to be in.
+    #[error("{what} is at {range}, but the device tree reserves {reserved}")]
+    Taken {
+        /// What is there.
+        what: &'static str,
+        /// Its place.
+        range: Span,
+        /// What is reserved.
+        reserved: Span,
+    },
+    /// The device tree reserves too much memory.
+    #[error("the device tree reserves so much memory that {what} has no place ({need} in a row)")]
+    Reserved {
+        /// What has no place.
+        what: &'static str,
+        /// How long it is.
+        need: Size,
     },
     /// Two things want the same memory.
     #[error("{a} at {at_a} and {b} at {at_b} overlap; more --memory may help")]
@@ -198,17 +220,26 @@ pub fn plan(inputs: Inputs) -> Result<Plan, PlanError> {
             suggest: need.div_ceil(1 << 20),
         });
     }
-    let tree = ram.end - tree_len;
-    let info = tree - info_len;
-    let initrd = info - initrd_len;
+    let free = |what, len, below| {
+        highest(len, below, ram.start, &inputs.reserved)
+            .ok_or(PlanError::Reserved { what, need: Size(len) })
+    };
+    let info = free("the device tree", info_len + tree_len, ram.end)?;
+    let tree = info + info_len;
+    let initrd = free("the initrd", initrd_len, info)?;
 
     let mut places = vec![("the kernel", Span::of(&kernel))];
     places.extend(firmware.as_ref().map(|f| ("the firmware", Span::of(f))));
     if initrd_len != 0 {
-        places.push(("the initrd", Span { start: initrd, end: info }));
+        places.push(("the initrd", Span { start: initrd, end: initrd + initrd_len }));
     }
-    places.push(("the device tree", Span { start: info, end: ram.end }));
+    places.push(("the device tree", Span { start: info, end: tree + tree_len }));
     check(&places, ram)?;
+    for &(a, at_a) in &places {
+        if let Some(&at_b) = inputs.reserved.iter().find(|span| span.overlaps(&at_a)) {
+            return Err(PlanError::Taken { what: a, range: at_a, reserved: at_b });
+        }
+    }
 
     let entry = firmware.as_ref().map_or(kernel.entry, |f| f.entry);
     let mode = if firmware.is_some() { Mode::Machine } else { Mode::Supervisor };
@@ -266,6 +297,23 @@ fn check(places: &[(&'static str, Span)], ram: Span) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// The highest whole pages from `floor` to `below` that have `len` bytes and nothing reserved.
+fn highest(len: u64, below: u64, floor: u64, reserved: &[Span]) -> Option<u64> {
+    let mut end = below;
+    if len == 0 {
+        return Some(end);
+    }
+    loop {
+        let start = end.checked_sub(len).filter(|&start| start >= floor)?;
+        let wanted = Span { start, end };
+        // Each round is below one span more: no more rounds than spans.
+        match reserved.iter().filter(|span| span.overlaps(&wanted)).map(|span| span.start).min() {
+            Some(taken) => end = taken / PAGE * PAGE,
+            None => return Some(start),
+        }
+    }
+}
+
 /// OpenSBI's `struct fw_dynamic_info` (include/sbi/fw_dynamic.h).
 fn fw_dynamic_info(addr: u32, next_addr: u32) -> Segment {
     const MAGIC: u32 = 0x4942_534f;
@@ -290,6 +338,7 @@ mod tests {
             kernel: Payload::flat(vec![1; 5000], 0x30_0000),
             initrd: Some(vec![2; 9000]),
             firmware: None,
+            reserved: Vec::new(),
             tree_len: 2000,
         }
     }
@@ -305,6 +354,35 @@ mod tests {
         assert_eq!((plan.entry, plan.mode), (0x8000_0000, Mode::Supervisor));
         assert_eq!(plan.tree, 0x8180_0000 - 0x1_0000 - 0x1000);
         assert_eq!(plan.initrd, Some(plan.tree - 0x3000..plan.tree - 0x3000 + 9000));
+    }
+
+    #[test]
+    fn what_is_reserved_stays_free() {
+        let span = |start, end| Span { start, end };
+        let placed = |reserved| plan(Inputs { reserved, ..inputs() });
+        let plain = placed(Vec::new()).unwrap();
+        // Nothing is in the way of the initrd, the whole top of the tree, a part of both.
+        for (reserved, tree, initrd) in [
+            (vec![span(0x8100_0000, 0x8110_0000)], plain.tree, plain.initrd.clone()),
+            (
+                vec![span(0x8170_0800, 0x8180_0000)],
+                0x8170_0000 - 0x1_1000,
+                Some(0x8170_0000 - 0x1_4000..0x8170_0000 - 0x1_4000 + 9000),
+            ),
+            (
+                vec![span(0x817e_d000, 0x817e_d001), span(0x817f_ffff, 0x8180_0000)],
+                0x817f_f000 - 0x1_1000,
+                Some(0x817e_d000 - 0x3000..0x817e_d000 - 0x3000 + 9000),
+            ),
+        ] {
+            let plan = placed(reserved.clone()).unwrap();
+            assert_eq!((plan.tree, plan.initrd), (tree, initrd), "{reserved:x?}");
+        }
+        let refused = |start, end| placed(vec![span(start, end)]).unwrap_err().to_string();
+        let full = refused(0x8000_0000, 0x8180_0000);
+        assert!(full.contains("so much memory"), "{full}");
+        let kernel = refused(0x8000_0000, 0x8000_1000);
+        assert!(kernel.ends_with("but the device tree reserves 0x80000000-0x80001000"), "{kernel}");
     }
 
     #[test]
