@@ -186,7 +186,7 @@ impl Bare {
         let frames = (u64::from(base.ram_pages()) * u64::from(fleet.count)).min(most);
         let frames = frames.min(u64::from(u32::MAX) / 2) as u32;
         let arena = Arc::new(HostArena::new(base, frames)?);
-        let guest = |vm| match Guest::new(&arena, base, fleet.stage(vm), &lane) {
+        let guest = |vm| match Guest::new(&arena, base, fleet.stage(vm, 0), &lane) {
             Ok(guest) => Ok((guest, CpuPort::default())),
             Err(_) => Err(Error::Usage("no memory for the program".into())),
         };

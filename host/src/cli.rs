@@ -163,9 +163,10 @@ pub struct Guest {
     /// Disk image (virtio-blk); all machines read it, what each writes is its own and is lost
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
-    /// All randomness of the fleet comes from this number
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    /// All randomness of the fleet comes from this number; machine I has its own part of it
+    /// [default: boot: drawn, printed and reported; 0 with --clock instret and elsewhere]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 }
 
 impl Guest {
@@ -182,7 +183,7 @@ impl Guest {
             dtb: self.dtb,
             disk: self.disk,
             append: self.append,
-            seed: self.seed,
+            seed: self.seed.unwrap_or(0),
             host_time: clock == ClockSource::Host,
             macs: Macs::Same,
             link: Link::Up,
@@ -705,7 +706,7 @@ mod tests {
             --net-host-ports 8000,9000-9010 --net-mac each --capacity 80 --dashboard \
             --listen 127.0.0.1:9000 --token 0123456789abcdef --name lab";
         let boot = boot(&line.split_ascii_whitespace().collect::<Vec<_>>()).unwrap();
-        assert_eq!((boot.count, boot.guest.seed), (64, 9));
+        assert_eq!((boot.count, boot.guest.seed), (64, Some(9)));
         assert_eq!(boot.guest.append, "-x");
         assert_eq!(boot.running.timeout, Some(Duration::from_millis(1500)));
     }

@@ -1,5 +1,7 @@
 //! What the host machine has.
 
+use rustix::rand::GetRandomFlags;
+
 use crate::units::Size;
 
 /// Memory that programs can still get without swapping.
@@ -23,6 +25,13 @@ fn meminfo(text: &str, key: &str) -> Option<Size> {
 /// Threads that run at once.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A number nobody guesses.
+pub fn random() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 #[cfg(test)]

@@ -16,6 +16,9 @@ pub struct BootReport {
     pub backend: &'static str,
     /// Number of VMs.
     pub count: u32,
+    /// What `--seed` has to be for the same randomness. As text: it has more digits than numbers
+    /// of many JSON readers.
+    pub seed: String,
     /// VMs that are ready at the end.
     pub ready: u32,
     /// VMs that powered off.
@@ -96,6 +99,7 @@ impl BootReport {
     pub fn new(
         backend: &dyn Backend,
         outcome: &Outcome,
+        seed: u64,
         network: Option<NetReport>,
         wire: &Wire,
         console_dir: Option<&Path>,
@@ -116,6 +120,7 @@ impl BootReport {
         Self {
             backend: backend.name(),
             count,
+            seed: seed.to_string(),
             ready: outcome.counts.ready,
             halted: outcome.counts.halted,
             faulted: outcome.counts.faulted,

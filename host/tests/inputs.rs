@@ -1,4 +1,4 @@
-//! What the user gives a guest: images, command lines, device trees. With the real kernel.
+//! What the user gives a guest: images, command lines, device trees, seeds. With the real kernel.
 
 mod common;
 
@@ -23,6 +23,7 @@ mod tests {
     use pxvm::machine::fleet::Root;
     use pxvm::machine::{BaseImage, Fleet, GuestOptions, Link, assemble};
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+    use serde_json::Value;
     use tempfile::NamedTempFile;
 
     use super::common::{cpio, has_image, initrd_with, pxvm, run};
@@ -189,6 +190,37 @@ mod tests {
         let (console, stderr) = says(&kernel, &fill(LEN_MAX + 9), script);
         assert!(console.contains("bytes: 1024\r\n"), "{console}");
         assert!(stderr.contains("WARN") && stderr.contains("has 1032 bytes"), "{stderr}");
+    }
+
+    /// What vm0 reads from its random number generator, and what `pxvm` says.
+    fn random(args: &str) -> (String, String) {
+        let (console, stderr) = says(args, "", "echo random: $(head -c 16 /dev/hwrng | od -x)");
+        let line = console.lines().find(|line| line.starts_with("random: "));
+        (line.unwrap_or_else(|| panic!("{console}")).to_owned(), stderr)
+    }
+
+    #[test]
+    fn randomness_differs_from_run_to_run_and_can_be_had_again() {
+        if !has_image() {
+            return;
+        }
+        let (first, stderr) = random("");
+        let seed = stderr.lines().find_map(|line| line.strip_prefix("seed: ")).expect(&stderr);
+        assert_ne!(random("").0, first);
+        let (again, stderr) = random(&format!("--seed {seed}"));
+        assert_eq!(again, first);
+        assert!(!stderr.contains("seed"), "{stderr}");
+        let (fixed, stderr) = random("--clock instret");
+        assert_eq!(random("--clock instret --seed 0").0, fixed);
+        assert!(!stderr.contains("seed"), "{stderr}");
+
+        let (_, stdout, stderr) = run(&mut boot("--until ready --json"));
+        let report: Value = serde_json::from_str(&stdout).unwrap();
+        let seed = report["seed"].as_str().expect("a seed");
+        assert!(seed.parse::<u64>().is_ok() && stderr.contains(&format!("seed: {seed}\n")));
+        let (_, stdout, _) = run(&mut boot("--until ready --json --clock instret"));
+        let report: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(report["seed"], "0");
     }
 
     /// A node with these properties.

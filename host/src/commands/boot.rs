@@ -14,7 +14,7 @@ use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::{self, CudaBackend, DeviceFleet};
 use crate::backend::lockstep::LockstepBackend;
 use crate::backend::{Backend, BackendError, ClockSource, Settings};
-use crate::cli::{BackendChoice, Boot, Running};
+use crate::cli::{BackendChoice, Boot, Guest, Running};
 use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
 use crate::console::terminal::{self, RawMode, Screen};
@@ -29,7 +29,7 @@ use crate::report::{BootReport, NetReport, print_json};
 
 /// Boots a fleet and runs it until the condition.
 pub fn boot(args: Boot) -> Result<Code, Error> {
-    let Boot { count, capacity, control, guest, network: networking, running } = args;
+    let Boot { count, capacity, control, mut guest, network: networking, running } = args;
     let capacity = capacity.unwrap_or(count);
     if capacity < count {
         let why = format!("--capacity {capacity} is less than --count {count}");
@@ -50,6 +50,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         until_ready: until == Until::Ready,
         wire: Arc::new(Wire::new(capacity)),
     };
+    let drawn = draw_seed(&mut guest, settings.clock)?;
     let steering = Steering::bind(&control)?;
     let uplink = network::uplink(&networking, capacity, running.backend)?;
     let options = cuda::Options { device: running.device, lanes: running.lanes };
@@ -82,6 +83,10 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
 
     let capture = network::capture(&networking, capacity, &settings.wire)?;
     let mut stage = Stage::new(&running, capacity)?;
+    if let Some(seed) = drawn {
+        stage.progress.say(&format!("seed: {seed}"));
+    }
+    let seed = fleet.seed;
     let wire = Arc::clone(&settings.wire);
     if let Some(places) = network::places(&networking, capacity) {
         stage.progress.say(&places);
@@ -115,10 +120,21 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     }
     if running.json {
         let report =
-            BootReport::new(hub.backend(), &outcome, network, &wire, stage.logs.as_deref());
+            BootReport::new(hub.backend(), &outcome, seed, network, &wire, stage.logs.as_deref());
         print_json(&report).map_err(printing)?;
     }
     Ok(outcome.verdict.code())
+}
+
+/// Gives a fleet a seed of its own, and returns it, unless the user or the clock asks for runs that
+/// are equal.
+fn draw_seed(guest: &mut Guest, clock: ClockSource) -> Result<Option<u64>, Error> {
+    if guest.seed.is_none() && clock == ClockSource::Host {
+        let seed = host::random().map_err(|e| Error::io("draw a seed", e))?;
+        guest.seed = Some(seed);
+        return Ok(Some(seed));
+    }
+    Ok(None)
 }
 
 /// What `--ready-pattern` says.

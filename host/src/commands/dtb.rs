@@ -18,7 +18,7 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
     let blob = if options.kernel.is_some()
         || !matches!(cache::default_image(), Err(CacheError::Missing(_)))
     {
-        assemble(&options)?.blob(vm)
+        assemble(&options)?.blob(vm, 0)
     } else {
         // No image: the tree without an initrd, and with a ROM only if one was given.
         plan::ram(options.kind, options.memory)?;

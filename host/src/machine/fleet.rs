@@ -155,17 +155,18 @@ impl Fleet {
         tree.blob(&Chosen { bootargs, initrd: Some(0..0), rng_seed: [0; SEED_WORDS] }).len()
     }
 
-    /// The device tree of a VM.
-    pub fn blob(&self, vm: u32) -> Option<Vec<u8>> {
+    /// The device tree of a VM that is started, or started again after `earlier` instructions.
+    pub fn blob(&self, vm: u32, earlier: u64) -> Option<Vec<u8>> {
         let tree = self.tree.as_ref()?;
         let given = tree.bootargs();
         let bootargs = bootargs(vm, given.as_deref(), self.root, self.link, &self.append);
-        let rng_seed = self.randomness(vm, Purpose::Kernel);
+        let rng_seed = self.randomness(vm, earlier, Purpose::Kernel);
         Some(tree.blob(&Chosen { bootargs, initrd: self.plan.initrd.clone(), rng_seed }))
     }
 
-    /// VM `vm` before its first instruction, which should follow soon.
-    pub fn stage(&self, vm: u32) -> Staged {
+    /// VM `vm` before its first instruction, which should follow soon. It has retired `earlier`
+    /// instructions before it was started again.
+    pub fn stage(&self, vm: u32, earlier: u64) -> Staged {
         let plan = &self.plan;
         let (row, entry) = match self.entries.get(vm as usize) {
             Some(&entry) => (vm, entry),
@@ -185,7 +186,7 @@ impl Fleet {
             Ok(now) if self.host_time => now.as_nanos() as u64,
             _ => FIXED_EPOCH_NS,
         };
-        state.sys.dev.rng = ChaCha::new(self.randomness(vm, Purpose::Device));
+        state.sys.dev.rng = ChaCha::new(self.randomness(vm, earlier, Purpose::Device));
         let mut card = Virtio::net(self.macs.of(vm));
         card.set_link(self.link == Link::Up);
         state.sys.dev.virtio[virtio_slot::NET] = card;
@@ -193,12 +194,12 @@ impl Fleet {
         if self.base.disk_len != 0 {
             state.sys.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
         }
-        Staged { row, vm: state, pages: self.own_pages(vm) }
+        Staged { row, vm: state, pages: self.own_pages(vm, earlier) }
     }
 
     /// The pages with the device tree. They hold nothing else: `plan` gives it whole pages.
-    fn own_pages(&self, vm: u32) -> Vec<(u32, Box<[u8; FRAME_SIZE as usize]>)> {
-        let Some(blob) = self.blob(vm) else { return Vec::new() };
+    fn own_pages(&self, vm: u32, earlier: u64) -> Vec<(u32, Box<[u8; FRAME_SIZE as usize]>)> {
+        let Some(blob) = self.blob(vm, earlier) else { return Vec::new() };
         let first = (self.plan.tree - self.plan.kind.map().ram_base) >> FRAME_SHIFT;
         let pages = blob.chunks(FRAME_SIZE as usize).map(|chunk| {
             let mut page = Box::new([0; FRAME_SIZE as usize]);
@@ -208,10 +209,12 @@ impl Fleet {
         (first..).zip(pages).collect()
     }
 
-    /// Random words for one purpose of one VM, a function of the fleet's seed.
-    fn randomness(&self, vm: u32, purpose: Purpose) -> [u32; SEED_WORDS] {
-        let (low, high) = (self.seed as u32, (self.seed >> 32) as u32);
-        let key = [low, high, vm, purpose as u32, 0x7078_766d, 0, 0, 0];
+    /// Random words for one purpose of one VM, a function of the fleet's seed. They differ from
+    /// start to start, as a reset must not bring old keys back: `earlier` tells starts apart.
+    fn randomness(&self, vm: u32, earlier: u64, purpose: Purpose) -> [u32; SEED_WORDS] {
+        let halves = |n: u64| (n as u32, (n >> 32) as u32);
+        let ((low, high), (start, start_high)) = (halves(self.seed), halves(earlier));
+        let key = [low, high, vm, purpose as u32, 0x7078_766d, start, start_high, 0];
         let mut bytes = [0; 4 * SEED_WORDS];
         ChaCha::new(key).fill(&mut bytes);
         let mut words = [0; SEED_WORDS];
@@ -270,7 +273,7 @@ mod tests {
     #[test]
     fn vms_differ_in_their_device_tree_pages_only() {
         let fleet = fleet(1);
-        let (a, b) = (fleet.stage(0), fleet.stage(999));
+        let (a, b) = (fleet.stage(0, 0), fleet.stage(999, 0));
         assert_eq!(a.pages.len(), 1);
         assert_ne!(a.pages[0].1, b.pages[0].1);
         assert_eq!(a.vm.hot.pc, 0x8000_0000);
@@ -279,14 +282,22 @@ mod tests {
 
     #[test]
     fn the_seed_decides_all_randomness() {
-        assert_eq!(fleet(1).blob(7), fleet(1).blob(7));
-        assert_ne!(fleet(1).blob(7), fleet(2).blob(7));
+        let words = |seed, vm, earlier| fleet(seed).randomness(vm, earlier, Purpose::Kernel);
+        assert_eq!(words(1, 7, 0), words(1, 7, 0));
+        for other in [words(2, 7, 0), words(1 << 32 | 1, 7, 0), words(1, 8, 0), words(1, 7, 1)] {
+            assert_ne!(words(1, 7, 0), other);
+        }
+        assert_ne!(fleet(1).blob(7, 0), fleet(2).blob(7, 0));
+        assert_ne!(fleet(1).blob(7, 0), fleet(1).blob(7, 99));
+        let device = |earlier| fleet(1).stage(7, earlier).vm.sys.dev.rng;
+        assert!(device(0) == device(0) && device(0) != device(99));
     }
 
     #[test]
     fn without_a_network_the_link_is_down() {
         let alone = Fleet { link: Link::Down, ..fleet(1) };
-        let link = |fleet: &Fleet| fleet.stage(0).vm.sys.dev.virtio[virtio_slot::NET].config.link;
+        let link =
+            |fleet: &Fleet| fleet.stage(0, 0).vm.sys.dev.virtio[virtio_slot::NET].config.link;
         assert_eq!((link(&alone), link(&fleet(1))), (0, 1));
     }
 }

@@ -117,7 +117,7 @@ impl<'a> Worker<'a> {
     /// Makes the VM at its first instruction; `None` without memory for it.
     fn start(&self, vm: u32, earlier: u64, boots: u32) -> Option<Instance> {
         let shared = self.shared;
-        let staged = shared.fleet.stage(vm);
+        let staged = shared.fleet.stage(vm, earlier);
         let guest = Guest::new(&shared.arena, &shared.fleet.base, staged, &self.lane).ok()?;
         let timebase = shared.fleet.plan.kind.map().timebase;
         Some(Instance {

@@ -27,8 +27,9 @@ impl Group {
         lanes: Option<u32>,
     ) -> Result<Self, BackendError> {
         let mut device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
-        let starts: Vec<Start> =
-            (0..fleet.count).map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm) }).collect();
+        let starts: Vec<Start> = (0..fleet.count)
+            .map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) })
+            .collect();
         device.start(&starts)?;
         Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), lanes })
     }

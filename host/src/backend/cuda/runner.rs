@@ -205,7 +205,7 @@ impl Runner {
         let threads = shared.settings.threads.clamp(1, 64);
         let piece = DeviceFleet::START_MAX.div_ceil(threads);
         let stage = |vms: &[u32]| -> Vec<Start> {
-            let stage = |&vm: &u32| Start { vm, origin: 0, staged: shared.fleet.stage(vm) };
+            let stage = |&vm: &u32| Start { vm, origin: 0, staged: shared.fleet.stage(vm, 0) };
             vms.iter().map(stage).collect()
         };
         let stage_all = |vms: &[u32]| -> Vec<Start> {
@@ -257,9 +257,11 @@ impl Runner {
         free.extend_from_slice(&restarts);
         self.fleet.release(&free)?;
         let origin = self.clock.ticks(Instant::now());
-        let fleet = &self.shared.fleet;
-        let starts: Vec<Start> =
-            restarts.iter().map(|&vm| Start { vm, origin, staged: fleet.stage(vm) }).collect();
+        let again = |&vm: &u32| {
+            let earlier = self.seats[vm as usize].earlier;
+            Start { vm, origin, staged: self.shared.fleet.stage(vm, earlier) }
+        };
+        let starts: Vec<Start> = restarts.iter().map(again).collect();
         self.fleet.start(&starts)?;
         let private = self.fleet.private_frames()?;
         self.shared.private_frames.store(private, Ordering::Relaxed);

@@ -264,7 +264,7 @@ impl Pair {
 
     /// Starts a VM, without memory on the device, on both sides.
     fn both(&mut self, vm: u32, earlier: u64, boots: u32) -> Result<Twin, BackendError> {
-        let staged = self.shared.fleet.stage(vm);
+        let staged = self.shared.fleet.stage(vm, earlier);
         self.device.start(&[Start { vm, origin: 0, staged: staged.clone() }])?;
         let guest = Guest::new(&self.arena, &self.shared.fleet.base, staged, &self.lane)
             .map_err(|_| CudaError::Contract("no frame for a VM's own pages"))?;
