@@ -223,6 +223,26 @@ mod tests {
         assert_eq!(report["seed"], "0");
     }
 
+    #[test]
+    fn a_machine_that_starts_again_does_not_get_the_same_randomness_again() {
+        if !has_image() {
+            return;
+        }
+        let script = "echo random: $(head -c 16 /dev/hwrng | od -x)\nreboot -f";
+        let initrd = initrd_with(script);
+        // It fails after some starts, as it does not get ready.
+        let mut command = boot("--clock instret --until ready --ready-pattern xyzzy --initrd");
+        let (code, console, stderr) =
+            run(command.arg(initrd.path()).args(["--append", "rdinit=/script"]));
+        assert_eq!(code, 4, "{console}{stderr}");
+        let mut lines: Vec<&str> =
+            console.lines().filter(|line| line.starts_with("random: 0")).collect();
+        let starts = lines.len();
+        lines.sort_unstable();
+        lines.dedup();
+        assert!(starts > 2 && lines.len() == starts, "{console}");
+    }
+
     /// A node with these properties.
     fn node(name: &str, properties: &[(&str, Vec<u8>)]) -> DeviceTreeNode {
         let mut node = DeviceTreeNode::new(name).unwrap();
