@@ -39,6 +39,8 @@ pub enum DropReason {
     Unreachable,
     /// A connection that would be one too many.
     Connections,
+    /// A connection that is given up because the guest acknowledges nothing.
+    Unanswered,
     /// To a broadcast or multicast address beyond what is passed on.
     Broadcast,
     /// The host's interface does not take it.
@@ -47,7 +49,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::BadLength,
         Self::NoBuffer,
         Self::OutboundFull,
@@ -64,6 +66,7 @@ impl DropReason {
         Self::Isolated,
         Self::Unreachable,
         Self::Connections,
+        Self::Unanswered,
         Self::Broadcast,
         Self::UplinkFull,
     ];
@@ -87,6 +90,7 @@ impl DropReason {
             Self::Isolated => "isolated",
             Self::Unreachable => "unreachable",
             Self::Connections => "connections",
+            Self::Unanswered => "unanswered",
             Self::Broadcast => "broadcast",
             Self::UplinkFull => "uplink_full",
         }

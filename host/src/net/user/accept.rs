@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use smoltcp::iface::SocketHandle;
 
 use super::conn::{self, Conn, End};
 use super::http::{self, Refusal};
+use super::stack::Handle;
 use super::{SWEEP, UserUplink};
-use crate::net::Outlet;
 use crate::net::publish::{Bound, Target};
+use crate::net::{Frame, Outlet};
 
 /// Connections to one VM; more wait to be accepted. The guest's server, with room for 64, closes
 /// those that wait for a request when it has fewer than four left.
@@ -99,22 +99,41 @@ impl UserUplink {
         seat.is_none_or(|seat| seat.conns.len() - seat.opened < TO_GUEST_MAX)
     }
 
-    /// The connection in the way of a client for `target` that was silent longest, if that was
-    /// long enough.
-    fn most_silent(&self, target: Target, now: Instant) -> Option<usize> {
-        let oldest = |slots: &mut dyn Iterator<Item = usize>| {
-            let since = |slot: usize| Some((self.conns[slot].as_ref()?.silent_since(now)?, slot));
-            slots.filter_map(since).min().map(|(_, slot)| slot)
-        };
+    /// Returns that of some connections which was idle longest, if that was long enough.
+    fn most_idle(&self, slots: impl Iterator<Item = usize>, now: Instant) -> Option<usize> {
+        let since = |slot: usize| Some((self.conns[slot].as_ref()?.idle_since(now)?, slot));
+        slots.filter_map(since).min().map(|(_, slot)| slot)
+    }
+
+    /// Returns the connection in the way of a client for `target` that was idle longest, if that
+    /// was long enough.
+    fn in_the_way(&self, target: Target, now: Instant) -> Option<usize> {
         let unknown =
             |&slot: &usize| matches!(&self.conns[slot], Some(Conn { end: End::Unknown(_), .. }));
         match target {
-            _ if self.is_full() => oldest(&mut (0..self.conns.len())),
-            Target::ByName => oldest(&mut (0..self.conns.len()).filter(unknown)),
-            Target::Port { vm, .. } => {
-                let seat = self.seats.get(vm as usize)?.as_ref()?;
-                oldest(&mut seat.conns.iter().copied())
-            }
+            _ if self.is_full() => self.most_idle(0..self.conns.len(), now),
+            Target::ByName => self.most_idle((0..self.conns.len()).filter(unknown), now),
+            Target::Port { vm, .. } => self.most_idle(self.conns_at(vm, false), now),
+        }
+    }
+
+    /// The connections of VM `vm` that it has opened, or that clients have.
+    fn conns_at(&self, vm: u32, by_guest: bool) -> impl Iterator<Item = usize> {
+        let seat = self.seats.get(vm as usize).and_then(Option::as_ref);
+        let slots = seat.map(|seat| &seat.conns[..]).unwrap_or_default();
+        slots.iter().copied().filter(move |&slot| {
+            let opened = |conn: &Conn| matches!(conn.end, End::Guest { opened: true, .. });
+            self.conns[slot].as_ref().is_some_and(|conn| opened(conn) == by_guest)
+        })
+    }
+
+    /// VM `vm` asks by `frame` for one more connection than it may open. One that was idle long
+    /// enough makes room, and the guest finds it when it asks again; else it is refused.
+    pub(super) fn make_room_from(&mut self, vm: u32, frame: Frame, now: Instant) {
+        if let Some(slot) = self.most_idle(self.conns_at(vm, true), now) {
+            self.oust(slot);
+        } else if let Some(seat) = self.seat(vm) {
+            seat.stack.push(frame);
         }
     }
 
@@ -143,7 +162,7 @@ impl UserUplink {
         let target = entry.bound.target;
         for _ in 0..ACCEPTS {
             if !self.has_room(target) {
-                match self.most_silent(target, now) {
+                match self.in_the_way(target, now) {
                     // The next client is told of.
                     Some(_) if !self.listeners[listener].has_client() => return,
                     Some(slot) => self.oust(slot),
@@ -193,7 +212,7 @@ impl UserUplink {
     }
 
     /// Begins a connection to a port of a VM.
-    fn connect(&mut self, vm: u32, port: u16) -> Option<SocketHandle> {
+    fn connect(&mut self, vm: u32, port: u16) -> Option<Handle> {
         self.seat(vm)?;
         let seat = self.seats.get_mut(vm as usize)?.as_mut()?;
         seat.stack.connect(port, &mut self.spare)
@@ -238,7 +257,7 @@ impl UserUplink {
     ) -> Result<(), Option<Refusal>> {
         if !self.has_room_at(vm) {
             // The guest can stand one more until it was told.
-            match self.most_silent(Target::Port { vm, port: HTTP }, now) {
+            match self.in_the_way(Target::Port { vm, port: HTTP }, now) {
                 Some(silent) if silent != slot => self.oust(silent),
                 _ => return Err(Some(Refusal::Busy)),
             }

@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 use rustix::net::SendFlags;
-use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, State};
 
-/// A connection on which nobody has said a word is closed after so long.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// The same for one that was used.
-const IDLE_MAX: Duration = Duration::from_secs(600);
-/// Time for the first word even when others wait.
+use super::stack::Handle;
+
+/// Time for a client to say which VM it wants, and for the host's end of a guest's connection to
+/// come about.
+const PENDING_MAX: Duration = Duration::from_secs(30);
+/// Time for a client's first word when others wait for its place.
 const GRACE: Duration = Duration::from_secs(2);
+/// Time between two words when others wait.
+const IDLE_MAX: Duration = Duration::from_secs(600);
 
 /// A connection.
 pub struct Conn {
@@ -50,7 +52,7 @@ pub enum End {
         /// Which VM.
         vm: u32,
         /// Its socket.
-        handle: SocketHandle,
+        handle: Handle,
         /// What the guest is sent first.
         first: Vec<u8>,
         /// The guest asked for the connection.
@@ -92,20 +94,23 @@ impl Conn {
         }
     }
 
-    /// Whether it has had its time.
+    /// Whether it has had its time. A connection between two ends that are there lasts for as long
+    /// as they want it to, whether or not they say anything.
     pub fn is_stale(&self, now: Instant) -> bool {
-        let patience = if self.spoken { IDLE_MAX } else { SILENCE_MAX };
-        self.ousted || now.saturating_duration_since(self.touched) > patience
+        let pending = matches!(self.end, End::Unknown(_) | End::Guest { connecting: true, .. });
+        let late = now.saturating_duration_since(self.touched) > PENDING_MAX;
+        self.ousted || (pending && late)
     }
 
-    /// Since when nobody says anything, if a client began it, nobody ever has, and there was time
-    /// to. What a client has said counts also when the guest has not heard it; a request that names
-    /// no VM yet does not.
-    pub fn silent_since(&self, now: Instant) -> Option<Instant> {
+    /// Returns since when nobody says anything, if that is long enough for others to get its place.
+    /// That is soon if a client began it and nobody has said a word: what a client has said counts
+    /// also when the guest has not heard it; a request that names no VM yet does not.
+    pub fn idle_since(&self, now: Instant) -> Option<Instant> {
         let by_client = !matches!(self.end, End::Guest { opened: true, .. });
         let silent = by_client && !self.spoken && !self.readable && self.stream.is_some();
-        let late = now.saturating_duration_since(self.touched) > GRACE;
-        (silent && late).then_some(self.touched)
+        let patience = if silent { GRACE } else { IDLE_MAX };
+        let late = now.saturating_duration_since(self.touched) > patience;
+        (late && !self.ousted).then_some(self.touched)
     }
 
     /// Closes the host's end, for the sake of other clients; the rest follows.

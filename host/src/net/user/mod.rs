@@ -22,14 +22,13 @@ use std::time::{Duration, Instant};
 use mio::event::{Event, Source};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
-use smoltcp::iface::SocketHandle;
 
 use self::accept::Listener;
 use self::conn::{Conn, End};
 use self::frames::{Fate, Opening};
 pub use self::frames::{dhcp_answer, greeting};
 pub use self::options::{HostPorts, Options};
-use self::stack::{Spare, Stack};
+use self::stack::{Handle, Spare, Stack};
 use super::door::VisitError;
 use super::publish::{Target, connections_max};
 use super::{DropReason, Frame, Outlet, Uplink, Visit, WAKER};
@@ -46,6 +45,8 @@ struct Seat {
     conns: Vec<usize>,
     /// Of which so many were opened by the guest.
     opened: usize,
+    /// It asks for one more than it may open.
+    excess: Option<Frame>,
     /// Listeners that wait until one of them ends.
     held: Vec<usize>,
     /// It is in the list of those to be served.
@@ -114,6 +115,7 @@ impl UserUplink {
                 stack,
                 conns: Vec::new(),
                 opened: 0,
+                excess: None,
                 held: Vec::new(),
                 dirty: false,
                 wake_at: None,
@@ -174,25 +176,22 @@ impl UserUplink {
         self.touch(vm);
     }
 
-    fn discard(&mut self, vm: u32, handle: SocketHandle) {
+    fn discard(&mut self, vm: u32, handle: Handle) {
         if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
             seat.stack.remove(handle, &mut self.spare);
         }
     }
 
-    /// A guest asks for a connection to a port of the host.
+    /// A guest asks for a connection to a port of the host, with a frame that the stack is to see
+    /// afterwards; it refuses what there is no socket for.
     fn open(&mut self, vm: u32, opening: Opening, out: &Outlet<'_>) {
         if !self.options.host_ports.contains(opening.to) {
-            // The stack refuses it.
             return out.dropped(vm, DropReason::Unreachable);
         }
         if self.seat(vm).is_none() {
             return;
         }
         let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
-        if seat.opened >= FROM_GUEST_MAX {
-            return out.dropped(vm, DropReason::Connections);
-        }
         let Some(handle) = seat.stack.accept(opening, &mut self.spare) else { return };
         let now = Instant::now();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, opening.to));
@@ -223,6 +222,10 @@ impl UserUplink {
     fn serve(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) {
         let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
         seat.dirty = false;
+        if let Some(frame) = seat.excess.take() {
+            self.make_room_from(vm, frame, now);
+        }
+        let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
         let (stack, conns, spare) = (&mut seat.stack, &mut self.conns, &mut self.spare);
         stack.receive(now);
         for &slot in &seat.conns {
@@ -295,25 +298,30 @@ impl UserUplink {
     }
 
     /// Ends connections that have had their time.
-    fn sweep(&mut self, now: Instant) {
+    fn sweep(&mut self, now: Instant, out: &Outlet<'_>) {
         for slot in 0..self.conns.len() {
             let Some(conn) = &mut self.conns[slot] else { continue };
-            if !conn.is_stale(now) {
-                // It may have been silent for long enough to make room.
-                if let End::Guest { vm, .. } = conn.end {
-                    self.release_at(vm);
-                }
-                continue;
-            }
-            conn.reset();
             let End::Guest { vm, handle, .. } = conn.end else {
-                self.unknown -= 1;
-                self.forget(slot);
+                if conn.is_stale(now) {
+                    conn.reset();
+                    self.unknown -= 1;
+                    self.forget(slot);
+                }
                 continue;
             };
             let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { continue };
+            let unanswered = seat.stack.is_unanswered(handle, now);
+            if !unanswered && !conn.is_stale(now) {
+                // It may have been idle for long enough to make room.
+                self.release_at(vm);
+                continue;
+            }
+            conn.reset();
             // A guest that does not take the news of the end either is not waited for.
             if seat.stack.get(handle).is_open() {
+                if unanswered {
+                    out.dropped(vm, DropReason::Unanswered);
+                }
                 seat.stack.get(handle).abort();
                 self.touch(vm);
             } else {
@@ -371,6 +379,12 @@ impl Uplink for UserUplink {
     fn transmit(&mut self, vm: u32, frame: Frame, out: &mut Outlet<'_>) {
         match frames::look(&frame, self.options.macs.of(vm), self.options.peers.as_ref()) {
             Fate::Stack(opening) => self.guarded(vm, out, |this, out| {
+                let Some(seat) = this.seat(vm) else { return };
+                if opening.is_some() && seat.opened >= FROM_GUEST_MAX {
+                    seat.excess = Some(frame);
+                    out.dropped(vm, DropReason::Connections);
+                    return this.touch(vm);
+                }
                 if let Some(opening) = opening {
                     this.open(vm, opening, out);
                 }
@@ -418,7 +432,7 @@ impl Uplink for UserUplink {
             self.dirty = dirty;
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
-            self.sweep(now);
+            self.sweep(now, out);
         }
         if !self.accepting.is_empty() || !self.dirty.is_empty() {
             return Some(now);

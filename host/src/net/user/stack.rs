@@ -1,6 +1,6 @@
 //! The gateway as one guest sees it: a TCP/IP stack with that guest alone on its network.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use smoltcp::iface::{
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant as Time};
-use smoltcp::wire::{HardwareAddress, IpCidr, Ipv4Cidr};
+use smoltcp::wire::{HardwareAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, TcpPacket};
 
 use super::frames::{self, Opening};
 use crate::net::{Frame, GATEWAY_IP, GUEST_IP, Outlet, PREFIX_LEN};
@@ -21,7 +21,10 @@ const MTU: usize = 1500;
 const FROM_GUEST: usize = 32 << 10;
 /// Bytes for a guest that it has not acknowledged.
 const TO_GUEST: usize = 16 << 10;
-/// A guest that is silent for so long while it should answer is gone.
+/// A guest that says nothing on a connection for so long after it was sent something there that it
+/// has to acknowledge is gone. This is not smoltcp's own timeout, which also ends connections on
+/// which nobody has anything to say, and those of a guest that acknowledges that its window is
+/// closed: RFC 9293, 3.8.6.1, keeps them for as long as it does.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// First port of the gateway's ends of connections.
 const EPHEMERAL: u16 = 49_152;
@@ -46,7 +49,6 @@ impl Spare {
         // What it was asked to do before is forgotten when it connects or listens.
         let mut socket = self.0.pop().unwrap_or_else(new);
         socket.set_nagle_enabled(false);
-        socket.set_timeout(Some(PATIENCE));
         socket.set_ack_delay(Some(ACK_DELAY));
         socket.pause_synack(false);
         socket
@@ -58,6 +60,16 @@ impl Spare {
             self.0.push(socket);
         }
     }
+}
+
+/// The gateway's port of a connection and the guest's.
+type Ports = (u16, u16);
+
+/// A connection of a stack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Handle {
+    socket: SocketHandle,
+    ports: Ports,
 }
 
 /// One guest's stack.
@@ -77,12 +89,33 @@ struct Pipe {
     outward: Vec<Frame>,
     /// Frames that there is room for in `outward`.
     room: usize,
+    /// Connections on which the guest has something to acknowledge and has said nothing since it
+    /// was first sent that.
+    asked: BTreeMap<Ports, Time>,
+    /// Since when there is something for the guest and no room for it.
+    blocked: Option<Time>,
+}
+
+/// Returns the ports of a TCP segment, the sender's first, and whether the other end has to
+/// acknowledge it.
+fn segment(packet: &[u8]) -> Option<(Ports, bool)> {
+    let packet = Ipv4Packet::new_checked(packet).ok()?;
+    let tcp = (packet.next_header() == IpProtocol::Tcp).then(|| packet.payload())?;
+    let tcp = TcpPacket::new_checked(tcp).ok()?;
+    Some(((tcp.src_port(), tcp.dst_port()), tcp.segment_len() > 0))
 }
 
 impl Stack {
     /// The stack for a guest with hardware address `mac`.
     pub fn new(mac: [u8; 6]) -> Self {
-        let mut pipe = Pipe { mac, inward: VecDeque::new(), outward: Vec::new(), room: 0 };
+        let mut pipe = Pipe {
+            mac,
+            inward: VecDeque::new(),
+            outward: Vec::new(),
+            room: 0,
+            asked: BTreeMap::new(),
+            blocked: None,
+        };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = RandomState::new().build_hasher().finish();
         let mut interface = Interface::new(config, &mut pipe, Time::ZERO);
@@ -101,20 +134,21 @@ impl Stack {
     }
 
     /// Begins a connection to a port of the guest.
-    pub fn connect(&mut self, port: u16, spare: &mut Spare) -> Option<SocketHandle> {
-        let local = (GATEWAY_IP, self.free_port()?);
+    pub fn connect(&mut self, port: u16, spare: &mut Spare) -> Option<Handle> {
+        let local = self.free_port()?;
         let mut socket = spare.take();
-        socket.connect(self.interface.context(), (GUEST_IP, port), local).ok()?;
+        let (to, from) = ((GUEST_IP, port), (GATEWAY_IP, local));
+        socket.connect(self.interface.context(), to, from).ok()?;
         if !self.greeted {
             self.greeted = true;
             self.pipe.outward.push(frames::greeting(self.pipe.mac));
         }
-        Some(self.sockets.add(socket))
+        Some(Handle { socket: self.sockets.add(socket), ports: (local, port) })
     }
 
     /// Lets the guest's connection come about, once [`Socket::pause_synack`] allows it. None when
     /// it is on its way already.
-    pub fn accept(&mut self, opening: Opening, spare: &mut Spare) -> Option<SocketHandle> {
+    pub fn accept(&mut self, opening: Opening, spare: &mut Spare) -> Option<Handle> {
         let known = self.tcp().any(|socket| {
             socket.local_endpoint().is_some_and(|local| local.port == opening.to)
                 && socket.remote_endpoint().is_some_and(|remote| remote.port == opening.from)
@@ -125,7 +159,7 @@ impl Stack {
         let mut socket = spare.take();
         socket.pause_synack(true);
         socket.listen((GATEWAY_IP, opening.to)).ok()?;
-        Some(self.sockets.add(socket))
+        Some(Handle { socket: self.sockets.add(socket), ports: (opening.to, opening.from) })
     }
 
     fn tcp(&self) -> impl Iterator<Item = &Socket<'static>> {
@@ -147,13 +181,26 @@ impl Stack {
     }
 
     /// A connection.
-    pub fn get(&mut self, handle: SocketHandle) -> &mut Socket<'static> {
-        self.sockets.get_mut(handle)
+    pub fn get(&mut self, handle: Handle) -> &mut Socket<'static> {
+        self.sockets.get_mut(handle.socket)
+    }
+
+    /// Whether the guest leaves what it was sent on a connection unanswered, and has for too long.
+    pub fn is_unanswered(&self, handle: Handle, now: Instant) -> bool {
+        let socket = self.sockets.get::<Socket<'_>>(handle.socket);
+        let has_more = socket.send_queue() > 0
+            || matches!(
+                socket.state(),
+                State::SynSent | State::FinWait1 | State::Closing | State::LastAck
+            );
+        let blocked = self.pipe.blocked.filter(|_| has_more);
+        let since = self.pipe.asked.get(&handle.ports).copied().or(blocked);
+        since.is_some_and(|since| self.time(now) >= since + PATIENCE)
     }
 
     /// Whether nothing more is to be said on a connection.
-    pub fn is_over(&self, handle: SocketHandle) -> bool {
-        let socket = self.sockets.get::<Socket<'_>>(handle);
+    pub fn is_over(&self, handle: Handle) -> bool {
+        let socket = self.sockets.get::<Socket<'_>>(handle.socket);
         match socket.state() {
             State::Closed => socket.remote_endpoint().is_none(),
             // Its port is not used again for so long that nothing has to wait here.
@@ -163,13 +210,17 @@ impl Stack {
     }
 
     /// Forgets a connection.
-    pub fn remove(&mut self, handle: SocketHandle, spare: &mut Spare) {
-        let smoltcp::socket::Socket::Tcp(socket) = self.sockets.remove(handle);
+    pub fn remove(&mut self, handle: Handle, spare: &mut Spare) {
+        let smoltcp::socket::Socket::Tcp(socket) = self.sockets.remove(handle.socket);
+        self.pipe.asked.remove(&handle.ports);
         spare.put(socket);
     }
 
     /// A frame from the guest that was looked at.
     pub fn push(&mut self, frame: Frame) {
+        if let Some(((guest, gateway), _)) = segment(frames::payload(&frame)) {
+            self.pipe.asked.remove(&(gateway, guest));
+        }
         self.pipe.inward.push_back(frame);
     }
 
@@ -185,6 +236,9 @@ impl Stack {
         let time = self.time(now);
         let Self { interface, sockets, pipe, epoch, .. } = self;
         pipe.room = out.room(vm);
+        if pipe.room > 0 {
+            pipe.blocked = None;
+        }
         while interface.poll_egress(time, pipe, sockets) != PollResult::None {}
         pipe.outward.drain(..).for_each(|frame| out.send(vm, frame));
         let at = interface.poll_at(time, sockets)?;
@@ -198,13 +252,16 @@ impl Device for Pipe {
     type RxToken<'a> = Inward;
     type TxToken<'a> = Outward<'a>;
 
-    fn receive(&mut self, _: Time) -> Option<(Inward, Outward<'_>)> {
+    fn receive(&mut self, now: Time) -> Option<(Inward, Outward<'_>)> {
         let frame = self.inward.pop_front()?;
-        Some((Inward(frame), Outward(self)))
+        Some((Inward(frame), Outward { pipe: self, now }))
     }
 
-    fn transmit(&mut self, _: Time) -> Option<Outward<'_>> {
-        (self.outward.len() < self.room).then_some(Outward(self))
+    fn transmit(&mut self, now: Time) -> Option<Outward<'_>> {
+        if self.room == 0 {
+            self.blocked.get_or_insert(now);
+        }
+        (self.outward.len() < self.room).then_some(Outward { pipe: self, now })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -226,12 +283,18 @@ impl RxToken for Inward {
     }
 }
 
-struct Outward<'a>(&'a mut Pipe);
+struct Outward<'a> {
+    pipe: &'a mut Pipe,
+    now: Time,
+}
 
 impl TxToken for Outward<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let (frame, result) = frames::packet(self.0.mac, len, f);
-        self.0.outward.push(frame);
+        let (frame, result) = frames::packet(self.pipe.mac, len, f);
+        if let Some((ports, true)) = segment(frames::payload(&frame)) {
+            self.pipe.asked.entry(ports).or_insert(self.now);
+        }
+        self.pipe.outward.push(frame);
         result
     }
 }

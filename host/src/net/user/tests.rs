@@ -1,4 +1,4 @@
-//! Guests that send anything at all.
+//! Guests that send anything at all, and how long connections live.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,6 +6,9 @@ use std::net::{TcpListener, TcpStream};
 use mio::{Events, Poll};
 use smoltcp::wire::{EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpPacket};
 
+mod world;
+
+use self::world::{Pair, World};
 use super::frames::tests::{MAC, from_guest, ip};
 use super::*;
 use crate::net::publish::{Bound, Target, bind_any};
@@ -66,15 +69,25 @@ impl Bench {
     }
 
     fn turn_at(&mut self, vm: u32, now: Instant) -> Vec<Frame> {
+        self.turn_until(vm, now).0
+    }
+
+    /// The same; returns also when the uplink wants its next turn.
+    fn turn_until(&mut self, vm: u32, now: Instant) -> (Vec<Frame>, Option<Instant>) {
+        let next = self.pass(now);
+        let mut frames = VecDeque::new();
+        self.wire.take(vm, usize::MAX, &mut frames);
+        (frames.into(), next)
+    }
+
+    /// The same; what VMs were sent waits for them.
+    fn pass(&mut self, now: Instant) -> Option<Instant> {
         let mut events = Events::with_capacity(64);
         self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
         for event in &events {
             self.uplink.ready(event, &mut self.wire.outlet());
         }
-        self.uplink.poll(now, &mut self.wire.outlet());
-        let mut frames = VecDeque::new();
-        self.wire.take(vm, usize::MAX, &mut frames);
-        frames.into()
+        self.uplink.poll(now, &mut self.wire.outlet())
     }
 }
 
@@ -253,4 +266,228 @@ fn silent_clients_of_a_vm_give_way_to_others() {
 fn clients_that_name_no_vm_give_way_to_others() {
     // Half a request names none either.
     silent_clients_give_way(Target::ByName, 256, &[0, 1, 2]);
+}
+
+const MINUTES: Duration = Duration::from_secs(60);
+
+/// All kinds of connections, each with its name.
+fn pairs(world: &mut World) -> Vec<(&'static str, Pair)> {
+    let mut pairs = vec![
+        ("a client's", world.by_client()),
+        ("a guest's", world.by_guest()),
+        ("a client's on which nobody has spoken", world.by_client()),
+        ("a guest's on which nobody has spoken", world.by_guest()),
+    ];
+    for (_, pair) in &mut pairs[..2] {
+        world.speak(pair);
+    }
+    pairs
+}
+
+#[test]
+fn idle_connections_stay() {
+    let mut world = World::new();
+    let mut pairs = pairs(&mut world);
+    // As long as a client that keeps its connection alive pauses, and for very long.
+    for minutes in [1, 5, 60] {
+        world.run(minutes * MINUTES);
+        for (name, pair) in &mut pairs[..2] {
+            assert!(world.is_whole(pair), "{name} after {minutes} minutes");
+            world.speak(pair);
+        }
+    }
+    for (name, pair) in &mut pairs {
+        assert!(world.is_whole(pair), "{name} after all that time");
+        world.speak(pair);
+    }
+    assert_eq!(world.bench.wire.counts(0).drops.total(), 0);
+}
+
+#[test]
+fn idle_connections_that_one_side_has_closed_stay_open_for_the_other() {
+    let mut world = World::new();
+    for by_guest in [false, true] {
+        let mut pair = if by_guest { world.by_guest() } else { world.by_client() };
+        world.speak(&mut pair);
+        pair.host.shutdown(std::net::Shutdown::Write).unwrap();
+        world.run(5 * MINUTES);
+        assert!(!world.guest.socket(&pair).may_recv());
+        world.guest.socket(&pair).send_slice(b"late").unwrap();
+        world.guest.socket(&pair).close();
+        assert_eq!(world.read_to_end(&mut pair.host).unwrap(), b"late");
+
+        let mut pair = if by_guest { world.by_guest() } else { world.by_client() };
+        world.speak(&mut pair);
+        world.guest.socket(&pair).close();
+        world.run(5 * MINUTES);
+        assert_eq!(pair.host.read(&mut [0; 8]).unwrap(), 0);
+        pair.host.write_all(b"late").unwrap();
+        world.run(MINUTES);
+        assert_eq!(world.guest.take(&pair), b"late");
+    }
+}
+
+/// So many bytes that host, gateway and guest together do not hold them.
+fn much(dice: &mut Dice) -> Vec<u8> {
+    dice.bytes(12 << 20)
+}
+
+#[test]
+fn a_client_that_reads_nothing_for_minutes_loses_nothing() {
+    let mut world = World::new();
+    let mut pair = world.by_client();
+    let bytes = much(&mut Dice(5));
+    let mut sent = 0;
+    // Until no more goes out, and minutes after that.
+    for _ in 0..10 * 60 {
+        while let n @ 1.. = world.guest.socket(&pair).send_slice(&bytes[sent..]).unwrap() {
+            sent += n;
+            world.exchange();
+        }
+        world.run(Duration::from_secs(1));
+    }
+    assert!(sent < bytes.len(), "somebody holds all of it");
+    assert!(world.is_whole(&mut pair));
+    let mut received = Vec::new();
+    while received.len() < bytes.len() {
+        sent += world.guest.socket(&pair).send_slice(&bytes[sent..]).unwrap();
+        let before = received.len();
+        world.read(&mut pair.host, &mut received).unwrap();
+        if received.len() == before {
+            world.run(Duration::from_millis(5));
+        }
+    }
+    assert!(received == bytes);
+}
+
+#[test]
+fn a_guest_that_reads_nothing_for_minutes_loses_nothing() {
+    let mut world = World::new();
+    let mut pair = world.by_client();
+    let bytes = much(&mut Dice(6));
+    let mut sent = 0;
+    let push = |pair: &mut Pair, sent: &mut usize| match pair.host.write(&bytes[*sent..]) {
+        Ok(n) => *sent += n,
+        Err(e) => assert_eq!(e.kind(), ErrorKind::WouldBlock),
+    };
+    for _ in 0..10 * 60 {
+        push(&mut pair, &mut sent);
+        world.run(Duration::from_secs(1));
+    }
+    assert!(sent < bytes.len(), "somebody holds all of it");
+    assert!(world.is_whole(&mut pair));
+    let mut received = Vec::new();
+    while received.len() < bytes.len() {
+        if sent < bytes.len() {
+            push(&mut pair, &mut sent);
+        }
+        let some = world.guest.take(&pair);
+        if some.is_empty() {
+            world.run(Duration::from_millis(5));
+        } else {
+            world.exchange();
+        }
+        received.extend(some);
+    }
+    assert!(received == bytes);
+}
+
+#[test]
+fn a_guest_that_stands_still_for_a_moment_goes_on_where_it_was() {
+    let mut world = World::new();
+    let mut pairs = pairs(&mut world);
+    world.paused = true;
+    for (_, pair) in &mut pairs {
+        pair.host.write_all(b"hello").unwrap();
+    }
+    world.run(Duration::from_secs(20));
+    world.paused = false;
+    world.run(MINUTES);
+    for (name, pair) in &mut pairs {
+        assert_eq!(world.guest.take(pair), b"hello", "{name}");
+        world.speak(pair);
+    }
+    // Idle connections ask nothing of it.
+    world.paused = true;
+    world.run(60 * MINUTES);
+    world.paused = false;
+    for (name, pair) in &mut pairs {
+        assert!(world.is_whole(pair), "{name}");
+        world.speak(pair);
+    }
+}
+
+#[test]
+fn a_guest_that_acknowledges_nothing_is_given_up_and_its_clients_are_told() {
+    let mut world = World::new();
+    let mut pairs = pairs(&mut world);
+    let mut idle = world.by_client();
+    world.speak(&mut idle);
+    // That a client has said all is to be acknowledged as well.
+    let ended = world.by_client();
+    world.paused = true;
+    for (_, pair) in &mut pairs {
+        pair.host.write_all(b"hello").unwrap();
+    }
+    ended.host.shutdown(std::net::Shutdown::Write).unwrap();
+    pairs.push(("one that ends", ended));
+    // A client that comes now.
+    pairs.push(("a new one", world.begin()));
+    world.run(Duration::from_secs(29));
+    for (name, pair) in &mut pairs {
+        assert!(world.is_whole(pair), "{name}");
+    }
+    world.run(Duration::from_secs(5));
+    for (name, pair) in &mut pairs {
+        let told = pair.host.read(&mut [0; 8]).expect_err("an end that looks clean");
+        assert_eq!(told.kind(), ErrorKind::ConnectionReset, "{name}");
+    }
+    assert_eq!(world.bench.wire.counts(0).drops.get(DropReason::Unanswered), pairs.len() as u64);
+    assert!(world.is_whole(&mut idle));
+    world.paused = false;
+    world.run(MINUTES);
+    world.speak(&mut idle);
+    // Nothing of the others is left.
+    assert_eq!(world.bench.uplink.conns.iter().flatten().count(), 1);
+}
+
+#[test]
+fn a_guest_for_which_there_is_no_room_is_given_up_as_well() {
+    let mut world = World::new();
+    let mut pair = world.by_client();
+    world.paused = true;
+    // Its queue is full, so that nothing more can be sent, and nothing is to be acknowledged.
+    while world.bench.wire.outlet().room(0) > 0 {
+        world.bench.wire.outlet().send(0, vec![0; 60].into());
+    }
+    pair.host.write_all(b"hello").unwrap();
+    world.run(Duration::from_secs(29));
+    assert!(world.is_whole(&mut pair));
+    world.run(Duration::from_secs(5));
+    let told = pair.host.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(world.bench.wire.counts(0).drops.get(DropReason::Unanswered), 1);
+}
+
+#[test]
+fn connections_that_nobody_uses_give_way_to_others() {
+    for by_guest in [false, true] {
+        let mut world = World::new();
+        let open = |world: &mut World| match by_guest {
+            true => world.by_guest(),
+            false => world.by_client(),
+        };
+        let room = if by_guest { FROM_GUEST_MAX } else { 48 };
+        let mut pairs: Vec<Pair> = (0..room).map(|_| open(&mut world)).collect();
+        pairs.iter_mut().for_each(|pair| world.speak(pair));
+        world.run(9 * MINUTES);
+        world.speak(&mut pairs[0]);
+        world.run(2 * MINUTES);
+        assert!(pairs.iter_mut().all(|pair| world.is_whole(pair)), "by guest: {by_guest}");
+        let mut another = open(&mut world);
+        world.speak(&mut another);
+        let whole: Vec<bool> = pairs.iter_mut().map(|pair| world.is_whole(pair)).collect();
+        let gone = whole.iter().filter(|&&whole| !whole).count();
+        assert!(whole[0] && gone == 1, "by guest: {by_guest}, {gone} gone");
+    }
 }
