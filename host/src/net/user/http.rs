@@ -1,7 +1,14 @@
-//! The route by name: which VM an HTTP request is for.
+//! The route by name: which VM an HTTP request is for. Whether the request is right in all else is
+//! for the guest's server to say, which gets it as it came.
+
+use httparse::{EMPTY_HEADER, Error, Request, Status};
 
 /// Longest head of a request.
 pub const HEAD_MAX: usize = 8 << 10;
+/// Most fields in it.
+const FIELDS_MAX: usize = 256;
+/// How `httparse` writes HTTP/1.1.
+const HTTP_1_1: u8 = 1;
 
 /// Why a request goes nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -10,7 +17,7 @@ pub enum Refusal {
     BadRequest,
     /// No VM has this name.
     NotFound,
-    /// Its head is longer than [`HEAD_MAX`].
+    /// Its head is longer than [`HEAD_MAX`], or has more than [`FIELDS_MAX`] fields.
     TooLarge,
     /// The VM has as many connections as it may have.
     Busy,
@@ -26,7 +33,9 @@ impl Refusal {
             Self::NotFound => {
                 ("404 Not Found", "No machine has this name: ask for vm0.localhost and so on.\n")
             }
-            Self::TooLarge => ("431 Request Header Fields Too Large", "8 KiB at most.\n"),
+            Self::TooLarge => {
+                ("431 Request Header Fields Too Large", "8 KiB and 256 fields at most.\n")
+            }
             Self::Ended => ("503 Service Unavailable", "The machine has ended.\n"),
             Self::Busy => ("503 Service Unavailable", "The machine has too many connections.\n"),
         };
@@ -39,47 +48,50 @@ impl Refusal {
     }
 }
 
-/// The VM that a request is for, of `count`; none as long as its head is not whole.
+/// Returns the VM that a request is for, of `count`; none while the request's head is not whole.
 pub fn route(head: &[u8], count: u32) -> Result<Option<u32>, Refusal> {
-    let mut hosts = Vec::new();
-    let mut lines = head.split_inclusive(|&b| b == b'\n');
-    // A line's end may be missing still.
-    let line = |bytes: &[u8]| -> Option<Result<String, Refusal>> {
-        let bytes = bytes.strip_suffix(b"\n")?;
-        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-        Some(String::from_utf8(bytes.to_vec()).map_err(|_| Refusal::BadRequest))
-    };
-    let too_large = head.len() >= HEAD_MAX;
-    let unfinished = if too_large { Err(Refusal::TooLarge) } else { Ok(None) };
-    let Some(first) = lines.next().and_then(line).transpose()? else { return unfinished };
-    let words: Vec<&str> = first.split(' ').collect();
-    if words.len() != 3 || !words[2].starts_with("HTTP/1.") {
-        return Err(Refusal::BadRequest);
+    let mut fields = [EMPTY_HEADER; FIELDS_MAX];
+    let mut request = Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(Status::Complete(_)) => {}
+        Ok(Status::Partial) if head.len() < HEAD_MAX => return Ok(None),
+        Ok(Status::Partial) | Err(Error::TooManyHeaders) => return Err(Refusal::TooLarge),
+        Err(_) => return Err(Refusal::BadRequest),
     }
-    loop {
-        let Some(line) = lines.next().and_then(line).transpose()? else { return unfinished };
-        if line.is_empty() {
-            break;
-        }
-        let (name, value) = line.split_once(':').ok_or(Refusal::BadRequest)?;
-        if name.eq_ignore_ascii_case("host") {
-            hosts.push(value.trim().to_owned());
-        }
-    }
-    match &hosts[..] {
-        [host] => match vm(host).filter(|&vm| vm < count) {
-            Some(vm) => Ok(Some(vm)),
-            None => Err(Refusal::NotFound),
-        },
-        _ => Err(Refusal::BadRequest),
+    let host = host(&request).ok_or(Refusal::BadRequest)?;
+    match vm(&host).filter(|&vm| vm < count) {
+        Some(vm) => Ok(Some(vm)),
+        None => Err(Refusal::NotFound),
     }
 }
 
-/// The VM of `vm7`, `vm7.localhost` or `vm7.localhost:8080`. Other domains are refused: a page from
-/// elsewhere must not get here by a name of its own that resolves to this host.
+/// Returns the host that a request names, perhaps with a port. A request that could mean two is
+/// refused, also where one of them does not count: a guest could take it for the other.
+fn host(request: &Request<'_, '_>) -> Option<String> {
+    let mut hosts = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let (first, second) = (hosts.next(), hosts.next());
+    let field = first.map(|field| str::from_utf8(field.value)).transpose().ok()?;
+    if second.is_some() || (field.is_none() && request.version == Some(HTTP_1_1)) {
+        return None;
+    }
+    // RFC 9112, 3.2.2: a target that is a whole URI says more than the field.
+    match request.path?.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
+            let authority = rest.split(['/', '?', '#']).next()?;
+            // A name in front of the host is there to mislead (RFC 9110, 4.2.4).
+            (!authority.contains('@')).then(|| authority.to_owned())
+        }
+        _ => field.map(str::to_owned),
+    }
+}
+
+/// Returns the VM of `vm7`, `vm7.localhost` or `vm7.localhost:8080`. Other domains are refused: a
+/// page from elsewhere must not get here by a name of its own that resolves to this host.
 fn vm(host: &str) -> Option<u32> {
     let host = host.to_ascii_lowercase();
     let name = host.split_once(':').map_or(host.as_str(), |(name, _)| name);
+    // A dot at the end says that the name is whole.
+    let name = name.strip_suffix('.').unwrap_or(name);
     let name = name.strip_suffix(".localhost").unwrap_or(name);
     let digits = name.strip_prefix("vm")?;
     let plain = digits == "0" || !digits.starts_with('0');
@@ -97,12 +109,72 @@ mod tests {
 
     #[test]
     fn a_vm_is_found_by_its_name() {
-        for host in ["vm7.localhost:8080", "vm7.localhost", "vm7", "VM7.LocalHost"] {
+        let names = [
+            "vm7.localhost:8080",
+            "vm7.localhost",
+            "vm7",
+            "VM7.LocalHost",
+            "vm7.localhost.",
+            "vm7.:80",
+        ];
+        for host in names {
             assert_eq!(get(host), Ok(Some(7)), "{host}");
         }
         assert_eq!(get("vm255.localhost"), Ok(Some(255)));
-        for host in ["vm256", "vm", "vm07", "vm+7", "vm7.example.com", "localhost", "127.0.0.1"] {
+        for host in [
+            "vm256",
+            "vm",
+            "vm07",
+            "vm+7",
+            "vm7.example.com",
+            "localhost",
+            "127.0.0.1",
+            "vm7.localhost..",
+            ".",
+            "",
+        ] {
             assert_eq!(get(host), Err(Refusal::NotFound), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_a_whole_uri_counts_more_than_the_host_field() {
+        let ask = |request: &str| route(format!("{request}\r\n\r\n").as_bytes(), 256);
+        let field = "Host: vm2.localhost:8080";
+        for target in ["http://vm7.localhost:8080/", "HTTP://vm7/a?b", "http://vm7", "http://vm7?x"]
+        {
+            let asked = ask(&format!("GET {target} HTTP/1.1\r\n{field}"));
+            assert_eq!(asked, Ok(Some(7)), "{target}");
+        }
+        assert_eq!(ask("GET http://vm7/ HTTP/1.0"), Ok(Some(7)));
+        assert_eq!(ask(&format!("GET /http://vm7/ HTTP/1.1\r\n{field}")), Ok(Some(2)));
+        assert_eq!(ask(&format!("OPTIONS * HTTP/1.1\r\n{field}")), Ok(Some(2)));
+        let elsewhere = ask(&format!("GET http://example.com/ HTTP/1.1\r\n{field}"));
+        assert_eq!(elsewhere, Err(Refusal::NotFound));
+        for wrong in [
+            "GET http://vm7/ HTTP/1.1".to_owned(),
+            format!("GET http://vm7/ HTTP/1.1\r\n{field}\r\n{field}"),
+            format!("GET http://vm7@vm8/ HTTP/1.1\r\n{field}"),
+        ] {
+            assert_eq!(ask(&wrong), Err(Refusal::BadRequest), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_servers_take_is_taken() {
+        // Field values may have any byte that is no control character (RFC 9110, 5.5), and empty
+        // lines may come before the request (RFC 9112, 2.2).
+        for request in [
+            &b"GET / HTTP/1.1\r\nHost: vm3\r\nX-Name: caf\xe9 \xc3\xa9\xff\r\n\r\n"[..],
+            b"GET / HTTP/1.1\r\nHost:vm3\t \r\nCookie: a=\x80\r\n\r\n",
+            b"\r\n\r\nGET / HTTP/1.1\r\nHost: vm3\r\n\r\n",
+            b"\nPOST / HTTP/1.0\nhOST: vm3\n\n",
+        ] {
+            let text = String::from_utf8_lossy(request).into_owned();
+            assert_eq!(route(request, 4), Ok(Some(3)), "{text}");
+            for len in 0..request.len() {
+                assert_eq!(route(&request[..len], 4), Ok(None), "{len} of {text}");
+            }
         }
     }
 
@@ -126,12 +198,18 @@ mod tests {
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: vm1\r\nHost: vm2\r\n\r\n",
             "GET / HTTP/1.1\r\nnonsense\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: vm1\r\n Host: vm2\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : vm1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: vm1\r\nX: a\0b\r\n\r\n",
         ] {
             assert_eq!(route(text.as_bytes(), 4), Err(Refusal::BadRequest), "{text}");
         }
         assert_eq!(route(b"\xff\xfe\r\n", 4), Err(Refusal::BadRequest));
         let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(HEAD_MAX));
         assert_eq!(route(long.as_bytes(), 4), Err(Refusal::TooLarge));
+        let many = format!("GET / HTTP/1.1\r\nHost: vm1\r\n{}\r\n", "a:\r\n".repeat(FIELDS_MAX));
+        assert_eq!(route(many.as_bytes(), 4), Err(Refusal::TooLarge));
+        assert_eq!(route("\r\n".repeat(HEAD_MAX / 2).as_bytes(), 4), Err(Refusal::TooLarge));
     }
 
     #[test]
