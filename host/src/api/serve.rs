@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use super::clients::Clients;
 use super::error::ApiError;
 use super::socket::Keep;
+use crate::net::listen;
 
 /// Connections at a time of those who may use the API, at the address and at the socket.
 pub const CONNECTIONS_MAX: usize = 1024;
@@ -62,7 +63,7 @@ impl Listener {
         let ports = (0..tries).filter_map(|i| address.port().checked_add(i));
         for port in ports {
             let address = SocketAddr::new(address.ip(), port);
-            match std::net::TcpListener::bind(address) {
+            match listen(address) {
                 Ok(socket) => {
                     let address = socket.local_addr().unwrap_or(address);
                     return Ok(Self { socket, address });

@@ -14,6 +14,7 @@
 pub mod addresses;
 pub mod counters;
 pub mod door;
+mod listen;
 pub mod pcap;
 pub mod publish;
 pub mod rewrite;
@@ -33,6 +34,7 @@ use smoltcp::wire::Ipv4Cidr;
 
 pub use self::counters::{Counts, DropReason};
 pub use self::door::{Door, Visit};
+pub use self::listen::listen;
 pub use self::publish::Publish;
 pub use self::service::Network;
 pub use self::wire::Wire;
