@@ -269,7 +269,8 @@ pub struct Networking {
     /// `http://vm7.localhost:PORT/`
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub publish_http: Option<u16>,
-    /// Ports of 127.0.0.1 that machines reach at their gateway, 10.0.2.2 [default: none]
+    /// Ports of 127.0.0.1 that machines reach at their gateway, 10.0.2.2; not those of this fleet
+    /// itself [default: none]
     #[arg(long, value_name = "PORTS", default_value = "", hide_default_value = true)]
     #[arg(value_parser = host_ports)]
     pub net_host_ports: HostPorts,
@@ -283,10 +284,10 @@ pub struct Networking {
     /// 1 + I
     #[arg(long, value_name = "NETWORK", default_value = Subnet::DEFAULT)]
     pub net_subnet: Subnet,
-    /// Bits that each machine may send in a second, like 10M [default: no limit]
+    /// Bits that each machine may send in a second, like 10M for 10 million [default: no limit]
     #[arg(long, value_name = "RATE")]
     pub net_rate: Option<Rate>,
-    /// Record what machines send and receive, as pcapng
+    /// Record what machines send and receive, as pcapng; a named pipe needs a reader first
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
     /// Record these machines only

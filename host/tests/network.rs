@@ -108,8 +108,13 @@ mod tests {
 
     /// The whole answer to one request.
     fn get(port: u16, host: &str) -> io::Result<String> {
+        ask(port, format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes())
+    }
+
+    /// The whole answer to this request.
+    fn ask(port: u16, request: &[u8]) -> io::Result<String> {
         let mut stream = connect(port)?;
-        stream.write_all(format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes())?;
+        stream.write_all(request)?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         if answer.starts_with("HTTP/1.1 200") {
@@ -130,6 +135,14 @@ mod tests {
             fleet.check(vm);
             let page = get(port + 8, &format!("vm{vm}.localhost:{}", port + 8)).unwrap();
             assert!(page.contains(&format!("<title>vm{vm}</title>")), "{page}");
+        }
+        for request in [
+            &b"GET / HTTP/1.0\r\nHost: vm5.localhost.\r\nX-Name: caf\xe9\r\n\r\n"[..],
+            b"\r\nGET / HTTP/1.0\r\nHost: vm5\r\n\r\n",
+            b"GET http://vm5.localhost/ HTTP/1.0\r\nHost: vm2.localhost\r\n\r\n",
+        ] {
+            let page = ask(port + 8, request).unwrap();
+            assert!(page.contains("<title>vm5</title>"), "{page}");
         }
         let refused = get(port + 8, "vm8.localhost").unwrap_err().to_string();
         assert!(refused.contains("404"), "{refused}");
@@ -348,6 +361,51 @@ mod tests {
         }
     }
 
+    /// The only test of this that needs real time; the others are with the stack, by a clock of
+    /// their own.
+    #[test]
+    fn idle_connections_and_clients_that_pause_are_not_cut() {
+        const PAUSE: Duration = Duration::from_secs(35);
+        const BIG: usize = 8 << 20;
+        if !has_image() {
+            return;
+        }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let options = format!("--memory 64M --net-host-ports {port}");
+        let (fleet, mut stdin) = with_keyboard(free_ports(2), &options);
+        let script = format!(
+            "cd /run/www; head -c {BIG} /dev/zero > y; mv y big; \
+             wget -T 90 -qO x http://10.0.2.2:{port}/ && mv x copy\n"
+        );
+        stdin.write_all(script.as_bytes()).unwrap();
+        // The guest's client waits for its answer.
+        let (mut server, _) = listener.accept().unwrap();
+        let _ = server.read(&mut [0; 512]).unwrap();
+        // A client of the guest asks for more than it reads.
+        let mut reader = fleet.connect(0).unwrap();
+        reader.write_all(b"GET /big HTTP/1.0\r\n\r\n").unwrap();
+        // Another one has not said anything.
+        let mut silent = fleet.connect(0).unwrap();
+        std::thread::sleep(PAUSE);
+
+        server.write_all(b"HTTP/1.0 200 OK\r\n\r\nlate\n").unwrap();
+        drop(server);
+        let mut answer = Vec::new();
+        reader.read_to_end(&mut answer).unwrap();
+        let (head, body) = answer.split_at(answer.len().saturating_sub(BIG));
+        assert!(head.ends_with(b"\r\n\r\n") && body.iter().all(|&b| b == 0), "{}", answer.len());
+        silent.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        silent.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("<title>vm0</title>"), "{answer}");
+        let limit = Instant::now() + PATIENCE;
+        while ask(fleet.port, b"GET /copy HTTP/1.0\r\n\r\n").is_err() {
+            assert!(Instant::now() < limit, "the guest has no answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     #[test]
     fn a_machine_serves_again_after_it_has_started_again() {
         if !has_image() {
@@ -435,5 +493,47 @@ mod tests {
         assert!(text.contains("the last of 3 machines is 2"), "{text}");
         let text = refused("--publish 24000");
         assert!(text.contains("HOSTPORT:GUESTPORT"), "{text}");
+        let text = refused("--net-rate 10");
+        assert!(text.contains("10 bits a second is less than one packet"), "{text}");
+    }
+
+    #[test]
+    fn guests_do_not_get_to_ports_at_which_the_program_itself_listens() {
+        let refused = |args: &str| {
+            let args = format!("boot --timeout 5 {args}");
+            let (code, stdout, stderr) = run(&mut pxvm(args.split_ascii_whitespace()));
+            assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
+            stderr
+        };
+        let port = free_ports(2);
+        let addresses = ["127.0.0.1", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]"];
+        // Some hosts have no IPv6.
+        for address in addresses.iter().filter(|a| TcpListener::bind(format!("{a}:0")).is_ok()) {
+            let text = refused(&format!("--listen {address}:{port} --net-host-ports 1-65535"));
+            assert!(text.contains("the dashboard and control API of this fleet"), "{text}");
+            assert!(text.contains(&format!("leave {port} out")), "{text}");
+        }
+        // Wherever it finds a free port.
+        let text = refused("--dashboard --net-host-ports 8080-8200");
+        assert!(text.contains("the dashboard and control API of this fleet"), "{text}");
+        let text = refused(&format!("--count 2 --publish {port}:80 --net-host-ports {}", port + 1));
+        assert!(text.contains(&format!("is --publish {port}:80 of this fleet")), "{text}");
+        let text = refused(&format!("--publish-http {port} --net-host-ports {port}"));
+        assert!(text.contains(&format!("is --publish-http {port} of this fleet")), "{text}");
+    }
+
+    #[test]
+    fn a_capture_does_not_wait_for_the_reader_of_a_pipe() {
+        if !has_image() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        let (code, _, stderr) = run(pxvm(["boot", "--timeout", "5", "--pcap"]).arg(&pipe));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains("nobody reads this pipe"), "{stderr}");
     }
 }

@@ -52,7 +52,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     };
     let drawn = draw_seed(&mut guest, settings.clock)?;
     let steering = Steering::bind(&control)?;
-    let uplink = network::uplink(&networking, capacity, running.backend)?;
+    let uplink = network::uplink(&networking, capacity, running.backend, steering.address())?;
     let options = cuda::Options { device: running.device, lanes: running.lanes };
     // A GPU that is asked for and cannot be used is told before images are looked for; loading the
     // program into one that can takes seconds the first time, and comes after.

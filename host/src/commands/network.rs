@@ -1,5 +1,7 @@
 //! Puts a fleet's network together from the options.
 
+use std::net::SocketAddr;
+
 use crate::api::Reach;
 use crate::cli::{BackendChoice, NetChoice, Networking};
 use crate::exit::Error;
@@ -11,11 +13,12 @@ use crate::net::user::{self, HostPorts, UserUplink};
 use crate::net::{NetError, Network, Uplink, Wire, publish};
 
 /// What the network cards are connected to; ports are bound and interfaces made here, before
-/// anything else is done.
+/// anything else is done but that the control API was bound to `api`.
 pub fn uplink(
     options: &Networking,
     count: u32,
     backend: BackendChoice,
+    api: Option<SocketAddr>,
 ) -> Result<Option<Box<dyn Uplink>>, Error> {
     let lockstep = backend == BackendChoice::Lockstep;
     let choice = match options.net.clone() {
@@ -38,8 +41,12 @@ pub fn uplink(
     let (uplink, addresses): (Box<dyn Uplink>, _) = match choice {
         NetChoice::None => return Ok(None),
         NetChoice::User => {
-            let bound = publish::bind(count, &options.publish, options.publish_http)?;
             let host_ports = options.net_host_ports.clone();
+            if let Some(api) = api {
+                host_ports.refuse(api, "the dashboard and control API")?;
+            }
+            let (publish, http) = (&options.publish, options.publish_http);
+            let bound = publish::bind(count, publish, http, &host_ports)?;
             // Where they have no room in the network, VMs have no names for each other.
             let peers = addresses().ok();
             let options = user::Options { count, bound, host_ports, macs, peers };

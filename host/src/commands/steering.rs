@@ -1,6 +1,7 @@
 //! By what a running fleet is seen and steered: an address for browsers and programs, a socket for
 //! `pxvm`. Both are bound before anything boots.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::api::access::{Access, new_token};
@@ -47,6 +48,11 @@ impl Steering {
         };
         let access = Access::new(listener.address(), token);
         Ok(Self { name, public: Some((listener, access)), socket })
+    }
+
+    /// Where the dashboard and the API are.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.public.as_ref().map(|(listener, _)| listener.address())
     }
 
     /// Where a browser finds the dashboard.

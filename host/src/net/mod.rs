@@ -154,6 +154,17 @@ pub enum NetError {
         /// The other.
         b: String,
     },
+    /// Guests may reach a port at which this program listens itself.
+    #[error(
+        "--net-host-ports would lead the machines to {address}, which is {by} of this fleet; \
+         leave {} out there, or choose another port here", address.port()
+    )]
+    OwnPort {
+        /// Where it listens.
+        address: SocketAddr,
+        /// What for.
+        by: String,
+    },
     /// The range ends past the last port.
     #[error(
         "{by} for {count} machines ends at port {last}, past 65535; \

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use pcap_file::pcapng::blocks::interface_description::{
 use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
 use pcap_file::pcapng::{PcapNgBlock, PcapNgWriteError, PcapNgWriter};
 use pcap_file::{DataLink, Endianness};
+use rustix::fs::OFlags;
 
 /// Frames that may wait for the file: at most about 12 MB.
 const WAITING_MAX: usize = 8192;
@@ -92,6 +94,9 @@ pub enum CaptureError {
     /// The user may not write there.
     #[error("--pcap {}: there is no right to write this file", .0.display())]
     Access(PathBuf),
+    /// It is a named pipe, which takes nothing until somebody reads it.
+    #[error("--pcap {}: nobody reads this pipe; start its reader first", .0.display())]
+    NoReader(PathBuf),
     /// Any other reason.
     #[error("cannot write {}", path.display())]
     Io {
@@ -121,9 +126,20 @@ impl CaptureError {
     }
 }
 
+/// Opens what is at `path` if that is a named pipe; an error if nobody reads it. To open one for a
+/// writer that may wait would wait until somebody does. As long as this is open, the reader sees no
+/// end.
+fn reader(path: &Path) -> io::Result<Option<File>> {
+    let is_pipe = path.metadata().is_ok_and(|about| about.file_type().is_fifo());
+    let mut options = File::options();
+    options.write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    is_pipe.then(|| options.open(path)).transpose()
+}
+
 impl Capture {
     /// Begins a file about `chosen` VMs, in that order, of `count`.
     pub fn create(path: &Path, chosen: &[u32], count: u32) -> Result<Self, CaptureError> {
+        let _reader = reader(path).map_err(|_| CaptureError::NoReader(path.to_owned()))?;
         Self::begin(path, chosen, count).map_err(|error| CaptureError::new(path, error))
     }
 

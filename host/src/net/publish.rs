@@ -9,7 +9,8 @@ use std::str::FromStr;
 use mio::net::TcpListener;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::NetError;
+use super::user::HostPorts;
+use super::{NetError, listen};
 
 /// `--publish BASE:PORT`: port BASE + i of the host's loopback leads to port PORT of VM i.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,8 +63,14 @@ const RESERVED: u64 = 128;
 /// Connections that there should be room for.
 const CONNECTIONS_MIN: u64 = 256;
 
-/// Binds all ports for `count` VMs. `http` is the port of the route by name.
-pub fn bind(count: u32, publish: &[Publish], http: Option<u16>) -> Result<Vec<Bound>, NetError> {
+/// Binds all ports for `count` VMs. `http` is the port of the route by name. Guests that may reach
+/// `open` must not get to other guests by it.
+pub fn bind(
+    count: u32,
+    publish: &[Publish],
+    http: Option<u16>,
+    open: &HostPorts,
+) -> Result<Vec<Bound>, NetError> {
     let mut wanted: BTreeMap<u16, (Target, String)> = BTreeMap::new();
     let mut add = |port: u16, target: Target, by: String| match wanted.get(&port) {
         Some((_, other)) => Err(NetError::Overlap { port, a: other.clone(), b: by }),
@@ -86,10 +93,17 @@ pub fn bind(count: u32, publish: &[Publish], http: Option<u16>) -> Result<Vec<Bo
     if let Some(http) = http {
         add(http, Target::ByName, format!("--publish-http {http}"))?;
     }
+    for (&port, (_, by)) in &wanted {
+        open.refuse((Ipv4Addr::LOCALHOST, port).into(), by)?;
+    }
     allow_files(wanted.len() as u64)?;
     let bind = |(port, (target, by))| {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        match TcpListener::bind(address) {
+        let listener = listen(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(TcpListener::from_std(listener))
+        });
+        match listener {
             Ok(listener) => Ok(Bound { listener, target }),
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
                 Err(NetError::PortTaken { by, address })
@@ -166,7 +180,7 @@ mod tests {
     fn each_vm_has_its_port_and_the_route_by_name_one_for_all() {
         let base = free_range(4);
         let publish = Publish { base, port: 80 };
-        let bound = bind(3, &[publish], Some(base + 3)).unwrap();
+        let bound = bind(3, &[publish], Some(base + 3), &HostPorts::default()).unwrap();
         let targets: Vec<Target> = bound.iter().map(|b| b.target).collect();
         let port = |vm| Target::Port { vm, port: 80 };
         assert_eq!(targets, [port(0), port(1), port(2), Target::ByName]);
@@ -176,7 +190,8 @@ mod tests {
     #[test]
     fn what_cannot_be_bound_is_refused_with_the_reason() {
         let refused = |count, publish: &[Publish], http| {
-            bind(count, publish, http).expect_err("refused").to_string()
+            let open = "7000-7010".parse().unwrap();
+            bind(count, publish, http, &open).expect_err("refused").to_string()
         };
         let at = |base| Publish { base, port: 80 };
         let many = refused(1000, &[at(65_000)], None);
@@ -185,6 +200,10 @@ mod tests {
         assert!(overlap.contains("4004") && overlap.contains("--publish 4000:80"), "{overlap}");
         let same = refused(8, &[at(4000)], Some(4007));
         assert!(same.contains("--publish-http 4007"), "{same}");
+        let within = refused(8, &[at(6998)], None);
+        assert!(within.contains("127.0.0.1:7000, which is --publish 6998:80 of"), "{within}");
+        let by_name = refused(1, &[], Some(7010));
+        assert!(by_name.contains("127.0.0.1:7010, which is --publish-http 7010"), "{by_name}");
         let base = free_range(2);
         let _taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, base + 1)).unwrap();
         let taken = refused(2, &[at(base)], None);

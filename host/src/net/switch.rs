@@ -12,7 +12,7 @@ use mio::Registry;
 use mio::event::Event;
 
 use super::addresses::Addresses;
-use super::rewrite::{self, Destination};
+use super::rewrite::{self, Destination, FRAME_MAX};
 use super::{DropReason, Frame, Outlet, Uplink, Visit};
 
 /// Copies of broadcasts that one sender may cause in a second.
@@ -33,6 +33,9 @@ pub struct Rules {
     pub rate: Option<Rate>,
 }
 
+/// Bits of the largest frame. A guest that may not send one a second is as good as cut off.
+const RATE_MIN: u64 = FRAME_MAX as u64 * 8;
+
 /// Bytes a second; written in bits, like 10M.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate(u64);
@@ -49,8 +52,12 @@ impl FromStr for Rate {
         };
         let bits = digits.parse().ok().and_then(|n: u64| n.checked_mul(unit));
         match bits {
-            Some(bits @ 8..) => Ok(Self(bits / 8)),
-            _ => Err("not a number of bits a second; write it like 10M".into()),
+            Some(bits @ RATE_MIN..) => Ok(Self(bits / 8)),
+            Some(bits) => Err(format!(
+                "{bits} bits a second is less than one packet ({RATE_MIN} bits) a second; \
+                 K, M and G stand for thousands, millions and thousand millions, as in 10M"
+            )),
+            None => Err("not a number of bits a second; write it like 10M".into()),
         }
     }
 }
@@ -358,7 +365,7 @@ mod tests {
 
     #[test]
     fn more_than_its_rate_is_dropped_and_is_the_vms_own() {
-        let rules = Rules { mesh: false, rate: Some("8K".parse().unwrap()) };
+        let rules = Rules { mesh: false, rate: Some(Rate(1000)) };
         let mut net = net(2, rules);
         let big = |_| frame([9, 9, 9, 9]);
         let n = BURST_MIN as usize / big(()).len() + 200;
@@ -386,9 +393,14 @@ mod tests {
     #[test]
     fn rates_are_written_in_bits() {
         assert_eq!("10M".parse(), Ok(Rate(1_250_000)));
-        assert_eq!("800".parse(), Ok(Rate(100)));
-        for wrong in ["", "M", "0", "-1", "1T", "7", "99999999999G", "1.5M"] {
+        assert_eq!("12112".parse(), Ok(Rate(1514)));
+        for wrong in ["", "M", "-1", "1T", "99999999999G", "1.5M"] {
             assert!(wrong.parse::<Rate>().is_err(), "{wrong}");
+        }
+        // Who leaves the unit out does not mean bits.
+        for small in ["0", "10", "100", "1K", "12111"] {
+            let refused = small.parse::<Rate>().unwrap_err();
+            assert!(refused.contains("less than one packet"), "{small}: {refused}");
         }
     }
 }
