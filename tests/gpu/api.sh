@@ -1,5 +1,6 @@
 #!/bin/bash
-# The control API over a fleet on the GPU: needs a GPU, a release binary, python3 and curl, no Rust.
+# The control API over a fleet on the GPU: needs a GPU, python3, curl, a release binary and beside
+# it the load generator (cargo build --release --bin pxvm --bin load), no Rust.
 #
 #   tests/gpu/api.sh PXVM IMAGE_DIR [COUNT [SECONDS]]
 #
@@ -9,9 +10,14 @@
 # (default 10) at a time, without and with somebody who watches as the dashboard does. Prints
 # `N passed, N failed`; speeds are for reading.
 set -uo pipefail
-[ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 pxvm=$(realpath "$1") images=$(realpath "$2") count=${3:-256} seconds=${4:-10}
 backend=${PXVM_BACKEND:-cuda} # for a look at this script without a GPU
+load=$(dirname "$pxvm")/load
+[ -x "$load" ] || {
+    echo "error: no $load; cargo build --release -p pxvm-tests --bin load makes it" >&2
+    exit 2
+}
 work=$(mktemp -d)
 pid=
 trap '[ -z "$pid" ] || kill "$pid" 2> /dev/null; rm -rf "$work"' EXIT
@@ -45,24 +51,16 @@ check() { # NAME COMMAND...
     shift
     "$@" > "$work/said" 2>&1 || rc=1
     if [ $rc = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
-    printf '%-7s %-32s %s\n' "$([ $rc = 0 ] && echo ok || echo FAILED)" "$name" "$(tail -n 1 "$work/said" | cut -c1-100)"
+    printf '%-7s %-32s %s\n' "$([ $rc = 0 ] && echo ok || echo FAILED)" "$name" "$(tail -n 1 "$work/said" | cut -c1-200)"
 }
-pages() {
-    python3 - "$url" "$count" << 'END'
-import sys, time, urllib.request
-from concurrent.futures import ThreadPoolExecutor
-url, count = sys.argv[1], int(sys.argv[2])
-def fetch(vm):
-    begun = time.time()
-    with urllib.request.urlopen(f"{url}vms/{vm}/http/80/", timeout=60) as answer:
-        page = answer.read().decode()
-    assert f"<title>vm{vm}</title>" in page, page
-    return time.time() - begun
-begun = time.time()
-with ThreadPoolExecutor(64) as pool:
-    times = sorted(pool.map(fetch, range(count)))
-print(f"{count} pages in {time.time() - begun:.2f} s, each in {times[len(times) // 2] * 1e3:.0f} ms (median), {times[-1] * 1e3:.0f} ms at most")
-END
+pages() { # all at once, but no more than the API lets ask VMs at a time
+    local port=${url%/}
+    "$load" all "${port##*:}" $((count < 256 ? count : 256)) --api
+}
+again() { # what the host's TCP has sent again, and whom it has let wait, since it was started
+    awk '/^TcpExt:/ && !n { n = split($0, name); next }
+        /^TcpExt:/ { for (i = 2; i <= n; i++) if (name[i] ~ /^(ListenOverflows|TCPTimeouts)$/) printf " %s %s", name[i], $i }' \
+        /proc/net/netstat
 }
 says() { # PATTERN COMMAND...
     "${@:2}" > "$work/text"
@@ -81,8 +79,10 @@ ready() { # ID
     for i in $(seq 200); do curl -s "${url}api/v1/vms/$1" | grep -q '"state":"ready"' && echo "vm$1 is ready" && return; sleep 0.1; done
     return 1
 }
+echo "host:$(again)"
 check "all pages" pages
 check "all pages again" pages
+echo "host:$(again)"
 check "exec" says riscv32 "$pxvm" exec 3 -- uname -a
 check "pause" "$pxvm" pause 1
 check "it stands still" still

@@ -1,6 +1,7 @@
 //! Asks machines for their pages, as many and as fast as it is told, for the scripts in `tests/net`
-//! and `tests/gpu`. Machine I answers at 127.0.0.1:PORT+I. Every request is a connection of its
-//! own, and an answer counts only if it is the whole page of the right machine.
+//! and `tests/gpu`. Machine I answers at 127.0.0.1:PORT+I, or by way of the control API. Every
+//! request is a connection of its own, and an answer counts only if it is the whole page of the
+//! right machine.
 //!
 //! Needs nothing beside itself, so it can be carried to where machines run.
 
@@ -20,19 +21,48 @@ usage: load all    PORT COUNT           one request to each machine, all at once
        load single PORT COUNT REQUESTS  one request after the other, machine after machine
        load many   PORT COUNT SECONDS CONNECTIONS [THREADS]
                                         CONNECTIONS to each machine, again and again
-Prints a line for people, or with --json one for programs. Ends with 1 if a request was not
-answered.";
+With --api, PORT is that of the control API, which asks all machines. Prints a line for people, or
+with --json one for programs. Ends with 1 if a request was not answered.";
 
-const REQUEST: &[u8] = b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n";
 /// What a machine may take for an answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How machines are reached.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Each at a port of its own, from this one on.
+    Ports(u16),
+    /// All by the control API at this port.
+    Api(u16),
+}
+
+impl Way {
+    fn port(self, vm: u32) -> Option<u16> {
+        match self {
+            Self::Ports(first) => u16::try_from(u32::from(first) + vm).ok(),
+            Self::Api(port) => Some(port),
+        }
+    }
+
+    fn request(self, vm: u32) -> Vec<u8> {
+        match self {
+            Self::Ports(_) => b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n".to_vec(),
+            Self::Api(_) => {
+                let path = format!("/vms/{vm}/http/80/");
+                format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    .into()
+            }
+        }
+    }
+}
 
 /// A request that is under way.
 struct Request {
     vm: u32,
     stream: TcpStream,
     begun: Instant,
-    sent: bool,
+    /// What is still to be sent, all at once.
+    request: Option<Vec<u8>>,
     answer: Vec<u8>,
 }
 
@@ -44,19 +74,18 @@ struct Outcome {
 }
 
 impl Request {
-    fn begin(port: u16, vm: u32, answer: Vec<u8>) -> io::Result<Self> {
-        let at = u32::from(port) + vm;
-        let at = u16::try_from(at).map_err(|_| io::Error::other("no such port"))?;
+    fn begin(way: Way, vm: u32, answer: Vec<u8>) -> io::Result<Self> {
+        let port = way.port(vm).ok_or_else(|| io::Error::other("no such port"))?;
         let begun = Instant::now();
-        let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, at)))?;
-        Ok(Self { vm, stream, begun, sent: false, answer })
+        let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        Ok(Self { vm, stream, begun, request: Some(way.request(vm)), answer })
     }
 
     /// Goes on with it; answers whether it is over.
     fn step(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
-        if !self.sent {
-            match self.stream.write(REQUEST) {
-                Ok(REQUEST_LEN) => self.sent = true,
+        if let Some(request) = &self.request {
+            match self.stream.write(request) {
+                Ok(n) if n == request.len() => self.request = None,
                 Ok(_) => return Err(io::Error::other("the request was cut")),
                 Err(e) if waits(&e) => return Ok(false),
                 Err(e) => return Err(e),
@@ -79,16 +108,15 @@ impl Request {
         if !head.starts_with("HTTP/1.1 200 ") {
             return Err("no page");
         }
-        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
-        if length.and_then(|n| n.parse().ok()) != Some(body.len()) {
+        let fields = head.lines().filter_map(|line| line.split_once(": "));
+        let length = fields.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        if length.map(|(_, n)| n.parse().ok()).next() != Some(Some(body.len())) {
             return Err("cut");
         }
         let title = format!("<title>vm{}</title>", self.vm);
         if body.contains(&title) { Ok(()) } else { Err("another machine's page") }
     }
 }
-
-const REQUEST_LEN: usize = REQUEST.len();
 
 /// Not connected yet, or nothing there yet.
 fn waits(error: &io::Error) -> bool {
@@ -98,7 +126,7 @@ fn waits(error: &io::Error) -> bool {
 
 /// Requests of one thread.
 struct Driver<F> {
-    port: u16,
+    way: Way,
     poll: Poll,
     open: Vec<Option<Request>>,
     free: Vec<usize>,
@@ -112,9 +140,9 @@ struct Driver<F> {
 
 impl<F: FnMut(u32) -> Option<u32>> Driver<F> {
     /// Begins with requests to `vms` and goes on until there is nothing more to ask.
-    fn run(port: u16, vms: impl Iterator<Item = u32>, next: F) -> io::Result<Vec<Outcome>> {
+    fn run(way: Way, vms: impl Iterator<Item = u32>, next: F) -> io::Result<Vec<Outcome>> {
         let mut driver = Self {
-            port,
+            way,
             poll: Poll::new()?,
             open: Vec::new(),
             free: Vec::new(),
@@ -145,7 +173,7 @@ impl<F: FnMut(u32) -> Option<u32>> Driver<F> {
         });
         let interest = Interest::READABLE | Interest::WRITABLE;
         let answer = std::mem::take(&mut self.spare);
-        let begun = Request::begin(self.port, vm, answer).and_then(|mut request| {
+        let begun = Request::begin(self.way, vm, answer).and_then(|mut request| {
             self.poll.registry().register(&mut request.stream, Token(slot), interest)?;
             Ok(request)
         });
@@ -204,18 +232,18 @@ enum Mode {
 struct Load {
     name: String,
     mode: Mode,
-    port: u16,
+    way: Way,
     count: u32,
     json: bool,
 }
 
 fn parse(words: impl Iterator<Item = String>) -> Option<Load> {
     let (flags, words): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with("--"));
-    let json = match &flags.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => false,
-        ["--json"] => true,
-        _ => return None,
-    };
+    let given = |name: &str| flags.iter().any(|flag| flag == name);
+    let (json, api) = (given("--json"), given("--api"));
+    if flags.len() != usize::from(json) + usize::from(api) {
+        return None;
+    }
     let number = |at: usize| words.get(at)?.parse::<u32>().ok().filter(|&n| n > 0);
     let (port, count) = (words.get(1)?.parse().ok()?, number(2)?);
     let (mode, most) = match words.first()?.as_str() {
@@ -228,17 +256,18 @@ fn parse(words: impl Iterator<Item = String>) -> Option<Load> {
         }
         _ => return None,
     };
-    (words.len() <= most).then(|| Load { name: words[0].clone(), mode, port, count, json })
+    let way = if api { Way::Api(port) } else { Way::Ports(port) };
+    (words.len() <= most).then(|| Load { name: words[0].clone(), mode, way, count, json })
 }
 
 impl Load {
     fn run(&self) -> io::Result<Vec<Outcome>> {
-        let Self { port, count, .. } = *self;
+        let Self { way, count, .. } = *self;
         match self.mode {
-            Mode::All => Driver::run(port, 0..count, |_| None),
+            Mode::All => Driver::run(way, 0..count, |_| None),
             Mode::Single { requests } => {
                 let mut turns = (1..requests).map(|turn| turn % count);
-                Driver::run(port, 0..1, |_| turns.next())
+                Driver::run(way, 0..1, |_| turns.next())
             }
             Mode::Many { seconds, connections, threads } => {
                 let threads = threads.min(count);
@@ -246,7 +275,7 @@ impl Load {
                 let work = |first: u32| {
                     let vms = (first..count).step_by(threads as usize);
                     let all = (0..connections).flat_map(|_| vms.clone());
-                    Driver::run(port, all, |vm| (Instant::now() < end).then_some(vm))
+                    Driver::run(way, all, |vm| (Instant::now() < end).then_some(vm))
                 };
                 thread::scope(|scope| {
                     let work = &work;
