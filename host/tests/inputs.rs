@@ -185,6 +185,13 @@ mod tests {
             "{stderr}"
         );
 
+        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false };
+        let bootargs = "y".repeat(LEN_MAX + 5);
+        let tree = emit(&shape).blob(&Chosen { bootargs, initrd: None, rng_seed: [0; 8] });
+        let (code, _, stderr) = run(boot("--dtb").arg(file(&tree).path()));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains("the tree's bootargs 5 bytes shorter"), "{stderr}");
+
         // Another kernel may take more.
         let kernel = format!("--kernel {}", default_image().unwrap().kernel.display());
         let (console, stderr) = says(&kernel, &fill(LEN_MAX + 9), script);

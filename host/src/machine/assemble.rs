@@ -96,7 +96,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
     let last = options.count.saturating_sub(1);
     let given = tree.bootargs();
     let bootargs = bootargs(last, given.as_deref(), root, options.link, &options.append);
-    check_length(&bootargs, options.kernel.is_none())?;
+    check_length(&bootargs, options)?;
     let tree_len = Fleet::tree_len(&tree, bootargs);
     let reserved = tree.reserved().iter().map(|r| Span { start: r.start, end: r.end }).collect();
     let plan = plan(Inputs {
@@ -137,15 +137,17 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
 }
 
 /// Refuses a command line that our kernel would cut, and warns when another may.
-fn check_length(bootargs: &str, ours: bool) -> Result<(), Error> {
+fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), Error> {
     let (len, most) = (bootargs.len(), cmdline::LEN_MAX);
     if len <= most {
         return Ok(());
     }
-    if ours {
+    if options.kernel.is_none() {
         let more = len - most;
+        let what =
+            if options.dtb.is_some() { "--append or the tree's bootargs" } else { "--append" };
         return Err(Error::Usage(format!(
-            "the kernel's command line has {len} bytes, of which it takes {most}; make --append \
+            "the kernel's command line has {len} bytes, of which it takes {most}; make {what} \
              {more} bytes shorter"
         )));
     }
