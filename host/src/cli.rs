@@ -16,7 +16,7 @@ use crate::api::access::TOKEN_MIN;
 use crate::backend::ClockSource;
 use crate::console::ready::ReadyPattern;
 use crate::engine::Until;
-use crate::exit;
+use crate::exit::{self, Code};
 use crate::machine::{GuestOptions, Link, Macs};
 use crate::net::Publish;
 use crate::net::addresses::Subnet;
@@ -59,9 +59,81 @@ const CONFORM_EXAMPLES: &str = "Examples:\n  \
         pxvm conform riscv-tests/isa\n  \
         pxvm conform isa/rv32ui-p-add isa/rv32ui-v-add --json";
 
+const DTB_EXAMPLES: &str = "Examples:\n  \
+        pxvm dtb                          the default machine's tree, as source\n  \
+        pxvm dtb --machine semu --blob semu.dtb";
+
+const COMPLETIONS_EXAMPLES: &str = "Example:\n  \
+        pxvm completions bash > ~/.local/share/bash-completion/completions/pxvm";
+
+const MAN_EXAMPLES: &str = "Examples:\n  \
+        pxvm man | man -l -\n  \
+        pxvm man --dir ~/.local/share/man/man1";
+
+/// Meanings of exit codes, command by command.
+type Codes = [(Code, &'static str)];
+
+const INTERRUPTED: (Code, &str) = (Code::Interrupted, "ended by Ctrl-C, SIGTERM or the like");
+
+const ALL_CODES: &Codes = &[
+    (Code::Success, "it did what was asked for"),
+    (Code::Failure, "anything not named here"),
+    (Code::Usage, "wrong usage or bad input; nothing was started"),
+    (Code::Timeout, "time was up first"),
+    (Code::Guest, "a guest failed, a test failed"),
+    INTERRUPTED,
+];
+
+const BOOT_CODES: &Codes = &[
+    (Code::Success, "every machine met --until, or the user left"),
+    (Code::Failure, "the backend failed, a file cannot be written"),
+    (Code::Usage, "wrong usage or bad input; nothing was started"),
+    (Code::Timeout, "--timeout expired first"),
+    (Code::Guest, "a machine faulted, failed, or ended too early"),
+    INTERRUPTED,
+];
+
+const RUN_CODES: &Codes = &[
+    (Code::Success, "every program passed"),
+    (Code::Failure, "the GPU failed, a file cannot be written"),
+    (Code::Usage, "wrong usage or bad input; nothing was started"),
+    (Code::Timeout, "a program did not end within --max-instructions, none failed"),
+    (Code::Guest, "a program failed"),
+    INTERRUPTED,
+];
+
+const CONFORM_CODES: &Codes = &[
+    (Code::Success, "every test passed or was skipped"),
+    (Code::Failure, "the GPU failed"),
+    (Code::Usage, "wrong usage, or no tests in what was given"),
+    (Code::Guest, "a test failed"),
+    INTERRUPTED,
+];
+
+const BENCH_CODES: &Codes = &[
+    (Code::Success, "everything that fits was measured"),
+    (Code::Failure, "the backend failed"),
+    (Code::Usage, "wrong usage or bad input; nothing was started"),
+    (Code::Timeout, "a line took longer than --timeout"),
+    (Code::Guest, "a guest failed or came to a wrong result"),
+    INTERRUPTED,
+];
+
+const PLAIN_CODES: &Codes = &[
+    (Code::Success, "done"),
+    (Code::Failure, "a file cannot be read or written"),
+    (Code::Usage, "wrong usage or bad input"),
+    INTERRUPTED,
+];
+
+/// The exit codes as help.
+fn codes(codes: &Codes) -> String {
+    exit::help(codes)
+}
+
 /// What `--help` ends with: examples and exit codes.
-fn long_help(examples: &str) -> String {
-    format!("{examples}\n\n{}", exit::HELP)
+fn long_help(examples: &str, meanings: &Codes) -> String {
+    format!("{examples}\n\n{}", codes(meanings))
 }
 
 /// `pxvm` and its options.
@@ -73,7 +145,7 @@ fn long_help(examples: &str) -> String {
     long_about = "Runs one or many RISC-V (rv32ima) Linux machines.\n\n\
         The guest image is built once by `buildroot/build`; `pxvm doctor` tells what is missing.",
     after_help = EXAMPLES,
-    after_long_help = long_help(EXAMPLES),
+    after_long_help = long_help(EXAMPLES, ALL_CODES),
     propagate_version = true,
     max_term_width = 100
 )]
@@ -200,7 +272,7 @@ impl Guest {
         or after 5 seconds. Several machines, or --json, have one log file each, and a line on \
         standard error tells how they do.",
     after_help = BOOT_EXAMPLES,
-    after_long_help = long_help(BOOT_EXAMPLES)
+    after_long_help = long_help(BOOT_EXAMPLES, BOOT_CODES)
 )]
 pub struct Boot {
     /// Number of machines; machine I is the host vmI
@@ -342,6 +414,9 @@ impl From<NetMac> for Macs {
     }
 }
 
+/// Smallest file that a console is written to.
+const LOG_MIN: Size = Size(64 << 10);
+
 /// Most machines of a fleet; the host's memory usually says less.
 const COUNT_MAX: i64 = 1_000_000;
 
@@ -352,9 +427,9 @@ pub struct Running {
     /// What runs the machines; auto takes the best that is there
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
-    /// Which GPU, as nvidia-smi counts them
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub device: u32,
+    /// Which GPU, as nvidia-smi counts them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub device: Option<u32>,
     /// Machines that share a warp of the GPU [default: chosen for each launch]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
     pub lanes: Option<u32>,
@@ -369,6 +444,9 @@ pub struct Running {
     /// ~/.local/state/pxvm/TIME]
     #[arg(long, value_name = "DIR")]
     pub console_dir: Option<PathBuf>,
+    /// Largest size of such a file; what came before it is kept in DIR/vmI.log.1, up to as much
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = log_size)]
+    pub console_max: Size,
     /// End when every machine was ready, when every one has powered off, or only by Ctrl-C
     /// [default: halt; never with --dashboard or --listen]
     #[arg(long, value_enum)]
@@ -382,6 +460,14 @@ pub struct Running {
     /// Print one JSON object on standard output at the end
     #[arg(long)]
     pub json: bool,
+}
+
+fn log_size(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse()?;
+    if size < LOG_MIN {
+        return Err(format!("it must be {LOG_MIN} or more"));
+    }
+    Ok(size)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -429,9 +515,9 @@ pub struct Where {
     /// What runs it; auto is the CPU
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
-    /// Which GPU, as nvidia-smi counts them
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub device: u32,
+    /// Which GPU, as nvidia-smi counts them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub device: Option<u32>,
 }
 
 /// `--clock`.
@@ -481,7 +567,7 @@ impl From<UntilChoice> for Until {
         writing to its symbol `tohost` (1 for success, 2*n+1 for failure n; HTIF characters are \
         printed) or to the test finisher at 0x100000.",
     after_help = RUN_EXAMPLES,
-    after_long_help = long_help(RUN_EXAMPLES)
+    after_long_help = long_help(RUN_EXAMPLES, RUN_CODES)
 )]
 pub struct Run {
     /// The programs; machine I runs the one at place I, from 0
@@ -525,7 +611,7 @@ pub struct Run {
         whatever their name. Tests of other extensions (rv32uc, rv32uf, ...) are listed as \
         skipped.",
     after_help = CONFORM_EXAMPLES,
-    after_long_help = long_help(CONFORM_EXAMPLES)
+    after_long_help = long_help(CONFORM_EXAMPLES, CONFORM_CODES)
 )]
 pub struct Conform {
     /// Test files, or folders with test files
@@ -578,7 +664,7 @@ fn packing(text: &str) -> Result<Packing, String> {
         `compute` checks each machine's result. What does not fit, or takes too long, is a line \
         that says so.",
     after_help = BENCH_EXAMPLES,
-    after_long_help = long_help(BENCH_EXAMPLES)
+    after_long_help = long_help(BENCH_EXAMPLES, BENCH_CODES)
 )]
 pub struct Bench {
     /// What the machines do
@@ -596,9 +682,9 @@ pub struct Bench {
     /// What runs the machines; auto takes the best that is there
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
-    /// Which GPU, as nvidia-smi counts them
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub device: u32,
+    /// Which GPU, as nvidia-smi counts them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub device: Option<u32>,
     /// How long `idle` is looked at
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "5")]
     pub idle_seconds: Duration,
@@ -618,9 +704,7 @@ pub struct Bench {
 
 /// `pxvm dtb`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
-    pxvm dtb                          the default machine's tree, as source\n  \
-    pxvm dtb --machine semu --blob semu.dtb")]
+#[command(after_help = DTB_EXAMPLES, after_long_help = long_help(DTB_EXAMPLES, PLAIN_CODES))]
 pub struct Dtb {
     /// The machine.
     #[command(flatten)]
@@ -635,6 +719,7 @@ pub struct Dtb {
 
 /// `pxvm images`.
 #[derive(Debug, Args)]
+#[command(after_long_help = codes(PLAIN_CODES))]
 pub struct Images {
     /// Print one JSON object
     #[arg(long)]
@@ -643,6 +728,7 @@ pub struct Images {
 
 /// `pxvm doctor`.
 #[derive(Debug, Args)]
+#[command(after_long_help = codes(PLAIN_CODES))]
 pub struct Doctor {
     /// Print one JSON object
     #[arg(long)]
@@ -651,8 +737,10 @@ pub struct Doctor {
 
 /// `pxvm completions`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  \
-    pxvm completions bash > ~/.local/share/bash-completion/completions/pxvm")]
+#[command(
+    after_help = COMPLETIONS_EXAMPLES,
+    after_long_help = long_help(COMPLETIONS_EXAMPLES, PLAIN_CODES)
+)]
 pub struct Completions {
     /// The shell
     #[arg(value_enum)]
@@ -661,9 +749,7 @@ pub struct Completions {
 
 /// `pxvm man`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  pxvm man | man -l -\n  pxvm man --dir ~/.local/share/man/man1"
-)]
+#[command(after_help = MAN_EXAMPLES, after_long_help = long_help(MAN_EXAMPLES, PLAIN_CODES))]
 pub struct Man {
     /// Write pxvm.1 and one page for each command to this folder
     #[arg(long, value_name = "DIR")]

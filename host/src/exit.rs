@@ -37,17 +37,14 @@ impl Code {
     }
 }
 
-/// The same as help text.
-pub const HELP: &str = "\
-Exit codes:
-  0    the condition was met by every VM, every test passed
-  1    anything not named here
-  2    wrong usage or bad input; nothing was started
-  3    --timeout expired first
-  4    a guest faulted or failed
-  130  ended by Ctrl-C or SIGTERM
-
-`pxvm exec` ends with the command's own exit code.";
+/// What the exit codes of a command mean, as its help says.
+pub fn help(meanings: &[(Code, &str)]) -> String {
+    let mut text = String::from("Exit codes:");
+    for (code, meaning) in meanings {
+        text += &format!("\n  {:<3}  {meaning}", code.number());
+    }
+    text
+}
 
 impl From<Code> for ExitCode {
     fn from(code: Code) -> Self {

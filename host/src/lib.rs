@@ -21,6 +21,8 @@ pub mod machine;
 pub mod net;
 pub mod progress;
 pub mod report;
+pub mod signals;
+pub mod stdio;
 mod sync;
 pub mod trace;
 pub mod units;

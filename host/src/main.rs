@@ -6,18 +6,26 @@ use clap::Parser;
 use pxvm::backend::cuda::driver;
 use pxvm::cli::Cli;
 use pxvm::progress::Stderr;
-use pxvm::{commands, exit};
+use pxvm::{commands, exit, signals, stdio};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let filter = EnvFilter::try_from_env("PXVM_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stdio::has_colours())
+        .with_writer(|| Stderr)
+        .log_internal_errors(false)
+        .init();
+    if let Err(error) = signals::listen() {
+        tracing::warn!("signals end pxvm without a word: {error}");
+    }
     let code = match commands::run(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("pxvm: {}", exit::sentence(&error));
+            stdio::say(&format!("pxvm: {}", exit::sentence(&error)));
             error.code()
         }
     };

@@ -1,6 +1,7 @@
 //! The fleet line: on a terminal one line that changes, otherwise a plain line now and then.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::backend::Totals;
 use crate::engine::Counts;
+use crate::stdio::{self, say};
 use crate::sync::lock;
 
 /// How often a plain line is printed, if anything changed.
@@ -70,7 +72,7 @@ impl Progress {
                 if due {
                     self.before = (totals.instructions, elapsed);
                     self.last = Some((counts, elapsed));
-                    eprintln!("{text}");
+                    say(&text);
                 }
             }
         }
@@ -78,8 +80,7 @@ impl Progress {
 
     /// Prints a message beside the line.
     pub fn say(&self, text: &str) {
-        // Without standard error there is nobody to tell.
-        let _ = writeln!(Stderr, "{text}");
+        say(text);
     }
 
     /// Leaves the final state of the fleet, with the average speed.
@@ -87,7 +88,7 @@ impl Progress {
         self.clear();
         if self.shown {
             let mips = totals.instructions as f64 / elapsed.as_secs_f64().max(1e-3) / 1e6;
-            eprintln!("{}", line(counts, mips, elapsed));
+            say(&line(counts, mips, elapsed));
         }
     }
 
@@ -125,13 +126,13 @@ impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let bar = lock(&BAR).clone();
         match bar {
-            Some(bar) => bar.suspend(|| io::stderr().write(bytes)),
-            None => io::stderr().write(bytes),
+            Some(bar) => bar.suspend(|| stdio::write(io::stderr().as_fd(), bytes)),
+            None => stdio::write(io::stderr().as_fd(), bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 

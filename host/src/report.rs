@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::backend::Backend;
 use crate::engine::{Outcome, State};
 use crate::net::{Counts, Wire};
+use crate::stdio::print;
 
 /// What `pxvm boot --json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -139,9 +140,7 @@ impl BootReport {
 
 /// Prints a value as one line of JSON on standard output.
 pub fn print_json(value: &impl Serialize) -> std::io::Result<()> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, value)?;
-    out.write_all(b"\n")?;
-    out.flush()
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    print(&line).map(drop)
 }

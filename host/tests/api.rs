@@ -4,7 +4,6 @@ mod common;
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::io::{self, Read, Write};
     use std::net::TcpStream;
     use std::process::{Child, Command, Stdio};
@@ -12,7 +11,6 @@ mod tests {
 
     use futures_util::{SinkExt, StreamExt};
     use rustix::process::{Pid, Signal, kill_process};
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use serde_json::{Value, json};
     use tempfile::TempDir;
     use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -22,7 +20,8 @@ mod tests {
     };
     use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-    use super::common::{has_image, pxvm, run};
+    use super::common::terminal::Terminal;
+    use super::common::{has_image, pxvm, run, unread};
 
     const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -179,8 +178,8 @@ mod tests {
         let (code, out, err) = fleet.client(&["exec", "0", "--", "seq 1 5000 | tail -1"]);
         assert_eq!((code, out.as_str()), (0, "5000\n"), "{err}");
         assert_eq!(fleet.vm(1)["instret"], before);
-        let (_, _, err) = fleet.client(&["exec", "1", "--", "true"]);
-        assert!(err.contains("vm1 is paused"), "{err}");
+        let (code, _, err) = fleet.client(&["exec", "1", "--", "true"]);
+        assert!(code == 1 && err.contains("vm1 is paused") && err.contains("resume 1"), "{err}");
         assert_eq!(act("resume").json()["state"], "ready");
         assert_eq!(fleet.client(&["exec", "1", "--", "exit 7"]).0, 7);
 
@@ -810,8 +809,14 @@ mod tests {
         assert!(out.contains("vm2      ready"), "{out}");
         assert_eq!(fleet.client(&["pause", "0-1"]).1, "vm0 is paused\nvm1 is paused\n");
         let (code, out, err) = fleet.client(&["resume", "all"]);
-        assert_eq!((code, out.as_str()), (1, "vm0 is ready\nvm1 is ready\n"));
-        assert!(err.contains("vm2 is ready; it cannot resume"), "{err}");
+        assert_eq!((code, out.as_str()), (0, "vm0 is ready\nvm1 is ready\n"));
+        assert_eq!(err, "pxvm: skipped 1 machine that cannot resume now\n");
+        let (code, out, _) = fleet.client(&["resume", "all", "--json"]);
+        let report: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &report["skipped"]), (0, &json!([0, 1, 2])));
+        // Those that are named must be able to.
+        let (code, _, err) = fleet.client(&["resume", "all", "2"]);
+        assert!(code == 1 && err.contains("vm2 is ready; it cannot resume"), "{err}");
         let (code, _, err) = fleet.client(&["stop", "2-9"]);
         assert!(code == 2 && err.contains("no VM 3"), "{code} {err}");
         let (_, out, _) = fleet.client(&["ps", "--state", "stopped", "--json"]);
@@ -861,40 +866,134 @@ mod tests {
             return;
         }
         let fleet = Fleet::ready("--count 2", 2);
-        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&controller).unwrap();
-        unlockpt(&controller).unwrap();
-        let name = ptsname(&controller, Vec::new()).unwrap();
-        let tty = || {
-            let file = File::options().read(true).write(true).open(name.to_str().unwrap());
-            Stdio::from(file.unwrap())
+        let console = || {
+            let mut command = pxvm(["console", "vm1"]);
+            command.env("XDG_RUNTIME_DIR", fleet.runtime.path());
+            Terminal::start(command)
         };
-        let mut child = pxvm(["console", "vm1"])
-            .env("XDG_RUNTIME_DIR", fleet.runtime.path())
-            .stdin(tty())
-            .stdout(tty())
-            .stderr(tty())
-            .spawn()
-            .unwrap();
-        let mut person = File::from(controller);
-        let mut seen = String::new();
-        let mut see = |person: &mut File, text: &str| {
-            let mut buffer = [0; 1000];
-            while !seen.contains(text) {
-                let n = person.read(&mut buffer).unwrap();
-                seen += &String::from_utf8_lossy(&buffer[..n]);
-            }
-        };
-        see(&mut person, "Ctrl-A x leaves");
-        see(&mut person, "PXVM READY host=vm1");
-        person.write_all(b"echo $((6*7))of$((40+2))\r").unwrap();
-        see(&mut person, "42of42");
-        person.write_all(b"\x01h").unwrap();
-        see(&mut person, "Ctrl-A Ctrl-A");
-        person.write_all(b"\x01x").unwrap();
-        see(&mut person, "left the console");
-        assert_eq!(child.wait().unwrap().code(), Some(0));
+        let mut person = console();
+        person.see("Ctrl-A x leaves");
+        person.see("PXVM READY host=vm1");
+        person.type_keys("echo $((6*7))of$((40+2))\r");
+        person.see("42of42");
+        person.make_nonblocking();
+        person.type_keys("echo $((7*7))of$((40+2))\r");
+        person.see("49of42");
+        person.type_keys("\x01h");
+        person.see("Ctrl-A Ctrl-A");
+        person.type_keys("\x01x");
+        person.see("left the console");
+        assert_eq!(person.code(), Some(0));
         assert_eq!(fleet.vm(1)["state"], "ready");
+
+        Terminal::check_signals(|| {
+            let mut person = console();
+            person.see("PXVM READY host=vm1");
+            person
+        });
+
+        // A machine that does not read keeps nobody.
+        fleet.post("/api/v1/vms/1/pause", None);
+        let mut person = console();
+        person.see("PXVM READY host=vm1");
+        for _ in 0..40 {
+            person.type_keys(&"x".repeat(2000));
+        }
+        person.type_keys("\x01x");
+        person.see("left the console");
+        assert_eq!(person.code(), Some(0));
+    }
+
+    #[test]
+    fn a_command_ends_with_the_signal_that_ends_exec() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::ready("--count 1", 1);
+        let sleepers = || fleet.client(&["exec", "0", "--", "ps | grep -c '[s]leep 10'"]).1;
+        // Also one that does not listen to Ctrl-C, and in a loop.
+        for (signal, command) in [
+            (Signal::INT, "echo begun; sleep 1000"),
+            (Signal::TERM, "echo begun; while true; do sleep 1000; done"),
+            (Signal::HUP, "trap '' INT; echo begun; sleep 1000"),
+        ] {
+            let mut child = pxvm(["exec", "0", "--", command])
+                .env("XDG_RUNTIME_DIR", fleet.runtime.path())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut out = child.stdout.take().unwrap();
+            let mut begun = [0; 6];
+            out.read_exact(&mut begun).unwrap();
+            kill_process(Pid::from_child(&child), signal).unwrap();
+            let output = child.wait_with_output().unwrap();
+            let err = String::from_utf8_lossy(&output.stderr);
+            assert_eq!((output.status.code(), err.as_ref()), (Some(130), "pxvm: interrupted\n"));
+            assert_eq!(sleepers(), "0\n", "{command}");
+        }
+    }
+
+    #[test]
+    fn exec_types_at_a_shells_prompt_only() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::ready("--count 1", 1);
+        let exec = |command: &str| fleet.client(&["exec", "0", "--", command]);
+        let types = |keys: &str| {
+            fleet.ask("POST", "/api/v1/vms/0/console", &[], keys.as_bytes());
+        };
+        assert_eq!(exec("echo one > /tmp/f; cat /tmp/f").1, "one\n");
+        let unheard = |what: &str| {
+            let written = fleet.vm(0)["console_bytes"].clone();
+            let (code, out, err) = exec("echo typed");
+            assert!(
+                code == 1 && out.is_empty() && err.contains("no prompt"),
+                "{what}: {code} {err}"
+            );
+            assert_eq!(fleet.vm(0)["console_bytes"], written, "{what} was typed at");
+        };
+        types("vi /tmp/f\n");
+        fleet.wait(|| fleet.console(0).contains("/tmp/f 1/1"));
+        unheard("vi");
+        types(":q\n");
+        assert_eq!(exec("cat /tmp/f").1, "one\n");
+        types("cat\n");
+        fleet.wait(|| fleet.console(0).ends_with("cat\r\n"));
+        unheard("cat");
+        // Whoever knows better may.
+        let (code, ..) = fleet.client(&["exec", "0", "--prompt", "", "--timeout", "1", "--", "x"]);
+        assert_eq!(code, 3);
+        types("\x03");
+        assert_eq!(exec("echo fine").1, "fine\n");
+        // What the kernel says takes no prompt away.
+        let line = "[   12.345678] kernel speaks";
+        assert_eq!(exec(&format!("(sleep 1; echo '{line}' > /dev/console) &")).0, 0);
+        fleet.wait(|| fleet.console(0).contains("] kernel speaks"));
+        assert_eq!(exec("echo fine").1, "fine\n");
+    }
+
+    #[test]
+    fn a_reader_that_has_enough_is_no_error() {
+        if !has_image() {
+            return;
+        }
+        let fleet = Fleet::ready("--count 2", 2);
+        for args in [
+            &["ps"][..],
+            &["ps", "--json"],
+            &["logs", "0"],
+            &["logs", "0", "--follow"],
+            &["exec", "0", "--", "seq 1 10"],
+            &["pause", "all"],
+            &["resume", "all"],
+            &["console", "0"],
+        ] {
+            let mut command = pxvm(args);
+            command.env("XDG_RUNTIME_DIR", fleet.runtime.path());
+            unread(&mut command);
+        }
     }
 
     #[test]

@@ -4,19 +4,20 @@ mod common;
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::io::{Read, Write};
-    use std::os::fd::OwnedFd;
+    use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::PathBuf;
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
     use pxvm::image::cache::default_image;
     use pxvm_tests::needs;
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
     use serde_json::Value;
     use sha2::{Digest, Sha256};
 
+    use super::common::terminal::Terminal;
     use super::common::{has_image, pxvm, run};
 
     fn boot(args: &str) -> Command {
@@ -216,8 +217,7 @@ mod tests {
             .expect("pxvm starts");
         let log = dir.path().join("vm1.log");
         wait_for(|| std::fs::read_to_string(&log).is_ok_and(|t| t.contains("READY")));
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(130));
     }
 
@@ -229,53 +229,8 @@ mod tests {
         }
     }
 
-    /// A person at a terminal.
-    struct Terminal {
-        child: Child,
-        keyboard: File,
-        screen: std::sync::mpsc::Receiver<Vec<u8>>,
-        seen: String,
-    }
-
-    impl Terminal {
-        fn boot() -> Self {
-            let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-            grantpt(&controller).unwrap();
-            unlockpt(&controller).unwrap();
-            let name = ptsname(&controller, Vec::new()).unwrap();
-            let open = || File::options().read(true).write(true).open(name.to_str().unwrap());
-            let tty = |file: File| Stdio::from(OwnedFd::from(file));
-            let child = boot("")
-                .stdin(tty(open().unwrap()))
-                .stdout(tty(open().unwrap()))
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("pxvm starts");
-            let keyboard = File::from(controller);
-            let mut eyes = keyboard.try_clone().unwrap();
-            let (sender, screen) = std::sync::mpsc::channel();
-            std::thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                while let Ok(n @ 1..) = eyes.read(&mut buffer) {
-                    if sender.send(buffer[..n].to_vec()).is_err() {
-                        return;
-                    }
-                }
-            });
-            Self { child, keyboard, screen, seen: String::new() }
-        }
-
-        fn type_keys(&mut self, keys: &str) {
-            self.keyboard.write_all(keys.as_bytes()).unwrap();
-        }
-
-        fn see(&mut self, text: &str) {
-            while !self.seen.contains(text) {
-                let more = self.screen.recv_timeout(Duration::from_secs(60));
-                let more = more.unwrap_or_else(|_| panic!("no `{text}` in: {}", self.seen));
-                self.seen.push_str(&String::from_utf8_lossy(&more));
-            }
-        }
+    fn at_terminal() -> Terminal {
+        Terminal::start(boot(""))
     }
 
     #[test]
@@ -283,14 +238,14 @@ mod tests {
         if !has_image() {
             return;
         }
-        let mut terminal = Terminal::boot();
+        let mut terminal = at_terminal();
         terminal.see("PXVM READY");
         terminal.type_keys("\r");
         terminal.see("# ");
         terminal.type_keys("echo sum=$((40+2))\r");
         terminal.see("sum=42");
         terminal.type_keys("poweroff\r");
-        assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+        assert_eq!(terminal.code(), Some(0));
     }
 
     #[test]
@@ -298,13 +253,13 @@ mod tests {
         if !has_image() {
             return;
         }
-        let mut terminal = Terminal::boot();
+        let mut terminal = at_terminal();
         terminal.see("PXVM READY");
         terminal.seen.clear();
         terminal.type_keys("\rreboot\r");
         terminal.see("PXVM READY");
         terminal.type_keys("\rpoweroff\r");
-        assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+        assert_eq!(terminal.code(), Some(0));
     }
 
     #[test]
@@ -312,10 +267,161 @@ mod tests {
         if !has_image() {
             return;
         }
-        let mut terminal = Terminal::boot();
+        let mut terminal = at_terminal();
         terminal.type_keys("\x01h");
         terminal.see("Ctrl-A x");
         terminal.type_keys("\x01x");
-        assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+        assert_eq!(terminal.code(), Some(0));
+    }
+
+    #[test]
+    fn signals_leave_the_terminal_as_it_was() {
+        if !has_image() {
+            return;
+        }
+        Terminal::check_signals(|| {
+            let mut terminal = at_terminal();
+            terminal.see("Ctrl-A x leaves");
+            terminal
+        });
+    }
+
+    #[test]
+    fn a_terminal_that_others_make_nonblocking_is_waited_for() {
+        if !has_image() {
+            return;
+        }
+        let mut terminal = at_terminal();
+        terminal.see("PXVM READY");
+        terminal.make_nonblocking();
+        terminal.type_keys("\recho sum=$((40+2))\r");
+        terminal.see("sum=42");
+        // More than the terminal holds, and nobody looks.
+        let eyes = std::sync::Arc::clone(&terminal.eyes);
+        let closed = eyes.lock();
+        terminal.type_keys("seq 1 5000; echo done=$((1+1))\r");
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(terminal.child.try_wait().unwrap().is_none(), "it has ended");
+        drop(closed);
+        terminal.see("done=2");
+        let numbers: String = (1..=5000).map(|i| format!("{i}\r\n")).collect();
+        assert!(terminal.seen.contains(&numbers), "something is missing");
+        terminal.type_keys("poweroff\r");
+        assert_eq!(terminal.code(), Some(0));
+    }
+
+    #[test]
+    fn a_pipe_waits_for_a_guest_that_does_not_read() {
+        if !has_image() {
+            return;
+        }
+        const ENOUGH: usize = 8 << 20;
+        // It is never ready, so that its input is held back for a while.
+        let mut child = boot("--ready-pattern xyzzy")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("pxvm starts");
+        let mut pipe = child.stdin.take().unwrap();
+        fcntl_setfl(&pipe, fcntl_getfl(&pipe).unwrap() | OFlags::NONBLOCK).unwrap();
+        let (mut taken, mut refused) = (0, 0);
+        // Refused for a second: it waits.
+        while taken < ENOUGH && refused < 50 {
+            match pipe.write(&[b'x'; 4096]) {
+                Ok(n) => (taken, refused) = (taken + n, 0),
+                Err(_) => {
+                    refused += 1;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        assert!(taken < 1 << 20, "{taken} bytes were read ahead");
+    }
+
+    #[test]
+    fn a_console_that_nobody_reads_any_more_ends_the_machine_without_a_complaint() {
+        if !has_image() {
+            return;
+        }
+        let mut child = boot("").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), stderr.contains("roken pipe")),
+            (Some(0), false),
+            "{stderr}"
+        );
+    }
+
+    #[test]
+    fn a_full_disk_ends_a_log_and_not_the_fleet() {
+        if !has_image() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for vm in 0..2 {
+            symlink("/dev/full", dir.path().join(format!("vm{vm}.log"))).unwrap();
+        }
+        let mut command = boot("--count 3 --until ready --console-dir");
+        let (code, _, stderr) = run(command.arg(dir.path()));
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(stderr.matches("No space left on device").count(), 1, "{stderr}");
+        let log = dir.path().join("vm2.log");
+        assert!(std::fs::read_to_string(&log).unwrap().contains("PXVM READY"));
+        assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+        // The same for the terminal's file.
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = boot("--until ready");
+        let output = command.stdout(full).stderr(Stdio::piped()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert!(stderr.contains("the machine goes on without it"), "{stderr}");
+    }
+
+    #[test]
+    fn a_limit_on_files_ends_a_capture_and_not_the_fleet() {
+        if !has_image() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let pcap = dir.path().join("run.pcapng");
+        let mut command = boot("--pcap");
+        command.arg(&pcap).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // Its head is there, and no frame.
+        wait_for(|| std::fs::metadata(&pcap).is_ok_and(|m| m.len() > 50));
+        let limit = Rlimit { current: Some(50), maximum: Some(50) };
+        prlimit(Some(Pid::from_child(&child)), Resource::Fsize, limit).unwrap();
+        let script = b"wget -T 1 -qO- http://10.0.2.2:1/; echo goes ''on; poweroff\n";
+        child.stdin.take().unwrap().write_all(script).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stdout.contains("\ngoes on"), "{stdout}");
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        assert!(stderr.contains("the capture"), "{stderr}");
+    }
+
+    #[test]
+    fn a_run_that_falls_short_says_of_what() {
+        if !has_image() {
+            return;
+        }
+        let mut command = pxvm("boot --count 2 --ready-pattern xyzzy --until ready".split(' '));
+        let (code, _, stderr) = run(command.args(["--timeout", "1"]));
+        let why = "2 of 2 machines not ready before --timeout: vm0, vm1";
+        assert!(code == 3 && stderr.contains(why), "{code} {stderr}");
+        let mut command = boot("--until ready --ready-pattern xyzzy");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"poweroff\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let why = "1 of 1 machines ended without being ready: vm0";
+        assert!(output.status.code() == Some(4) && stderr.contains(why), "{stderr}");
     }
 }

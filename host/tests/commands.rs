@@ -8,7 +8,8 @@ mod tests {
 
     use pxvm_tests::guests;
 
-    use super::common::{has_image, pxvm, run};
+    use super::common::terminal::Terminal;
+    use super::common::{has_image, pxvm, run, unread};
 
     #[test]
     fn doctor_always_ends_well_and_says_what_to_do() {
@@ -152,8 +153,93 @@ mod tests {
     }
 
     #[test]
-    fn help_names_the_exit_codes() {
-        let (code, stdout, _) = run(&mut pxvm(["boot", "--help"]));
-        assert!(code == 0 && stdout.contains("Exit codes") && stdout.contains("Examples"));
+    fn help_names_the_exit_codes_of_each_command() {
+        let help = |name: &str| {
+            let (code, stdout, _) = run(&mut pxvm([name, "--help"]));
+            assert_eq!(code, 0, "{name}");
+            let (_, codes) = stdout.split_once("Exit codes:").unwrap_or_else(|| panic!("{name}"));
+            codes.to_owned()
+        };
+        assert!(help("boot").contains("--until") && help("exec").contains("its own exit code"));
+        assert!(help("run").contains("--max-instructions") && help("conform").contains("a test"));
+        for name in ["ps", "console", "logs", "pause", "resume", "reset", "stop", "add"] {
+            assert!(help(name).contains("no such fleet"), "{name}");
+        }
+        for name in ["dtb", "images", "doctor", "completions", "man", "bench"] {
+            assert!(!help(name).contains("--until"), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_only_a_gpu_has_is_refused_on_a_cpu() {
+        let guests = Guests::new();
+        for args in ["--lanes 4", "--device 0", "--backend cpu --device 1"] {
+            let (code, _, stderr) = guests.run(&format!("clockwork {args}"));
+            assert!(code == 2 && stderr.contains("is for a GPU"), "{args}: {code} {stderr}");
+        }
+        for line in [
+            "boot --backend cpu --lanes 4 --until ready",
+            "boot --backend cpu --device 0 --until ready",
+            "bench --backend cpu --device 0 --workload compute --count 1",
+        ] {
+            let (code, _, stderr) = run(&mut pxvm(line.split(' ')));
+            assert!(code == 2 && stderr.contains("is for a GPU"), "{line}: {code} {stderr}");
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_enough_is_no_error() {
+        let guests = Guests::new();
+        let empty = tempfile::tempdir().unwrap();
+        for line in [
+            "doctor",
+            "doctor --json",
+            "images",
+            "images --json",
+            "dtb",
+            "completions bash",
+            "man",
+            "help boot",
+            "run --memory 8M clockwork clockwork",
+            "run --memory 8M clockwork",
+            "run --memory 8M clockwork --json",
+            "bench --backend cpu --workload compute --count 1,1",
+        ] {
+            let mut command = pxvm(line.split(' '));
+            unread(command.current_dir(guests.0.path()).env("PXVM_CACHE", empty.path()));
+        }
+    }
+
+    #[test]
+    fn a_trace_that_cannot_be_written_is_told_after_the_programs_end() {
+        let guests = Guests::new();
+        let (code, json, stderr) = guests.run("clockwork --json --trace /dev/full");
+        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((code, &report["vms"][0]["passed"]), (1, &true.into()));
+        assert!(stderr.contains("/dev/full: No space left"), "{stderr}");
+    }
+
+    #[test]
+    fn colours_are_for_terminals_that_want_them() {
+        let empty = tempfile::tempdir().unwrap();
+        // A warning on the way to a refusal: the fleet's socket cannot be made.
+        let warned = || {
+            let mut command = pxvm(["boot", "--kernel", "/nonexistent"]);
+            command.env("XDG_RUNTIME_DIR", "/proc/pxvm").env("PXVM_CACHE", empty.path());
+            command.env("TERM", "xterm").env_remove("NO_COLOR").env_remove("PXVM_LOG");
+            command
+        };
+        let (code, _, stderr) = run(&mut warned());
+        assert!(code == 2 && stderr.contains("WARN"), "{stderr}");
+        assert!(!stderr.contains('\x1b'), "{stderr:?}");
+        let at_terminal = |command| {
+            let mut terminal = Terminal::start(command);
+            terminal.see("/nonexistent");
+            terminal.seen.contains('\x1b')
+        };
+        assert!(at_terminal(warned()));
+        let mut plain = warned();
+        plain.env("NO_COLOR", "1");
+        assert!(!at_terminal(plain));
     }
 }

@@ -78,9 +78,9 @@ impl ApiError {
                     (StatusCode::CONFLICT, "wrong_state")
                 }
                 ControlError::NoRoom { .. } => (StatusCode::CONFLICT, "no_room"),
-                ControlError::InputFull { .. } | ControlError::Busy(_) => {
-                    (StatusCode::TOO_MANY_REQUESTS, "too_many")
-                }
+                ControlError::InputFull { .. }
+                | ControlError::Busy(_)
+                | ControlError::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "too_many"),
                 ControlError::Unsupported(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
                 ControlError::Silent => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout"),
             },

@@ -4,8 +4,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use regex::bytes::Regex;
 
-use super::{long_help, seconds};
+use super::{Codes, INTERRUPTED, codes, long_help, seconds};
+use crate::client::exec::prompt::Line;
+use crate::exit::Code;
 
 const EXEC_EXAMPLES: &str = "Examples:\n  \
         pxvm exec 3 -- uname -a\n  \
@@ -16,6 +19,23 @@ const ACT_EXAMPLES: &str = "Examples:\n  \
         pxvm pause 3\n  \
         pxvm resume vm3 8-15\n  \
         pxvm reset all";
+
+const FLEET_CODES: &Codes = &[
+    (Code::Success, "done"),
+    (Code::Failure, "the fleet refuses (a wrong state, no room), or has ended"),
+    (Code::Usage, "wrong usage; no such fleet or machine"),
+    (Code::Timeout, "the fleet does not answer in time"),
+    INTERRUPTED,
+];
+
+const EXEC_CODES: &Codes = &[
+    (Code::Success, "the command did; another number: its own exit code"),
+    (Code::Failure, "the machine takes no command: a wrong state, no shell at its prompt"),
+    (Code::Usage, "wrong usage; no such fleet or machine"),
+    (Code::Timeout, "--timeout expired first; the command was interrupted"),
+    (Code::Guest, "the machine ended or started again meanwhile"),
+    INTERRUPTED,
+];
 
 /// Which fleet.
 #[derive(Clone, Debug, Args)]
@@ -30,7 +50,10 @@ pub struct Which {
 
 /// `pxvm ps`.
 #[derive(Debug, Args)]
-#[command(long_about = "List the machines of a running fleet, and what each is doing.")]
+#[command(
+    long_about = "List the machines of a running fleet, and what each is doing.",
+    after_long_help = codes(FLEET_CODES)
+)]
 pub struct Ps {
     /// Only machines in this state
     #[arg(long, value_name = "STATE")]
@@ -43,9 +66,9 @@ pub struct Ps {
 
 /// `pxvm pause` and such.
 #[derive(Debug, Args)]
-#[command(after_help = ACT_EXAMPLES, after_long_help = long_help(ACT_EXAMPLES))]
+#[command(after_help = ACT_EXAMPLES, after_long_help = long_help(ACT_EXAMPLES, FLEET_CODES))]
 pub struct Act {
-    /// Machines: numbers, names, ranges, or all
+    /// Machines: numbers, names, ranges, or all, which leaves out those that cannot
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<Ids>,
     /// Which fleet.
@@ -55,7 +78,10 @@ pub struct Act {
 
 /// `pxvm add`.
 #[derive(Debug, Args)]
-#[command(long_about = "Start more machines, as far as the fleet's --capacity goes.")]
+#[command(
+    long_about = "Start more machines, as far as the fleet's --capacity goes.",
+    after_long_help = codes(FLEET_CODES)
+)]
 pub struct Add {
     /// How many
     #[arg(value_name = "N", default_value_t = 1)]
@@ -71,7 +97,8 @@ pub struct Add {
 #[command(
     long_about = "Go to the console of a machine: what it has said, what it says, and a keyboard.\
         \n\nOn a terminal every key goes to the guest; Ctrl-A x leaves it as it is, Ctrl-A h \
-        helps. Otherwise standard input is passed on, and the console is followed until Ctrl-C."
+        helps. Otherwise standard input is passed on, and the console is followed until Ctrl-C.",
+    after_long_help = codes(FLEET_CODES)
 )]
 pub struct Console {
     /// The machine
@@ -84,7 +111,10 @@ pub struct Console {
 
 /// `pxvm logs`.
 #[derive(Debug, Args)]
-#[command(long_about = "Print what a machine has said: the newest 64 KiB.")]
+#[command(
+    long_about = "Print what a machine has said: the newest 64 KiB.",
+    after_long_help = codes(FLEET_CODES)
+)]
 pub struct Logs {
     /// The machine
     #[arg(value_name = "ID", value_parser = one)]
@@ -106,7 +136,8 @@ pub struct Logs {
         output. The exit code is the command's own; should something else fail, a message on \
         standard error says so.",
     after_help = EXEC_EXAMPLES,
-    after_long_help = long_help(EXEC_EXAMPLES)
+    after_long_help = format!("{}\n\nThose of the command are the same numbers; --json tells them \
+        apart.", long_help(EXEC_EXAMPLES, EXEC_CODES))
 )]
 pub struct Exec {
     /// The machine
@@ -118,6 +149,10 @@ pub struct Exec {
     /// Give up after this many seconds (exit code 3); the command gets a Ctrl-C
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "60")]
     pub timeout: Duration,
+    /// What the line with the shell's prompt looks like, as a regular expression; an empty one types
+    /// at whatever runs there
+    #[arg(long, value_name = "REGEX", default_value = Line::DEFAULT)]
+    pub prompt: Regex,
     /// Which fleet.
     #[command(flatten)]
     pub which: Which,

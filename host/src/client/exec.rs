@@ -5,12 +5,22 @@
 //! apart, and put together by the shell only. The command is typed in short lines of plain
 //! characters, which no line editor completes, cuts or changes, each when the one before was
 //! taken.
+//!
+//! Nothing is typed unless a shell waits for it ([`prompt`]) and nobody else is at it ([`turn`]).
+
+pub mod prompt;
+mod turn;
 
 use std::fmt::Write;
 use std::time::Duration;
 
+use regex::bytes::Regex;
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use prompt::Line;
+use turn::Turn;
 
 use super::{Client, ClientError, Follow};
 use crate::exit::Code;
@@ -21,8 +31,16 @@ const PIECE: usize = 200;
 const LOOK: Duration = Duration::from_secs(2);
 /// Ctrl-U: forgets what somebody has typed and not sent.
 const KILL_LINE: &str = "\x15";
-/// Ctrl-C.
-const INTERRUPT: &[u8] = b"\x03";
+/// Ctrl-C, and Ctrl-\ for those that do not listen to it.
+const INTERRUPTS: [&str; 2] = ["\x03", "\x1c"];
+/// How long a command has to end by each.
+const INTERRUPT_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a shell that is ready has to show its prompt.
+const PROMPT_PATIENCE: Duration = Duration::from_secs(5);
+/// Output that pauses so long has come to its end, so that what looks like a prompt is one.
+const QUIET: Duration = Duration::from_millis(50);
+/// How often it is looked whether another command has ended.
+const TURN_EVERY: Duration = Duration::from_millis(50);
 /// Most bytes of a command.
 const COMMAND_MAX: usize = 64 << 10;
 
@@ -32,16 +50,38 @@ pub enum ExecError {
     /// The shell does not answer.
     #[error("the shell of vm{0} does not answer; `pxvm console {0}` shows what it is at")]
     NoShell(u32),
+    /// No shell waits for a command.
+    #[error("{}", not_at_prompt(*.vm, .line))]
+    NoPrompt {
+        /// Which VM.
+        vm: u32,
+        /// What its console shows in place of a prompt.
+        line: String,
+    },
+    /// Another command runs there.
+    #[error("another `pxvm exec` is at work on vm{0}")]
+    Busy(u32),
     /// It took too long.
-    #[error("the command did not end in time")]
-    Timeout,
-    /// The VM ended, stands still, or started again.
+    #[error("the command did not end in time{}", .0.told())]
+    Timeout(Left),
+    /// The user ended it.
+    #[error("interrupted{}", .0.told())]
+    Interrupted(Left),
+    /// The VM has ended, or started again.
     #[error("vm{vm} {what}, so that its shell does not answer")]
     Ended {
         /// Which VM.
         vm: u32,
         /// What happened.
         what: String,
+    },
+    /// The VM is in no state to run a command.
+    #[error("vm{vm} is {state}; {}", advice(.vm, .state))]
+    WrongState {
+        /// Which VM.
+        vm: u32,
+        /// Its state.
+        state: String,
     },
     /// The VM says more than is read.
     #[error("the fleet has gone, or the output came faster than it was read")]
@@ -55,12 +95,61 @@ impl ExecError {
     /// The exit code for it.
     pub fn code(&self) -> Code {
         match self {
-            Self::NoShell(_) | Self::Timeout => Code::Timeout,
+            Self::NoShell(_) | Self::Timeout(_) | Self::Busy(_) => Code::Timeout,
+            Self::Interrupted(_) => Code::Interrupted,
             Self::Ended { .. } => Code::Guest,
-            Self::Lost => Code::Failure,
+            Self::Lost | Self::NoPrompt { .. } | Self::WrongState { .. } => Code::Failure,
             Self::Command(_) => Code::Usage,
         }
     }
+}
+
+/// What is left in the VM of a command that was given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Left {
+    /// Nothing: the shell waits for the next one.
+    Nothing,
+    /// It goes on, although it was asked to end.
+    Running(u32),
+}
+
+impl Left {
+    fn told(self) -> String {
+        match self {
+            Self::Nothing => String::new(),
+            Self::Running(vm) => {
+                format!("; it goes on in vm{vm}, also after Ctrl-C: `pxvm console {vm}` goes there")
+            }
+        }
+    }
+}
+
+fn not_at_prompt(vm: u32, line: &str) -> String {
+    let shown = match line {
+        "" => String::new(),
+        line => format!(" but `{line}`"),
+    };
+    format!(
+        "the console of vm{vm} shows no prompt of a shell{shown}; `pxvm console {vm}` goes there \
+         (Enter brings a prompt back), --prompt tells what another one looks like"
+    )
+}
+
+fn advice(vm: &u32, state: &str) -> String {
+    match state {
+        "paused" => format!("its shell answers after `pxvm resume {vm}`"),
+        _ => format!("`pxvm reset {vm}` starts it again"),
+    }
+}
+
+/// How a command is run.
+pub struct Options<'a> {
+    /// How long it may take, with all that comes before.
+    pub timeout: Duration,
+    /// What a line with a prompt looks like.
+    pub prompt: Regex,
+    /// Rings when the user wants it to end.
+    pub interrupt: &'a Notify,
 }
 
 /// What is typed to run a command, and what to look for.
@@ -72,6 +161,8 @@ struct Script {
     marks: Vec<String>,
     begin: String,
     end: String,
+    /// Shows that the shell waits again, after a command that was given up.
+    back: (String, String),
 }
 
 impl Script {
@@ -96,12 +187,14 @@ impl Script {
             ));
         }
         let marks = (0..lines.len()).map(|i| mark(&i.to_string())).collect();
+        // The blank: some shells have options of `eval`, too.
         lines.push(format!(
-            "{}; (eval \"${var}\") </dev/null 2>&1; \
-             printf '\\n%s%s %d\\n' PXVM- {nonce}-end $?; unset {var}",
+            "{}; (eval \" ${var}\") </dev/null 2>&1; \
+             printf '%s%s %d\\n' PXVM- {nonce}-end $?; unset {var}",
             say("begin")
         ));
-        Ok(Self { lines, marks, begin: mark("begin"), end: mark("end ") })
+        let back = (format!("{KILL_LINE}unset {var}; {}", say("back")), mark("back"));
+        Ok(Self { lines, marks, begin: mark("begin"), end: mark("end "), back })
     }
 }
 
@@ -113,7 +206,10 @@ fn pieces(text: &str) -> Vec<String> {
             all.push(String::new());
         }
         let Some(piece) = all.last_mut() else { continue };
-        let plain = (byte.is_ascii_graphic() || byte == b' ') && !b"'\\%!\"`$".contains(&byte);
+        // Some shells take a format that begins with a dash for options.
+        let option = piece.is_empty() && byte == b'-';
+        let plain =
+            (byte.is_ascii_graphic() || byte == b' ') && !b"'\\%!\"`$".contains(&byte) && !option;
         // Writing to a string does not fail.
         let _ = if plain {
             write!(piece, "{}", char::from(byte))
@@ -144,12 +240,17 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
+/// The number in a line, when the line is there.
+fn status(line: &[u8]) -> Option<u8> {
+    let line = &line[..find(line, b"\r\n")?];
+    std::str::from_utf8(line).ok()?.trim().parse().ok()
+}
+
 impl Reader {
     fn new(script: &Script) -> Self {
-        // Terminals put a return before each line's end.
-        let line = |text: &str| text.as_bytes().to_vec();
-        let begin = [line(&script.begin), b"\r\n".to_vec()].concat();
-        let end = [b"\r\n".to_vec(), line(&script.end)].concat();
+        // Terminals put a return before each line's end. The end comes right behind the output.
+        let begin = format!("{}\r\n", script.begin).into_bytes();
+        let end = script.end.clone().into_bytes();
         Self { begin, end, begun: false, rest: Vec::new() }
     }
 
@@ -158,8 +259,7 @@ impl Reader {
         if !self.begun {
             match find(&self.rest, &self.begin) {
                 Some(at) => {
-                    // The line's end stays: an empty output ends right behind it.
-                    self.rest.drain(..at + self.begin.len() - 2);
+                    self.rest.drain(..at + self.begin.len());
                     self.begun = true;
                 }
                 None => {
@@ -169,16 +269,15 @@ impl Reader {
                 }
             }
         }
-        let ended = find(&self.rest, &self.end).and_then(|at| {
-            let tail = &self.rest[at + self.end.len()..];
-            let line = &tail[..find(tail, b"\r\n")?];
-            let status = std::str::from_utf8(line).ok()?.trim().parse().ok()?;
-            Some((at, status))
-        });
-        let (until, status) = match ended {
-            Some((at, status)) => (at, Some(status)),
-            // What could be the beginning of the end waits, with the return before it.
-            None => (self.rest.len().saturating_sub(self.end.len() + 8), None),
+        let rest = &self.rest;
+        // Only what could be the beginning of the end waits.
+        let begins = |&at: &usize| self.end.starts_with(&rest[at..]);
+        let (until, status) = match find(rest, &self.end) {
+            Some(at) => (at, status(&rest[at + self.end.len()..])),
+            None => {
+                let from = rest.len().saturating_sub(self.end.len());
+                ((from..rest.len()).find(begins).unwrap_or(rest.len()), None)
+            }
         };
         Found { output: self.rest.drain(..until).collect(), status }
     }
@@ -189,8 +288,6 @@ impl Reader {
 struct Plain {
     /// A return whose next byte is not known.
     held: bool,
-    /// The end of the line with the mark was taken off.
-    begun: bool,
 }
 
 impl Plain {
@@ -202,57 +299,69 @@ impl Plain {
             }
             match byte {
                 b'\r' => self.held = true,
-                b'\n' if !self.begun => self.begun = true,
                 byte => out.push(byte),
             }
         }
         out
     }
+
+    /// What was held when the output ended.
+    fn finish(&mut self) -> &'static [u8] {
+        if std::mem::take(&mut self.held) { b"\r" } else { b"" }
+    }
 }
 
-/// Runs a command; `take` gets its output as it comes. Answers its status.
+/// Runs a command; `take` gets its output as it comes. Returns its status.
 pub async fn run(
     client: &Client,
     vm: u32,
     command: &str,
-    timeout: Duration,
-    mut take: impl FnMut(&[u8]) -> Result<(), ClientError>,
+    options: Options<'_>,
+    take: impl FnMut(&[u8]) -> Result<(), ClientError>,
 ) -> Result<u8, ClientError> {
     let nonce = crate::api::access::new_token().map_err(super::gone)?;
     let script = Script::new(command, &nonce[..12])?;
+    let Options { timeout, prompt, interrupt } = options;
     let limit = Instant::now().checked_add(timeout);
     let end = limit.unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 30));
-    let resets = client.get(&format!("/api/v1/vms/{vm}")).await?["resets"].clone();
-    let mut talk = Talk { client, vm, resets, follow: client.follow(vm).await?, end };
-    talk.look().await?;
-    let mut seen = Vec::new();
-    for (line, mark) in script.lines.iter().zip(&script.marks) {
-        talk.say(line).await?;
-        let mark = format!("\n{mark}\r");
-        while find(&seen, mark.as_bytes()).is_none() {
-            // A mark may come in two pieces.
-            let old = seen.len().saturating_sub(mark.len());
-            seen.drain(..old);
-            seen.extend(talk.hear(ExecError::NoShell(vm)).await?);
-        }
+    let about = client.get(&format!("/api/v1/vms/{vm}")).await?;
+    let state = about["state"].as_str().unwrap_or("gone");
+    if !matches!(state, "booting" | "ready") {
+        return Err(ExecError::WrongState { vm, state: state.to_owned() }.into());
     }
-    if let Some(line) = script.lines.last() {
-        talk.say(line).await?;
+    let prepare = async {
+        let turn = wait_for_turn(client, vm, end).await?;
+        let follow = client.follow(vm).await?;
+        let resets = about["resets"].clone();
+        let mut talk = Talk { client, vm, resets, follow, end, interrupt, _turn: turn };
+        talk.wait_for_prompt(Line::new(prompt)).await?;
+        Ok::<_, ClientError>(talk)
+    };
+    let mut talk = tokio::select! {
+        prepared = prepare => prepared?,
+        // Nothing was typed yet.
+        () = interrupt.notified() => return Err(ExecError::Interrupted(Left::Nothing).into()),
+    };
+    let ended = talk.run(&script, take).await;
+    let Err(ClientError::Exec(given_up)) = ended else { return ended };
+    Err(match given_up {
+        ExecError::Timeout(_) => ExecError::Timeout(talk.give_up(&script).await),
+        ExecError::Interrupted(_) => ExecError::Interrupted(talk.give_up(&script).await),
+        other => other,
     }
-    let (mut reader, mut plain) = (Reader::new(&script), Plain::default());
+    .into())
+}
+
+/// Waits until no other command runs.
+async fn wait_for_turn(client: &Client, vm: u32, end: Instant) -> Result<Turn, ClientError> {
     loop {
-        let bytes = match talk.hear(ExecError::Timeout).await {
-            Err(error @ ClientError::Exec(ExecError::Timeout)) => {
-                client.type_at(vm, INTERRUPT).await?;
-                return Err(error);
-            }
-            heard => heard?,
-        };
-        let found = reader.feed(&bytes);
-        take(&plain.feed(&found.output))?;
-        if let Some(status) = found.status {
-            return Ok(status);
+        if let Some(turn) = Turn::take(client.path(), vm).map_err(super::gone)? {
+            return Ok(turn);
         }
+        if Instant::now() >= end {
+            return Err(ExecError::Busy(vm).into());
+        }
+        sleep(TURN_EVERY).await;
     }
 }
 
@@ -263,35 +372,150 @@ struct Talk<'a> {
     resets: Value,
     follow: Follow,
     end: Instant,
+    interrupt: &'a Notify,
+    _turn: Turn,
 }
 
 impl Talk<'_> {
+    /// Waits until the console shows a prompt.
+    async fn wait_for_prompt(&mut self, mut line: Line) -> Result<(), ClientError> {
+        let vm = self.vm;
+        let about = self.look().await?;
+        let written = about["console_bytes"].as_u64().unwrap_or(0);
+        let mut seen = self.follow.offset();
+        let forgotten = seen > 0 && seen == written;
+        while seen < written {
+            let bytes = self.hear(ExecError::NoShell(vm)).await?;
+            seen += bytes.len() as u64;
+            line.feed(&bytes);
+        }
+        if line.has_prompt() {
+            return Ok(());
+        }
+        // A fleet keeps what fits; where nothing is left of what a VM has said, nothing speaks
+        // against a shell, which says something when it is greeted.
+        if forgotten {
+            self.say("").await?;
+        }
+        // One that boots takes its time.
+        let mut ready = about["state"] == "ready";
+        let mut patience = Instant::now() + PROMPT_PATIENCE;
+        loop {
+            let until = if ready { patience.min(self.end) } else { self.end };
+            if Instant::now() >= until {
+                return Err(ExecError::NoPrompt { vm, line: line.text() }.into());
+            }
+            let quiet = Instant::now() + if line.has_prompt() { QUIET } else { LOOK };
+            match timeout_at(quiet.min(until), self.follow.next()).await {
+                Ok(Some(bytes)) => line.feed(&bytes),
+                Ok(None) => return Err(ExecError::Lost.into()),
+                Err(_) if line.has_prompt() => return Ok(()),
+                Err(_) => {
+                    let now = self.look().await?["state"] == "ready";
+                    if now && !ready {
+                        patience = Instant::now() + PROMPT_PATIENCE;
+                    }
+                    ready = now;
+                }
+            }
+        }
+    }
+
+    /// Types a script and reads what comes of it.
+    async fn run(
+        &mut self,
+        script: &Script,
+        mut take: impl FnMut(&[u8]) -> Result<(), ClientError>,
+    ) -> Result<u8, ClientError> {
+        for (line, mark) in script.lines.iter().zip(&script.marks) {
+            self.say(line).await?;
+            self.hear_mark(mark).await?;
+        }
+        if let Some(line) = script.lines.last() {
+            self.say(line).await?;
+        }
+        let (mut reader, mut plain) = (Reader::new(script), Plain::default());
+        loop {
+            let bytes = self.hear(ExecError::Timeout(Left::Nothing)).await?;
+            let found = reader.feed(&bytes);
+            take(&plain.feed(&found.output))?;
+            if let Some(status) = found.status {
+                take(plain.finish())?;
+                return Ok(status);
+            }
+        }
+    }
+
+    /// Ends the command as somebody at the keyboard would. Returns what is left of it.
+    async fn give_up(&mut self, script: &Script) -> Left {
+        let (line, mark) = &script.back;
+        for key in INTERRUPTS {
+            self.end = Instant::now() + INTERRUPT_PATIENCE;
+            let ended = match self.say(&format!("{key}{line}")).await {
+                Ok(()) => self.hear_mark(mark).await,
+                error => error,
+            };
+            match ended {
+                Ok(()) | Err(ClientError::Exec(ExecError::Ended { .. })) => return Left::Nothing,
+                Err(_) => {}
+            }
+        }
+        Left::Running(self.vm)
+    }
+
     async fn say(&self, line: &str) -> Result<(), ClientError> {
         let line = format!("{line}\n");
         let typing = self.client.type_at(self.vm, line.as_bytes());
         timeout_at(self.end, typing).await.map_err(|_| ExecError::NoShell(self.vm))?
     }
 
+    /// Reads up to a line with a mark.
+    async fn hear_mark(&mut self, mark: &str) -> Result<(), ClientError> {
+        let mark = format!("\n{mark}\r");
+        let mut heard = Vec::new();
+        while find(&heard, mark.as_bytes()).is_none() {
+            // A mark may come in two pieces.
+            let old = heard.len().saturating_sub(mark.len());
+            heard.drain(..old);
+            heard.extend(self.hear(ExecError::NoShell(self.vm)).await?);
+        }
+        Ok(())
+    }
+
     /// What the console shows next. `late` is what is wrong when nothing comes in time.
     async fn hear(&mut self, late: ExecError) -> Result<Vec<u8>, ClientError> {
         loop {
-            let look = (Instant::now() + LOOK).min(self.end);
-            match timeout_at(look, self.follow.next()).await {
+            let now = Instant::now();
+            if now >= self.end {
+                return Err(late.into());
+            }
+            let look = (now + LOOK).min(self.end);
+            // Between lines only: half a line would be in the way of what comes next.
+            let next = tokio::select! {
+                next = timeout_at(look, self.follow.next()) => next,
+                () = self.interrupt.notified() => {
+                    return Err(ExecError::Interrupted(Left::Nothing).into());
+                }
+            };
+            match next {
                 Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => return Err(ExecError::Lost.into()),
                 Err(_) if look >= self.end => return Err(late.into()),
-                Err(_) => self.look().await?,
+                Err(_) => drop(self.look().await?),
             }
         }
     }
 
-    /// Whether the VM is the same and alive.
-    async fn look(&self) -> Result<(), ClientError> {
+    /// What is known of the VM, if it is the same and alive.
+    async fn look(&self) -> Result<Value, ClientError> {
         let vm = self.vm;
         let about = self.client.get(&format!("/api/v1/vms/{vm}")).await?;
         let what = match about["state"].as_str() {
-            Some("booting" | "ready") if about["resets"] == self.resets => return Ok(()),
+            Some("booting" | "ready") if about["resets"] == self.resets => return Ok(about),
             Some("booting" | "ready") => "has started again".to_owned(),
+            Some(state @ "paused") => {
+                return Err(ExecError::WrongState { vm, state: state.to_owned() }.into());
+            }
             other => format!("is {}", other.unwrap_or("gone")),
         };
         Err(ExecError::Ended { vm, what }.into())
@@ -315,7 +539,7 @@ mod tests {
             text += "\r\n";
         }
         let output = output.replace('\n', "\r\n");
-        text += &format!("\r\n{}\r\n{output}\r\n{}{status}\r\nvm3:~# ", script.begin, script.end);
+        text += &format!("\r\n{}\r\n{output}{}{status}\r\nvm3:~# ", script.begin, script.end);
         text.into_bytes()
     }
 
@@ -333,12 +557,21 @@ mod tests {
                         status = found.status;
                     }
                 }
-                // A return at the very end cannot be told from the terminal's.
-                let expected = output.strip_suffix('\r').unwrap_or(output);
+                all.extend(plain.finish());
                 let all = String::from_utf8(all).unwrap();
-                assert_eq!((all.trim_end_matches('\r'), status), (expected, Some(7)), "{size}");
+                assert_eq!((all.as_str(), status), (output, Some(7)), "{size}");
             }
         }
+    }
+
+    #[test]
+    fn output_does_not_wait_for_more() {
+        let (script, mut plain) = (script(), Plain::default());
+        let mut reader = Reader::new(&script);
+        let mut shown = |text: &str| plain.feed(&reader.feed(text.as_bytes()).output);
+        assert_eq!(shown(&format!("\r\n{}\r\nbegun\r\n", script.begin)), b"begun\n");
+        assert_eq!(shown("PXVM"), b"");
+        assert_eq!(shown(" is fine"), b"PXVM is fine");
     }
 
     #[test]
@@ -350,6 +583,101 @@ mod tests {
         assert!(script.lines.iter().all(|line| line.len() < 400));
         let plain = |line: &String| line.trim_start_matches(KILL_LINE).bytes().all(|b| b >= b' ');
         assert!(script.lines.iter().all(|line| plain(line) && line.is_ascii()));
+    }
+
+    /// A shell at a terminal of its own.
+    struct Shell {
+        child: std::process::Child,
+        terminal: std::fs::File,
+        line: Line,
+    }
+
+    impl Shell {
+        /// Starts one; nothing when it is not installed.
+        fn start(program: &[&str]) -> Option<Self> {
+            use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+            use std::process::Stdio;
+            let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+            grantpt(&terminal).unwrap();
+            unlockpt(&terminal).unwrap();
+            let name = ptsname(&terminal, Vec::new()).unwrap();
+            let file = std::fs::File::options().read(true).write(true).open(name.to_str().unwrap());
+            let file = file.unwrap();
+            let end = || Stdio::from(file.try_clone().unwrap());
+            let mut command = std::process::Command::new(program[0]);
+            command.args(&program[1..]).stdin(end()).stdout(end()).stderr(end());
+            let child = command.env("PS1", "$ ").env_remove("ENV").spawn().ok()?;
+            let line = Line::new(Regex::new(Line::DEFAULT).unwrap());
+            Some(Self { child, terminal: terminal.into(), line })
+        }
+
+        /// Reads until `done` finds something in what came.
+        fn hear<T>(&mut self, mut done: impl FnMut(&[u8]) -> Option<T>) -> T {
+            use std::io::Read;
+            let mut buffer = [0; 4096];
+            loop {
+                let n = self.terminal.read(&mut buffer).unwrap();
+                self.line.feed(&buffer[..n]);
+                if let Some(found) = done(&buffer[..n]) {
+                    return found;
+                }
+            }
+        }
+
+        fn exec(&mut self, command: &str) -> (String, u8) {
+            use std::io::Write;
+            while !self.line.has_prompt() {
+                self.hear(|_| Some(()));
+            }
+            let script = Script::new(command, "abc").unwrap();
+            for (line, mark) in script.lines.iter().zip(&script.marks) {
+                writeln!(self.terminal, "{line}").unwrap();
+                let (mark, mut heard) = (format!("\n{mark}\r"), Vec::new());
+                self.hear(|bytes| {
+                    heard.extend(bytes);
+                    find(&heard, mark.as_bytes())
+                });
+            }
+            writeln!(self.terminal, "{}", script.lines.last().unwrap()).unwrap();
+            let (mut reader, mut plain) = (Reader::new(&script), Plain::default());
+            let mut output = Vec::new();
+            let status = self.hear(|bytes| {
+                let found = reader.feed(bytes);
+                output.extend(plain.feed(&found.output));
+                found.status
+            });
+            (String::from_utf8(output).unwrap(), status)
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    #[test]
+    fn the_script_runs_in_every_shell_that_is_here() {
+        let shells: [&[&str]; 4] = [
+            &["dash", "-i"],
+            &["bash", "--norc", "--noprofile", "-i"],
+            &["busybox", "sh", "-i"],
+            &["zsh", "-f", "-i"],
+        ];
+        // Dashes where a piece begins, at the first and at others.
+        let dashes = format!("-x || echo {}", "-".repeat(3 * PIECE));
+        let special = "printf '%s' \"it's 100% \\\\ \" '$HOME' '!'; exit 7";
+        let mut tried = 0;
+        for program in shells {
+            let Some(mut shell) = Shell::start(program) else { continue };
+            tried += 1;
+            let (output, status) = shell.exec(&dashes);
+            let tail = format!("{}\n", "-".repeat(3 * PIECE));
+            assert!(output.ends_with(&tail) && status == 0, "{program:?}: {output}");
+            assert_eq!(shell.exec(special), ("it's 100% \\ $HOME!".to_owned(), 7), "{program:?}");
+        }
+        assert!(tried > 0, "no shell is here");
     }
 
     #[test]

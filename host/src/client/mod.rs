@@ -136,16 +136,15 @@ impl Client {
     pub async fn console(&self, vm: u32) -> Result<(u64, Vec<u8>), ClientError> {
         let path = format!("/api/v1/vms/{vm}/console");
         let response = self.ask(Self::request(Method::GET, &path, Body::empty())?).await?;
-        let offset = response.headers().get("x-pxvm-offset");
-        let offset = offset.and_then(|v| v.to_str().ok()?.parse().ok());
-        Ok((offset.ok_or(ClientError::Strange)?, whole(response).await?))
+        Ok((offset(&response)?, whole(response).await?))
     }
 
     /// Follows a VM's console.
     pub async fn follow(&self, vm: u32) -> Result<Follow, ClientError> {
         let path = format!("/api/v1/vms/{vm}/console/stream");
         let response = self.ask(Self::request(Method::GET, &path, Body::empty())?).await?;
-        Ok(Follow(response.into_body()))
+        let offset = offset(&response)?;
+        Ok(Follow { offset, body: response.into_body() })
     }
 
     /// Types at a VM's console; waits while the VM does not read.
@@ -179,14 +178,28 @@ async fn parse(response: Response<Incoming>) -> Result<Value, ClientError> {
     serde_json::from_slice(&whole(response).await?).map_err(|_| ClientError::Strange)
 }
 
+/// How much a VM has said before what is answered.
+fn offset(response: &Response<Incoming>) -> Result<u64, ClientError> {
+    let offset = response.headers().get("x-pxvm-offset");
+    offset.and_then(|v| v.to_str().ok()?.parse().ok()).ok_or(ClientError::Strange)
+}
+
 /// A console that is followed.
-pub struct Follow(Incoming);
+pub struct Follow {
+    offset: u64,
+    body: Incoming,
+}
 
 impl Follow {
+    /// Bytes that the VM has said before what comes first.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// What comes next; nothing when the fleet has ended, or was not listened to.
     pub async fn next(&mut self) -> Option<Vec<u8>> {
         loop {
-            let frame = self.0.frame().await?.ok()?;
+            let frame = self.body.frame().await?.ok()?;
             if let Ok(bytes) = frame.into_data() {
                 return Some(bytes.to_vec());
             }

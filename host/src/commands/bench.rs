@@ -3,7 +3,6 @@
 mod program;
 
 use std::collections::HashMap;
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Serialize, Serializer};
 
 use super::boot::{self, Place};
-use super::{printing, say};
+use super::{on_cpu, printing, say};
 use crate::backend::cpu::check_count;
 use crate::backend::cuda::group::Group;
 use crate::backend::cuda::{self, CudaError, DeviceFleet};
@@ -22,6 +21,7 @@ use crate::exit::{Code, Error, sentence};
 use crate::host;
 use crate::machine::{Fleet, assemble};
 use crate::report::print_json;
+use crate::stdio;
 
 const COUNTS_CPU: [u32; 3] = [1, 16, 64];
 const COUNTS_CUDA: [u32; 3] = [1, 256, 8448];
@@ -95,9 +95,13 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
         return Err(Error::Usage("--backend lockstep compares, and is slow by design".into()));
     }
     let ready = boot::ready_pattern(&args.ready_pattern)?;
-    let cuda = boot::wants_gpu(args.backend, args.device)?;
+    let number = args.device.unwrap_or_default();
+    let cuda = boot::wants_gpu(args.backend, number)?;
+    if !cuda {
+        on_cpu(args.device, None)?;
+    }
     let (backend, device) = match cuda {
-        true => ("cuda", cuda::available(args.device).map_err(BackendError::from)?.to_string()),
+        true => ("cuda", cuda::available(number).map_err(BackendError::from)?.to_string()),
         false => ("cpu", format!("{} threads", host::cores())),
     };
     if let Some(n) = args.packing.iter().filter_map(|p| p.0).find(|&n| cuda && n > LANES_MAX) {
@@ -133,10 +137,12 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
                         break 'all;
                     }
                 };
-                if !args.json {
-                    print(&row.line())?;
-                }
+                let line = row.line();
                 rows.push(row);
+                // Nobody waits for the others.
+                if !args.json && !print(&line)? {
+                    break 'all;
+                }
             }
         }
     }
@@ -156,9 +162,9 @@ fn worst(codes: impl Iterator<Item = Code>) -> Code {
     codes.max_by_key(|&code| code.number()).unwrap_or(Code::Success)
 }
 
-fn print(text: &str) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(printing)
+/// Returns whether somebody still reads it.
+fn print(text: &str) -> Result<bool, Error> {
+    stdio::print(text.as_bytes()).map_err(printing)
 }
 
 struct Bencher<'a> {
@@ -226,12 +232,13 @@ impl Bencher<'_> {
             check_count(fleet.count, fleet.plan.memory)?;
             return Ok(Place::Cpu);
         }
-        let gpu = cuda::open(self.args.device, &say).map_err(BackendError::from)?;
+        let number = self.args.device.unwrap_or_default();
+        let gpu = cuda::open(number, &say).map_err(BackendError::from)?;
         let mut first = Group::start(gpu, &program::fleet(1)?, None)?;
         first.turn(&[0], 1024).map_err(BackendError::from)?;
         let gpu = first.into_gpu().map_err(BackendError::from)?;
         let device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
-        let options = cuda::Options { device: self.args.device, lanes: packing.0 };
+        let options = cuda::Options { device: number, lanes: packing.0 };
         Ok(Place::Cuda(device, options))
     }
 }

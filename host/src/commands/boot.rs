@@ -4,10 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Sender, bounded};
 
 use super::steering::Steering;
-use super::{network, printing, say};
+use super::{network, on_cpu, printing};
 use crate::api::About;
 use crate::backend::cpu::{CpuBackend, check_count};
 use crate::backend::cuda::gpu::Gpu;
@@ -15,10 +15,13 @@ use crate::backend::cuda::{self, CudaBackend, DeviceFleet};
 use crate::backend::lockstep::LockstepBackend;
 use crate::backend::{Backend, BackendError, ClockSource, Settings};
 use crate::cli::{BackendChoice, Boot, Guest, Running};
+use crate::console::escape::Action;
+use crate::console::keyboard::{self, Typed};
 use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
-use crate::console::terminal::{self, RawMode, Screen};
-use crate::engine::{self, Control, Hub, Until, Verdict};
+use crate::console::screen::Screen;
+use crate::console::terminal::{self, RawMode};
+use crate::engine::{self, CONTROLS_MAX, Control, Hub, Inputs, Until, Verdict};
 use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
@@ -26,6 +29,11 @@ use crate::machine::{Fleet, GuestOptions, Link, assemble};
 use crate::net::{Network, Wire};
 use crate::progress::Progress;
 use crate::report::{BootReport, NetReport, print_json};
+use crate::signals;
+use crate::stdio::say;
+
+/// Signals after which a fleet that has not ended yet is not waited for.
+const INSISTING: u32 = 3;
 
 /// Boots a fleet and runs it until the condition.
 pub fn boot(args: Boot) -> Result<Code, Error> {
@@ -53,10 +61,14 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let drawn = draw_seed(&mut guest, settings.clock)?;
     let steering = Steering::bind(&control)?;
     let uplink = network::uplink(&networking, capacity, running.backend, steering.address())?;
-    let options = cuda::Options { device: running.device, lanes: running.lanes };
+    let device = running.device.unwrap_or_default();
+    let options = cuda::Options { device, lanes: running.lanes };
     // A GPU that is asked for and cannot be used is told before images are looked for; loading the
     // program into one that can takes seconds the first time, and comes after.
     let wanted = wants_gpu(running.backend, options.device)?;
+    if !wanted {
+        on_cpu(running.device, running.lanes)?;
+    }
     let macs = networking.net_mac.into();
     let link = if uplink.is_some() { Link::Up } else { Link::Down };
     let fleet = assemble(&GuestOptions { macs, link, ..guest.options(capacity, settings.clock) })?;
@@ -103,12 +115,12 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if let Some(url) = steering.url() {
         stage.progress.say(&format!("dashboard: {url}"));
     }
-    let (controls, receiver) = stage.controls(capacity, &running)?;
+    let (controls, inputs) = stage.inputs(capacity, &running)?;
     let backend = start(place, fleet, settings)?;
     let hub = Arc::new(Hub::new(backend, count, capacity, until, controls));
     let server = steering.serve(&hub, &wire, about)?;
     let options = engine::Options { timeout: running.timeout, hold_input: !stage.interactive };
-    let outcome = engine::run(&hub, &options, &receiver, stage.sink.as_mut(), &mut stage.progress)?;
+    let outcome = engine::run(&hub, &options, &inputs, stage.sink.as_mut(), &mut stage.progress)?;
     drop(server);
     drop(stage.raw.take());
     let network = network.map(|network| NetReport::new(&wire, network.stop()));
@@ -116,7 +128,10 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         stage.progress.say(&missing);
     }
     if stage.interactive && outcome.verdict == Verdict::Left {
-        eprintln!("\npxvm: left the console");
+        say("\npxvm: left the console");
+    }
+    if let Some(shortfall) = outcome.shortfall(until) {
+        say(&format!("pxvm: {shortfall}"));
     }
     if running.json {
         let report =
@@ -171,7 +186,7 @@ pub(super) fn wants_gpu(choice: BackendChoice, device: u32) -> Result<bool, Erro
 
 /// Takes the GPU; `None` when it does not work and need not.
 pub(super) fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
-    match cuda::open(device, &say) {
+    match cuda::open(device, &super::say) {
         Ok(gpu) => Ok(Some(gpu)),
         Err(error) if choice == BackendChoice::Auto => {
             tracing::warn!("no GPU, so the CPU: {error}");
@@ -216,45 +231,59 @@ impl Stage {
             None => Some(cache::state().join(run_name())),
         };
         let open = |dir: &PathBuf| {
-            Logs::new(dir, count)
+            Logs::new(dir, count, running.console_max)
                 .map_err(|e| Error::io(format!("write console logs to {}", dir.display()), e))
         };
         let log = logs.as_ref().map(open).transpose()?;
         let interactive = on_screen && terminal::is_interactive();
         let (sink, progress): (Box<dyn Sink>, _) = match log {
             Some(log) if !on_screen => (Box::new(log), Progress::fleet()),
-            log => (Box::new(Screen { log }), Progress::hidden()),
+            log => (Box::new(Screen::new(log)), Progress::hidden()),
         };
         if let (Some(dir), false) = (&logs, interactive) {
             progress.say(&format!("consoles: {}", dir.display()));
         }
         if interactive {
-            eprintln!("pxvm: Ctrl-A x leaves, Ctrl-A h helps");
+            say("pxvm: Ctrl-A x leaves, Ctrl-A h helps");
         }
         Ok(Self { sink, progress, interactive, raw: None, logs })
     }
 
     /// Listens to the user from now on. Others may send controls, too.
-    fn controls(
+    fn inputs(
         &mut self,
         count: u32,
         running: &Running,
-    ) -> Result<(Sender<Control>, Receiver<Control>), Error> {
-        let (sender, controls) = unbounded();
-        let on_signal = sender.clone();
-        // A second Ctrl-C while the first one is still at work changes nothing.
-        let handler = move || drop(on_signal.send(Control::Interrupt));
-        ctrlc::set_handler(handler)
-            .map_err(|e| Error::io("listen for Ctrl-C", io::Error::other(e)))?;
+    ) -> Result<(Sender<Control>, Inputs), Error> {
+        let (sender, controls) = bounded(CONTROLS_MAX);
+        let (ender, end) = bounded(1);
+        let on_signal = ender.clone();
+        // Ending takes its time, and a second Ctrl-C changes nothing. But whoever insists is heard,
+        // also when a terminal that takes nothing more has stopped everything.
+        let mut insisting = 0;
+        signals::on_interrupt(move || {
+            insisting += 1;
+            if on_signal.try_send(Verdict::Interrupted).is_err() && insisting >= INSISTING {
+                signals::end();
+            }
+        });
         if self.interactive {
             self.raw = Some(RawMode::enter().map_err(|e| Error::io("set up the terminal", e))?);
         }
         // A fleet has no input; a person at the keyboard of a run with --json has none either.
         let piped = !io::IsTerminal::is_terminal(&io::stdin());
-        if self.interactive || (count == 1 && (piped || !running.json)) {
-            terminal::read_input(sender.clone(), self.interactive)
-                .map_err(|e| Error::io("read standard input", e))?;
-        }
-        Ok((sender, controls))
+        let typed = if self.interactive || (count == 1 && (piped || !running.json)) {
+            let helper = sender.clone();
+            // What does not fit now was asked for before.
+            let act = move |action| match action {
+                Action::Leave => drop(ender.try_send(Verdict::Left)),
+                Action::Help => drop(helper.try_send(Control::Help)),
+            };
+            keyboard::read(self.interactive, act)
+                .map_err(|e| Error::io("read standard input", e))?
+        } else {
+            Typed::nothing()
+        };
+        Ok((sender, Inputs { controls, end, typed }))
     }
 }

@@ -1,31 +1,36 @@
 //! The commands that act on a fleet that runs already.
 
-use std::io::{self, Write};
+use std::io::Write;
+use std::sync::Arc;
 
+use axum::http::StatusCode;
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::printing;
 use crate::cli::{Act, Add, Console, Exec, Ids, Logs, Ps, Which};
 use crate::client::{Client, ClientError, block_on, exec};
-use crate::console::escape;
+use crate::console::escape::{self, Action};
+use crate::console::keyboard::{self, Typed};
 use crate::console::terminal::{self, RawMode};
-use crate::engine::Control;
 use crate::exit::{Code, Error, sentence};
+use crate::progress::Stderr;
 use crate::report::print_json;
+use crate::signals;
+use crate::stdio::{print, say};
 
 /// VMs in one answer.
 const PAGE: u64 = 1000;
 /// VMs that are acted on at a time.
 const SIDE_BY_SIDE: usize = 32;
+/// Output of a command that is kept for its report.
+const OUTPUT_MAX: usize = 16 << 20;
+/// Bytes that are typed at a time.
+const TYPED_AT_ONCE: usize = 4096;
 
 fn run<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     block_on(work).map_err(|e| Error::io("talk to the fleet", e))?
-}
-
-fn print(bytes: &[u8]) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(printing)
 }
 
 /// `pxvm ps`
@@ -55,7 +60,7 @@ pub fn ps(args: Ps) -> Result<Code, Error> {
     if json {
         print_json(&json!({ "fleet": fleet, "vms": vms })).map_err(printing)?;
     } else {
-        print(table(&fleet, &vms).as_bytes())?;
+        print(table(&fleet, &vms).as_bytes()).map_err(printing)?;
     }
     Ok(Code::Success)
 }
@@ -109,45 +114,56 @@ pub fn act(args: Act, what: &str) -> Result<Code, Error> {
     let client = Client::find(fleet.as_deref())?;
     let done = run(async {
         let count = client.get("/api/v1/fleet").await?["count"].as_u64().unwrap_or(0) as u32;
+        // Those that were named must be able to; of all, those that are.
         let mut vms = Vec::new();
         for ids in ids {
-            match ids {
-                Ids::All => vms.extend(0..count),
+            let (range, named) = match ids {
+                Ids::All => (0..count, false),
                 // One that is missing is told once, however long the range.
-                Ids::Range(first, last) => vms.extend(first..=last.min(count.max(first))),
-            }
+                Ids::Range(first, last) => {
+                    (first..last.min(count.max(first)).saturating_add(1), true)
+                }
+            };
+            vms.extend(range.map(|vm| (vm, named)));
         }
-        vms.sort_unstable();
-        vms.dedup();
-        let act = |vm: u32| {
+        vms.sort_unstable_by_key(|&(vm, named)| (vm, !named));
+        vms.dedup_by_key(|&mut (vm, _)| vm);
+        let act = |(vm, named): (u32, bool)| {
             let (client, path) = (&client, format!("/api/v1/vms/{vm}/{what}"));
-            async move { (vm, client.post(&path, None).await) }
+            async move { (vm, named, client.post(&path, None).await) }
         };
         let done: Vec<_> = stream::iter(vms).map(act).buffered(SIDE_BY_SIDE).collect().await;
         Ok(done)
     })?;
     let mut code = Code::Success;
-    let (mut vms, mut errors) = (Vec::new(), Vec::new());
-    for (vm, result) in done {
+    let (mut vms, mut errors, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    for (vm, named, result) in done {
         match result {
             Ok(about) => {
                 if !json {
                     let state = about["state"].as_str().unwrap_or("?");
-                    print(format!("vm{vm} is {state}\n").as_bytes())?;
+                    print(format!("vm{vm} is {state}\n").as_bytes()).map_err(printing)?;
                 }
                 vms.push(about);
+            }
+            Err(ClientError::Refused { status: StatusCode::CONFLICT, .. }) if !named => {
+                skipped.push(vm);
             }
             Err(error) => {
                 code = if code == Code::Success { error.code() } else { code };
                 if !json {
-                    eprintln!("pxvm: {}", sentence(&error));
+                    say(&format!("pxvm: {}", sentence(&error)));
                 }
                 errors.push(json!({ "id": vm, "message": sentence(&error) }));
             }
         }
     }
     if json {
-        print_json(&json!({ "vms": vms, "errors": errors })).map_err(printing)?;
+        let report = json!({ "vms": vms, "errors": errors, "skipped": skipped });
+        print_json(&report).map_err(printing)?;
+    } else if !skipped.is_empty() {
+        let machines = if skipped.len() == 1 { "machine" } else { "machines" };
+        say(&format!("pxvm: skipped {} {machines} that cannot {what} now", skipped.len()));
     }
     Ok(code)
 }
@@ -168,7 +184,7 @@ pub fn add(args: Add) -> Result<Code, Error> {
         [first, .., last] => format!("vm{first} to vm{last} start\n"),
         [] => String::new(),
     };
-    print(text.as_bytes())?;
+    print(text.as_bytes()).map_err(printing)?;
     Ok(Code::Success)
 }
 
@@ -180,12 +196,8 @@ pub fn logs(args: Logs) -> Result<Code, Error> {
         if follow {
             let mut follow = client.follow(id).await?;
             while let Some(bytes) = follow.next().await {
-                match print(&bytes) {
-                    // Whoever reads it has enough.
-                    Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
-                        break;
-                    }
-                    result => result?,
+                if !print(&bytes).map_err(printing)? {
+                    break;
                 }
             }
             return Ok(());
@@ -196,36 +208,54 @@ pub fn logs(args: Logs) -> Result<Code, Error> {
             return print_json(&json!({ "id": id, "offset": offset, "text": text }))
                 .map_err(printing);
         }
-        print(&bytes)
+        print(&bytes).map(drop).map_err(printing)
     })?;
     Ok(Code::Success)
 }
 
 /// `pxvm exec`
 pub fn exec(args: Exec) -> Result<Code, Error> {
-    let Exec { id, command, timeout, which: Which { fleet, json } } = args;
+    let Exec { id, command, timeout, prompt, which: Which { fleet, json } } = args;
     let client = Client::find(fleet.as_deref())?;
     let command = command.join(" ");
-    let mut output = Vec::new();
+    let (mut output, mut truncated) = (Vec::new(), false);
     let mut broken = None;
+    let interrupt = Arc::new(Notify::new());
+    let ring = Arc::clone(&interrupt);
+    let mut signals = 0;
+    signals::on_interrupt(move || {
+        signals += 1;
+        if signals > 1 {
+            say(&format!("pxvm: interrupted; the command may go on in vm{id}"));
+            signals::end();
+        }
+        ring.notify_one();
+    });
+    let options = exec::Options { timeout, prompt, interrupt: &interrupt };
     let status = run(async {
         let take = |bytes: &[u8]| {
             if json {
-                output.extend_from_slice(bytes);
+                let room = OUTPUT_MAX - output.len();
+                truncated |= bytes.len() > room;
+                output.extend_from_slice(&bytes[..bytes.len().min(room)]);
             } else if let Err(error) = print(bytes) {
                 // The command goes on in any case.
                 broken.get_or_insert(error);
             }
             Ok(())
         };
-        Ok(exec::run(&client, id, &command, timeout, take).await?)
+        Ok(exec::run(&client, id, &command, options, take).await?)
     })?;
     if json {
         let output = String::from_utf8_lossy(&output);
-        print_json(&json!({ "id": id, "status": status, "output": output })).map_err(printing)?;
+        let mut report = json!({ "id": id, "status": status, "output": output });
+        if truncated {
+            report["truncated"] = true.into();
+        }
+        print_json(&report).map_err(printing)?;
     }
     match broken {
-        Some(error) => Err(error),
+        Some(error) => Err(printing(error)),
         None => Ok(Code::Status(status)),
     }
 }
@@ -235,58 +265,67 @@ pub fn console(args: Console) -> Result<Code, Error> {
     let Console { id, fleet } = args;
     let client = Client::find(fleet.as_deref())?;
     let interactive = terminal::is_interactive();
-    let (keys, typed) = crossbeam_channel::unbounded();
-    let (leave, left) = tokio::sync::oneshot::channel();
-    let keyboard = client.clone();
     // What is refused is told before the terminal is changed.
     run(async { Ok(client.get(&format!("/api/v1/vms/{id}")).await?) })?;
     if interactive {
-        eprintln!("pxvm: Ctrl-A x leaves, Ctrl-A h helps");
+        say("pxvm: Ctrl-A x leaves, Ctrl-A h helps");
     }
+    let (ender, mut end) = tokio::sync::mpsc::channel(1);
+    let on_signal = ender.clone();
+    signals::on_interrupt(move || {
+        let _ = on_signal.try_send(Code::Interrupted);
+    });
     let raw = interactive.then(RawMode::enter).transpose();
     let raw = raw.map_err(|e| Error::io("set up the terminal", e))?;
-    terminal::read_input(keys, interactive).map_err(|e| Error::io("read standard input", e))?;
-    let type_all = move || {
-        for control in typed {
-            match control {
-                Control::Input(bytes) => {
-                    let sent = block_on(keyboard.type_at(id, &bytes));
-                    if let Ok(Err(error)) = sent {
-                        eprint!("\r\npxvm: {}\r\n", sentence(&error));
-                    }
-                }
-                Control::Help => eprint!("{}", escape::HELP_ATTACHED),
-                _ => break,
-            }
+    let act = move |action| match action {
+        Action::Leave => {
+            let _ = ender.try_send(Code::Success);
         }
-        // Only a person leaves; the end of a pipe is not the end of the guest.
-        if interactive {
-            let _ = leave.send(());
-        } else {
-            std::mem::forget(leave);
+        Action::Help => {
+            let _ = Stderr.write_all(escape::HELP_ATTACHED.as_bytes());
         }
     };
+    let typed =
+        keyboard::read(interactive, act).map_err(|e| Error::io("read standard input", e))?;
+    let typist = client.clone();
     std::thread::Builder::new()
         .name("keyboard".into())
-        .spawn(type_all)
+        .spawn(move || type_all(&typist, id, &typed))
         .map_err(|e| Error::io("read the keyboard", e))?;
     let left = run(async {
         let mut follow = client.follow(id).await?;
         let show = async {
             while let Some(bytes) = follow.next().await {
-                print(&bytes)?;
+                if !print(&bytes).map_err(printing)? {
+                    return Ok(Some(Code::Success));
+                }
             }
-            Ok::<_, Error>(false)
+            Ok(None)
         };
         tokio::select! {
             shown = show => shown,
-            _ = left => Ok(true),
+            // The end of a pipe is none: only a signal or a person ends it.
+            Some(code) = end.recv() => Ok(Some(code)),
         }
     })?;
     drop(raw);
     if interactive {
-        let how = if left { "left the console" } else { "the fleet has ended" };
-        eprintln!("\npxvm: {how}");
+        let how = if left.is_some() { "left the console" } else { "the fleet has ended" };
+        say(&format!("\npxvm: {how}"));
     }
-    Ok(Code::Success)
+    Ok(left.unwrap_or(Code::Success))
+}
+
+/// Types what comes from standard input, no faster than the VM reads it.
+fn type_all(client: &Client, id: u32, typed: &Typed) {
+    loop {
+        let bytes = typed.take(TYPED_AT_ONCE);
+        if !bytes.is_empty() {
+            if let Ok(Err(error)) = block_on(client.type_at(id, &bytes)) {
+                say(&format!("\r\npxvm: {}\r", sentence(&error)));
+            }
+        } else if typed.bell.recv().is_err() && typed.is_empty() {
+            return;
+        }
+    }
 }

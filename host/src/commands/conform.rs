@@ -1,6 +1,6 @@
 //! `pxvm conform`.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +18,7 @@ use crate::exit::{Code, Error, sentence};
 use crate::host;
 use crate::machine::plan;
 use crate::report::print_json;
+use crate::stdio::print;
 use crate::sync::lock;
 use crate::units::Size;
 
@@ -96,7 +97,7 @@ pub fn conform(args: Conform) -> Result<Code, Error> {
         text += &format!("{mark} {}{detail}\n", line.name);
     }
     text += &format!("{passed} passed, {failed} failed, {skipped} skipped\n");
-    io::stdout().write_all(text.as_bytes()).map_err(printing)?;
+    print(text.as_bytes()).map_err(printing)?;
     Ok(code)
 }
 

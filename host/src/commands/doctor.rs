@@ -13,6 +13,7 @@ use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
 use crate::report::print_json;
+use crate::stdio::print;
 
 const TUN: &str = "/dev/net/tun";
 
@@ -44,13 +45,15 @@ pub fn doctor(args: Doctor) -> Result<Code, Error> {
         print_json(&report).map_err(printing)?;
         return Ok(Code::Success);
     }
+    let mut text = String::new();
     for Check { name, ok, found, advice } in checks {
         let mark = if ok { "ok" } else { "--" };
-        println!("{mark}  {name:<12} {found}");
+        text += &format!("{mark}  {name:<12} {found}\n");
         if let Some(advice) = advice {
-            println!("    {:<12} {advice}", "");
+            text += &format!("    {:<12} {advice}\n", "");
         }
     }
+    print(text.as_bytes()).map_err(printing)?;
     Ok(Code::Success)
 }
 

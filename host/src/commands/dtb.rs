@@ -10,6 +10,7 @@ use crate::image::{Role, disk, load, rom};
 use crate::machine::cmdline::bootargs;
 use crate::machine::fleet::Root;
 use crate::machine::{assemble, plan};
+use crate::stdio::print;
 
 /// Prints a VM's device tree, or writes the blob.
 pub fn dtb(args: Dtb) -> Result<Code, Error> {
@@ -43,9 +44,8 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
         Some(path) => std::fs::write(&path, blob)
             .map_err(|e| Error::io(format!("write {}", path.display()), e))?,
         None => {
-            use std::io::Write;
             let text = dtb::text(&blob)?;
-            std::io::stdout().write_all(text.as_bytes()).map_err(printing)?;
+            print(text.as_bytes()).map_err(printing)?;
         }
     }
     Ok(Code::Success)

@@ -1,18 +1,17 @@
 //! `pxvm completions` and `pxvm man`: made from the command line's own description.
 
-use std::io::{self, Write};
-
 use clap::CommandFactory;
 
 use super::printing;
 use crate::cli::{Cli, Completions, Man};
 use crate::exit::{Code, Error};
+use crate::stdio::print;
 
 /// Prints a completion script.
 pub fn completions(args: Completions) -> Result<Code, Error> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "pxvm", &mut script);
-    io::stdout().write_all(&script).map_err(printing)?;
+    print(&script).map_err(printing)?;
     Ok(Code::Success)
 }
 
@@ -26,7 +25,7 @@ pub fn man(args: Man) -> Result<Code, Error> {
             let mut page = Vec::new();
             clap_mangen::Man::new(Cli::command())
                 .render(&mut page)
-                .and_then(|()| io::stdout().write_all(&page))
+                .and_then(|()| print(&page))
                 .map_err(printing)?;
         }
     }

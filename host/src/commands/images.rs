@@ -9,6 +9,7 @@ use crate::cli::Images;
 use crate::exit::{Code, Error};
 use crate::image::cache::{self, CacheError};
 use crate::report::print_json;
+use crate::stdio::print;
 use crate::units::Size;
 use serde::Serialize;
 
@@ -49,22 +50,25 @@ pub fn images(args: Images) -> Result<Code, Error> {
         print_json(&Listing { folder, images }).map_err(printing)?;
         return Ok(Code::Success);
     }
+    let mut text = String::new();
     if images.is_empty() {
-        println!("{}", CacheError::Missing(folder.join("default")));
+        text += &format!("{}\n", CacheError::Missing(folder.join("default")));
     }
     for image in images {
         match &image.link {
-            Some(target) => println!("{} -> {}", image.name, target.display()),
-            None => println!("{}", image.name),
+            Some(target) => text += &format!("{} -> {}\n", image.name, target.display()),
+            None => text += &format!("{}\n", image.name),
         }
         for file in &image.files {
             let hash = &file.sha256[..HASH_DIGITS];
-            println!("  {:<20} {:>10}  {hash}", file.name, Size(file.bytes).to_string());
+            let size = Size(file.bytes).to_string();
+            text += &format!("  {:<20} {size:>10}  {hash}\n", file.name);
         }
         if let Some(damage) = &image.damage {
-            println!("  damaged: {damage}; `buildroot/build` makes it again");
+            text += &format!("  damaged: {damage}; `buildroot/build` makes it again\n");
         }
     }
+    print(text.as_bytes()).map_err(printing)?;
     Ok(Code::Success)
 }
 

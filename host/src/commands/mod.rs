@@ -12,8 +12,6 @@ mod network;
 mod run;
 mod steering;
 
-use std::io::Write;
-
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};
 use crate::cli::{BackendChoice, Command, Where};
@@ -50,16 +48,28 @@ fn printing(source: std::io::Error) -> Error {
 
 /// Tells on standard error what takes time.
 fn say(text: &str) {
-    // Without standard error there is nobody to tell.
-    let _ = writeln!(crate::progress::Stderr, "pxvm: {text}");
+    crate::stdio::say(&format!("pxvm: {text}"));
+}
+
+/// Machines run on the CPU: refuses what only a GPU has.
+fn on_cpu(device: Option<u32>, lanes: Option<u32>) -> Result<(), Error> {
+    let given = [("--device", device.is_some()), ("--lanes", lanes.is_some())];
+    match given.into_iter().find(|(_, given)| *given) {
+        Some((flag, _)) => {
+            let why = format!("{flag} is for a GPU, and this runs on the CPU: see --backend");
+            Err(Error::Usage(why))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The GPU that a bare-metal program is to run on, if any.
 fn gpu_for(place: Where) -> Result<Option<Box<dyn Gpu>>, Error> {
     match place.backend {
-        BackendChoice::Auto | BackendChoice::Cpu => Ok(None),
+        BackendChoice::Auto | BackendChoice::Cpu => on_cpu(place.device, None).map(|()| None),
         BackendChoice::Cuda => {
-            Ok(Some(cuda::open(place.device, &say).map_err(BackendError::from)?))
+            let gpu = cuda::open(place.device.unwrap_or_default(), &say);
+            Ok(Some(gpu.map_err(BackendError::from)?))
         }
         BackendChoice::Lockstep => {
             Err(Error::Usage("--backend lockstep compares fleets: see pxvm boot".into()))

@@ -7,11 +7,12 @@ use std::path::Path;
 use emu_core::trace::NoTrace;
 use serde::Serialize;
 
-use super::{gpu_for, printing};
+use super::{gpu_for, on_cpu, printing};
 use crate::bare::{Bare, End, Output};
 use crate::cli::Run;
 use crate::exit::{Code, Error};
 use crate::report::print_json;
+use crate::stdio::{print, say};
 use crate::trace::CommitLog;
 
 /// Longest line of a program's that is shown in one piece beside those of others.
@@ -49,33 +50,31 @@ pub fn run(args: Run) -> Result<Code, Error> {
     }
     let programs = args.programs.iter().map(|path| Bare::load(path)).collect::<Result<_, _>>()?;
     let (backend, mut bare) = match gpu_for(args.place)? {
-        None => ("cpu", Bare::new(programs, machine, memory)?),
+        None => {
+            on_cpu(None, args.lanes)?;
+            ("cpu", Bare::new(programs, machine, memory)?)
+        }
         Some(_) if args.trace.is_some() => {
             return Err(Error::Usage("--trace needs --backend cpu".into()));
         }
         Some(gpu) => ("cuda", Bare::new_on(gpu, args.lanes, programs, machine, memory)?),
     };
     let mut shown = Shown::new(&args);
-    let ends = match &args.trace {
-        None => bare.run(args.max_instructions, &mut NoTrace, &mut shown),
+    // A file that cannot be written ends; the program goes on, and its end is told first.
+    let (ends, traced) = match &args.trace {
+        None => (bare.run(args.max_instructions, &mut NoTrace, &mut shown), Ok(())),
         Some(path) => {
             let mut log = CommitLog::new(BufWriter::new(create(path)?));
             let ends = bare.run(args.max_instructions, &mut log, &mut shown);
-            log.finish().map_err(|e| cannot_write(path, e))?;
-            ends
+            (ends, log.finish().map(drop).map_err(|e| cannot_write(path, e)))
         }
     };
     let outputs = shown.finish();
     let ends = ends?;
-    if let Some(path) = &args.signature {
-        let words = bare.signature()?.ok_or_else(|| {
-            let program = args.programs[0].display();
-            Error::Usage(format!("program {program} has no begin_signature and end_signature"))
-        })?;
-        let mut out = BufWriter::new(create(path)?);
-        let lines = words.iter().try_for_each(|word| writeln!(out, "{word:08x}"));
-        lines.and_then(|()| out.flush()).map_err(|e| cannot_write(path, e))?;
-    }
+    let signed = match &args.signature {
+        None => Ok(()),
+        Some(path) => sign(&mut bare, &args.programs[0], path),
+    };
 
     let instrets = bare.instrets()?;
     let mut lines = Vec::with_capacity(ends.len());
@@ -97,11 +96,22 @@ pub fn run(args: Run) -> Result<Code, Error> {
             let digest = digest.as_ref().map(|d| format!(", digest {d}")).unwrap_or_default();
             text += &format!("vm{id}: {program} {end}, {instructions} instructions{digest}\n");
         }
-        io::stdout().write_all(text.as_bytes()).map_err(printing)?;
+        print(text.as_bytes()).map_err(printing)?;
     } else if let [Line { end, instructions, passed: false, .. }] = &lines[..] {
-        eprintln!("pxvm: the program {end}, after {instructions} instructions");
+        say(&format!("pxvm: the program {end}, after {instructions} instructions"));
     }
-    Ok(code)
+    traced.and(signed).map(|()| code)
+}
+
+/// Writes the signature of the only program.
+fn sign(bare: &mut Bare, program: &Path, path: &Path) -> Result<(), Error> {
+    let words = bare.signature()?.ok_or_else(|| {
+        let program = program.display();
+        Error::Usage(format!("program {program} has no begin_signature and end_signature"))
+    })?;
+    let mut out = BufWriter::new(create(path)?);
+    let lines = words.iter().try_for_each(|word| writeln!(out, "{word:08x}"));
+    lines.and_then(|()| out.flush()).map_err(|e| cannot_write(path, e))
 }
 
 /// A program that failed outweighs one that did not end.
@@ -159,9 +169,8 @@ impl Shown {
 }
 
 fn out(bytes: &[u8]) {
-    let mut out = io::stdout().lock();
-    // A reader that has gone misses nothing that it wants.
-    let _ = out.write_all(bytes).and_then(|()| out.flush());
+    // The programs go on without it.
+    let _ = print(bytes);
 }
 
 impl Output for Shown {

@@ -1,22 +1,25 @@
-//! The console of a single VM on standard input and output.
+//! The terminal that a console is shown at.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
 use std::panic;
 use std::sync::{Mutex, Once};
-use std::thread;
 
-use crossbeam_channel::Sender;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
-use super::escape::{Action, Escape};
-use super::log::{Logs, Sink};
-use crate::engine::Control;
 use crate::sync::lock;
 
-/// The terminal's settings from before raw mode.
-static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+/// The terminal's settings while it is in raw mode, and those from before.
+struct Modes {
+    before: Termios,
+    raw: Termios,
+}
 
-/// Raw mode: every key goes to the guest. Dropping it restores the terminal; a panic does, too.
+static MODES: Mutex<Option<Modes>> = Mutex::new(None);
+
+/// Raw mode: every key goes to the guest. Dropping it restores the terminal; a panic does, too, and
+/// so do signals ([`crate::signals`]).
 #[derive(Debug)]
 pub struct RawMode(());
 
@@ -26,7 +29,6 @@ impl RawMode {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.make_raw();
-        *lock(&BEFORE) = Some(before);
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let next = panic::take_hook();
@@ -35,8 +37,9 @@ impl RawMode {
                 next(info);
             }));
         });
-        // What was typed already is for the guest, too.
-        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
+        let mut modes = lock(&MODES);
+        set(&raw)?;
+        *modes = Some(Modes { before, raw });
         Ok(Self(()))
     }
 }
@@ -47,70 +50,45 @@ impl Drop for RawMode {
     }
 }
 
-fn restore() {
-    if let Ok(mut before) = BEFORE.lock()
-        && let Some(termios) = before.take()
-    {
-        // There is nobody to tell if the terminal is gone.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &termios);
+/// Ends raw mode, if there is one.
+pub fn restore() {
+    if let Some(modes) = lock(&MODES).take() {
+        put(&modes.before);
     }
+}
+
+/// Gives the terminal back while the program stands still.
+pub fn suspend() {
+    if let Some(modes) = &*lock(&MODES) {
+        put(&modes.before);
+    }
+}
+
+/// Takes it again.
+pub fn resume() {
+    if let Some(modes) = &*lock(&MODES) {
+        put(&modes.raw);
+    }
+}
+
+/// Changes the terminal, if it is ours: a job in the background that tries to is stopped.
+fn put(termios: &Termios) {
+    let stdin = io::stdin();
+    // It has no foreground when it does not control us; then nobody minds.
+    if tcgetpgrp(stdin.as_fd()).is_ok_and(|foreground| foreground != getpgrp()) {
+        return;
+    }
+    // There is nobody to tell if the terminal is gone.
+    let _ = set(termios);
+}
+
+/// At once: what was typed already is for the guest, too, and a terminal that shows nothing more
+/// keeps nobody from leaving.
+fn set(termios: &Termios) -> io::Result<()> {
+    Ok(tcsetattr(io::stdin(), OptionalActions::Now, termios)?)
 }
 
 /// Whether a person sits at standard input and output.
 pub fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
-}
-
-/// Reads standard input on a thread of its own and passes it on, to its end.
-pub fn read_input(controls: Sender<Control>, interactive: bool) -> io::Result<()> {
-    let reader = move || {
-        let mut escape = Escape::default();
-        let mut buffer = [0; 4096];
-        loop {
-            let n = match io::stdin().lock().read(&mut buffer) {
-                // The end of a pipe is not the end of the guest.
-                Ok(0) => return,
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return,
-            };
-            let typed = buffer.get(..n).unwrap_or_default();
-            let (guest, actions) = match interactive {
-                true => escape.feed(typed),
-                false => (typed.to_vec(), Vec::new()),
-            };
-            let actions = actions.into_iter().map(|a| match a {
-                Action::Leave => Control::Leave,
-                Action::Help => Control::Help,
-            });
-            for control in std::iter::once(Control::Input(guest)).chain(actions) {
-                if controls.send(control).is_err() {
-                    return;
-                }
-            }
-        }
-    };
-    thread::Builder::new().name("stdin".into()).spawn(reader).map(drop)
-}
-
-/// Standard output, and a log file if one was asked for.
-#[derive(Debug)]
-pub struct Screen {
-    /// Where output goes, too.
-    pub log: Option<Logs>,
-}
-
-impl Sink for Screen {
-    fn write(&mut self, vm: u32, bytes: &[u8]) -> io::Result<()> {
-        if let Some(log) = &mut self.log {
-            log.write(vm, bytes)?;
-        }
-        let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.flush()
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.log.as_mut().map_or(Ok(()), Logs::flush)
-    }
 }

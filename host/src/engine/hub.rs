@@ -4,19 +4,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-use tokio::sync::oneshot;
+use crossbeam_channel::{Sender, TrySendError};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::consoles::Consoles;
 use super::ledger::{ControlError, Counts, Ledger, Record};
-use super::{Control, Until};
+use super::{Control, INPUT_MAX, Until};
 use crate::backend::{Backend, Inspection, Order};
 use crate::sync::lock;
 
 /// How long a fleet has for an answer: many launches.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Console input that may wait for a VM.
-const INPUT_MAX: usize = 64 << 10;
+/// VMs that are looked at at a time.
+const INSPECTIONS_MAX: usize = 256;
 
 /// What is shared by the thread that runs a fleet and those who look at it.
 pub struct Hub {
@@ -27,6 +27,7 @@ pub struct Hub {
     controls: Sender<Control>,
     started: Instant,
     alive: AtomicBool,
+    inspections: Arc<Semaphore>,
 }
 
 impl Hub {
@@ -46,6 +47,7 @@ impl Hub {
             controls,
             started: Instant::now(),
             alive: AtomicBool::new(true),
+            inspections: Arc::new(Semaphore::new(INSPECTIONS_MAX)),
         }
     }
 
@@ -101,23 +103,36 @@ impl Hub {
     /// Gives a VM an order and waits until it is obeyed.
     pub async fn order(&self, vm: u32, order: Order) -> Result<(), ControlError> {
         let (reply, answer) = oneshot::channel();
-        // A thread that is gone does not answer.
-        let _ = self.controls.send(Control::Order { vm, order, reply });
+        self.ask(Control::Order { vm, order, reply })?;
         in_time(answer).await?
     }
 
     /// Adds VMs; answers their numbers.
     pub async fn add(&self, count: u32) -> Result<Vec<u32>, ControlError> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.controls.send(Control::Add { count, reply });
+        self.ask(Control::Add { count, reply })?;
         in_time(answer).await?
+    }
+
+    fn ask(&self, control: Control) -> Result<(), ControlError> {
+        self.controls.try_send(control).map_err(|error| match error {
+            TrySendError::Full(_) => ControlError::Overloaded,
+            TrySendError::Disconnected(_) => ControlError::Silent,
+        })
     }
 
     /// A VM's state between two slices; `None` when it has no memory.
     pub async fn inspect(&self, vm: u32) -> Result<Option<Inspection>, ControlError> {
         self.record(vm)?;
+        // Given back by whoever looks, also when nobody waits for the answer any more.
+        let permit = Arc::clone(&self.inspections).try_acquire_owned();
+        let permit = permit.map_err(|_| ControlError::Overloaded)?;
         let (reply, answer) = oneshot::channel();
-        self.backend.inspect(vm, Box::new(move |inspection| drop(reply.send(inspection))))?;
+        let inspector = move |inspection| {
+            drop(permit);
+            drop(reply.send(inspection));
+        };
+        self.backend.inspect(vm, Box::new(inspector))?;
         in_time(answer).await
     }
 }

@@ -113,6 +113,9 @@ pub enum ControlError {
     /// Too much was asked of one VM at once.
     #[error("vm{0} has enough to do; ask again when it is done")]
     Busy(u32),
+    /// More was asked of the fleet than it gets to.
+    #[error("the fleet has enough to do; ask again later")]
+    Overloaded,
     /// The backend cannot do it.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
@@ -136,6 +139,13 @@ pub struct Record {
     started: bool,
     /// Whether it counts for the condition: met, failed, or still open.
     settled: Option<bool>,
+}
+
+impl Record {
+    /// Whether the VM met the condition of the run; `None` as long as that is open.
+    pub fn settled(&self) -> Option<bool> {
+        self.settled
+    }
 }
 
 /// How many VMs are in each state.

@@ -14,15 +14,15 @@ pub use hub::Hub;
 pub use ledger::{ControlError, Counts, Ledger, Record, State};
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, at, never, select, tick};
+use crossbeam_channel::{Receiver, after, at, never, select, tick};
 use tokio::sync::oneshot;
 
 use crate::backend::{Backend, Event, EventKind, Order, Totals};
 use crate::console::escape;
-use crate::console::log::Sink;
+use crate::console::keyboard::Typed;
+use crate::console::log::{Closed, Sink};
 use crate::exit::{Code, Error};
 use crate::progress::Progress;
 
@@ -32,6 +32,10 @@ const TICK: Duration = Duration::from_millis(250);
 const RESETS_NOTED: u32 = 5;
 /// Input from a pipe waits this long for a guest that never says it is ready.
 const INPUT_PATIENCE: Duration = Duration::from_secs(5);
+/// Console input that may wait for a VM.
+const INPUT_MAX: usize = 64 << 10;
+/// How often it is looked whether a VM has read what waited.
+const ROOM_EVERY: Duration = Duration::from_millis(10);
 
 /// When a fleet ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,17 +51,14 @@ pub enum Until {
 /// Where the answer to a [`Control`] goes.
 pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
-/// What comes from the user while a fleet runs.
+/// Controls that may wait for the thread that runs a fleet; it looks at them many times a second.
+pub const CONTROLS_MAX: usize = 4096;
+
+/// What is asked of a fleet while it runs.
 #[derive(Debug)]
 pub enum Control {
-    /// Ctrl-C or SIGTERM.
-    Interrupt,
-    /// Ctrl-A x.
-    Leave,
     /// Ctrl-A h.
     Help,
-    /// Console input for VM 0.
-    Input(Vec<u8>),
     /// Something is to be done with a VM.
     Order {
         /// Which VM.
@@ -76,6 +77,17 @@ pub enum Control {
     },
 }
 
+/// What comes from outside while a fleet runs. All of it is bounded.
+#[derive(Debug)]
+pub struct Inputs {
+    /// What is asked of the fleet.
+    pub controls: Receiver<Control>,
+    /// The run is to end, and this is why.
+    pub end: Receiver<Verdict>,
+    /// Console input for VM 0.
+    pub typed: Typed,
+}
+
 /// Why a run ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
@@ -85,9 +97,9 @@ pub enum Verdict {
     Failed,
     /// Time was up.
     Timeout,
-    /// The user left with Ctrl-A x.
+    /// The user left with Ctrl-A x, or closed what the console was written to.
     Left,
-    /// Ctrl-C or SIGTERM.
+    /// A signal: Ctrl-C, SIGTERM or the like.
     Interrupted,
 }
 
@@ -116,6 +128,29 @@ pub struct Outcome {
     pub wall: Duration,
     /// Sums at the verdict.
     pub totals: Totals,
+}
+
+/// VMs that are named when a run ends otherwise than it should.
+const NAMED_MAX: usize = 5;
+
+impl Outcome {
+    /// What kept the fleet from the condition, as a sentence; nothing when it was met or the user
+    /// ended it.
+    pub fn shortfall(&self, until: Until) -> Option<String> {
+        let (settled, what) = match (self.verdict, until) {
+            (Verdict::Met | Verdict::Left | Verdict::Interrupted, _) => return None,
+            (Verdict::Timeout, Until::Never) => return Some("ended by --timeout".to_owned()),
+            (Verdict::Timeout, Until::Ready) => (None, "not ready before --timeout"),
+            (Verdict::Timeout, Until::Halt) => (None, "not powered off before --timeout"),
+            (Verdict::Failed, Until::Ready) => (Some(false), "ended without being ready"),
+            (Verdict::Failed, _) => (Some(false), "failed"),
+        };
+        let vms = (0..).zip(&self.vms).filter(|(_, vm)| vm.settled() == settled);
+        let names: Vec<String> = vms.map(|(id, _)| crate::machine::fleet::name(id)).collect();
+        let some = names[..names.len().min(NAMED_MAX)].join(", ");
+        let more = if names.len() > NAMED_MAX { ", ..." } else { "" };
+        Some(format!("{} of {} machines {what}: {some}{more}", names.len(), self.vms.len()))
+    }
 }
 
 /// What a run needs to know.
@@ -192,7 +227,7 @@ fn answer<T>(reply: Option<Reply<T>>, result: Result<T, ControlError>) {
 pub fn run(
     hub: &Hub,
     options: &Options,
-    controls: &Receiver<Control>,
+    inputs: &Inputs,
     sink: &mut dyn Sink,
     progress: &mut Progress,
 ) -> Result<Outcome, Error> {
@@ -204,13 +239,13 @@ pub fn run(
     };
     let patience = at(Instant::now() + INPUT_PATIENCE);
     let ticker = tick(TICK);
-    let mut held = options.hold_input.then(Vec::new);
-    let failed = |e: io::Error| Error::io("write a console", e);
+    let mut typing = Typing::new(&inputs.typed, options.hold_input);
 
-    let result = loop {
+    let result: Result<Verdict, Error> = loop {
         if let Some(verdict) = hub.ledger().verdict() {
             break Ok(verdict);
         }
+        let again = typing.pass_on(backend);
         select! {
             recv(backend.events()) -> event => {
                 let Ok(event) = event else {
@@ -220,23 +255,19 @@ pub fn run(
                 match &event.kind {
                     EventKind::Console(bytes) => {
                         hub.consoles.write(event.vm, bytes);
-                        if let Err(e) = sink.write(event.vm, bytes) {
-                            break Err(failed(e));
+                        if let Err(Closed) = sink.write(event.vm, bytes) {
+                            break Ok(Verdict::Left);
                         }
                     }
-                    EventKind::Ready => release(backend, &mut held),
+                    EventKind::Ready => typing.release(),
                     EventKind::Obeyed(order) => orders.obeyed(hub, event.vm, *order),
                     _ => tell(hub, progress, &event),
                 }
             }
-            recv(controls) -> control => match control {
-                Ok(Control::Input(bytes)) => match &mut held {
-                    Some(held) => held.extend(bytes),
-                    None => backend.input(0, &bytes),
-                },
+            recv(inputs.controls) -> control => match control {
                 Ok(Control::Help) => {
-                    if let Err(e) = sink.write(0, escape::HELP.as_bytes()) {
-                        break Err(failed(e));
+                    if let Err(Closed) = sink.write(0, escape::HELP.as_bytes()) {
+                        break Ok(Verdict::Left);
                     }
                 }
                 Ok(Control::Order { vm, order, reply }) => {
@@ -245,17 +276,16 @@ pub fn run(
                 Ok(Control::Add { count, reply }) => {
                     answer(Some(reply), orders.add(hub, count));
                 }
-                Ok(Control::Leave) => break Ok(Verdict::Left),
-                Ok(Control::Interrupt) => break Ok(Verdict::Interrupted),
                 Err(_) => break Ok(Verdict::Interrupted),
             },
-            recv(patience) -> _ => release(backend, &mut held),
+            recv(inputs.end) -> verdict => break Ok(verdict.unwrap_or(Verdict::Interrupted)),
+            recv(typing.bell) -> rung => typing.rung(rung.is_ok()),
+            recv(again) -> _ => {}
+            recv(patience) -> _ => typing.release(),
             recv(timeout) -> _ => break Ok(Verdict::Timeout),
             recv(ticker) -> _ => {
                 progress.show(hub.counts(), backend.totals(), start.elapsed());
-                if let Err(e) = sink.flush() {
-                    break Err(failed(e));
-                }
+                sink.flush();
             }
         }
     };
@@ -267,10 +297,11 @@ pub fn run(
     for event in backend.events() {
         if let EventKind::Console(bytes) = &event.kind {
             hub.consoles.write(event.vm, bytes);
-            sink.write(event.vm, bytes).map_err(failed)?;
+            // Nobody is left to tell.
+            let _ = sink.write(event.vm, bytes);
         }
     }
-    sink.flush().map_err(failed)?;
+    sink.flush();
     let (counts, vms) = (hub.counts(), hub.ledger().records().to_vec());
     progress.finish(counts, totals, wall);
     let verdict = result?;
@@ -294,11 +325,39 @@ fn tell(hub: &Hub, progress: &Progress, event: &Event) {
     }
 }
 
-/// Gives VM 0 the input that waited.
-fn release(backend: &dyn Backend, held: &mut Option<Vec<u8>>) {
-    if let Some(bytes) = held.take()
-        && !bytes.is_empty()
-    {
-        backend.input(0, &bytes);
+/// Passes standard input on to VM 0, no faster than the VM reads it.
+struct Typing<'a> {
+    typed: &'a Typed,
+    bell: Receiver<()>,
+    /// The guest is not ready yet.
+    held: bool,
+}
+
+impl<'a> Typing<'a> {
+    fn new(typed: &'a Typed, held: bool) -> Self {
+        Self { typed, bell: typed.bell.clone(), held }
+    }
+
+    /// The bell has rung, or its rope was cut: standard input has ended.
+    fn rung(&mut self, goes_on: bool) {
+        if !goes_on {
+            self.bell = never();
+        }
+    }
+
+    fn release(&mut self) {
+        self.held = false;
+    }
+
+    /// Passes on what there is room for. The channel tells when to look again for more room.
+    fn pass_on(&self, backend: &dyn Backend) -> Receiver<Instant> {
+        if self.held || self.typed.is_empty() {
+            return never();
+        }
+        let bytes = self.typed.take(INPUT_MAX.saturating_sub(backend.waiting(0)));
+        if !bytes.is_empty() {
+            backend.input(0, &bytes);
+        }
+        if self.typed.is_empty() { never() } else { after(ROOM_EVERY) }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::bounded;
 use emu_core::layout::MachineKind;
 
 use super::*;
@@ -19,13 +19,11 @@ use crate::units::Size;
 struct Nowhere;
 
 impl Sink for Nowhere {
-    fn write(&mut self, _: u32, _: &[u8]) -> io::Result<()> {
+    fn write(&mut self, _: u32, _: &[u8]) -> Result<(), Closed> {
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    fn flush(&mut self) {}
 }
 
 /// `j .`
@@ -53,14 +51,16 @@ fn backend(code: &[u32], count: u32, started: u32) -> Arc<CpuBackend> {
 
 /// Runs two of three VMs with this program while `check` looks at them.
 fn with_fleet(code: &[u32], check: impl AsyncFnOnce(&Hub)) -> Outcome {
-    let (sender, controls): (Sender<Control>, _) = unbounded();
-    let hub = Hub::new(backend(code, 3, 2), 2, 3, Until::Never, sender.clone());
+    let (sender, controls) = bounded(CONTROLS_MAX);
+    let (ender, end) = bounded(1);
+    let inputs = Inputs { controls, end, typed: Typed::nothing() };
+    let hub = Hub::new(backend(code, 3, 2), 2, 3, Until::Never, sender);
     let options = Options { timeout: None, hold_input: false };
     thread::scope(|scope| {
-        let run = || run(&hub, &options, &controls, &mut Nowhere, &mut Progress::hidden()).unwrap();
+        let run = || run(&hub, &options, &inputs, &mut Nowhere, &mut Progress::hidden()).unwrap();
         let running = scope.spawn(run);
         crate::client::block_on(check(&hub)).unwrap();
-        sender.send(Control::Interrupt).unwrap();
+        ender.send(Verdict::Interrupted).unwrap();
         running.join().unwrap()
     })
 }
@@ -123,7 +123,7 @@ fn a_vm_that_has_ended_is_told_as_that_and_can_be_started_again() {
 
 #[test]
 fn a_fleet_that_has_ended_answers_no_more() {
-    let (sender, controls) = unbounded();
+    let (sender, controls) = bounded(1);
     drop(controls);
     let hub = Hub::new(backend(LOOP, 1, 0), 1, 1, Until::Never, sender);
     let answer = crate::client::block_on(hub.order(0, Order::Pause)).unwrap();

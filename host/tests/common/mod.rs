@@ -1,6 +1,8 @@
 //! What the tests of the program share.
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub mod terminal;
+
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
@@ -24,6 +26,18 @@ pub fn run(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().expect("pxvm starts");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     (status.code().unwrap_or(-1), text(&stdout), text(&stderr))
+}
+
+/// Runs it with a standard output that nobody reads: it must end well and complain of nothing.
+pub fn unread(command: &mut Command) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = command.stdout(writer).stderr(Stdio::piped()).spawn().expect("pxvm starts");
+    // The pipe's last writer.
+    command.stdout(Stdio::null());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), stderr.as_ref()), (Some(0), ""), "{command:?}");
 }
 
 /// Whether the guest image was built; says that the test is skipped when it was not.

@@ -1,0 +1,196 @@
+//! Tells from what a console shows whether a shell waits there for a command.
+//!
+//! Typing is no way to find out: an editor takes every key for an order. So the line that the
+//! cursor is in must look like a prompt.
+
+use regex::bytes::Regex;
+
+/// Longest line that is looked at.
+const LINE_MAX: usize = 1024;
+
+/// The line that the cursor of a console is in, as far as that can be told without a terminal.
+#[derive(Debug)]
+pub struct Line {
+    text: Vec<u8>,
+    /// What was there before the cursor went elsewhere.
+    before: Vec<u8>,
+    state: State,
+    /// A return came: either the line ends, or it is written anew.
+    returned: bool,
+    prompt: Regex,
+    kernel: Regex,
+}
+
+/// Where in an escape sequence (ECMA-48) the bytes are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum State {
+    Text,
+    Escape,
+    /// A control sequence, with its parameters.
+    Control(Vec<u8>),
+    /// A title or the like, to its end.
+    Command,
+    /// One more byte, which chooses a character set.
+    Charset,
+}
+
+impl Line {
+    /// What the prompt of a shell looks like: up to three words, a sign, and a blank. After `#`
+    /// and `$` somebody may have begun to type.
+    pub const DEFAULT: &str = r"^\S*( \S+){0,2} ?([#$]( |$)|% ?$)";
+
+    /// An empty line. `prompt` is what a line with a prompt matches.
+    pub fn new(prompt: Regex) -> Self {
+        // Whatever is known is text; the pattern is fixed and valid.
+        let kernel = Regex::new(r"\[ *[0-9]+\.[0-9]{6}\]").unwrap_or_else(|_| prompt.clone());
+        let (text, before) = (Vec::new(), Vec::new());
+        Self { text, before, state: State::Text, returned: false, prompt, kernel }
+    }
+
+    /// Whether it has a prompt.
+    pub fn has_prompt(&self) -> bool {
+        self.prompt.is_match(&self.text)
+    }
+
+    /// What people see there, or near it.
+    pub fn text(&self) -> String {
+        let text = if self.text.is_empty() { &self.before } else { &self.text };
+        String::from_utf8_lossy(text).trim().chars().take(40).collect()
+    }
+
+    /// Takes more of what the console shows.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.take(byte));
+    }
+
+    fn take(&mut self, byte: u8) {
+        self.state = match std::mem::replace(&mut self.state, State::Text) {
+            State::Text => return self.show(byte),
+            State::Charset => State::Text,
+            State::Escape => match byte {
+                b'[' => State::Control(Vec::new()),
+                b']' | b'P' | b'_' | b'^' => State::Command,
+                b'(' | b')' => State::Charset,
+                b'c' => self.clear(),
+                _ => State::Text,
+            },
+            State::Control(mut parameters) => match byte {
+                0x20..=0x3f if parameters.len() < LINE_MAX => {
+                    parameters.push(byte);
+                    State::Control(parameters)
+                }
+                // Colours, questions, and what editing a line takes.
+                b'm' | b'n' | b'K' | b'J' | b'C' | b'D' | b'P' | b'@' | b'X' => State::Text,
+                // Pastes and how the cursor looks.
+                b'h' | b'l' if [&b"?2004"[..], b"?25", b"?12", b"?1"].contains(&&*parameters) => {
+                    State::Text
+                }
+                // The cursor goes elsewhere, or to another screen.
+                _ => self.clear(),
+            },
+            State::Command => match byte {
+                0x07 => State::Text,
+                0x1b => State::Escape,
+                // It was none.
+                b'\n' => self.clear(),
+                _ => State::Command,
+            },
+        };
+    }
+
+    fn clear(&mut self) -> State {
+        if !self.text.is_empty() {
+            self.before = std::mem::take(&mut self.text);
+        }
+        State::Text
+    }
+
+    fn show(&mut self, byte: u8) {
+        if std::mem::take(&mut self.returned) && byte != b'\n' {
+            self.clear();
+        }
+        match byte {
+            0x1b => self.state = State::Escape,
+            b'\r' => self.returned = true,
+            // What the kernel says behind a prompt takes nothing from it.
+            b'\n' => match self.kernel.find(&self.text).map(|said| said.start()) {
+                Some(at) => self.text.truncate(at),
+                None => drop(self.clear()),
+            },
+            0x08 => drop(self.text.pop()),
+            b' '.. if self.text.len() < LINE_MAX => self.text.push(byte),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(shown: &str) -> Line {
+        let mut line = Line::new(Regex::new(Line::DEFAULT).unwrap());
+        line.feed(shown.as_bytes());
+        line
+    }
+
+    #[test]
+    fn prompts_of_shells_are_found() {
+        for shown in [
+            "vm0:~# ",
+            "\r\n~ # ",
+            "/ # \u{1b}[6n",
+            "$ ",
+            "bash-5.2# ",
+            "[root@host ~]# ",
+            "\u{1b}[?2004h\u{1b}]0;title\u{7}\u{1b}[01;32mme@host\u{1b}[00m:\u{1b}[01;34m~\u{1b}[00m$ ",
+            "host% ",
+            "output\r\n\r\nvm0:~# ",
+            // Somebody has begun to type, or corrects it.
+            "vm0:~# half a li",
+            "vm0:~# lx\u{8} \u{8}s",
+            "old\rvm0:~# ",
+            // An editor was left, the screen was cleared.
+            "\u{1b}[24;1H\u{1b}[K\u{1b}[?1049lvm0:~# ",
+            "\u{1b}[H\u{1b}[Jvm0:~# ",
+            // The kernel speaks.
+            "vm0:~# [   12.345678] random: crng init done\r\n",
+            "vm0:~# [    1.000000] one\r\n[    2.000000] two\r\n",
+        ] {
+            assert!(line(shown).has_prompt(), "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn other_programs_are_no_shell() {
+        for shown in [
+            "",
+            "vm0:~# cat\r\n",
+            "vm0:~# sleep 60\r\n[    2.000000] two\r\n",
+            "vm0:~# vi f\r\n\u{1b}[?1049h\u{1b}[1;1H# a comment\r\n~\r\n~\u{1b}[24;1H- f 1/1 100%\u{1b}[1;1H",
+            "\u{1b}[3;1H# typed into an editor \u{1b}[3;24H",
+            "Password: ",
+            "login: ",
+            ">>> ",
+            "> ",
+            "mysql> ",
+            "(END)",
+            "Overwrite it? [y/N] ",
+            "foo.bin  50% |****    | 12k  0:00:01 ETA",
+        ] {
+            assert!(!line(shown).has_prompt(), "{shown:?}");
+        }
+        assert_eq!(line("vm0:~# cat\r\n\u{1b}[7mabc\u{1b}[0m").text(), "abc");
+        assert_eq!(line("- f 1/1 100%\u{1b}[1;1H").text(), "- f 1/1 100%");
+        assert_eq!(line("vm0:~# cat\r\n").text(), "vm0:~# cat");
+    }
+
+    #[test]
+    fn nothing_makes_it_grow_without_bound() {
+        let mut line = line("");
+        for part in ["x", "\u{1b}[1", "\u{1b}]t"] {
+            line.feed(part.repeat(10_000).as_bytes());
+            assert!(line.text.len() <= LINE_MAX);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Standard output and standard error.
+//!
+//! Both may be shared with programs that have made them non-blocking, and then a write can say
+//! "not now". That is neither an end nor an error: the writers here wait. They have no buffer, so
+//! that nothing is lost or written twice when a write fails half way.
+
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::progress;
+
+/// Standard output.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write(io::stdout().as_fd(), bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes some bytes, as soon as that can be done.
+pub fn write(to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    patiently(to, PollFlags::OUT, || rustix::io::write(to, bytes))
+}
+
+/// Reads some bytes, as soon as there are any; none at the end.
+pub fn read(from: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    patiently(from, PollFlags::IN, || rustix::io::read(from, &mut *buffer))
+}
+
+/// Does `work` until it says something else than "again".
+fn patiently(
+    file: BorrowedFd<'_>,
+    ready: PollFlags,
+    mut work: impl FnMut() -> Result<usize, Errno>,
+) -> io::Result<usize> {
+    loop {
+        match work() {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => match poll(&mut [PollFd::from_borrowed_fd(file, ready)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            },
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Prints to standard output. Returns whether somebody still reads it: that `pxvm ps | head` has
+/// enough after some lines is no error.
+pub fn print(bytes: &[u8]) -> io::Result<bool> {
+    match Stdout.write_all(bytes) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Prints a line to standard error, beside the line that shows how a fleet does.
+pub fn say(text: &str) {
+    // Without standard error there is nobody to tell.
+    let _ = progress::Stderr.write_all(format!("{text}\n").as_bytes());
+}
+
+/// Whether standard error may have colours: on a terminal that has them, unless `NO_COLOR` is set
+/// (<https://no-color.org>).
+pub fn has_colours() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    io::stderr().is_terminal() && !set("NO_COLOR") && !dumb
+}
