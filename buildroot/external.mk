@@ -1,1 +1,0 @@
-include $(sort $(wildcard $(BR2_EXTERNAL_PXVM_PATH)/package/*/*.mk))
