@@ -177,7 +177,7 @@ async fn watch(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
 fn admit(Guard { access, app }: &Guard, request: &Request) -> Result<(), ApiError> {
     let client = request.extensions().get::<Arc<Client>>();
     if let Some(client) = client {
-        client.speaks();
+        client.speaks(Instant::now());
     }
     let asker = look(access, &app.tickets, request)?;
     if !access.allowances[asker as usize].take(Instant::now()) {

@@ -1,21 +1,25 @@
 //! The connections of an address's clients.
 //!
 //! Whoever may use the API has its own room. Strangers, who have not shown yet that they may, have
-//! another; when it is full, the one who was silent longest goes, so that nobody is kept out by
-//! those who only connect.
+//! another; when it is full, those who were silent longest go, so that nobody is kept out by those
+//! who only connect. Everybody has a moment to speak, as many clients may come at once.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::serve::CONNECTIONS_MAX;
 use crate::sync::lock;
 
-/// Strangers' connections at a time.
-pub const STRANGERS_MAX: usize = 128;
+/// Strangers' connections at a time that have had their moment.
+const STRANGERS_MAX: usize = 128;
+/// All of theirs.
+const NEWCOMERS_MAX: usize = 1024;
+/// The moment.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// All of them.
 pub struct Clients {
@@ -47,28 +51,30 @@ impl Clients {
     }
 
     /// Takes a new connection in.
-    pub fn admit(self: &Arc<Self>) -> Arc<Client> {
+    pub fn admit(self: &Arc<Self>, now: Instant) -> Arc<Client> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let gone = Arc::new(Notify::new());
         let mut strangers = lock(&self.strangers);
-        if strangers.len() >= STRANGERS_MAX {
+        while strangers.len() >= STRANGERS_MAX {
             let silent = strangers.iter().min_by_key(|(_, stranger)| stranger.heard);
-            if let Some(id) = silent.map(|(&id, _)| id)
-                && let Some(stranger) = strangers.remove(&id)
-            {
-                stranger.gone.notify_one();
+            let Some((&id, stranger)) = silent else { break };
+            let is_late = now.saturating_duration_since(stranger.heard) >= GRACE;
+            if !is_late && strangers.len() < NEWCOMERS_MAX {
+                break;
             }
+            stranger.gone.notify_one();
+            strangers.remove(&id);
         }
-        strangers.insert(id, Stranger { heard: Instant::now(), gone: Arc::clone(&gone) });
+        strangers.insert(id, Stranger { heard: now, gone: Arc::clone(&gone) });
         Arc::new(Client { id, all: Arc::clone(self), gone, place: OnceLock::new() })
     }
 }
 
 impl Client {
     /// It says something.
-    pub fn speaks(&self) {
+    pub fn speaks(&self, now: Instant) {
         if let Some(stranger) = lock(&self.all.strangers).get_mut(&self.id) {
-            stranger.heard = Instant::now();
+            stranger.heard = now;
         }
     }
 
@@ -101,18 +107,33 @@ mod tests {
     }
 
     #[test]
-    fn the_stranger_that_was_silent_longest_gives_way() {
+    fn the_strangers_that_were_silent_longest_give_way() {
         let clients = Clients::new();
-        let all: Vec<_> = (0..STRANGERS_MAX).map(|_| clients.admit()).collect();
-        all[0].speaks();
+        let start = Instant::now();
+        let at = |ms: usize| start + Duration::from_millis(ms as u64);
+        let all: Vec<_> = (0..STRANGERS_MAX).map(|i| clients.admit(at(i))).collect();
+        all[0].speaks(at(500));
         assert!(all[1].is_welcome());
-        let _one = clients.admit();
-        assert!(!all.iter().any(|client| is_gone(client)));
-        let _another = clients.admit();
-        let gone: Vec<usize> = (0..all.len()).filter(|&i| is_gone(&all[i])).collect();
-        assert_eq!(gone, [2]);
+        let gone = || (0..all.len()).filter(|&i| is_gone(&all[i])).collect::<Vec<_>>();
+        // There is room for one; the next ones come while the others have not had their moment.
+        let _more: Vec<_> = (0..3).map(|_| clients.admit(at(600))).collect();
+        assert!(gone().is_empty());
+        let _another = clients.admit(at(1004));
+        assert_eq!(gone(), [2_usize, 3, 4]);
         drop(all);
-        assert_eq!(lock(&clients.strangers).len(), 2);
+        assert_eq!(lock(&clients.strangers).len(), 4);
+    }
+
+    #[test]
+    fn many_may_come_at_once_but_not_without_bound() {
+        let clients = Clients::new();
+        let now = Instant::now();
+        let all: Vec<_> = (0..NEWCOMERS_MAX)
+            .map(|i| clients.admit(now + Duration::from_nanos(i as u64)))
+            .collect();
+        assert!(!all.iter().any(|client| is_gone(client)));
+        let _one = clients.admit(now + Duration::from_millis(1));
+        assert!(is_gone(&all[0]) && !is_gone(&all[1]));
     }
 
     #[test]
@@ -120,12 +141,12 @@ mod tests {
         let clients = Clients::new();
         let all: Vec<_> = (0..CONNECTIONS_MAX)
             .map(|_| {
-                let client = clients.admit();
+                let client = clients.admit(Instant::now());
                 assert!(client.is_welcome() && client.is_welcome());
                 client
             })
             .collect();
-        let late = clients.admit();
+        let late = clients.admit(Instant::now());
         assert!(!late.is_welcome());
         assert!(!all.iter().any(|client| is_gone(client)));
         drop(all);

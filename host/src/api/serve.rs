@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
@@ -98,7 +98,7 @@ pub async fn tcp(listener: TcpListener, router: Router) {
                 // Should these fail, bytes are a little late, and clients that stop reading stay.
                 let _ = stream.set_nodelay(true);
                 let _ = set_tcp_user_timeout(&stream, STALL_MAX.as_millis() as u32);
-                let client = clients.admit();
+                let client = clients.admit(Instant::now());
                 let gone = Arc::clone(&client.gone);
                 let served = connection(stream, router.clone(), client);
                 tokio::spawn(async move {
