@@ -5,11 +5,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use pxvm::backend::cuda::driver;
 use pxvm::cli::Cli;
+use pxvm::image::cache;
 use pxvm::progress::Stderr;
 use pxvm::{commands, exit, signals, stdio};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // Before anything that could start a thread.
+    driver::keep_compiled_in(&cache::gpu());
     let cli = Cli::parse();
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let filter = EnvFilter::try_from_env("PXVM_LOG").unwrap_or_else(|_| EnvFilter::new(level));

@@ -5,8 +5,11 @@ mod common;
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
+    use pxvm::backend::cuda::has_ptx;
     use pxvm_tests::guests;
+    use pxvm_tests::needs::found;
 
     use super::common::terminal::Terminal;
     use super::common::{has_image, pxvm, run, unread};
@@ -20,6 +23,29 @@ mod tests {
         let (code, json, _) = run(&mut pxvm(["doctor", "--json"]));
         let report: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!((code, report["checks"].as_array().map(Vec::len)), (0, Some(5)));
+    }
+
+    #[test]
+    fn the_gpus_driver_keeps_programs_in_the_cache_unless_told_otherwise() {
+        let Some(()) = found("ptx", has_ptx()) else { return };
+        let cache = tempfile::tempdir().unwrap();
+        let mut doctor = pxvm(["-vv", "doctor"]);
+        doctor.env("PXVM_CACHE", cache.path());
+        doctor.env_remove("CUDA_CACHE_PATH").env_remove("CUDA_CACHE_DISABLE");
+        let (_, _, said) = run(&mut doctor);
+        let ours = format!("{:?}", cache.path().join("gpu"));
+        assert!(said.contains(&format!("Folder({ours})")), "{said}");
+        let (_, _, said) = run(doctor.env("CUDA_CACHE_PATH", "/nowhere/else"));
+        assert!(said.contains(r#"Folder("/nowhere/else")"#) && !said.contains(&ours), "{said}");
+        let (_, _, said) = run(doctor.env("CUDA_CACHE_DISABLE", "1"));
+        assert!(said.contains("Nowhere") && !said.contains("Folder"), "{said}");
+        // Others can put programs there.
+        let shared = cache.path().join("gpu");
+        fs::create_dir_all(&shared).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o777)).unwrap();
+        doctor.env_remove("CUDA_CACHE_PATH").env_remove("CUDA_CACHE_DISABLE");
+        let (_, _, said) = run(&mut doctor);
+        assert!(said.contains("Usual") && !said.contains("Folder"), "{said}");
     }
 
     #[test]

@@ -12,7 +12,7 @@
 #   lockstep    Linux on both, compared at every slice
 #   conform     riscv-tests
 #   refusals    what cannot work is told
-#   cache       the program compiled for the card: made once, kept, made anew when damaged
+#   cache       the program compiled for the card: made once, kept, good when damaged
 #   neighbours  hostile guests beside good ones
 #   cards       two processes on one card
 #   lost        the context is lost, and the card hangs, while a fleet runs (needs cc)
@@ -130,39 +130,58 @@ refusals() {
     verdict "a card that is hidden" $? "$(first_line)"
 }
 
-# The program compiled for the card. The driver's own cache is off, so that each time is what it
-# would be on a new machine.
+# The program compiled for the card, in a cache of its own, as on a new machine.
 cache() {
-    local -x PXVM_CACHE=$work/cache CUDA_CACHE_DISABLE=1
-    local copies=$PXVM_CACHE/gpu one=(boot "${rom[@]}" --backend cuda --until ready --timeout 100)
-    local start first second rc pids speed
+    local -x PXVM_CACHE=$work/cache
+    local kept=$PXVM_CACHE/gpu one=(boot "${rom[@]}" --backend cuda --clock instret --until ready --timeout 100 --json)
+    local start first rc pids where how expected
     timed() { # SECONDS ARGUMENT...: as `run`; its time is in `took`
         start=$EPOCHREALTIME
         run "$@"
         rc=$?
         took=$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
     }
-    the_copy() { [ "$(ls "$copies" | wc -l)" = 1 ] && copy=$(ls "$copies"/*.cubin); }
+    # As a fleet does whose program is right.
+    good() { [ $rc = 0 ] && [ "$(of_report ready_instret)" = "$expected" ]; }
+    largest() { find "$kept" -type f -printf '%s %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-; }
+    files() { find "$kept" -type f -printf '%s ' 2> /dev/null; }
 
+    run 110 boot "${rom[@]}" --backend cpu --clock instret --until ready --json
+    expected=$(of_report ready_instret)
     timed 110 "${one[@]}"
     first=$took
-    [ $rc = 0 ] && says '^pxvm: compiling for ' && the_copy
-    verdict "the first start compiles, says so, and keeps it" $? "$first s, $(stat -c %s "$copies"/* 2> /dev/null | tr '\n' ' ')bytes"
+    good && says '^pxvm: compiling for ' && [ -n "$(files)" ] && [ "$(stat -c %a "$kept")" = 700 ]
+    verdict "the first start compiles, says so, and keeps it" $? "$first s, $(files)bytes"
     timed 110 "${one[@]}"
-    second=$took
-    [ $rc = 0 ] && ! says compiling && awk -v a="$first" -v b="$second" 'BEGIN { exit !(b < a) }'
-    verdict "the second finds it" $? "$second s"
+    good && ! says compiling && awk -v a="$first" -v b="$took" 'BEGIN { exit !(b < a) }'
+    verdict "the second finds it" $? "$took s"
 
-    [ -n "${copy:-}" ] && printf 'damaged' | dd of="$copy" bs=1 seek=100000 conv=notrunc status=none
-    timed 110 "${one[@]}"
-    [ $rc = 0 ] && says 'made anew: .* is damaged' && says '^pxvm: compiling for '
-    verdict "a damaged one is refused and made anew" $? "$took s: $(first_line)"
-    timed 110 "${one[@]}"
-    [ $rc = 0 ] && ! says compiling
-    verdict "which the next one finds" $? "$took s"
+    cp -a "$kept" "$work/whole"
+    for how in flipped cut empty "no index"; do
+        rm -rf "$kept"
+        cp -a "$work/whole" "$kept"
+        where=$(largest)
+        case $how in
+        flipped) # A hundred bytes in its middle
+            start=$(($(stat -c %s "$where") / 2))
+            tail -c +$((start + 1)) "$where" | head -c 100 | LC_ALL=C tr '\000-\377' '\001-\377\000' > "$work/flipped"
+            dd if="$work/flipped" of="$where" bs=1 seek=$start conv=notrunc status=none
+            ;;
+        cut) truncate -s $(($(stat -c %s "$where") / 2)) "$where" ;;
+        empty) truncate -s 0 "$where" ;;
+        "no index") rm -f "$kept/index" ;;
+        esac
+        ! diff -r "$work/whole" "$kept" > /dev/null || rc=1
+        timed 110 "${one[@]}"
+        good
+        verdict "damaged ($how)" $? "$took s$(says compiling && echo ', compiled')"
+        timed 110 "${one[@]}"
+        good && ! says compiling
+        verdict "and the one after" $? "$took s"
+    done
 
     # As two users' first fleets would.
-    rm -rf "$copies"
+    rm -rf "$kept"
     pids=()
     for i in 1 2; do
         timeout --kill-after 10 110 "$pxvm" "${one[@]}" > "$work/out.$i" 2> "$work/err.$i" < /dev/null &
@@ -172,28 +191,30 @@ cache() {
     rc=0
     for pid in "${pids[@]}"; do wait "$pid" || rc=1; done
     cat "$work"/err.[12] > "$work/err"
-    [ $rc = 0 ] && the_copy && run 110 "${one[@]}" && ! says compiling
-    verdict "two at once" $? ""
+    [ $rc = 0 ] && timed 110 "${one[@]}" && good && ! says compiling
+    verdict "two at once, and the one after" $? "$took s"
 
-    # Root writes everywhere, but not into a file's folder.
-    PXVM_CACHE=/dev/null timed 110 "${one[@]}"
-    [ $rc = 0 ]
+    # Root writes everywhere, but makes no folder below a file.
+    rm -rf "$kept"
+    echo 'in the way' > "$kept"
+    CUDA_CACHE_PATH=$kept timed 110 "${one[@]}"
+    good
     verdict "where none can be kept" $? "$took s"
-    rm -rf "$copies"
+    rm -f "$kept"
     timed 110 doctor
-    [ $rc = 0 ] && grep -q '^ok  GPU program .* now in ' "$work/out" && the_copy
+    [ $rc = 0 ] && grep -q '^ok  GPU program .* kept in ' "$work/out" && says '^pxvm: compiling for '
     verdict "doctor makes it" $? "$took s: $(grep 'GPU program' "$work/out" | tr -s ' ')"
     timed 110 "${one[@]}"
-    [ $rc = 0 ] && ! says compiling
+    good && ! says compiling
     verdict "and the first fleet finds it" $? "$took s"
 
-    # The linker's code beside the loader's: it must be as fast.
-    for speed in kept source kept source; do
-        case $speed in
+    # What is kept is what the driver compiles without a cache.
+    for how in kept "not kept" kept "not kept"; do
+        case $how in
         kept) boot "${rom[@]}" --backend cuda --clock instret --until ready --count 8448 ;;
-        source) PXVM_CACHE=/dev/null boot "${rom[@]}" --backend cuda --clock instret --until ready --count 8448 ;;
+        *) CUDA_CACHE_DISABLE=1 boot "${rom[@]}" --backend cuda --clock instret --until ready --count 8448 ;;
         esac
-        verdict "8448 machines, program $speed" $? "$(of_report wall_seconds) s, $(of_report mips_per_vm) MIPS a VM"
+        verdict "8448 machines, program $how" $? "$(of_report wall_seconds) s, $(of_report mips_per_vm) MIPS a VM"
     done
 }
 

@@ -7,7 +7,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
 use super::{printing, say};
-use crate::backend::cuda::{self, CudaError, Origin};
+use crate::backend::cuda::compiled::{self, Place};
+use crate::backend::cuda::{self, CudaError};
 use crate::cli::Doctor;
 use crate::exit::{Code, Error};
 use crate::host;
@@ -38,7 +39,7 @@ struct Report {
 /// Tells what this host has.
 pub fn doctor(args: Doctor) -> Result<Code, Error> {
     let mut checks = vec![cores(), memory(), guest_image(), cuda()];
-    checks.extend(compiled());
+    checks.extend(programs());
     checks.push(tap());
     if args.json {
         let report = Report { version: env!("CARGO_PKG_VERSION"), checks };
@@ -100,8 +101,8 @@ fn cuda() -> Check {
     }
 }
 
-/// The GPU's program, compiled for each kind of card ahead of the first fleet.
-fn compiled() -> Vec<Check> {
+/// The GPU's program, loaded on each kind of card, so that it is compiled ahead of the first fleet.
+fn programs() -> Vec<Check> {
     if cuda::has_ptx().is_err() {
         return Vec::new();
     }
@@ -112,30 +113,42 @@ fn compiled() -> Vec<Check> {
         if !seen.contains(&info.capability) {
             seen.push(info.capability);
             let started = Instant::now();
-            let result = cuda::prepare(index, &say);
-            checks.push(compiled_for(&info.name, result, started.elapsed()));
+            let result = cuda::open(index, &say).map(|_| started.elapsed());
+            checks.push(program(&info.name, result, compiled::place_here()));
         }
     }
     checks
 }
 
-fn compiled_for(card: &str, result: Result<Origin, CudaError>, took: Duration) -> Check {
-    let folder = cuda::compiled::folder();
-    let folder = folder.display();
-    let (ok, found, advice) = match result {
-        Ok(Origin::Kept) => (true, format!("compiled for {card}, in {folder}"), None),
-        Ok(Origin::Made) => {
-            let seconds = took.as_secs_f64();
-            (true, format!("compiled for {card} in {seconds:.1} s, now in {folder}"), None)
+fn program(card: &str, loaded: Result<Duration, CudaError>, place: Place) -> Check {
+    let name = "GPU program";
+    let took = match loaded {
+        Ok(took) => took.as_secs_f64(),
+        Err(error) => {
+            let found = format!("not compiled for {card}");
+            return Check { name, ok: false, found, advice: Some(error.to_string()) };
         }
-        Ok(Origin::Source) => (
-            false,
-            format!("no copy compiled for {card} can be kept in {folder}"),
-            Some("make that folder one to write to, or name another with PXVM_CACHE".into()),
-        ),
-        Err(error) => (false, format!("not compiled for {card}"), Some(error.to_string())),
     };
-    Check { name: "GPU program", ok, found, advice }
+    let (ok, kept, advice) = match place {
+        Place::Folder(folder) if compiled::is_kept_in(&folder) => {
+            (true, format!("kept in {}", folder.display()), None)
+        }
+        Place::Folder(folder) => (
+            false,
+            format!("cannot be kept in {}", folder.display()),
+            Some("make that folder one to write to, or name another with PXVM_CACHE".to_owned()),
+        ),
+        Place::Usual => (
+            false,
+            format!("not kept in {}, but where NVIDIA's driver does", cache::gpu().display()),
+            Some("make that a folder of your own, or name another with PXVM_CACHE".to_owned()),
+        ),
+        Place::Nowhere => {
+            (false, "not kept".to_owned(), Some(format!("{} is set", compiled::DISABLE)))
+        }
+    };
+    let found = format!("loaded on {card} in {took:.1} s, {kept}");
+    Check { name, ok, found, advice }
 }
 
 fn tap() -> Check {
@@ -163,13 +176,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_compiled_is_told_and_what_to_do_where_it_was_not() {
-        let check = |result| compiled_for("a card", result, Duration::from_millis(7210));
-        let (kept, made) = (check(Ok(Origin::Kept)), check(Ok(Origin::Made)));
-        assert!(kept.ok && made.ok && made.found.contains("a card in 7.2 s"), "{made:?}");
-        let none = check(Ok(Origin::Source));
-        assert!(!none.ok && none.advice.is_some_and(|advice| advice.contains("PXVM_CACHE")));
-        let full = check(Err(CudaError::Full { name: "a card".into() }));
+    fn it_is_told_where_the_gpus_program_is_kept_and_what_to_do_where_it_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |place| program("a card", Ok(Duration::from_millis(7210)), place);
+        let here = || Place::Folder(folder.path().into());
+        for (place, word) in [
+            (here(), "PXVM_CACHE"),
+            (Place::Usual, "PXVM_CACHE"),
+            (Place::Nowhere, "CUDA_CACHE_DISABLE"),
+        ] {
+            let found = check(place);
+            assert!(!found.ok && found.found.contains("a card in 7.2 s"), "{found:?}");
+            assert!(found.advice.is_some_and(|advice| advice.contains(word)), "{word}");
+        }
+        std::fs::write(folder.path().join("program"), [0; 8192]).unwrap();
+        let kept = check(here());
+        assert!(kept.ok && kept.advice.is_none(), "{kept:?}");
+        let full = program("a card", Err(CudaError::Full { name: "a card".into() }), here());
         assert!(!full.ok && full.advice.is_some_and(|advice| advice.contains("nvidia-smi")));
     }
 }

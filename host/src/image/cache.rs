@@ -96,6 +96,11 @@ pub fn images() -> PathBuf {
     root().join("images")
 }
 
+/// What was compiled for GPUs.
+pub fn gpu() -> PathBuf {
+    root().join("gpu")
+}
+
 /// The default image, whose files are as they were built.
 pub fn default_image() -> Result<DefaultImage, CacheError> {
     default_in(&images())

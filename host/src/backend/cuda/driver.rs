@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
-use super::compiled::{self, KeptCopy, Origin};
+use super::compiled;
 use super::error::{CudaError, oldest_driver};
 use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
-use super::module::{Jit, Module};
+use super::module::Module;
 use crate::units::Size;
 
 /// Memory that is left to the driver beside what kernels need: its own tables, and other
@@ -100,31 +100,34 @@ pub struct Info {
     pub memory: Size,
     /// The version of CUDA that the driver speaks.
     pub cuda: (i32, i32),
-    /// The driver's own version, as `nvidia-smi` prints it; `unknown` where the kernel does not tell.
-    pub driver: String,
-}
-
-/// The version of NVIDIA's kernel module, which that of its libraries must equal.
-fn driver_version() -> String {
-    let text = std::fs::read_to_string("/sys/module/nvidia/version").unwrap_or_default();
-    let text = text.trim();
-    // It becomes part of a file's name.
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
-    if plain && (1..=32).contains(&text.len()) { text.to_owned() } else { "unknown".to_owned() }
 }
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, capability: (major, minor), memory, cuda: (x, y), .. } = self;
+        let Self { name, capability: (major, minor), memory, cuda: (x, y) } = self;
         write!(f, "{name}, {memory}, compute capability {major}.{minor}, driver for CUDA {x}.{y}")
+    }
+}
+
+/// Has the driver keep what it compiles in `folder`: see [`compiled`]. To be called before there is
+/// a second thread; does nothing when there is one.
+pub fn keep_compiled_in(folder: &Path) {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    let wanted = compiled::wanted(&|name| std::env::var_os(name), folder);
+    if let (1, Some(folder)) = (threads, wanted) {
+        // SAFETY: nobody else reads or changes the environment meanwhile, as this is the only
+        // thread of the process: the kernel lists no other, and none but this could start one.
+        unsafe { std::env::set_var(compiled::FOLDER, folder) };
     }
 }
 
 /// How many devices the driver sees.
 pub fn count() -> Result<u32, CudaError> {
+    tracing::debug!(compiled = ?compiled::place_here(), "looking for a GPU");
     if !present() {
         return Err(CudaError::NoDriver);
     }
+    compiled::make_folder();
     let mut count = 0;
     const NO_DEVICE: u32 = CUresult::CUDA_ERROR_NO_DEVICE as u32;
     match cuda!(cuInit(0)) {
@@ -154,7 +157,6 @@ pub fn info(index: u32) -> Result<Info, CudaError> {
         capability: (major, minor),
         memory: Size(bytes as u64),
         cuda: (version / 1000, version % 1000 / 10),
-        driver: driver_version(),
     })
 }
 
@@ -164,6 +166,9 @@ fn attribute(device: sys::CUdevice, which: Attribute) -> Result<i32, CudaError> 
     Ok(value)
 }
 
+/// What tells the user that something takes long.
+pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
+
 /// A device that is ours to use, with our code in it.
 pub struct Device {
     device: sys::CUdevice,
@@ -172,7 +177,6 @@ pub struct Device {
     begin: sys::CUevent,
     event: sys::CUevent,
     module: Option<Module>,
-    origin: Origin,
     allocations: Vec<Address>,
     processors: u32,
     /// Bytes that the driver sets aside for the threads' stacks at the first launch.
@@ -194,25 +198,16 @@ const STAGING: usize = 4 << 20;
 unsafe impl Send for Device {}
 
 impl Device {
-    /// Takes a device and loads the program, if possible from the copy in `folder`. Says when that
-    /// takes long.
-    pub fn open(
-        index: u32,
-        ptx: &CStr,
-        folder: PathBuf,
-        say: &dyn Fn(&str),
-    ) -> Result<Self, CudaError> {
-        let info = info(index)?;
-        let name = info.name.clone();
-        let (major, minor) = info.capability;
+    /// Takes a device and loads the program. Says when that takes long.
+    pub fn open(index: u32, ptx: &CStr, say: Say) -> Result<Self, CudaError> {
+        let Info { name, capability: (major, minor), .. } = info(index)?;
         if (major, minor) < (7, 5) {
             return Err(CudaError::TooOld { name, major, minor });
         }
         let mut device = 0;
         cuda!(cuDeviceGet(&mut device, index as c_int))?;
-        let copy = KeptCopy::new(folder, ptx.to_bytes(), &info);
         let say = || say(&format!("compiling for {name}, about 10 s, once"));
-        Self::take(device, ptx, &copy, &say).map_err(|error| match error {
+        Self::take(device, ptx, &say).map_err(|error| match error {
             CudaError::Call { code: OUT_OF_MEMORY, .. }
             | CudaError::Refused { code: OUT_OF_MEMORY, .. } => {
                 CudaError::Full { name: name.clone() }
@@ -221,17 +216,7 @@ impl Device {
         })
     }
 
-    /// Where its program came from.
-    pub fn origin(&self) -> Origin {
-        self.origin
-    }
-
-    fn take(
-        device: sys::CUdevice,
-        ptx: &CStr,
-        copy: &KeptCopy,
-        say: &dyn Fn(),
-    ) -> Result<Self, CudaError> {
+    fn take(device: sys::CUdevice, ptx: &CStr, say: &(dyn Fn() + Sync)) -> Result<Self, CudaError> {
         let mut context = ptr::null_mut();
         cuda!(cuDevicePrimaryCtxRetain(&mut context, device))?;
         // From here on `Drop` cleans up.
@@ -242,7 +227,6 @@ impl Device {
             begin: ptr::null_mut(),
             event: ptr::null_mut(),
             module: None,
-            origin: Origin::Source,
             allocations: Vec::new(),
             processors: 0,
             stacks: 0,
@@ -264,9 +248,8 @@ impl Device {
         let processors = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let threads =
             attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?;
-        let (module, origin) = compiled::load(&Jit { ptx }, copy, say)?;
+        let module = compiled::watched(compiled::LONG, say, || Module::load(ptx))?;
         let module = this.module.insert(module);
-        this.origin = origin;
         this.processors = processors.max(1) as u32;
         this.stacks = processors as u64 * threads as u64 * u64::from(module.stack()?);
         Ok(this)

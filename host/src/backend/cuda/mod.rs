@@ -35,8 +35,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-pub use self::compiled::Origin;
-use self::driver::Device;
+use self::driver::{Device, Say};
 pub use self::fleet::DeviceFleet;
 use self::gpu::Gpu;
 use self::runner::Runner;
@@ -79,19 +78,10 @@ pub fn available(index: u32) -> Result<driver::Info, CudaError> {
 
 /// Takes a device, with the program loaded. Says when that takes long: the driver compiles it once
 /// for each kind of card ([`compiled`]).
-pub fn open(index: u32, say: &dyn Fn(&str)) -> Result<Box<dyn Gpu>, CudaError> {
-    Ok(Box::new(device(index, say)?))
-}
-
-/// Has the program compiled for a device, and tells where it came from.
-pub fn prepare(index: u32, say: &dyn Fn(&str)) -> Result<Origin, CudaError> {
-    Ok(device(index, say)?.origin())
-}
-
-fn device(index: u32, say: &dyn Fn(&str)) -> Result<Device, CudaError> {
+pub fn open(index: u32, say: Say) -> Result<Box<dyn Gpu>, CudaError> {
     has_ptx()?;
     let ptx = CString::new(PTX).map_err(|_| CudaError::Contract("PTX with a zero byte"))?;
-    Device::open(index, &ptx, compiled::folder(), say)
+    Ok(Box::new(Device::open(index, &ptx, say)?))
 }
 
 /// What the thread and the backend's owner have in common.

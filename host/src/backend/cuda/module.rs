@@ -3,12 +3,9 @@
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 
-use cudarc::driver::sys::{
-    self, CUfunction_attribute as Attribute, CUjit_option, CUjitInputType, CUlinkState, CUresult,
-};
+use cudarc::driver::sys::{self, CUfunction_attribute as Attribute, CUjit_option, CUresult};
 use emu_core::abi::Hot;
 
-use super::compiled::Compiler;
 use super::driver::cuda;
 use super::error::CudaError;
 use super::gpu::Kernel;
@@ -24,136 +21,34 @@ pub struct Module {
     functions: [sys::CUfunction; 4],
 }
 
-/// The driver's compiler, for the device of the current context.
-pub struct Jit<'a> {
-    /// The program.
-    pub ptx: &'a CStr,
-}
-
-/// Where a call that compiles or loads leaves its log: the options that say so. They are alive, and
-/// stay where they are, as long as the driver may write.
-struct Log {
-    text: Vec<u8>,
-    options: [CUjit_option; 2],
-    values: [*mut c_void; 2],
-}
-
-impl Log {
-    fn new() -> Self {
-        let mut text = vec![0u8; LOG];
-        let options = [
+impl Module {
+    /// Loads PTX into the current context. The driver compiles it, unless it has kept what came of
+    /// it ([`super::compiled`]).
+    pub fn load(ptx: &CStr) -> Result<Self, CudaError> {
+        let mut log = vec![0u8; LOG];
+        let mut options = [
             CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
             CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
         ];
-        // The vector's buffer does not move, as nothing makes it longer.
-        let values = [text.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG)];
-        Self { text, options, values }
-    }
-
-    /// The error that a result is, with what the compiler said.
-    fn check(&self, result: CUresult) -> Result<(), CudaError> {
-        if result == CUresult::CUDA_SUCCESS {
-            return Ok(());
-        }
-        let text = String::from_utf8_lossy(&self.text);
-        let log = text.trim_matches(['\0', '\n']).to_owned();
-        let log = if log.is_empty() { "nothing".to_owned() } else { log };
-        Err(CudaError::Refused { code: result as u32, log })
-    }
-}
-
-/// A program that is being linked; the driver owns what comes of it.
-struct Link(CUlinkState);
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        if let Err(error) = cuda!(cuLinkDestroy(self.0)) {
-            tracing::debug!(%error, "after the program was linked");
-        }
-    }
-}
-
-impl Compiler for Jit<'_> {
-    type Program = Module;
-
-    fn compile(&self) -> Result<Vec<u8>, CudaError> {
-        // The driver writes to the log until the link is gone: dropped in the opposite order.
-        let mut log = Log::new();
-        let mut state = ptr::null_mut();
-        // SAFETY: options and values are arrays of the length given, the log has the size that its
-        // option says, and both outlive the link.
-        let result = unsafe {
-            sys::cuLinkCreate_v2(
-                log.options.len() as u32,
-                log.options.as_mut_ptr(),
-                log.values.as_mut_ptr(),
-                &mut state,
-            )
-        };
-        log.check(result)?;
-        let link = Link(state);
-        // With the zero that ends it.
-        let ptx = self.ptx.to_bytes_with_nul();
-        // SAFETY: the link is alive; the driver copies from the text, which has the length given,
-        // and does not write to it; the name is a constant; there are no options.
-        log.check(unsafe {
-            sys::cuLinkAddData_v2(
-                link.0,
-                CUjitInputType::CU_JIT_INPUT_PTX,
-                ptx.as_ptr().cast_mut().cast(),
-                ptx.len(),
-                c"pxvm.ptx".as_ptr(),
-                0,
-                ptr::null_mut(),
-                ptr::null_mut(),
-            )
-        })?;
-        let (mut cubin, mut len) = (ptr::null_mut(), 0);
-        // SAFETY: the link is alive, the out-pointers are to values of the right types.
-        log.check(unsafe { sys::cuLinkComplete(link.0, &mut cubin, &mut len) })?;
-        if cubin.is_null() || len == 0 {
-            return Err(CudaError::Contract("the driver linked nothing"));
-        }
-        // SAFETY: the driver's, of the length that it told, and there until the link is gone.
-        Ok(unsafe { std::slice::from_raw_parts(cubin.cast::<u8>(), len) }.to_vec())
-    }
-
-    fn load(&self, cubin: &[u8]) -> Result<Module, CudaError> {
-        // The driver finds the end of an image by its headers: nothing else is one.
-        if !cubin.starts_with(b"\x7fELF") {
-            return Err(CudaError::Contract("the compiled program is no ELF file"));
-        }
-        // SAFETY: what the driver made of the PTX and, if it comes from a file, was checked to be
-        // the same bytes.
-        unsafe { Module::load(cubin.as_ptr()) }
-    }
-
-    fn load_source(&self) -> Result<Module, CudaError> {
-        // SAFETY: PTX that ends with a zero.
-        unsafe { Module::load(self.ptx.as_ptr().cast()) }
-    }
-}
-
-impl Module {
-    /// Loads a program into the current context, compiling it if it is PTX.
-    ///
-    /// # Safety
-    /// `image` is a whole ELF file that the driver compiled, or PTX that ends with a zero.
-    unsafe fn load(image: *const u8) -> Result<Self, CudaError> {
-        let mut log = Log::new();
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(LOG)];
         let mut module = ptr::null_mut();
-        // SAFETY: the image is as the caller says; options and values are arrays of the length
-        // given, and the log has the size that its option says.
+        // SAFETY: the text ends with a zero; options and values are arrays of the length given,
+        // and the log has the size that its option says.
         let result = unsafe {
             sys::cuModuleLoadDataEx(
                 &mut module,
-                image.cast(),
-                log.options.len() as u32,
-                log.options.as_mut_ptr(),
-                log.values.as_mut_ptr(),
+                ptx.as_ptr().cast(),
+                options.len() as u32,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
             )
         };
-        log.check(result)?;
+        if result != CUresult::CUDA_SUCCESS {
+            let text = String::from_utf8_lossy(&log);
+            let log = text.trim_matches(['\0', '\n']).to_owned();
+            let log = if log.is_empty() { "nothing".to_owned() } else { log };
+            return Err(CudaError::Refused { code: result as u32, log });
+        }
         let mut this = Self { module, functions: [ptr::null_mut(); 4] };
         let names = [c"pxvm_step", c"pxvm_start", c"pxvm_release", c"pxvm_digest"];
         for (function, name) in this.functions.iter_mut().zip(names) {
