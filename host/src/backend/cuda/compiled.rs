@@ -125,7 +125,6 @@ pub fn watched<T>(patience: Duration, say: impl Fn() + Sync, work: impl FnOnce()
 mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 
@@ -189,18 +188,12 @@ mod tests {
 
     #[test]
     fn only_work_that_takes_long_is_told() {
-        let said = AtomicU32::new(0);
-        let say = || {
-            said.fetch_add(1, Ordering::Relaxed);
-        };
+        let (tell, told) = bounded(1);
+        let say = || tell.try_send(()).unwrap();
         assert_eq!(watched(Duration::MAX, say, || 7), 7);
-        assert_eq!(said.load(Ordering::Relaxed), 0);
-        // Work that goes on until somebody is told.
-        watched(Duration::ZERO, say, || {
-            while said.load(Ordering::Relaxed) == 0 {
-                thread::yield_now();
-            }
-        });
-        assert_eq!(said.load(Ordering::Relaxed), 1);
+        assert!(told.is_empty());
+        // Work that goes on until somebody is told, or far too long.
+        let result = watched(Duration::ZERO, say, || told.recv_timeout(Duration::from_secs(60)));
+        assert_eq!(result, Ok(()));
     }
 }
