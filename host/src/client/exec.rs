@@ -6,7 +6,7 @@
 //! characters, which no line editor completes, cuts or changes, each when the one before was
 //! taken.
 //!
-//! Nothing is typed unless a shell waits for it ([`prompt`]) and nobody else is at it ([`turn`]).
+//! Nothing is typed unless a shell waits for it ([`prompt`]) and nobody else is at it (`turn`).
 
 pub mod prompt;
 mod turn;
