@@ -27,11 +27,13 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// A number nobody guesses.
-pub fn random() -> std::io::Result<u64> {
-    let mut bytes = [0; 8];
+/// Bytes that nobody guesses.
+pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+    // So few come whole (getrandom(2)).
+    const { assert!(N <= 256) };
+    let mut bytes = [0; N];
     rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
-    Ok(u64::from_ne_bytes(bytes))
+    Ok(bytes)
 }
 
 #[cfg(test)]

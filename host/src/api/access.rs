@@ -24,6 +24,7 @@ use super::clients::Client;
 use super::error::ApiError;
 use super::proxy::Place;
 use super::tickets::Tickets;
+use crate::host;
 use crate::sync::lock;
 
 /// Shortest token that is taken.
@@ -137,14 +138,6 @@ pub fn same(a: &str, b: &str) -> bool {
     a.len() == b.len() && differ == 0
 }
 
-/// Bytes that nobody guesses.
-pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
-    use std::io::Read;
-    let mut bytes = [0; N];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -152,7 +145,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// A token that nobody guesses.
 pub fn new_token() -> std::io::Result<String> {
-    random::<16>().map(|bytes| hex(&bytes))
+    host::random::<16>().map(|bytes| hex(&bytes))
 }
 
 /// The rules, and the fleet that they are for.

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use super::Shared;
-use super::access::{hex, random, same};
+use super::access::{hex, same};
 use super::bodies::{Id, Params};
 use super::error::ApiError;
 use super::proxy::{HTTP, Place};
+use crate::host::random;
 
 /// Bytes of a ticket.
 const SIZE: usize = 16;

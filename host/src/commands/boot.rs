@@ -145,7 +145,8 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
 /// are equal.
 fn draw_seed(guest: &mut Guest, clock: ClockSource) -> Result<Option<u64>, Error> {
     if guest.seed.is_none() && clock == ClockSource::Host {
-        let seed = host::random().map_err(|e| Error::io("draw a seed", e))?;
+        let seed =
+            host::random().map(u64::from_ne_bytes).map_err(|e| Error::io("draw a seed", e))?;
         guest.seed = Some(seed);
         return Ok(Some(seed));
     }

@@ -1,8 +1,10 @@
 //! `pxvm doctor`.
 
 use std::fs::OpenOptions;
+use std::io;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
@@ -13,6 +15,7 @@ use crate::cli::Doctor;
 use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
+use crate::net::tap::TapError;
 use crate::report::print_json;
 use crate::stdio::print;
 
@@ -152,21 +155,28 @@ fn program(card: &str, loaded: Result<Duration, CudaError>, place: Place) -> Che
 }
 
 fn tap() -> Check {
-    let name = "TAP network";
     let device = OpenOptions::new().read(true).write(true).open(TUN);
     let admin = capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::NET_ADMIN));
+    tap_check(device.map(drop), admin)
+}
+
+/// What follows from how the driver's device was opened, and from the right to make interfaces.
+fn tap_check(device: io::Result<()>, admin: bool) -> Check {
+    let name = "TAP network";
     let (ok, found, advice) = match (device, admin) {
-        (Ok(_), true) => (true, format!("{TUN} and CAP_NET_ADMIN"), None),
-        (Ok(_), false) => (
+        (Ok(()), true) => (true, format!("{TUN} and CAP_NET_ADMIN"), None),
+        (Ok(()), false) => (
             false,
             "no right to make interfaces (CAP_NET_ADMIN)".into(),
             Some("`pxvm boot --net tap` prints the commands that grant it".to_owned()),
         ),
-        (Err(e), _) => (
-            false,
-            format!("{TUN} cannot be opened: {e}"),
-            Some("load the kernel module tun, or give the container --device /dev/net/tun".into()),
-        ),
+        (Err(e), _) => {
+            let advice = match Errno::from_io_error(&e).and_then(TapError::of_driver) {
+                Some(error) => error.to_string(),
+                None => format!("a container needs --device {TUN}"),
+            };
+            (false, format!("{TUN} cannot be opened: {e}"), Some(advice))
+        }
     };
     Check { name, ok, found, advice }
 }
@@ -174,6 +184,24 @@ fn tap() -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_keeps_a_tap_device_from_being_made_is_told_with_what_helps() {
+        for (error, word) in [
+            (Errno::NOENT, "modprobe tun"),
+            (Errno::NODEV, "modprobe tun"),
+            (Errno::ACCESS, "chmod 0666 /dev/net/tun"),
+            (Errno::PERM, "--device /dev/net/tun"),
+        ] {
+            for admin in [false, true] {
+                let check = tap_check(Err(error.into()), admin);
+                assert!(!check.ok && check.advice.is_some_and(|it| it.contains(word)), "{error}");
+            }
+        }
+        assert!(tap_check(Ok(()), true).ok);
+        let advice = tap_check(Ok(()), false).advice;
+        assert!(advice.is_some_and(|advice| advice.contains("--net tap")));
+    }
 
     #[test]
     fn it_is_told_where_the_gpus_program_is_kept_and_what_to_do_where_it_is_not() {

@@ -42,7 +42,7 @@ impl Steering {
         let listener = Listener::bind(address.0, address.1)?;
         let token = match &options.token {
             None if !address.0.ip().is_loopback() => {
-                Some(new_token().map_err(|e| Error::io("read /dev/urandom", e))?)
+                Some(new_token().map_err(|e| Error::io("make up a token", e))?)
             }
             given => given.clone(),
         };

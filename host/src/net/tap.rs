@@ -63,6 +63,15 @@ pub enum TapError {
 }
 
 impl TapError {
+    /// What it means that the driver's device cannot be opened, where the user can do something.
+    pub fn of_driver(error: Errno) -> Option<Self> {
+        match error {
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => Some(Self::Driver),
+            Errno::ACCESS => Some(Self::Access),
+            _ => None,
+        }
+    }
+
     /// Whether the user asked for something impossible.
     pub fn is_usage(&self) -> bool {
         !matches!(self, Self::Io(..))
@@ -123,9 +132,7 @@ impl TapUplink {
             Errno::PERM => rights(),
             Errno::BUSY => TapError::Busy(name.to_owned()),
             Errno::INVAL => TapError::Other(name.to_owned()),
-            Errno::NOENT | Errno::NODEV | Errno::NXIO => TapError::Driver,
-            Errno::ACCESS => TapError::Access,
-            other => failed(other.into()),
+            other => TapError::of_driver(other).unwrap_or_else(|| failed(other.into())),
         })?;
         device.set_nonblocking(true).map_err(failed)?;
         if devices(&routes()?, subnet).is_empty() {
