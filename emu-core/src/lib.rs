@@ -1,9 +1,10 @@
 //! One RV32IMA machine: hart, Sv32 MMU, SBI and devices.
 //!
-//! The crate is compiled twice, to the host CPU (the reference) and to the GPU (the fleet), so it
-//! has no `std`, no allocation, no unsafe, no clock and no panic that guest data can reach.
-//! Guest memory comes in through [`mem::Memory`], the outside world through [`port::Port`],
-//! and [`machine::Machine::run`] takes a budget of instructions and the time.
+//! The crate is compiled twice: for the host CPU, whose build is the reference, and for the GPU,
+//! which runs the fleet. Both must compute the same, so the crate has no `std`, no allocation, no
+//! unsafe code, no clock, and no panic that guest data can reach. It reaches guest memory through
+//! [`mem::Memory`] and the outside world through [`port::Port`]. [`machine::Machine::run`] takes an
+//! instruction budget and the current time, and returns why it stopped.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! A VM with its memory and its port: budget and time in, exit out.
+//! The execution of a VM: [`Machine::run`] takes an instruction budget and the current time, and
+//! returns an [`Exit`].
 
 use crate::abi::{Exit, ExitCode, FaultCode, Hot, NO_RESERVATION, System, Vm};
 use crate::csr::{MEDELEG_WRITABLE, Word, irq};
@@ -11,16 +12,17 @@ use crate::port::{Place, Port};
 use crate::trace::{NoTrace, Trace};
 use crate::trap::{Trap, cause};
 
-/// Instructions that a second of guest time has under the `instret` clock.
+/// Instructions per second of guest time under the `instret` clock.
 pub const INSTRET_CLOCK_IPS: u32 = 50_000_000;
 const RATE_SHIFT: u32 = 24;
-/// Hours: as far ahead as a deadline can be computed without overflow.
+/// How far ahead, in ticks, a deadline can be computed without overflow: some hours.
 const FAR_TICKS: u64 = 1 << 39;
 
 /// Guest time, as a function of retired instructions.
 ///
-/// Between two settings by the host, `time` advances by a fixed number of ticks an instruction, so
-/// that a delay loop ends inside a slice and time under the `instret` clock is deterministic.
+/// From one [`Now`] of the host to the next, `time` advances by a fixed number of ticks per
+/// instruction. A guest's delay loop thus ends even inside one slice, and time under the `instret`
+/// clock is deterministic.
 #[derive(Clone, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -28,17 +30,17 @@ const FAR_TICKS: u64 = 1 << 39;
 )]
 #[repr(C)]
 pub struct Clock {
-    /// Instructions retired since reset. No guest can write it.
+    /// Instructions retired since reset. A guest cannot write it.
     pub retired: u64,
-    /// `mtimecmp`, or what SBI's `set_timer` was given.
+    /// The timer's compare value: `mtimecmp`, or the argument of SBI's `set_timer`.
     pub timecmp: u64,
-    /// Value of `retired` at which the timer is due.
+    /// The value of `retired` at which the timer is due.
     deadline: u64,
     base_retired: u64,
     base_ticks: u64,
-    /// Ticks an instruction, with 24 fractional bits.
+    /// Ticks per instruction, with 24 fractional bits.
     rate: u32,
-    /// The machine's ticks a second.
+    /// The machine's ticks per second.
     timebase: u32,
 }
 
@@ -52,7 +54,7 @@ pub enum Now {
         /// `time` now, in ticks of the machine's timebase. Time never goes back: a value below
         /// the VM's own time is ignored.
         ticks: u64,
-        /// Expected ticks an instruction, with 24 fractional bits.
+        /// Expected ticks per instruction, with 24 fractional bits.
         rate: u32,
     },
 }
@@ -74,7 +76,7 @@ impl Clock {
         (((timebase as u64) << RATE_SHIFT) / INSTRET_CLOCK_IPS as u64) as u32
     }
 
-    /// `time`.
+    /// Returns the guest's `time`, in ticks.
     pub fn now(&self) -> u64 {
         let n = self.retired.wrapping_sub(self.base_retired);
         let rate = u64::from(self.rate);
@@ -83,7 +85,7 @@ impl Clock {
         self.base_ticks.wrapping_add(ticks)
     }
 
-    /// Nanoseconds of guest time.
+    /// Returns the guest's `time`, in nanoseconds.
     pub fn now_ns(&self) -> u64 {
         let (now, hz) = (self.now(), u64::from(self.timebase.max(1)));
         now / hz * 1_000_000_000 + now % hz * 1_000_000_000 / hz
@@ -125,7 +127,7 @@ impl Clock {
         self.schedule();
     }
 
-    /// Finds how many instructions there are until the timer.
+    /// Computes at which instruction count the timer is due.
     fn schedule(&mut self) {
         self.deadline = self.retired_at(self.timecmp);
     }
@@ -134,14 +136,15 @@ impl Clock {
         self.deadline.saturating_sub(self.retired)
     }
 
-    /// The value of `retired` at which `time` reaches `ticks`, or an earlier one if that is far.
+    /// Returns the value of `retired` at which `time` reaches `ticks`. If that is more than
+    /// [`FAR_TICKS`] ahead it returns an earlier value, at which the caller must ask again.
     fn retired_at(&self, ticks: u64) -> u64 {
         let diff = ticks.saturating_sub(self.base_ticks).min(FAR_TICKS);
         let rate = u64::from(self.rate.max(1));
         self.base_retired.saturating_add((diff << RATE_SHIFT).div_ceil(rate))
     }
 
-    /// Looks again when a deadline that was too far to compute comes near.
+    /// Computes the deadline again once the count reaches one that was too far ahead to be exact.
     fn catch_up(&mut self) {
         if self.retired >= self.deadline && !self.due() {
             self.set_now(self.now());
@@ -156,33 +159,36 @@ impl Clock {
     }
 }
 
-/// A VM together with what its instructions reach.
+/// A VM together with everything that its instructions can access: RAM, disk and port.
 pub struct Machine<'a, M, D, P> {
     hot: &'a mut Hot,
     core: Core<'a, M, D, P>,
 }
 
-/// Everything that the instruction loop leaves its registers for. Apart from [`Hot`], so that the
-/// loop can keep the two pointers in registers.
+/// Everything that instructions access besides [`Hot`]. The two are separate so that the
+/// instruction loop can keep a pointer to each in a register.
 pub(crate) struct Core<'a, M, D, P> {
     pub(crate) sys: &'a mut System,
     pub(crate) ram: &'a mut M,
     pub(crate) disk: &'a mut D,
     pub(crate) port: &'a mut P,
-    /// The instruction loop must end after this instruction, as what it relies on may have changed.
+    /// The instruction loop must end after this instruction, because something that it holds in
+    /// registers or assumes (translations, interrupts, the frame of the current page) may have
+    /// changed.
     pub(crate) recheck: bool,
     /// A device or firmware call ended the run.
     pub(crate) exit: Option<Exit>,
 }
 
 impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
-    /// Puts a VM together: its state at rest, its RAM, the disk behind virtio-blk, and what
-    /// connects it to the host.
+    /// Makes a machine of a VM's state, its RAM, the disk behind virtio-blk, and its connection to
+    /// the host.
     pub fn new(vm: &'a mut Vm, ram: &'a mut M, disk: &'a mut D, port: &'a mut P) -> Self {
         Self::with_hot(&mut vm.hot, &mut vm.sys, ram, disk, port)
     }
 
-    /// The same for a VM whose hot state lies elsewhere, such as in a GPU's shared memory.
+    /// Makes a machine as [`Machine::new`] does, with the VM's hot state apart from the rest, such
+    /// as in a GPU's shared memory.
     pub fn with_hot(
         hot: &'a mut Hot,
         sys: &'a mut System,
@@ -193,20 +199,21 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
         Self { hot, core: Core { sys, ram, disk, port, recheck: false, exit: None } }
     }
 
-    /// Executes at most `budget` instructions. Input that arrived on the port is seen at the
-    /// start; everything else depends on the VM's state alone, not on how a run is cut in slices.
+    /// Executes at most `budget` instructions and returns why it stopped. It looks for input on the
+    /// port at the start only. Everything else depends on the VM's state alone, not on how its
+    /// instructions are divided into runs.
     pub fn run(&mut self, budget: u32, now: Now) -> Exit {
         self.run_traced(budget, now, &mut NoTrace)
     }
 
-    /// [`Machine::run`], or, unless it `looks`, the rest of a run that a meeting has ended
-    /// ([`crate::port::Port::meet`]), without a look at time and input.
+    /// Executes as [`Machine::run`] does if `looks` is true. If it is false, continues a run that
+    /// reconvergence ended ([`crate::port::Port::meet`]), without polling time and input again.
     #[inline(always)]
     pub fn run_on(&mut self, budget: u32, now: Now, looks: bool) -> Exit {
         self.core.run(self.hot, budget, now, looks, &mut NoTrace)
     }
 
-    /// [`Machine::run`], watched.
+    /// Executes as [`Machine::run`] does, and reports every instruction to `trace`.
     pub fn run_traced<T: Trace>(&mut self, budget: u32, now: Now, trace: &mut T) -> Exit {
         self.core.run(self.hot, budget, now, true, trace)
     }
@@ -231,7 +238,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
         let mut left = budget;
         loop {
-            // Most runs of the instruction loop end for other reasons than devices and time.
+            // Before `quiet_until` no device and no timer needs attention. Most runs of the
+            // instruction loop end before it, so skipping the checks pays.
             let quiet = self.sys.clock.retired < self.sys.quiet_until;
             if !quiet {
                 if let Some(exit) = self.exit.take() {
@@ -269,7 +277,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 self.execute::<T, false>(hot, n, trace)
             };
             left -= spent;
-            // Not where the instructions were used up: that is at another place in each VM.
+            // Lanes reconverge only where an instruction ended the loop. Where `n` was used up will
+            // not do: each VM is at a different place then.
             let met = self.recheck || result.is_err();
             let place = Place {
                 retired: self.sys.clock.retired,
@@ -296,13 +305,13 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
     }
 
-    /// Takes an exception; `false` when the handler itself has done nothing but trap again.
+    /// Takes an exception. Returns `false` if the hart is caught in an endless loop of traps.
     fn exception<T: Trace>(&mut self, hot: &mut Hot, cause: u32, tval: u32, trace: &mut T) -> bool {
         let pc = hot.pc;
         trace.trap(pc, cause, tval);
         self.sys.take_trap(hot, cause, tval);
-        // A handler whose first instruction traps to itself never gets anywhere: registers,
-        // privilege and translation are the same each time round.
+        // A handler whose first instruction traps to that same instruction traps for ever, because
+        // registers, privilege and translation are the same each time.
         let here = self.sys.clock.retired;
         let again = hot.pc == pc && self.sys.trap_loop == here;
         self.sys.trap_loop = if hot.pc == pc { here } else { u64::MAX };
@@ -318,8 +327,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
     }
 
-    /// Wakes a waiting hart if it may go on; under the `instret` clock time jumps to the timer.
-    /// `false` when there is nothing to do but wait.
+    /// Wakes a hart that waits for an interrupt, if one is pending. Under the `instret` clock it
+    /// otherwise advances time to the next timer. Returns `false` if the hart must keep waiting.
     fn end_wait(&mut self, now: Now) -> bool {
         let enabled = self.sys.csr.get(Word::Mie);
         if self.sys.csr.mip() & enabled != 0 {
@@ -334,8 +343,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         false
     }
 
-    /// A device that has not finished what the guest asked for keeps the guest from going on, so
-    /// that the guest sees neither how fast the host drains nor where slices end.
+    /// Returns the exit that a device with unfinished work causes, if there is one. The guest must
+    /// not run on before that work is done, or it could observe how fast the host drains output and
+    /// where slices end.
     fn unfinished(&self) -> Option<Exit> {
         let deferred = self.sys.dev.virtio.iter().find_map(|device| device.deferred())?;
         Some(Exit::new(match deferred {
@@ -344,8 +354,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }))
     }
 
-    /// Instructions until the timer or the clock's alarm, one at least. A timer that is due already
-    /// does not count.
+    /// Returns the number of instructions, at least one, until the timer or the RTC's alarm is due.
+    /// A timer that is due already does not count, because its interrupt line is up.
     fn until_event(&self) -> u64 {
         let clock = &self.sys.clock;
         let timer = Some(clock.until_deadline()).filter(|&n| n != 0);
@@ -356,13 +366,13 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         timer.into_iter().chain(alarm).min().unwrap_or(u64::MAX)
     }
 
-    /// The loop must end after this instruction, and devices and time be looked at.
+    /// Makes the instruction loop end after this instruction, and devices and time be polled then.
     pub(crate) fn look(&mut self) {
         self.recheck = true;
         self.sys.quiet_until = 0;
     }
 
-    /// Drives the interrupt lines that devices and the timer have on the hart.
+    /// Sets the hart's interrupt lines to the levels of the devices and the timer.
     fn update_lines(&mut self) {
         let sys = &mut *self.sys;
         let map = sys.kind.map();
@@ -392,7 +402,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         sys.csr.mip_lines = lines;
     }
 
-    /// Lets devices take what arrived since the last slice.
+    /// Lets every device take the input that arrived on the port since the last poll.
     fn poll_devices(&mut self, hot: &mut Hot) -> Result<(), Trap> {
         self.sys.dev.uart.poll(self.port);
         for slot in 0..virtio_slot::COUNT {
@@ -401,7 +411,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(())
     }
 
-    /// Calls a virtio device with what it needs, and drops translations if it replaced frames.
+    /// Calls `f` with a virtio device and what it may access. Afterwards, drops the LR reservation
+    /// if the device wrote to RAM, and cached translations if it replaced frames.
     pub(crate) fn with_virtio<R>(
         &mut self,
         hot: &mut Hot,
@@ -432,8 +443,8 @@ fn fault(code: FaultCode) -> Exit {
 }
 
 impl System {
-    /// The `time` at which a waiting hart must run again if no input comes before; the maximum
-    /// when only input can wake it.
+    /// Returns the `time` at which a waiting hart must run again if no input comes before, or
+    /// `u64::MAX` if only input can wake it.
     fn wake_at(&self) -> u64 {
         let enabled = self.csr.get(Word::Mie);
         let timer = if self.sbi != 0 { irq::STI } else { irq::MTI };
@@ -448,14 +459,14 @@ impl System {
 }
 
 impl Vm {
-    /// The `time` at which a VM that is [`ExitCode::Idle`] must run again if no input comes
-    /// before; the maximum when only input can wake it.
+    /// Returns the `time` at which a VM that is [`ExitCode::Idle`] must run again if no input comes
+    /// before, or `u64::MAX` if only input can wake it.
     pub fn wake_at(&self) -> u64 {
         self.sys.wake_at()
     }
 
-    /// Starts in S-mode under the built-in SBI, as a Linux kernel expects: `a0` is the hart id,
-    /// `a1` the address of the device tree.
+    /// Sets the VM to start at `entry` in S-mode, under the built-in SBI. A Linux kernel expects
+    /// the hart id in `a0` and the address of the device tree in `a1`.
     pub fn boot_supervisor(&mut self, entry: u32, a0: u32, a1: u32) {
         self.boot(entry, a0, a1, Privilege::Supervisor);
         self.sys.sbi = 1;
@@ -465,7 +476,7 @@ impl Vm {
         self.sys.csr.pmp = Pmp::OPEN;
     }
 
-    /// Starts in M-mode: firmware or a bare-metal program.
+    /// Sets the VM to start at `entry` in M-mode, as firmware and bare-metal programs expect.
     pub fn boot_machine(&mut self, entry: u32, a0: u32, a1: u32) {
         self.boot(entry, a0, a1, Privilege::Machine);
         self.sys.sbi = 0;

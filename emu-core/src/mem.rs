@@ -10,10 +10,10 @@ pub const FRAME_SIZE: u32 = 1 << FRAME_SHIFT;
 pub const FRAME_INSNS: u32 = FRAME_SIZE / INSN_SIZE;
 const OFFSET_MASK: u32 = FRAME_SIZE - 1;
 
-/// The name of a frame in its [`Memory`]. Frame 0 always exists and is all zero.
+/// A handle to a 4 KiB frame of its [`Memory`]. Frame 0 always exists and is all zero.
 ///
-/// Only implementations of [`Memory`] make frames; everything else keeps and returns what it was
-/// given. That is what lets an implementation trust the number on the hot path.
+/// Only implementations of [`Memory`] make handles; all other code passes on the ones it got. An
+/// implementation can therefore trust a handle on the hot path without checking it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -26,13 +26,13 @@ impl Frame {
     /// The frame that is all zero and never written.
     pub const ZERO: Self = Self(0);
 
-    /// Names a frame. For implementations of [`Memory`] only.
+    /// Makes the handle of a frame. Only implementations of [`Memory`] may call it.
     #[inline]
     pub const fn new(index: u32) -> Self {
         Self(index)
     }
 
-    /// The name as a number, which means something to the [`Memory`] alone.
+    /// Returns the handle as a number, whose meaning only the [`Memory`] knows.
     #[inline]
     pub const fn index(self) -> u32 {
         self.0
@@ -51,11 +51,11 @@ pub struct NoFrame;
 pub trait Memory {
     /// Number of pages.
     fn pages(&self) -> u32;
-    /// The frame behind page `page`, or `None` past the end.
+    /// Returns the frame that page `page` maps to, or `None` past the last page.
     fn frame(&self, page: u32) -> Option<Frame>;
-    /// Whether the frame may be written.
+    /// Returns whether the frame is private, so that it may be written.
     fn is_private(&self, frame: Frame) -> bool;
-    /// Gives page `page` a private frame, a copy of the one it has. Does nothing when it has one.
+    /// Replaces the frame of page `page` by a private copy. Does nothing if it is private already.
     fn make_private(&mut self, page: u32) -> Result<Frame, NoFrame>;
 
     /// Reads a byte.
@@ -71,74 +71,77 @@ pub trait Memory {
     /// Writes an aligned word. The frame must be private.
     fn store32(&mut self, frame: Frame, offset: u32, value: u32);
 
-    /// Calls `f` with each piece of `len` bytes from `offset` on: its position among these, and its
-    /// bytes. All lie in the frame, and each piece side by side.
+    /// Calls `f` with each chunk of `offset..offset + len` that is contiguous in memory: the
+    /// chunk's position in that range, and its bytes. The range must lie in the frame.
     fn read_pieces(&self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &[u8]));
-    /// The same for writing. The frame must be private.
+    /// Calls `f` like [`Memory::read_pieces`], with chunks to fill. The frame must be private.
     fn write_pieces(&mut self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &mut [u8]));
 }
 
 /// Guest RAM: memory that instructions are fetched from.
 ///
-/// Keeps pages of decoded instructions ([`crate::insn::Decoded`]), filled one by one as they are
-/// executed. Shared frames never change; before a private frame with decoded instructions is
-/// written, [`Ram::drop_code`] must be called, and that it is needed shows in
-/// [`Ram::is_code`].
+/// It caches decoded instructions ([`crate::insn::Decoded`]) in one page for each frame, filled as
+/// instructions are first executed. Shared frames never change, so their decoded instructions stay
+/// valid. Before a private frame is written for which [`Ram::is_code`] is true, [`Ram::drop_code`]
+/// must be called.
 pub trait Ram: Memory {
-    /// Whether the instruction loop reads both source registers and the next instruction before
-    /// it knows what for.
+    /// Whether the instruction loop reads both source registers and prefetches the next instruction
+    /// before it knows whether it needs them. That hides latency on a GPU and costs time on a CPU.
     const READ_AHEAD: bool = false;
 
-    /// The frame behind page `page` of the ROM, or `None` past its end. Always a shared one.
+    /// Returns the frame of page `page` of the ROM, or `None` past its end. It is always shared.
     fn rom(&self, _page: u32) -> Option<Frame> {
         None
     }
 
-    /// The value, of which the compiler knows nothing. What a rare way of the loop computes from it
-    /// is not computed ahead, where it would cost all others.
+    /// Returns `value`, and hides from the compiler that it does: an optimisation barrier. It keeps
+    /// LLVM from hoisting what only the slow path computes into the hot path.
     #[inline(always)]
     fn aside(value: u64) -> u64 {
         value
     }
 
-    /// Where the ways through an instruction join. Lanes of a warp that parted go on together.
+    /// Marks where all control-flow paths through an instruction join, so that the diverged lanes
+    /// of a warp reconverge there.
     #[inline(always)]
     fn rejoin() {}
 
-    /// Access to frames without going through `self`: see [`Window`].
+    /// Raw access to frames, without going through `self`: see [`Window`].
     type Window: Window;
-    /// The window of this RAM, good for as long as the RAM is.
+    /// Returns raw access to this RAM's frames, valid for as long as the RAM is.
     fn window(&self) -> Self::Window;
 
-    /// A frame's decoded instructions.
+    /// A handle to one frame's decoded instructions.
     type Code: Copy;
-    /// Those of all shared frames, as a value that the instruction loop can keep in registers.
+    /// A handle to the decoded instructions of all shared frames, small enough for the instruction
+    /// loop to keep it in registers.
     type SharedCode: Copy;
-    /// The decoded instructions of shared frames, good for as long as the RAM is.
+    /// Returns the decoded instructions of all shared frames, valid for as long as the RAM is.
     fn shared_code(&self) -> Self::SharedCode;
-    /// Those of `frame`, if it is a shared one that has some.
+    /// Returns the decoded instructions of `frame`, or `None` if it is not a shared frame that has
+    /// some.
     fn code_in(shared: Self::SharedCode, frame: Frame) -> Option<Self::Code>;
-    /// No frame's: never read.
+    /// Returns a placeholder that belongs to no frame and is never read.
     fn no_code(&self) -> Self::Code;
-    /// The decoded instructions of `frame`, which is page `page`. Makes an empty page for it if
-    /// there is none; a page got earlier is then no longer valid.
+    /// Returns the decoded instructions of `frame`, to which page `page` maps. If it has none, they
+    /// start empty, and may evict those of another page: handles returned earlier are then invalid.
     ///
-    /// Which pages are kept depends on `page` alone, so that equal VMs stay in step on a GPU.
+    /// Which page is evicted depends on `page` alone, so that equal VMs stay in step on a GPU.
     fn code(&mut self, page: u32, frame: Frame) -> Self::Code;
-    /// Whether `frame`, which is page `page`, is private and has decoded instructions.
+    /// Returns whether `frame`, to which page `page` maps, is private and has decoded instructions.
     fn is_code(&self, page: u32, frame: Frame) -> bool;
-    /// Forgets the decoded instructions of a private frame, if it has any.
+    /// Drops the decoded instructions of a private frame, if it has any.
     fn drop_code(&mut self, frame: Frame);
-    /// The decoded instruction number `index`; zero if it has not been decoded, or past the end.
+    /// Returns the decoded instruction at `index`; zero if it is not decoded yet or past the end.
     fn decoded(&self, code: Self::Code, index: u32) -> u64;
-    /// Sets the decoded instruction number `index`.
+    /// Stores the decoded instruction at `index`.
     fn set_decoded(&mut self, code: Self::Code, index: u32, decoded: u64);
 }
 
-/// Loads and stores by frame, as a value that the instruction loop can keep in a register.
+/// Raw loads and stores by frame, as a value that the instruction loop can keep in a register.
 ///
-/// The methods are those of [`Memory`]: offsets modulo the frame size and aligned down, stores to
-/// private frames only.
+/// The methods behave as those of [`Memory`]: offsets are taken modulo the frame size and aligned
+/// down, and stores must be to private frames.
 #[allow(missing_docs)]
 pub trait Window: Copy {
     fn load8(self, frame: Frame, offset: u32) -> u32;
@@ -158,10 +161,10 @@ pub enum DmaError {
     NoFrame,
 }
 
-/// A VM's RAM as devices see it: guest-physical addresses, every range checked before use.
-/// Nothing else is memory to a device, the ROM neither.
+/// A VM's RAM as devices access it: by guest-physical address, with every range checked before use.
+/// Devices reach nothing but RAM, in particular not the ROM.
 ///
-/// Remembers whether a shared frame was replaced by a private one, because cached translations
+/// It records whether a write replaced a shared frame by a private one, because cached translations
 /// must then be dropped ([`Dma::replaced`]).
 pub struct Dma<'a, M> {
     mem: &'a mut M,
@@ -171,22 +174,22 @@ pub struct Dma<'a, M> {
 }
 
 impl<'a, M: Memory> Dma<'a, M> {
-    /// Views `mem` as RAM that starts at guest-physical address `base`.
+    /// Gives devices access to `mem`, whose first byte is at guest-physical address `base`.
     pub fn new(mem: &'a mut M, base: u32) -> Self {
         Self { mem, base, replaced: false, wrote: false }
     }
 
-    /// Whether a write replaced a frame since this view was made.
+    /// Returns whether a write through this value has replaced a frame.
     pub fn replaced(&self) -> bool {
         self.replaced
     }
 
-    /// Whether anything was written since this view was made.
+    /// Returns whether anything was written through this value.
     pub fn wrote(&self) -> bool {
         self.wrote
     }
 
-    /// Whether all of `len` bytes at `addr` are RAM.
+    /// Returns whether all `len` bytes at `addr` are RAM.
     pub fn contains(&self, addr: u64, len: u32) -> bool {
         let base = u64::from(self.base);
         let size = u64::from(self.mem.pages()) << FRAME_SHIFT;
@@ -201,9 +204,9 @@ impl<'a, M: Memory> Dma<'a, M> {
         Ok(((off >> FRAME_SHIFT) as u32, off as u32 & OFFSET_MASK))
     }
 
-    /// Calls `f` with each piece of the range in turn (its position in the range, its bytes). Pieces
-    /// end where memory does not lie side by side, which is elsewhere on each backend: what a guest
-    /// sees must not depend on it.
+    /// Calls `f` with each contiguous chunk of the range in turn: its position in the range, and
+    /// its bytes. Where chunks end depends on the backend's frame layout, so nothing that a guest
+    /// sees may depend on it.
     pub fn read_with(
         &self,
         addr: u64,
@@ -223,7 +226,7 @@ impl<'a, M: Memory> Dma<'a, M> {
         Ok(())
     }
 
-    /// Calls `f` with each piece of the range in turn, to be filled.
+    /// Calls `f` with each contiguous chunk of the range in turn, for `f` to fill.
     ///
     /// All frames are made private first, so that [`DmaError::NoFrame`] leaves memory unchanged
     /// and the call can be repeated.
@@ -306,10 +309,10 @@ impl<'a, M: Memory> Dma<'a, M> {
     }
 }
 
-/// The position and the length of each piece of `len` bytes from `offset` on, as far as they are in a
-/// frame of which bytes lie side by side between multiples of `size`. For implementations of
-/// [`Memory`].
-// Inlined, as a GPU divides by a constant only at no cost.
+/// Splits `offset..offset + len` of a frame at multiples of `size`, up to the end of the frame, and
+/// yields each chunk's position in the range and its length. Implementations of [`Memory`] use it
+/// when a frame's bytes are contiguous in memory only between multiples of `size`.
+// Inlined, because a division is cheap on a GPU only when the divisor is a constant.
 #[inline(always)]
 pub fn pieces(size: u32, offset: u32, len: u32) -> impl Iterator<Item = (u32, usize)> {
     let end = offset.saturating_add(len).min(FRAME_SIZE);
@@ -321,8 +324,8 @@ pub fn pieces(size: u32, offset: u32, len: u32) -> impl Iterator<Item = (u32, us
     })
 }
 
-/// Copies as many bytes as both have: without the panic of `copy_from_slice`, which a GPU build
-/// would carry along although the lengths are equal.
+/// Copies as many bytes as both slices have. Unlike `copy_from_slice` it cannot panic; a GPU build
+/// would keep the code of that panic although the lengths are always equal.
 fn copy(dst: &mut [u8], src: &[u8]) {
     for (d, s) in dst.iter_mut().zip(src) {
         *d = *s;

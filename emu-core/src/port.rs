@@ -1,99 +1,104 @@
-//! What a VM exchanges with the outside: console bytes and network frames.
+//! What a VM exchanges with the host: console bytes and Ethernet frames.
 //!
-//! The core never waits. A port that has no room says so, and the VM stops until it has
-//! ([`crate::abi::ExitCode::Stalled`]), so that nothing is lost and guest-visible state does not
-//! depend on how fast the host drains.
+//! Output must not be lost, and guest-visible state must not depend on how fast the host drains it.
+//! So the core neither waits nor drops: when a port has no room, the VM stops with
+//! [`crate::abi::ExitCode::Stalled`] and runs again once the port has room.
 
 /// Largest Ethernet frame a VM may send or receive, without the frame check sequence, in bytes.
 pub const FRAME_MAX: u32 = 1518;
 
-/// Where a hart is when an instruction has ended the loop.
+/// The state of a hart after an instruction that ended the instruction loop. Lanes of a warp
+/// compare it to decide whether they have reconverged.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// Instructions retired since reset.
     pub retired: u64,
-    /// It is at a program's system call. VMs that run alike come to these one by one and in the same
-    /// order, which they do not to page faults and interrupts.
+    /// Whether the hart has just executed an ECALL in U-mode. VMs that run the same program make
+    /// the same system calls in the same order, whereas page faults and interrupts differ between
+    /// them.
     pub call: bool,
-    /// It waits for an interrupt.
+    /// Whether the hart waits for an interrupt (WFI).
     pub waits: bool,
-    /// It is in U-mode and goes on there.
+    /// Whether the hart is in U-mode and stays there, because the instruction did not trap.
     pub user: bool,
-    /// `sp`
+    /// Stack pointer, `x2`.
     pub sp: u32,
-    /// `pc`
+    /// Program counter.
     pub pc: u32,
 }
 
 /// One VM's connection to the host.
 pub trait Port {
-    /// How many console bytes from the guest there is room for.
+    /// Returns how many console bytes from the guest the port has room for.
     fn console_room(&self) -> u32;
     /// Takes one console byte from the guest; `false` when there is no room.
     fn console_put(&mut self, byte: u8) -> bool;
-    /// The next console byte for the guest, if any.
+    /// Takes the next console byte for the guest; `None` when there is none.
     fn console_get(&mut self) -> Option<u8>;
 
-    /// Makes room for a frame of `len` bytes from the guest; `false` when there is none.
+    /// Begins sending an Ethernet frame of `len` bytes; `false` when the port has no room for it.
     fn net_tx_begin(&mut self, len: u32) -> bool;
-    /// Fills the frame from byte `at`.
+    /// Writes `bytes` at byte `at` of the Ethernet frame that [`Port::net_tx_begin`] began.
     fn net_tx_write(&mut self, at: u32, bytes: &[u8]);
-    /// Publishes the frame.
+    /// Sends the Ethernet frame that [`Port::net_tx_begin`] began.
     fn net_tx_end(&mut self);
 
-    /// Length of the next frame for the guest, if any.
+    /// Returns the length of the next Ethernet frame for the guest; `None` when there is none.
     fn net_rx_len(&mut self) -> Option<u32>;
-    /// Copies from byte `at` of that frame.
+    /// Copies from byte `at` of the next Ethernet frame for the guest, without removing it.
     fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]);
-    /// Drops that frame.
+    /// Removes the next Ethernet frame for the guest.
     fn net_rx_end(&mut self);
 
-    /// The hart has retired so many instructions, and what follows on this port comes from the
-    /// next one.
+    /// Sets the instruction count that output from now on is recorded with. It is the number of
+    /// instructions retired before the one that produces the output.
     #[inline(always)]
     fn at(&mut self, _retired: u64) {}
 
-    /// Whether the VM shares its warp with no other.
+    /// Returns whether the VM is the only one in its warp. Always true on a CPU.
     #[inline(always)]
     fn alone(&self) -> bool {
         true
     }
 
-    /// Lanes of a warp that came to where they are together, as far as that is worth a look.
+    /// Returns the mask of the lanes that this lane last converged with, or 0 when checking for
+    /// convergence does not pay.
     #[inline(always)]
     fn company(&self) -> u32 {
         0
     }
 
-    /// Whether some of that company is elsewhere.
+    /// Returns whether the lanes of the mask have diverged, so that not all of them execute this
+    /// together.
     #[inline(always)]
     fn parted(_company: u32) -> bool {
         false
     }
 
-    /// Some are, and the hart is about to return to `pc` with this `sp`. Answers whether it goes on
-    /// alone, as it has not come to where others wait.
+    /// Decides, when a function returns while the warp is diverged, whether this lane keeps
+    /// running. Returns true if it does, because its `sp` and `pc` have not yet reached the place
+    /// where other lanes wait for it.
     #[inline(always)]
     fn goes_on(&self, _sp: u32, _pc: u32) -> bool {
         true
     }
 
-    /// Whether there is a reason to meet where it costs little: some of those that share the VM's
-    /// warp are elsewhere, or the time that they have is over.
+    /// Returns whether the lanes should try to reconverge at the next place where that is cheap,
+    /// because the warp is diverged or the launch's time is over.
     #[inline(always)]
     fn would_meet(&self) -> bool {
         false
     }
 
-    /// An instruction has ended the loop. Answers whether the run ends, so that VMs that share a
-    /// warp can wait for each other.
+    /// Offers to reconverge the warp, after an instruction that ended the instruction loop. Returns
+    /// true if the run must end here, so that the lane can wait for the other lanes.
     #[inline(always)]
     fn meet(&mut self, _place: Place) -> bool {
         false
     }
 }
 
-/// A port to nowhere: output is dropped and no input comes.
+/// A port that drops all output and has no input.
 #[derive(Debug, Default)]
 pub struct NullPort;
 
