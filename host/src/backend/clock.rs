@@ -1,4 +1,5 @@
-//! Host time as guest time.
+//! The guest's clock: turns host time, or retired instructions, into ticks of the RISC-V `time`
+//! CSR.
 
 use std::time::{Duration, Instant};
 
@@ -7,29 +8,30 @@ use emu_core::machine::Now;
 use crate::backend::ClockSource;
 
 const RATE_SHIFT: u32 = 24;
-/// Slices with fewer instructions say nothing about speed.
+/// Shortest slice, in instructions, from which a VM's speed is measured.
 const MEASURABLE: u64 = 10_000;
 
-/// Time of one VM, or of a fleet that has one time.
+/// The clock of one VM, or of a fleet whose VMs share one clock.
 #[derive(Clone, Debug)]
 pub struct GuestClock {
     source: ClockSource,
-    /// When the guest's time was zero.
+    /// Host time at which the guest's clock was zero.
     origin: Option<Instant>,
     timebase: u64,
-    /// Expected ticks an instruction, with 24 fractional bits.
+    /// Expected ticks per instruction, with 24 fractional bits.
     rate: u64,
 }
 
 impl GuestClock {
-    /// Time that begins with the first slice and has `timebase` ticks a second. `ips` is the speed
-    /// that is assumed before it has been measured, in instructions a second.
+    /// Returns a clock that starts with the first slice and runs at `timebase` ticks a second.
+    /// `ips` is the speed assumed until one has been measured, in instructions a second.
     pub fn new(source: ClockSource, timebase: u32, ips: u64) -> Self {
         let timebase = u64::from(timebase);
         Self { source, origin: None, timebase, rate: (timebase << RATE_SHIFT) / ips }
     }
 
-    /// Ticks at `at`; zero before the first slice and under the `instret` clock.
+    /// Returns the guest's time in ticks at `at`; zero before the first slice and under the
+    /// `instret` clock.
     pub fn ticks(&self, at: Instant) -> u64 {
         match (self.source, self.origin) {
             (ClockSource::Host, Some(origin)) => {
@@ -40,7 +42,7 @@ impl GuestClock {
         }
     }
 
-    /// What the core needs to know for a slice that starts at `at`.
+    /// Returns what the core needs to know about time for a slice that starts at `at`.
     pub fn now(&mut self, at: Instant) -> Now {
         match self.source {
             ClockSource::Instret => Now::Instret,
@@ -51,19 +53,20 @@ impl GuestClock {
         }
     }
 
-    /// Learns the speed from a slice.
+    /// Updates the measured speed from a slice.
     pub fn measured(&mut self, instructions: u64, took: Duration) {
         if self.source == ClockSource::Instret || instructions < MEASURABLE {
             return;
         }
         let ticks = took.as_nanos() * u128::from(self.timebase) / 1_000;
         let rate = (ticks << RATE_SHIFT) / (u128::from(instructions) * 1_000_000);
-        // A slice in which the thread was kept waiting by the system must not count for much.
+        // A slice during which the host preempted the thread must not count for much.
         let rate = (rate as u64).clamp(1, 4 * self.rate);
         self.rate = ((7 * self.rate + rate) / 8).clamp(1, u32::MAX.into());
     }
 
-    /// When `time` reaches `ticks`; `None` for never, or not in this century.
+    /// Returns the host time at which `time` reaches `ticks`; `None` for never, or not in this
+    /// century.
     pub fn at(&self, ticks: u64) -> Option<Instant> {
         let ns = u128::from(ticks) * 1_000_000_000 / u128::from(self.timebase);
         let ns = u64::try_from(ns).ok()?;

@@ -1,20 +1,22 @@
-//! What a user can ask of a single VM while its fleet runs.
+//! Commands on a single VM while its fleet runs (start, pause, resume, stop), and inspection of its
+//! state.
 
 use std::fmt;
 
 use emu_core::abi::Vm;
 
-/// Something to be done with a VM. Once it is done, the VM's [`super::EventKind::Obeyed`] comes,
-/// in order with everything else that happens to it.
+/// A command on one VM. When the VM has executed it, [`super::EventKind::Obeyed`] ("completed")
+/// follows, in order with the VM's other events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// Starts it at its first instruction, whatever it does; memory that it has is given back.
+    /// Resets the VM to its first instruction, in whatever state it is; its old memory is given
+    /// back.
     Start,
-    /// Lets it stand still and keep its memory. Its clock goes on.
+    /// Pauses the VM. It keeps its memory, and its clock goes on.
     Pause,
-    /// Lets it go on.
+    /// Resumes a paused VM.
     Resume,
-    /// Ends it and gives its memory back.
+    /// Stops the VM and gives its memory back.
     Stop,
 }
 
@@ -29,21 +31,22 @@ impl fmt::Display for Order {
     }
 }
 
-/// A VM as it stands between two slices.
+/// A copy of a VM's state, taken between two slices.
 #[derive(Clone)]
 pub struct Inspection {
-    /// Its state.
+    /// State of the hart and the devices.
     pub vm: Box<Vm>,
-    /// Instructions it has retired since its first start.
+    /// Instructions that the VM has retired since its first start.
     pub instret: u64,
-    /// Frames that it has for itself.
+    /// Number of private frames (4 KiB of guest memory each) of the VM.
     pub private_frames: u32,
 }
 
-/// Takes the answer to [`super::Backend::inspect`]: nothing for a VM that has no memory.
+/// Callback that receives the result of [`super::Backend::inspect`]: `None` for a VM without
+/// memory.
 pub type Inspector = Box<dyn FnOnce(Option<Inspection>) + Send>;
 
-/// A backend cannot do what it is asked for.
+/// An operation that this backend does not support.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unsupported(pub &'static str);

@@ -1,15 +1,15 @@
-//! A machine's state in one number, to compare runs by.
+//! Fingerprint of a machine: its whole state hashed to one number, to compare runs by.
 
 use emu_core::abi::Vm;
 use sha2::{Digest, Sha256};
 
-/// A fingerprint of everything that a guest can tell: registers, devices, clock, and `pages`,
-/// which is that of its private memory. Cached translations do not count.
+/// Returns a fingerprint of all state that a guest can observe: registers, devices, clock, and
+/// `pages`, the fingerprint of its private memory. Cached translations do not count.
 pub fn fingerprint(vm: &Vm, pages: u64) -> u64 {
     let (hot, sys, dev) = (&vm.hot, &vm.sys, &vm.sys.dev);
     let hart = (hot.x, hot.pc, hot.reservation, hot.ctx.privilege as u32, sys.waiting);
     let devices = (&dev.clint, &dev.plic, &dev.uart, &dev.rtc, &dev.virtio, &dev.rng);
-    // What has no registers is told by its description, without what only keeps fields aligned.
+    // State without registers of its own is hashed by its `Debug` text, which omits padding fields.
     let text = format!("{hart:?} {:?} {:?} {devices:?} {pages:x}", sys.clock, sys.csr);
     let text = text.replace(", reserved: 0", "");
     let hash = Sha256::digest(text);

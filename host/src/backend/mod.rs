@@ -1,8 +1,8 @@
-//! What steps the VMs of a fleet: the CPU, or a GPU.
+//! Backends: what executes the VMs of a fleet, on the CPU ([`cpu`]), on a GPU ([`cuda`]), or on
+//! both and compared ([`lockstep`]).
 //!
-//! A backend runs on its own threads from the moment it is made. It tells what happens in events,
-//! so that the work of whoever listens is proportional to what the guests do, never to how many
-//! there are.
+//! A backend runs on its own threads from the moment it is made. It reports what happens as events,
+//! so that the listener's work is proportional to what the guests do, never to the number of VMs.
 
 pub mod clock;
 pub mod control;
@@ -25,65 +25,66 @@ use crate::console::ready::ReadyPattern;
 use crate::net::Wire;
 use crate::units::Size;
 
-/// Steps a fleet.
+/// A backend: executes the VMs of one fleet.
 pub trait Backend: Send + Sync {
-    /// `cpu`, `cuda` or `lockstep`.
+    /// Name of the backend: `cpu`, `cuda` or `lockstep`.
     fn name(&self) -> &'static str;
 
-    /// What happens, in order for each VM. Disconnects after [`Backend::stop`], when every VM
-    /// stands still and the last event has been received.
+    /// Channel of events, in order for each VM. It disconnects after [`Backend::stop`], when every
+    /// VM has stopped and the last event has been received.
     fn events(&self) -> &Receiver<Event>;
 
-    /// Gives a VM bytes of console input.
+    /// Queues bytes of console input for a VM.
     fn input(&self, vm: u32, bytes: &[u8]);
 
-    /// Whether VMs take input at all.
+    /// Returns an error where VMs take no console input at all.
     fn takes_input(&self) -> Result<(), Unsupported> {
         Ok(())
     }
 
-    /// Bytes of console input that a VM has not taken yet.
+    /// Number of bytes of console input that the VM has not read yet.
     fn waiting(&self, vm: u32) -> usize;
 
-    /// Asks for something to be done with a VM. Returns at once.
+    /// Queues a command for a VM. Returns at once; [`EventKind::Obeyed`] follows.
     fn order(&self, vm: u32, order: Order) -> Result<(), Unsupported>;
 
-    /// Asks for a VM's state, which `inspector` is given soon.
+    /// Requests a copy of a VM's state, which is passed to `inspector` soon.
     fn inspect(&self, vm: u32, inspector: Inspector) -> Result<(), Unsupported>;
 
-    /// Somebody reads [`Backend::instret`] often for a few seconds from now on.
+    /// Hint that [`Backend::instret`] will be read often during the next few seconds.
     fn watched(&self) {}
 
-    /// Asks the backend to stop all VMs. Returns at once; go on receiving events.
+    /// Requests that all VMs stop. Returns at once; the caller goes on receiving events until they
+    /// end.
     fn stop(&self);
 
-    /// Sums over the fleet, cheap enough for a few calls a second.
+    /// Sums over the fleet. Cheap enough for a few calls a second.
     fn totals(&self) -> Totals;
 
-    /// Instructions that a VM has retired since its first start: up to its last rest, or a moment
-    /// ago while [`Backend::watched`] is called.
+    /// Instructions that a VM has retired since its first start, as of when it last went idle or
+    /// stopped, or of a moment ago while [`Backend::watched`] is called.
     fn instret(&self, vm: u32) -> u64;
 
-    /// Bytes that a VM takes beside its frames.
+    /// Bytes of memory that a VM needs besides its frames.
     fn fixed(&self) -> u64;
 
-    /// What was launched on a device; `None` where there are no launches.
+    /// Statistics of the kernel launches on a device; `None` where there are no launches.
     fn launches(&self) -> Option<Launches> {
         None
     }
 
-    /// Why it ended although nobody asked it to.
+    /// Why the backend ended although nobody stopped it.
     fn failure(&self) -> BackendError {
         BackendError::Ended
     }
 }
 
-/// Something that happened to one VM.
+/// An event of one VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// Which VM.
+    /// Number of the VM.
     pub vm: u32,
-    /// Instructions it had retired.
+    /// Instructions that the VM had retired.
     pub instret: u64,
     /// What happened.
     pub kind: EventKind,
@@ -92,23 +93,23 @@ pub struct Event {
 /// What can happen to a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum EventKind {
-    /// It wrote to its console.
+    /// The VM wrote to its console.
     Console(Vec<u8>),
-    /// A line on its console matched the ready pattern, for the first time since its start.
+    /// A line on the VM's console matched the ready pattern, for the first time since its start.
     Ready,
-    /// It asked for a reset and starts again.
+    /// The VM requested a reset and starts again.
     Reset,
-    /// It powered off, with a status: 0 for success.
+    /// The VM powered off, with a status: 0 for success.
     Halted(u32),
-    /// It cannot go on.
+    /// The VM cannot go on.
     Faulted(Reason),
-    /// What was asked for was done, as far as the VM's state allowed: one that has ended goes on
+    /// A command was completed, or had no effect in the VM's state: a VM that has ended goes on
     /// only by [`Order::Start`].
     Obeyed(Order),
 }
 
 impl EventKind {
-    /// What became of a VM that will not run again.
+    /// Returns the event for a VM that will not run again.
     pub fn of_end(exit: Exit) -> Self {
         match exit.code {
             ExitCode::PowerOff => Self::Halted(exit.arg),
@@ -121,20 +122,20 @@ impl EventKind {
 /// Why a VM cannot go on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reason {
-    /// The machine gave up.
+    /// The emulated machine gave up.
     Fault(FaultCode),
-    /// A fault that this build has no name for.
+    /// The machine gave up with a fault code that this build has no name for.
     UnknownFault(u32),
-    /// It started [`BOOTS_MAX`] times and was never ready.
+    /// The VM started [`BOOTS_MAX`] times and was never ready.
     BootLoop,
-    /// There is no memory left for it.
+    /// There is no memory left for the VM.
     NoMemory,
-    /// The emulator failed; a bug of ours, not of the guest.
+    /// The emulator failed: a bug of pxvm, not of the guest.
     Internal(String),
 }
 
 impl Reason {
-    /// The reason behind a fault of the core, by its code.
+    /// Returns the reason for a fault code of the core.
     pub fn of_fault(code: u32) -> Self {
         let known = [FaultCode::TrapLoop, FaultCode::SystemFailure, FaultCode::BadState];
         let named = known.into_iter().find(|&c| c as u32 == code);
@@ -161,53 +162,54 @@ impl fmt::Display for Reason {
 pub struct Totals {
     /// Instructions retired.
     pub instructions: u64,
-    /// Frames of the base image.
+    /// Frames of the base image, which all VMs share.
     pub shared_frames: u32,
-    /// Frames in use by single VMs.
+    /// Private frames in use.
     pub private_frames: u32,
 }
 
-/// What ran on a device.
+/// Statistics of the kernel launches on a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Launches {
-    /// How many launches.
+    /// Number of launches.
     pub count: u64,
-    /// How long they took on the device, all together.
+    /// Device time of all launches together.
     pub time: Duration,
 }
 
-/// Where guest time comes from.
+/// Source of guest time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ClockSource {
-    /// Retired instructions: deterministic, and an idle guest's time jumps to its next timer.
+    /// Guest time advances with retired instructions: deterministic; an idle guest's time jumps to
+    /// its next timer.
     Instret,
-    /// The host's clock: idle guests sleep.
+    /// Guest time follows the host's clock: idle guests sleep.
     Host,
 }
 
-/// How a backend runs a fleet.
+/// Settings of a backend.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// VMs that start at once, the first of the fleet's; the others wait for [`Order::Start`] and
-    /// have no memory until then.
+    /// Number of VMs that start at once, the first of the fleet's; the others wait for
+    /// [`Order::Start`] and have no memory until then.
     pub started: u32,
-    /// Host threads; the CPU backend runs as many VMs at once.
+    /// Number of host threads; the CPU backend runs as many VMs at once.
     pub threads: usize,
-    /// Where guest time comes from.
+    /// Source of guest time.
     pub clock: ClockSource,
-    /// What tells that a VM is ready.
+    /// Pattern on a VM's console that shows that the VM is ready.
     pub ready: ReadyPattern,
-    /// Whether being ready is all that is asked: a ready VM stands still, and one that resets
+    /// Whether the run is over for a VM once it is ready: it is then parked, and one that resets
     /// [`BOOTS_MAX`] times without becoming ready has failed.
     pub until_ready: bool,
-    /// Where the network cards are connected; a wire for no VMs leads nowhere.
+    /// Virtual link that the VMs' network cards are attached to; a wire for no VMs leads nowhere.
     pub wire: Arc<Wire>,
 }
 
-/// Starts that a VM has to become ready, when that is all that is asked.
+/// Starts that a VM may take to become ready, under [`Settings::until_ready`].
 pub const BOOTS_MAX: u32 = 5;
 
-/// A backend could not be made.
+/// Why a backend could not be made or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The GPU cannot be used, or not any more.
@@ -216,27 +218,27 @@ pub enum BackendError {
     /// CPU and GPU came to different results.
     #[error("CPU and GPU go apart: {0}")]
     Apart(String),
-    /// More VMs than there is memory for.
+    /// There is not enough memory for that many VMs.
     #[error(
         "{count} machines are more than {place} has memory for: it has {available} available, \
          about {fits} machines at {each} each"
     )]
     TooMany {
-        /// Whose memory.
+        /// Which memory: the host's or the device's.
         place: &'static str,
-        /// How many were asked for.
+        /// Number of VMs that were requested.
         count: u32,
         /// Memory that is available.
         available: Size,
-        /// What a VM is expected to take.
+        /// Memory that one VM is expected to need.
         each: Size,
-        /// How many would fit.
+        /// Number of VMs that would fit.
         fits: u64,
     },
-    /// Address space for guest memory was refused.
+    /// The host refused to reserve address space for guest memory.
     #[error("cannot reserve {0} of address space for guest memory")]
     Reserve(Size, #[source] io::Error),
-    /// It stopped although nobody asked it to.
+    /// The backend ended although nobody stopped it.
     #[error("the backend ended by itself")]
     Ended,
     /// A thread could not be started.
@@ -245,7 +247,7 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// Whether the user asked for something impossible.
+    /// Whether the user requested something impossible.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::TooMany { .. } => true,

@@ -1,9 +1,11 @@
-//! Guest memory of the CPU backend. The only file of the host with unsafe code.
+//! Guest memory of the CPU backend: an arena of frames (4 KiB of guest memory each), and the pool
+//! of free ones. The only file of the host with unsafe code for guest memory.
 //!
-//! One reservation of address space holds the frames of the whole fleet; the system gives it
-//! memory when a frame is first touched. Frame numbers stay inside this file: a [`Guest`] keeps
-//! its tables and the state that caches their entries together, and its tables are only changed
-//! by [`FrameMemory`] over the pool of their arena. That is what makes the unsafe calls sound.
+//! One reservation of address space holds the frames of the whole fleet; the host's kernel backs a
+//! frame with memory when it is first touched. Frame numbers stay inside this file: a [`Guest`]
+//! keeps its page tables and the state that caches their entries together, and its tables are only
+//! changed by [`FrameMemory`] over the pool of their arena. That is what makes the unsafe calls
+//! sound.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -23,15 +25,16 @@ use crate::machine::{BaseImage, Staged};
 use crate::sync::lock;
 use crate::units::Size;
 
-/// Frames that a thread takes from the pool at a time.
+/// Number of frames that a thread takes from the pool at a time.
 const MAGAZINE: usize = 64;
 
-/// All frames of a fleet: the shared ones with their contents, and a pool of private ones.
+/// The arena: all frames of a fleet, the shared ones with their contents and a pool of private
+/// ones.
 pub struct HostArena {
     arena: Arena,
     pool: Mutex<Pool>,
     in_use: AtomicU32,
-    /// Keeps the address range that `arena` describes.
+    /// Keeps the mapping alive that `arena` describes.
     _map: MmapMut,
     /// Decoded instructions of shared frames, all zero at first.
     code: MmapMut,
@@ -39,35 +42,35 @@ pub struct HostArena {
     rom: Vec<u32>,
 }
 
-/// Private frames that nobody has.
+/// Pool of free private frames.
 struct Pool {
-    /// Given back.
+    /// Frames that were given back.
     free: Vec<u32>,
-    /// First that was never handed out.
+    /// First frame that was never handed out.
     fresh: u32,
-    /// One past the last.
+    /// One past the last frame.
     end: u32,
 }
 
-/// What a thread needs to run guests: a few free frames, so that the pool's lock is rarely taken,
-/// and the decoded instructions of private frames.
+/// Worker context (`Lane`): what a thread needs to run guests. A few free frames, so that the
+/// pool's lock is rarely taken, and the decoded instructions of private frames.
 pub struct Lane {
     magazine: RefCell<Vec<u32>>,
     code: MmapMut,
-    /// The number of its last session.
+    /// Number of the last session on this lane.
     session: u64,
 }
 
-/// Numbers sessions, from 1.
+/// Source of session numbers, which start at 1.
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
-/// Takes private frames for one VM.
+/// Allocates private frames for one VM.
 pub struct Source<'a> {
     arena: &'a HostArena,
     magazine: &'a RefCell<Vec<u32>>,
 }
 
-/// Zeroed, page aligned and given memory by the system when it is touched.
+/// Reserves address space: zeroed, page aligned, and backed with memory when it is touched.
 fn reserve(bytes: u64) -> Result<MmapMut, BackendError> {
     MmapOptions::new()
         .len(bytes as usize)
@@ -77,7 +80,7 @@ fn reserve(bytes: u64) -> Result<MmapMut, BackendError> {
 }
 
 impl Lane {
-    /// A lane without frames.
+    /// Returns a worker context without frames.
     pub fn new() -> Result<Self, BackendError> {
         let code = reserve(size_of::<CodeCache>() as u64)?;
         Ok(Self { magazine: RefCell::default(), code, session: 0 })
@@ -93,8 +96,8 @@ impl Lane {
 }
 
 impl HostArena {
-    /// Reserves room for the frames of `base` and `private` more. Instructions are expected in
-    /// what RAM and ROM have of them.
+    /// Reserves room for the frames of `base` and `private` more. Only the shared frames that
+    /// belong to RAM or the ROM may hold instructions.
     pub fn new(base: &BaseImage, private: u32) -> Result<Self, BackendError> {
         let (shared, code) = (&base.frames[..], base.ram_shared);
         let first = (shared.len() / FRAME_SIZE as usize) as u32;
@@ -113,7 +116,7 @@ impl HostArena {
         Ok(Self { arena, pool, in_use: AtomicU32::new(0), _map: map, code, rom })
     }
 
-    /// The memory that `table` describes.
+    /// Returns the memory that `table` describes.
     ///
     /// # Safety
     /// Every entry is a shared frame of this arena, or was put in by a `FrameMemory` of this
@@ -147,12 +150,12 @@ impl HostArena {
         self.in_use.fetch_sub(released as u32, Ordering::Relaxed);
     }
 
-    /// Number of shared frames.
+    /// Returns the number of shared frames.
     pub fn shared(&self) -> u32 {
         self.arena.shared()
     }
 
-    /// Number of private frames in use.
+    /// Returns the number of private frames in use.
     pub fn in_use(&self) -> u32 {
         self.in_use.load(Ordering::Relaxed)
     }
@@ -187,17 +190,17 @@ impl FrameSource for Source<'_> {
     }
 }
 
-/// A VM with its memory. Dropping it gives its private frames back.
+/// A VM and its memory. Dropping it gives its private frames back.
 pub struct Guest {
     vm: Vm,
     ram: Vec<u32>,
     disk: Vec<u32>,
     arena: Arc<HostArena>,
-    /// The number of its last session.
+    /// Number of the guest's last session.
     session: u64,
 }
 
-/// A guest on a lane: it can run.
+/// A guest on a worker context: it can run.
 pub struct Session<'a> {
     vm: &'a mut Vm,
     ram: FrameRam<'a, Source<'a>>,
@@ -205,7 +208,8 @@ pub struct Session<'a> {
 }
 
 impl Guest {
-    /// Puts a staged VM over the base image, which must be the one that `arena` was made with.
+    /// Returns a guest with a staged VM over the base image, which must be the one that `arena` was
+    /// made with.
     pub fn new(
         arena: &Arc<HostArena>,
         base: &BaseImage,
@@ -230,21 +234,22 @@ impl Guest {
         Ok(guest)
     }
 
-    /// The state.
+    /// Returns the VM's state.
     pub fn vm(&self) -> &Vm {
         &self.vm
     }
 
-    /// Frames that it has for itself.
+    /// Returns the number of the guest's private frames.
     pub fn private_frames(&self) -> u32 {
         let shared = self.arena.shared();
         self.ram.iter().chain(&self.disk).filter(|&&frame| frame >= shared).count() as u32
     }
 
-    /// Brings the guest to a lane. Worth it for more than a few thousand instructions only.
+    /// Binds the guest to a worker context. Worth it for more than a few thousand instructions
+    /// only.
     pub fn session<'a>(&'a mut self, lane: &'a mut Lane) -> Session<'a> {
-        // A lane still knows the instructions of a guest which ran on it last, and nowhere else
-        // since.
+        // A lane's cache of decoded instructions is still valid for the guest that ran on it last,
+        // if that guest has run nowhere else since.
         let keeps = self.session != 0 && self.session == lane.session;
         self.session = SESSIONS.fetch_add(1, Ordering::Relaxed);
         lane.session = self.session;
@@ -264,7 +269,7 @@ impl Guest {
 }
 
 impl Session<'_> {
-    /// The state.
+    /// Returns the VM's state.
     pub fn vm(&self) -> &Vm {
         self.vm
     }
@@ -296,12 +301,12 @@ impl Session<'_> {
         exit
     }
 
-    /// A fingerprint of the pages of RAM that are the guest's own.
+    /// Returns a fingerprint of the guest's private pages of RAM.
     pub fn private_pages(&self) -> u64 {
         emu_device::kernel::private_pages(&self.ram, 0, 1)
     }
 
-    /// Looks at RAM, or changes it, by guest-physical address.
+    /// Reads or writes RAM by guest-physical address.
     pub fn with_ram<R>(
         &mut self,
         f: impl FnOnce(&mut Dma<'_, FrameRam<'_, Source<'_>>>) -> Result<R, DmaError>,
@@ -317,7 +322,7 @@ impl Session<'_> {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // The state, which may cache frames of the tables, goes with them.
+        // The state may cache frames of the tables, so it is dropped together with them.
         self.arena.release([&mut self.ram, &mut self.disk]);
     }
 }
@@ -390,7 +395,7 @@ mod tests {
         let arena = arena(2);
         let mut guest = guest(&arena, &[]).unwrap();
         let mut lanes = [Lane::new().unwrap(), Lane::new().unwrap()];
-        // Where an instruction is written, and where it is executed then.
+        // On which lane an instruction is written, and on which it is then executed.
         for (value, [writer, runner]) in (1..).zip([[0, 0], [0, 0], [1, 0], [1, 1], [0, 1]]) {
             let mut session = guest.session(&mut lanes[writer]);
             session.with_ram(|ram| ram.write_u32(AT.into(), set_x5(value))).unwrap();

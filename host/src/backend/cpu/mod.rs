@@ -1,4 +1,5 @@
-//! The CPU backend: the reference. Every core runs VMs, a slice at a time.
+//! The CPU backend, the reference for the others: a pool of worker threads runs VMs, a slice at a
+//! time.
 
 mod arena;
 mod port;
@@ -25,35 +26,35 @@ use crate::machine::Fleet;
 use crate::sync::lock;
 use crate::units::Size;
 
-/// Events that may wait for the listener before workers wait for it.
+/// Events that may wait for the listener before workers block.
 const EVENTS_MAX: usize = 1024;
-/// Memory that a VM is expected to take: a Linux guest that serves has 2.1 MiB of private frames, and
-/// 100 KiB of tables and state come on top.
+/// Memory that a VM is expected to need: a Linux guest with a busy server has 2.1 MiB of private
+/// frames, and 100 KiB of tables and state come on top.
 const VM_MEMORY: Size = Size::mib(3);
 
-/// What is asked of a VM.
+/// A request to a VM from outside its worker.
 enum Request {
     Order(Order),
     Inspect(Inspector),
 }
 
-/// A VM's place in the backend.
+/// A VM's slot in the CPU backend.
 struct Slot {
-    /// The VM.
+    /// The running VM, if it has been started.
     place: Mutex<Place>,
-    /// Console input on its way.
+    /// Console input that the VM has not fetched yet.
     input: Mutex<VecDeque<u8>>,
     has_input: AtomicBool,
-    /// Bytes of it that the VM has not taken.
+    /// Number of bytes of console input that the VM has not read.
     waiting: AtomicUsize,
-    /// What is to be done with the VM before its next slice.
+    /// Requests to execute before the VM's next slice.
     requests: Mutex<Vec<Request>>,
     has_requests: AtomicBool,
     /// Instructions retired at the end of its last slice.
     instret: AtomicU64,
 }
 
-/// What workers and the backend's owner have in common.
+/// State shared by the workers and the backend's owner.
 struct Shared {
     fleet: Fleet,
     settings: Settings,
@@ -70,7 +71,7 @@ pub struct CpuBackend {
     events: Receiver<Event>,
 }
 
-/// Checks that `count` VMs of this memory have a chance on this host.
+/// Checks that `count` VMs of this memory size have a chance to fit on this host.
 pub fn check_count(count: u32, memory: u32) -> Result<(), BackendError> {
     let each = VM_MEMORY.min(Size(memory.into()));
     let available = host::memory_available();
@@ -86,7 +87,7 @@ impl CpuBackend {
     pub fn start(fleet: Fleet, settings: Settings) -> Result<Self, BackendError> {
         check_count(fleet.count, fleet.plan.memory)?;
         let pages = u64::from(fleet.base.pages());
-        // More private frames than the host has memory for would let guests exhaust the host.
+        // More private frames than the host has free memory would let guests exhaust the host.
         let frames = host::memory_available().0 / u64::from(FRAME_SIZE);
         let private = (pages * u64::from(fleet.count)).min(frames).min(u64::from(u32::MAX) / 2);
         let arena = Arc::new(HostArena::new(&fleet.base, private as u32)?);

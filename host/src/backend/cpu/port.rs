@@ -1,4 +1,4 @@
-//! A VM's console and network on the CPU backend.
+//! The CPU backend's `Port`: a VM's console and network card on the host's side.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,32 +7,32 @@ use emu_core::port::Port;
 
 use crate::net::{Frame, Wire};
 
-/// Console bytes that a VM may write in one slice before it has to wait. What it sees does not
-/// depend on this number or on how fast the host takes them.
+/// Console bytes that a VM may write in one slice before it has to wait. The guest's behaviour does
+/// not depend on this number, or on how fast the host takes them.
 const OUTPUT_MAX: usize = 16 << 10;
-/// Frames that a VM is offered at a time; the others wait on the wire.
+/// Packets offered to a VM at a time; the others wait on the wire.
 pub const RECEIVED_MAX: usize = 64;
 
-/// Buffers between a VM and the host. Empty buffers take no memory.
+/// Buffers between a VM and the host. Empty ones take no memory.
 #[derive(Debug, Default)]
 pub struct CpuPort {
-    /// Written by the guest since the last slice.
+    /// Console bytes written by the guest since the last slice.
     pub output: Vec<u8>,
-    /// To be read by the guest.
+    /// Console bytes for the guest.
     pub input: VecDeque<u8>,
-    /// Frames for the guest.
+    /// Packets for the guest.
     pub received: VecDeque<Frame>,
-    /// The frame that the guest is sending.
+    /// The packet that the guest is sending.
     sending: Vec<u8>,
-    /// Where its frames go: what becomes of them is the wire's business.
+    /// Virtual link that takes the guest's packets.
     wire: Arc<Wire>,
-    /// Whether they go at once, or with the others of the slice.
+    /// Whether packets are passed on at once, or together at the end of the slice.
     pub flushes: bool,
     vm: u32,
 }
 
 impl CpuPort {
-    /// The port of VM `vm`.
+    /// Returns the port of VM `vm`.
     pub fn new(vm: u32, wire: Arc<Wire>) -> Self {
         Self { vm, wire, ..Self::default() }
     }

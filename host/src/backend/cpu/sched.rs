@@ -1,4 +1,5 @@
-//! Which VM runs next. Runnable VMs queue; idle ones cost nothing until a timer or input.
+//! The CPU backend's scheduler: which VM runs next. Runnable VMs are in a run queue; idle ones cost
+//! nothing until a timer expires or input arrives.
 
 use crate::sync::lock;
 use std::cmp::Reverse;
@@ -6,14 +7,14 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
-/// What a worker says about the VM that it ran.
+/// State of a VM at the end of its turn (`Rest`), as its worker returns it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rest {
-    /// It has more to do.
+    /// The VM is runnable: it has more to do.
     Runnable,
-    /// It waits for input, and for the time if given.
+    /// The VM is idle: it waits for input, or until the time given.
     Idle(Option<Instant>),
-    /// It does not run until it is summoned.
+    /// The VM does not run until [`Scheduler::summon`].
     Done,
 }
 
@@ -21,7 +22,7 @@ pub enum Rest {
 enum Status {
     Queued,
     Running,
-    /// Running, and input came meanwhile.
+    /// Running, and input has arrived meanwhile.
     Poked,
     Idle,
     Done,
@@ -30,28 +31,29 @@ enum Status {
 #[derive(Clone, Copy)]
 struct Entry {
     status: Status,
-    /// Counts the VM's naps, so that the timer of an earlier one is known for what it is.
+    /// Timer generation: counts how often the VM went idle, so that an earlier timer is recognised
+    /// as stale.
     nap: u32,
-    /// Counts its places in the queue, likewise.
+    /// Counts the VM's entries in the run queue, to recognise stale ones in the same way.
     ticket: u32,
 }
 
 struct Inner {
     vms: Vec<Entry>,
-    /// VMs with their tickets.
+    /// Run queue: VMs with their tickets.
     queue: VecDeque<(u32, u32)>,
     timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     stopped: bool,
 }
 
-/// The queue of a fleet, shared by all workers.
+/// The scheduler of a fleet, shared by all workers.
 pub struct Scheduler {
     inner: Mutex<Inner>,
     changed: Condvar,
 }
 
 impl Scheduler {
-    /// A fleet of `count` VMs, of which the first `started` are runnable.
+    /// Returns the scheduler of `count` VMs, the first `started` of them runnable.
     pub fn new(count: u32, started: u32) -> Self {
         let entry = |vm| {
             let status = if vm < started { Status::Queued } else { Status::Done };
@@ -66,7 +68,7 @@ impl Scheduler {
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
-    /// Waits for a runnable VM; `None` when the fleet is stopped.
+    /// Waits for a runnable VM and takes it; `None` once the scheduler is stopped.
     pub fn next(&self) -> Option<u32> {
         let mut inner = self.lock();
         loop {
@@ -76,7 +78,7 @@ impl Scheduler {
             let due = inner.wake_due();
             if let Some((vm, ticket)) = inner.queue.pop_front() {
                 let entry = &mut inner.vms[vm as usize];
-                // It was moved forward and had its turn.
+                // A stale entry: the VM was moved forward and has run already.
                 if entry.ticket != ticket {
                     continue;
                 }
@@ -97,12 +99,12 @@ impl Scheduler {
         }
     }
 
-    /// Whether a VM waits for its turn.
+    /// Whether a runnable VM waits for a worker.
     pub fn is_crowded(&self) -> bool {
         !self.lock().queue.is_empty()
     }
 
-    /// Takes back a VM from the worker that got it from [`Scheduler::next`].
+    /// Gives back a VM that [`Scheduler::next`] returned.
     pub fn put(&self, vm: u32, rest: Rest) {
         let mut inner = self.lock();
         let entry = &mut inner.vms[vm as usize];
@@ -129,7 +131,7 @@ impl Scheduler {
         self.tell(inner);
     }
 
-    /// There is input for a VM.
+    /// Wakes a VM for which input has arrived.
     pub fn wake(&self, vm: u32) {
         let mut inner = self.lock();
         let Some(entry) = inner.vms.get_mut(vm as usize) else { return };
@@ -143,7 +145,7 @@ impl Scheduler {
         }
     }
 
-    /// A VM has its turn next, even if it is done.
+    /// Moves a VM to the front of the run queue, even one that is done.
     pub fn summon(&self, vm: u32) {
         let mut inner = self.lock();
         let Some(entry) = inner.vms.get_mut(vm as usize) else { return };
@@ -159,13 +161,13 @@ impl Scheduler {
         }
     }
 
-    /// Ends [`Scheduler::next`] for all workers.
+    /// Makes [`Scheduler::next`] return `None` to all workers.
     pub fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();
     }
 
-    /// Wakes a worker that waits, if any, when it can have the lock at once.
+    /// Wakes a waiting worker, if there is one. Releases the lock first, so that the worker gets it.
     fn tell(&self, inner: MutexGuard<'_, Inner>) {
         drop(inner);
         self.changed.notify_one();
@@ -177,7 +179,7 @@ impl Scheduler {
 }
 
 impl Inner {
-    /// Puts a VM to the end of the queue.
+    /// Appends a VM to the run queue.
     fn enqueue(&mut self, vm: u32) {
         let entry = &mut self.vms[vm as usize];
         entry.status = Status::Queued;
@@ -185,7 +187,7 @@ impl Inner {
         self.queue.push_back((vm, entry.ticket));
     }
 
-    /// Queues VMs whose time has come; returns the time of the next.
+    /// Queues the VMs whose timers have expired; returns when the next timer expires.
     fn wake_due(&mut self) -> Option<Instant> {
         let mut now = None;
         while let Some(&Reverse((at, vm, nap))) = self.timers.peek() {

@@ -1,4 +1,5 @@
-//! Runs VMs, one slice after the other.
+//! A worker thread of the CPU backend: takes runnable VMs from the scheduler and runs them, slice
+//! after slice.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,61 +21,61 @@ use crate::console::ready::ReadyMatcher;
 use crate::net::DropReason;
 use crate::sync::lock;
 
-/// Instructions in a slice. Slices end at multiples of this, so that what is noted after a slice
-/// (a ready VM's instruction count) is the same in every run of a deterministic fleet.
+/// Instructions in a slice. Slices end at multiples of this, so that a value taken after a slice
+/// (the instruction count of a ready VM) is the same in every run of a deterministic fleet.
 pub use emu_device::launch::SLICE;
-/// Speed that is assumed before it has been measured, in instructions a second.
+/// Speed that is assumed until one has been measured, in instructions a second.
 const FIRST_IPS: u64 = 200_000_000;
-/// Slices that a VM runs before the next one gets its turn: about 4 ms.
+/// Slices that a VM runs before the next VM gets its turn: about 4 ms.
 const BATCH: u32 = 32;
 
-/// Where a VM is, or will be.
+/// The content of a VM's slot: the running VM, and whether it is to run.
 pub struct Place {
-    /// The VM; `None` before its first slice and after its end.
+    /// The running VM; `None` before its first slice and after its end.
     instance: Option<Box<Instance>>,
     phase: Phase,
 }
 
-/// Whether a VM runs.
+/// Whether a VM is to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Not started, or ended.
+    /// The VM was not started, or has ended.
     Off,
     Live,
     Paused,
 }
 
 impl Place {
-    /// Room for a VM that runs, or waits to be started.
+    /// Returns the place of a VM that is started, or waits for a start command.
     pub fn new(live: bool) -> Self {
         Self { instance: None, phase: if live { Phase::Live } else { Phase::Off } }
     }
 }
 
-/// One VM as long as it lives.
+/// A running VM.
 struct Instance {
     guest: Guest,
     port: CpuPort,
     clock: GuestClock,
-    /// `None` once the VM was ready.
+    /// Matcher of the ready pattern; `None` once the VM was ready.
     matcher: Option<ReadyMatcher>,
     /// Instructions retired before the last reset.
     earlier: u64,
     /// Starts since the VM was last ready, this one included.
     boots: u32,
-    /// Frames to and from the guest that its card has dropped.
+    /// Frames to and from the guest that its network card has dropped.
     card_drops: (u64, u64),
 }
 
-/// Why a batch ended.
+/// Why a batch of slices ended.
 enum End {
-    /// The VM rests.
+    /// The VM is idle, done, or has to let others run.
     Rest(Rest),
-    /// It wants to start again.
+    /// The guest requested a reset.
     Reset,
 }
 
-/// One thread of the backend.
+/// One worker thread of the backend.
 pub struct Worker<'a> {
     shared: &'a Shared,
     events: Sender<Event>,
@@ -82,7 +83,7 @@ pub struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    /// A worker that tells what happens to `events`.
+    /// Returns a worker that reports to `events`.
     pub fn new(shared: &'a Shared, events: Sender<Event>, lane: Lane) -> Self {
         Self { shared, events, lane }
     }
@@ -93,8 +94,8 @@ impl<'a> Worker<'a> {
         while let Some(vm) = shared.sched.next() {
             let Some(slot) = shared.slots.get(vm as usize) else { continue };
             let mut place = lock(&slot.place);
-            // The core does not panic, whatever a guest does. Should it have a bug, the guest
-            // that met it ends and the others go on.
+            // The core does not panic, whatever a guest does. Should it have a bug, only the guest
+            // that met it ends.
             let turn = || self.turn(vm, slot, &mut place);
             let rest = catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
                 let what = panic.downcast_ref::<String>().cloned();
@@ -110,11 +111,11 @@ impl<'a> Worker<'a> {
     }
 
     fn tell(&self, vm: u32, instret: u64, kind: EventKind) {
-        // Waits while the listener is busy. It is gone only when the program ends.
+        // Blocks while the listener is busy. Sending fails only when the program ends.
         let _ = self.events.send(Event { vm, instret, kind });
     }
 
-    /// Makes the VM at its first instruction; `None` without memory for it.
+    /// Makes the VM at its first instruction; `None` when there is no memory for it.
     fn start(&self, vm: u32, earlier: u64, boots: u32) -> Option<Instance> {
         let shared = self.shared;
         let staged = shared.fleet.stage(vm, earlier);
@@ -133,7 +134,7 @@ impl<'a> Worker<'a> {
 
     /// Starts the VM in `place`, unless there is no memory for it.
     fn place(&self, vm: u32, place: &mut Place, instret: u64, boots: u32) {
-        // The frames of the old VM come back before the new one takes some.
+        // The frames of the old VM are freed before the new one takes some.
         let input = place.instance.take().map(|old| old.port.input);
         match self.start(vm, instret, boots) {
             Some(mut live) => {
@@ -144,7 +145,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Gives a VM's memory back.
+    /// Ends a VM and gives its memory back.
     fn end(&self, vm: u32, slot: &Slot, place: &mut Place) {
         let taken = place.instance.take().map_or(0, |old| old.port.input.len());
         let mut input = lock(&slot.input);
@@ -154,7 +155,7 @@ impl<'a> Worker<'a> {
         self.shared.settings.wire.end(vm);
     }
 
-    /// Does what is asked.
+    /// Executes pending commands and inspections.
     fn obey(&self, vm: u32, slot: &Slot, place: &mut Place) {
         if !slot.has_requests.swap(false, Ordering::Acquire) {
             return;
@@ -191,7 +192,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// A VM's turn: does what is asked of it, starts it if need be and runs it for a while.
+    /// Runs a VM's turn: executes pending requests, starts the VM if need be, and runs a batch of
+    /// slices.
     fn turn(&mut self, vm: u32, slot: &Slot, place: &mut Place) -> Rest {
         loop {
             if place.phase == Phase::Live && place.instance.is_none() {
@@ -226,7 +228,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// A guest wants to start again.
+    /// Resets a VM whose guest requested it.
     fn reset(&self, vm: u32, slot: &Slot, place: &mut Place, boots: u32) -> Rest {
         let instret = slot.instret.load(Ordering::Relaxed);
         self.tell(vm, instret, EventKind::Reset);
@@ -243,7 +245,7 @@ impl<'a> Worker<'a> {
         Rest::Runnable
     }
 
-    /// Runs some slices.
+    /// Runs a batch of slices.
     fn batch(&mut self, vm: u32, slot: &Slot, live: &mut Instance) -> End {
         let shared = self.shared;
         let events = self.events.clone();
@@ -267,7 +269,7 @@ impl<'a> Worker<'a> {
             let before = session.vm().sys.clock.retired;
             let budget = SLICE - (before as u32 & (SLICE - 1));
             let typed = port.input.len();
-            // A frame's answer may be there before the slice is over, if a processor is free.
+            // With an idle worker, the reply to a packet can be there before the slice is over.
             port.flushes = !shared.sched.is_crowded();
             let exit = session.run(port, budget, now, &mut NoTrace);
             wire.flush();
@@ -293,7 +295,8 @@ impl<'a> Worker<'a> {
             }
             if !port.output.is_empty() {
                 let output = std::mem::take(&mut port.output);
-                // The slice's end, also when exceptions made it a little shorter.
+                // Rounded up to the slice's end, which exceptions may have brought forward a
+                // little.
                 let instret = match exit.code {
                     ExitCode::Budget => instret.next_multiple_of(SLICE.into()),
                     _ => instret,

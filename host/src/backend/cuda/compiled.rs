@@ -1,8 +1,9 @@
-//! Where the driver keeps our program, which it compiles once for each kind of card.
+//! The CUDA driver's cache of compiled programs: where the driver keeps the machine code that it
+//! compiles from our PTX once for each kind of card.
 //!
-//! That is the driver's own cache, in a folder of ours: `CUDA_CACHE_PATH` says so, which the driver
-//! reads when it is initialised. The driver finds what it compiled by program, card and version, and
-//! compiles anew what is damaged.
+//! The cache is the driver's own, in a folder of ours: the environment variable `CUDA_CACHE_PATH`
+//! names it, which the driver reads when it is initialised. The driver looks programs up by source,
+//! card and version, and compiles again what is damaged.
 
 use std::ffi::OsString;
 use std::fs::DirBuilder;
@@ -14,12 +15,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
-/// The driver's variable: the folder of its cache.
+/// Environment variable of the CUDA driver: the folder of its cache.
 pub const FOLDER: &str = "CUDA_CACHE_PATH";
-/// The driver's variable: 1 if it is to have no cache.
+/// Environment variable of the CUDA driver: 1 turns its cache off.
 pub const DISABLE: &str = "CUDA_CACHE_DISABLE";
 
-/// What takes longer than this is not read from the cache, but compiled.
+/// Loading a program takes longer than this only if the driver compiles it instead of reading its
+/// cache.
 pub const LONG: Duration = Duration::from_secs(1);
 
 /// The environment, as [`std::env::var_os`] returns it.
@@ -29,18 +31,18 @@ fn set(environment: Environment, name: &str) -> Option<OsString> {
     environment(name).filter(|value| !value.is_empty())
 }
 
-/// What [`FOLDER`] is to be set to so that the driver keeps programs in `ours`: nothing where the
-/// user has decided, or where others could put programs into that folder.
+/// Returns the value for [`FOLDER`] with which the driver keeps programs in `ours`: `None` where
+/// the user has decided otherwise, or where others could put programs into that folder.
 pub fn wanted(environment: Environment, ours: &Path) -> Option<PathBuf> {
     if [FOLDER, DISABLE].iter().any(|name| set(environment, name).is_some()) {
         return None;
     }
-    // The driver may look for it from elsewhere.
+    // The driver may resolve the path from another working directory.
     let ours = std::path::absolute(ours).ok()?;
     is_safe(&ours).then_some(ours)
 }
 
-/// Whether a folder is ours alone, or can be made.
+/// Whether a folder belongs to this user alone, or can be made.
 fn is_safe(folder: &Path) -> bool {
     match folder.metadata() {
         Ok(found) => {
@@ -51,18 +53,18 @@ fn is_safe(folder: &Path) -> bool {
     }
 }
 
-/// Where the driver keeps programs.
+/// Where the driver keeps compiled programs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Place {
     /// In this folder.
     Folder(PathBuf),
-    /// Where it does so for all programs of the user.
+    /// Where the driver keeps all programs of the user.
     Usual,
-    /// Nowhere: the user has turned that off.
+    /// Nowhere: the user has turned the cache off.
     Nowhere,
 }
 
-/// Where the driver keeps programs in an environment.
+/// Returns where the driver keeps programs under an environment.
 pub fn place(environment: Environment) -> Place {
     match (set(environment, DISABLE), set(environment, FOLDER)) {
         (Some(disable), _) if disable != "0" => Place::Nowhere,
@@ -71,12 +73,12 @@ pub fn place(environment: Environment) -> Place {
     }
 }
 
-/// Where the driver of this process keeps programs.
+/// Returns where the driver of this process keeps programs.
 pub fn place_here() -> Place {
     place(&|name| std::env::var_os(name))
 }
 
-/// Makes the folder that the driver will use, which has no rights for others.
+/// Makes the folder that the driver will use, without rights for others.
 pub fn make_folder() {
     let Place::Folder(folder) = place_here() else { return };
     if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(&folder) {
@@ -85,7 +87,7 @@ pub fn make_folder() {
     }
 }
 
-/// Whether a program is kept in a folder, and more could be.
+/// Whether a folder holds a compiled program and more can be written to it.
 pub fn is_kept_in(folder: &Path) -> bool {
     let writable = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok();
     writable && has_program(folder, DEPTH)
@@ -105,7 +107,7 @@ fn has_program(folder: &Path, depth: u32) -> bool {
     })
 }
 
-/// Does `work`, and meanwhile says so if it takes longer than `patience`.
+/// Does `work`, and calls `say` meanwhile if the work takes longer than `patience`.
 pub fn watched<T>(patience: Duration, say: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
     let (working, done) = bounded::<()>(0);
     thread::scope(|scope| {
@@ -114,7 +116,7 @@ pub fn watched<T>(patience: Duration, say: impl Fn() + Sync, work: impl FnOnce()
                 say();
             }
         };
-        // Without a thread nobody is told.
+        // Without the thread the work is done all the same, and nothing is printed.
         let _ = thread::Builder::new().name("compiling".to_owned()).spawn_scoped(scope, watch);
         let _working = working;
         work()
@@ -192,7 +194,7 @@ mod tests {
         let say = || tell.try_send(()).unwrap();
         assert_eq!(watched(Duration::MAX, say, || 7), 7);
         assert!(told.is_empty());
-        // Work that goes on until somebody is told, or far too long.
+        // Work that goes on until the message is printed, or far too long.
         let result = watched(Duration::ZERO, say, || told.recv_timeout(Duration::from_secs(60)));
         assert_eq!(result, Ok(()));
     }

@@ -1,6 +1,8 @@
-//! The CUDA driver. Its calls are in this file alone.
+//! The CUDA driver API, behind the [`Gpu`] interface. All calls of CUDA are in this file and in
+//! `module.rs`.
 //!
-//! The library is opened at run time: [`present`] must be asked before anything else is called.
+//! The driver's library is opened at run time: [`present`] must return true before anything else
+//! here is called.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -18,11 +20,11 @@ use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
 use super::module::Module;
 use crate::units::Size;
 
-/// Memory that is left to the driver beside what kernels need: its own tables, and other
-/// programs' small wishes.
+/// Device memory left free for the driver's own tables and for other programs, besides what the
+/// kernels need.
 const HEADROOM: u64 = 384 << 20;
 
-/// Turns the result of a CUDA call into ours.
+/// Calls a function of CUDA and turns its result into a `Result`.
 macro_rules! cuda {
     ($function:ident($($arg:expr),* $(,)?)) => {
         // SAFETY: the library is there, as a `Device` exists only then. Handles are the device's
@@ -34,7 +36,7 @@ macro_rules! cuda {
 }
 pub(super) use cuda;
 
-/// Says what a result means.
+/// Turns a CUDA result code into a `Result` with CUDA's description of the error.
 pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), CudaError> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
@@ -83,22 +85,22 @@ fn advice(result: CUresult) -> &'static str {
     }
 }
 
-/// Whether there is a CUDA driver to call.
+/// Whether there is a CUDA driver.
 pub fn present() -> bool {
     // SAFETY: it tries to open the library by its usual names, as every other call would.
     unsafe { sys::is_culib_present() }
 }
 
-/// What is known of a device.
+/// Description of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Info {
-    /// Its name.
+    /// Name of the device.
     pub name: String,
     /// Compute capability.
     pub capability: (i32, i32),
-    /// All its memory.
+    /// Size of the device's memory.
     pub memory: Size,
-    /// The version of CUDA that the driver speaks.
+    /// Newest version of CUDA that the driver supports.
     pub cuda: (i32, i32),
 }
 
@@ -109,8 +111,8 @@ impl fmt::Display for Info {
     }
 }
 
-/// Has the driver keep what it compiles in `folder`: see [`compiled`]. To be called before there is
-/// a second thread; does nothing when there is one.
+/// Makes the driver keep compiled programs in `folder`: see [`compiled`]. To be called while the
+/// process has one thread; does nothing when there are more.
 pub fn keep_compiled_in(folder: &Path) {
     let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     let wanted = compiled::wanted(&|name| std::env::var_os(name), folder);
@@ -121,7 +123,7 @@ pub fn keep_compiled_in(folder: &Path) {
     }
 }
 
-/// How many devices the driver sees.
+/// Returns the number of devices that the driver sees.
 pub fn count() -> Result<u32, CudaError> {
     tracing::debug!(compiled = ?compiled::place_here(), "looking for a GPU");
     if !present() {
@@ -138,7 +140,7 @@ pub fn count() -> Result<u32, CudaError> {
     Ok(count.max(0) as u32)
 }
 
-/// Looks at a device without taking it.
+/// Returns the description of a device, without opening it.
 pub fn info(index: u32) -> Result<Info, CudaError> {
     let count = count()?;
     if index >= count {
@@ -166,10 +168,10 @@ fn attribute(device: sys::CUdevice, which: Attribute) -> Result<i32, CudaError> 
     Ok(value)
 }
 
-/// What tells the user that something takes long.
+/// Callback that prints that something takes long.
 pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
 
-/// A device that is ours to use, with our code in it.
+/// An open CUDA device with our program loaded.
 pub struct Device {
     device: sys::CUdevice,
     context: sys::CUcontext,
@@ -179,14 +181,14 @@ pub struct Device {
     module: Option<Module>,
     allocations: Vec<Address>,
     processors: u32,
-    /// Bytes that the driver sets aside for the threads' stacks at the first launch.
+    /// Bytes that the driver reserves for the threads' stacks at the first launch.
     stacks: u64,
-    /// Where uploads and downloads pass: copies from and to other memory of the host wait for the
-    /// device inside of the driver, without limit.
+    /// Pinned memory through which uploads and downloads pass: the driver's copies from and to
+    /// other host memory wait for the device without a timeout.
     staging: Option<Pinned>,
-    /// Ends such a copy.
+    /// Event at the end of such a copy.
     copied: sys::CUevent,
-    /// Shared with the memory that was mapped.
+    /// Set by [`Gpu::abandon`]; shared with the mapped memory.
     abandoned: Arc<AtomicBool>,
 }
 
@@ -198,7 +200,7 @@ const STAGING: usize = 4 << 20;
 unsafe impl Send for Device {}
 
 impl Device {
-    /// Takes a device and loads the program. Says when that takes long.
+    /// Opens a device and loads the program. Calls `say` when that takes long.
     pub fn open(index: u32, ptx: &CStr, say: Say) -> Result<Self, CudaError> {
         let Info { name, capability: (major, minor), .. } = info(index)?;
         if (major, minor) < (7, 5) {
@@ -288,7 +290,7 @@ impl Device {
     }
 }
 
-/// Whether the device has come to an event.
+/// Whether the device has reached an event.
 fn happened(event: sys::CUevent) -> Result<bool, CudaError> {
     // SAFETY: the event is a device's own and alive.
     match unsafe { sys::cuEventQuery(event) } {
@@ -420,11 +422,11 @@ impl Gpu for Device {
     }
 }
 
-/// Some device of this process was abandoned.
+/// Whether a device of this process was abandoned.
 static HUNG: AtomicBool = AtomicBool::new(false);
 
-/// Ends the process, if a device does not answer: the driver's library would wait for it on the
-/// ordinary way out.
+/// Ends the process at once if a device does not respond: on the ordinary way out, the driver's
+/// library would wait for it.
 pub fn leave_if_hung(code: u8) {
     unsafe extern "C" {
         fn _exit(status: c_int) -> !;
@@ -448,7 +450,7 @@ fn no_memory(error: CudaError, bytes: u64) -> CudaError {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Giving anything back waits for the device, which would be for ever: the program, too.
+        // Freeing anything, the module included, waits for the device: for ever.
         if self.abandoned.load(Ordering::Relaxed) {
             std::mem::forget(self.module.take());
             return;
@@ -476,13 +478,13 @@ impl Drop for Device {
     }
 }
 
-/// Pinned host memory that the device reaches over the bus.
+/// Pinned host memory that the device accesses over the bus.
 struct Pinned {
     host: *mut u8,
     device: Address,
     len: usize,
     context: sys::CUcontext,
-    /// The device does not answer: see [`Gpu::abandon`].
+    /// Whether the device was given up: see [`Gpu::abandon`].
     abandoned: Arc<AtomicBool>,
 }
 

@@ -1,5 +1,5 @@
-//! A device that is host memory: the same entry points, called one after the other. For tests,
-//! which so run everything of this backend but CUDA itself.
+//! An emulated GPU: host memory, and the entry points of `emu-device` called one after the other on
+//! the CPU. Tests use it to run all of this backend but CUDA itself.
 
 use std::time::{Duration, Instant};
 
@@ -13,19 +13,19 @@ use super::error::CudaError;
 use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
 use crate::units::Size;
 
-/// The device.
+/// The emulated device.
 pub struct Emulated {
     memory: u64,
     blocks: Vec<MmapMut>,
-    /// What happens to it after some launches, for tests of that.
+    /// What happens to the device after some number of launches, to test failures.
     fate: Option<(u32, Fate)>,
-    /// Instructions after which VM 0's x10 is wrong, for tests of finding that.
+    /// Instruction count from which VM 0's register x10 is wrong, to test that lockstep finds it.
     wrong_from: Option<u64>,
     begun: Instant,
 }
 
 impl Emulated {
-    /// A device with so much memory.
+    /// Returns a device with that much memory.
     pub fn new(memory: Size) -> Self {
         Self {
             memory: memory.0,
@@ -36,24 +36,24 @@ impl Emulated {
         }
     }
 
-    /// One that is lost after some launches.
+    /// Makes the device fail after some number of launches.
     pub fn failing_after(mut self, launches: u32) -> Self {
         self.fate = Some((launches, Fate::Lost));
         self
     }
 
-    /// One that does not answer any more after some launches.
+    /// Makes the device hang after some number of launches: it does not respond any more.
     pub fn hanging_after(mut self, launches: u32) -> Self {
         self.fate = Some((launches, Fate::Hung));
         self
     }
 
-    /// What has become of it.
+    /// Returns what has happened to the device, if anything.
     fn fate(&self) -> Option<Fate> {
         self.fate.filter(|&(left, _)| left == 0).map(|(_, fate)| fate)
     }
 
-    /// Whether it does what it is told.
+    /// Whether the device still executes what is queued; an error once it was lost.
     fn alive(&self) -> Result<bool, CudaError> {
         match self.fate() {
             None => Ok(true),
@@ -62,14 +62,14 @@ impl Emulated {
         }
     }
 
-    /// One that computes wrongly: VM 0's x10, from so many instructions on.
+    /// Makes the device compute wrongly: VM 0's register x10, from that many instructions on.
     pub fn wrong_from(mut self, instret: u64) -> Self {
         self.wrong_from = Some(instret);
         self
     }
 }
 
-/// What can become of a device.
+/// What can happen to a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
     Lost,
@@ -158,7 +158,7 @@ impl Gpu for Emulated {
     }
 
     fn done(&mut self) -> Result<bool, CudaError> {
-        // What was launched before is done.
+        // Everything that was launched before is done.
         Ok(self.fate() != Some(Fate::Hung))
     }
 

@@ -1,4 +1,4 @@
-//! What can go wrong with a GPU, and what to try.
+//! Errors of the GPU and the CUDA driver, with advice on what to do.
 
 use crate::units::Size;
 
@@ -11,40 +11,40 @@ macro_rules! oldest_driver {
 }
 pub(super) use oldest_driver;
 
-/// A GPU cannot be used, or not any more.
+/// Why a GPU cannot be used, or not any more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaError {
-    /// No driver.
+    /// There is no CUDA driver.
     #[error(
         "libcuda is not installed; install NVIDIA's driver, version {} or later",
         oldest_driver!()
     )]
     NoDriver,
-    /// The program has no code for a GPU.
+    /// This build has no code for a GPU.
     #[error("this pxvm has no GPU part: {0}")]
     NoPtx(&'static str),
-    /// The driver sees no such device.
+    /// The driver has no device of this index.
     #[error(
         "there is no CUDA device {index}: the driver sees {count}; see --device, nvidia-smi and CUDA_VISIBLE_DEVICES"
     )]
     NoDevice {
-        /// Which one was asked for.
+        /// Index of the device that was requested.
         index: u32,
-        /// How many there are.
+        /// Number of devices.
         count: u32,
     },
     /// The device is too old.
     #[error("CUDA device {name} has compute capability {major}.{minor}; 7.5 (Turing) is needed")]
     TooOld {
-        /// Its name.
+        /// Name of the device.
         name: String,
-        /// Of the capability.
+        /// Major part of the compute capability.
         major: i32,
-        /// Of the capability.
+        /// Minor part of the compute capability.
         minor: i32,
     },
-    /// The driver's compiler refused our code.
+    /// The driver's compiler refused our PTX.
     #[error(
         "the driver refused pxvm's PTX (CUDA error {code}); a driver of version {} or later takes it. \
          It said: {log}",
@@ -56,12 +56,12 @@ pub enum CudaError {
         /// The compiler's log.
         log: String,
     },
-    /// A call failed.
+    /// A CUDA call failed.
     #[error("{call} failed: {what} (CUDA error {code}); {advice}")]
     Call {
-        /// Which one.
+        /// Name of the call.
         call: &'static str,
-        /// CUDA's words.
+        /// The driver's description of the error.
         what: String,
         /// CUDA's number.
         code: u32,
@@ -74,41 +74,41 @@ pub enum CudaError {
          see nvidia-smi, or run fewer machines"
     )]
     NoMemory {
-        /// Which call.
+        /// Name of the call.
         call: &'static str,
-        /// How much was asked for.
+        /// Bytes that were requested.
         bytes: Size,
         /// CUDA's number.
         code: u32,
     },
-    /// All of the device's memory is somebody else's.
+    /// Other programs use all of the device's memory.
     #[error(
         "CUDA device {name} has no memory left, so that 0 machines fit: another process has it \
          (see nvidia-smi)"
     )]
     Full {
-        /// Its name.
+        /// Name of the device.
         name: String,
     },
-    /// It does not answer.
+    /// The device does not respond.
     #[error(
         "{call} failed: the GPU did not answer for {seconds} seconds; see dmesg for messages of \
          NVIDIA's driver (Xid)"
     )]
     Hung {
-        /// What was waited for.
+        /// The call that was waited for.
         call: &'static str,
-        /// How long.
+        /// Seconds that were waited.
         seconds: u64,
     },
-    /// It stopped although nothing failed: a bug of ours.
+    /// Host and device disagree although nothing failed: a bug of pxvm.
     #[error("the GPU's part contradicts the host's: {0}")]
     Contract(&'static str),
 }
 
 impl CudaError {
-    /// Whether the user asked for a GPU where there is none that can be used, or for more memory
-    /// than it has. Nothing was started then.
+    /// Whether the user requested a GPU that cannot be used, or more memory than it has. Nothing
+    /// was started in that case.
     pub fn is_usage(&self) -> bool {
         use CudaError::{Full, NoDevice, NoDriver, NoMemory, NoPtx, TooOld};
         matches!(

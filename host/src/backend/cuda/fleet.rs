@@ -1,4 +1,4 @@
-//! A fleet in device memory: what is allocated, and the launches over it.
+//! A fleet in device memory: the allocations, and the kernel launches over them.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -22,95 +22,95 @@ use super::sizing::{self, Shape};
 use crate::backend::BackendError;
 use crate::machine::{BaseImage, Staged};
 
-/// Bytes of the log that each VM may count on in a launch, between these limits.
+/// Bytes of the output log that each VM can count on in a launch, within the limits below.
 const OUTBOX_EACH: usize = 1 << 10;
 const OUTBOX_MIN: usize = 1 << 20;
 const OUTBOX_MAX: usize = 32 << 20;
-/// Bytes of the inbox.
+/// Size of the inbox (input of a launch), in bytes.
 const INBOX: usize = 1 << 20;
-/// VMs that are staged at a time, and pages of theirs: device trees have one each.
+/// VMs that are staged at a time, and the pages of all of them: each has one for its device tree.
 const STAGED: usize = 512;
 const STAGED_PAGES: usize = 1024;
 
-/// A VM to be started.
+/// A VM to be started at its first instruction.
 pub struct Start {
-    /// Which one.
+    /// Number of the VM.
     pub vm: u32,
-    /// Fleet time that is zero for it.
+    /// Fleet time at which the VM's clock is zero.
     pub origin: u64,
-    /// What it starts with.
+    /// The VM's initial state.
     pub staged: Staged,
 }
 
-/// What a launch runs.
+/// Arguments of a launch (`Turn`).
 pub struct Turn<'a> {
-    /// VMs, each at most once.
+    /// The launch list: VMs to run, each at most once.
     pub active: &'a [Entry],
-    /// What the entries' inbox offsets mean.
+    /// Input that the entries' inbox offsets refer to.
     pub inbox: &'a [u8],
-    /// Slices for each VM.
+    /// Number of slices for each VM.
     pub slices: u32,
-    /// Instructions a slice.
+    /// Instructions per slice.
     pub slice: u32,
-    /// Time.
+    /// Guest time of the launch.
     pub now: Now,
-    /// VMs a warp.
+    /// VMs per warp.
     pub lanes: u32,
-    /// How long it is to take, VMs that share a warp ending where they meet; `None` for one that ends
-    /// with its slices exactly.
+    /// How long the launch is to take. VMs that share a warp then end it where they converge. With
+    /// `None` it ends exactly with its slices.
     pub time: Option<Duration>,
 }
 
-/// What came of a launch.
+/// Results of a launch.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The log: see [`super::outbox`].
+    /// Output log of the VMs: see [`super::outbox`].
     pub log: Vec<u8>,
-    /// Whether the log had no room for something, which is told next time.
+    /// Whether the log was full: the next launch reports what had no room.
     pub full: bool,
-    /// VMs that would go on.
+    /// Number of VMs that are still runnable.
     pub busy: u32,
-    /// Instructions that these have retired, on average.
+    /// Instructions that the runnable VMs have retired in the launch, on average.
     pub ran: u32,
-    /// VMs that were launched.
+    /// Number of VMs that were launched.
     pub listed: u32,
     /// Instructions retired since the fleet began.
     pub instructions: u64,
     /// Private frames in use.
     pub private_frames: u32,
-    /// How long the device took.
+    /// Device time of the launch.
     pub took: Duration,
 }
 
-/// One set of what host and device exchange in a launch. There are two, so that the host reads
-/// one while the device fills the other.
+/// Launch buffers (`Exchange`): what host and device exchange in one launch. There are two sets, so
+/// that the host reads one while the device fills the other.
 struct Exchange {
     outbox: Box<dyn Mapped>,
     inbox: Box<dyn Mapped>,
-    /// The device's copy of `inbox`: VMs read it byte by byte.
+    /// Device copy of `inbox`, because VMs read it byte by byte.
     inbox_device: Address,
-    /// `Launch`, outbox header, and room for the entries.
+    /// `Launch`, header of the outbox, and room for the launch list.
     params: Box<dyn Mapped>,
-    /// The device's copy of `params`.
+    /// Device copy of `params`.
     device: Address,
-    /// `Control` after the launch.
+    /// `Control` as it is after the launch.
     report: Box<dyn Mapped>,
-    /// VMs in the launch.
+    /// Number of VMs in the launch.
     listed: u32,
 }
 
 const OUTBOX_AT: usize = size_of::<Launch>();
-/// What is reset for each launch: the outbox, `busy` and what pads it.
+/// Bytes of `Control` that are reset before each launch: the outbox, `busy` and padding.
 const RESET: usize = std::mem::offset_of!(Control, instructions);
 const ENTRIES_AT: usize = OUTBOX_AT + RESET;
 
-/// The fleet.
+/// A fleet in device memory.
 pub struct DeviceFleet {
     shape: Shape,
     launch: Launch,
     control: Address,
     exchanges: [Exchange; 2],
-    /// The exchange of the next launch.
+    /// Index of the launch buffers for the next launch.
     turn: usize,
     /// Whether a launch is under way.
     running: bool,
@@ -120,15 +120,15 @@ pub struct DeviceFleet {
     list_device: Address,
     digests: Address,
     outbox_len: usize,
-    /// Last, as the memory above goes before the device.
+    /// Declared last, because the allocations above must be dropped before the device.
     gpu: Box<dyn Gpu>,
 }
 
-/// Where a staged VM's pages begin in the staging buffer.
+/// Offset of the staged VMs' pages in the staging buffer.
 const PAGES_AT: usize = STAGED * size_of::<StagedVm>();
 const STAGING: usize = PAGES_AT + STAGED_PAGES * size_of::<StagedPage>();
 
-/// Frames, one after the other, as they lie in the arena from its start.
+/// Brings frames into the layout of the arena, from its start on.
 fn placed(frames: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; frames.len().next_multiple_of(OnGpu::ALIGN)];
     const PIECE: usize = OnGpu::PIECE as usize;
@@ -150,7 +150,7 @@ impl DeviceFleet {
         let outbox_len = (count as usize * OUTBOX_EACH).clamp(OUTBOX_MIN, OUTBOX_MAX);
         let entries = count.max(1) as usize * size_of::<Entry>();
         let params_len = ENTRIES_AT + entries;
-        // Small things first, so that what is left is known when the arena is sized.
+        // The arena is sized last, from the memory that is left after the small allocations.
         let exchange = |gpu: &mut dyn Gpu| {
             Ok::<_, CudaError>(Exchange {
                 outbox: gpu.map(outbox_len)?,
@@ -169,7 +169,7 @@ impl DeviceFleet {
         let list_device = gpu.alloc((size_of::<Launch>() + entries) as u64)?;
         let control = gpu.alloc(size_of::<Control>() as u64)?;
         let digests = gpu.alloc(u64::from(count) * 8)?;
-        // The rows that VMs start with, and the ROM's behind them.
+        // Initial page tables of the VMs, followed by the ROM's.
         let own = base.rows.iter().flat_map(|ram| ram.iter().chain(&base.disk));
         let rows: Vec<u32> = own.chain(&base.rom).copied().collect();
         assert!(
@@ -260,7 +260,8 @@ impl DeviceFleet {
         })
     }
 
-    /// Leaves the arena's frames from `end` on unused, before the first VM is started.
+    /// Makes the arena's frames from `end` on unavailable. To be called before the first VM is
+    /// started.
     #[cfg(test)]
     pub fn limit_frames(&mut self, end: u32) {
         let at = std::mem::offset_of!(Control, free) + std::mem::offset_of!(FreeFrames, limit);
@@ -268,20 +269,21 @@ impl DeviceFleet {
         self.gpu.upload(self.control + at as u64, limit.as_bytes()).unwrap();
     }
 
-    /// Multiprocessors of the device.
+    /// Returns the number of multiprocessors (SMs) of the device.
     pub fn processors(&self) -> u32 {
         self.gpu.processors()
     }
 
-    /// Frames of the base image.
+    /// Returns the number of frames of the base image.
     pub fn shared(&self) -> u32 {
         self.shape.shared
     }
 
-    /// Most VMs that [`DeviceFleet::start`] takes at once.
+    /// Largest number of VMs that [`DeviceFleet::start`] takes at once.
     pub const START_MAX: usize = STAGED;
 
-    /// Puts VMs, which have no memory, to their first instruction. Waits for launches before.
+    /// Starts VMs, which have no memory yet, at their first instruction. Waits for earlier
+    /// launches.
     pub fn start(&mut self, starts: &[Start]) -> Result<(), CudaError> {
         let mut rest = starts;
         while !rest.is_empty() {
@@ -305,7 +307,7 @@ impl DeviceFleet {
     }
 
     fn start_some(&mut self, starts: &[Start]) -> Result<(), CudaError> {
-        // The buffer may still be read for the VMs before.
+        // The device may still read the buffer for the VMs before.
         self.finish()?;
         let mut pages = 0;
         for (at, Start { vm, origin, staged }) in starts.iter().enumerate() {
@@ -333,7 +335,7 @@ impl DeviceFleet {
         self.small(Kernel::Start, starts.len() as u32, &[])
     }
 
-    /// Takes the frames of VMs that rest, or were never started.
+    /// Frees the private frames of VMs that are parked or were never started.
     pub fn release(&mut self, vms: &[u32]) -> Result<(), CudaError> {
         if vms.is_empty() {
             return Ok(());
@@ -342,7 +344,7 @@ impl DeviceFleet {
         self.small(Kernel::Release, vms.len() as u32, vms)
     }
 
-    /// Fingerprints of VMs' private pages.
+    /// Returns fingerprints of VMs' private pages.
     pub fn digests(&mut self, vms: &[u32]) -> Result<Vec<u64>, CudaError> {
         self.finish()?;
         self.gpu.zero(self.digests, vms.len() as u64 * 8)?;
@@ -351,7 +353,7 @@ impl DeviceFleet {
         values(vms.len(), |bytes| gpu.download(at, bytes))
     }
 
-    /// Queues a kernel other than the one that runs VMs, for a list of VMs or the staged ones.
+    /// Runs an auxiliary kernel (any but `Step`), over a list of VMs or over the staged ones.
     fn small(&mut self, kernel: Kernel, count: u32, vms: &[u32]) -> Result<(), CudaError> {
         // A digest takes a warp for each VM.
         let lanes = if kernel == Kernel::Digest { 1 } else { 4 };
@@ -364,17 +366,17 @@ impl DeviceFleet {
         let from = self.list.address();
         self.gpu.copy(self.list_device, from, HEAD + size_of_val(&entries[..]))?;
         self.gpu.launch(kernel, count.div_ceil(lanes), 0, self.list_device)?;
-        // Whoever comes next may write the lists again.
+        // The next call may overwrite the lists.
         self.finish()
     }
 
-    /// Waits for everything that was queued.
+    /// Waits for everything that is queued.
     fn finish(&mut self) -> Result<(), CudaError> {
         self.gpu.mark()?;
         self.gpu.wait()
     }
 
-    /// Queues a launch. The one before must have been waited for.
+    /// Queues a launch. The launch before must have been waited for.
     pub fn submit(&mut self, turn: &Turn<'_>) -> Result<(), CudaError> {
         assert!(turn.active.len() <= self.shape.count as usize && turn.inbox.len() <= INBOX);
         debug_assert!(turn.active.iter().all(|e| e.vm & !WAKE < self.shape.count));
@@ -425,7 +427,7 @@ impl DeviceFleet {
         Ok(())
     }
 
-    /// Waits for the launch under way. Its report is read with [`DeviceFleet::report`], before
+    /// Waits for the launch under way. Its results are read with [`DeviceFleet::report`], before
     /// the launch after the next is submitted.
     pub fn wait(&mut self) -> Result<Ended, CudaError> {
         self.gpu.wait()?;
@@ -433,7 +435,7 @@ impl DeviceFleet {
         Ok(Ended { exchange: self.turn ^ 1, took: self.gpu.took()? })
     }
 
-    /// Private frames in use. No launch may be under way.
+    /// Returns the number of private frames in use. No launch may be under way.
     pub fn private_frames(&mut self) -> Result<u32, CudaError> {
         let (gpu, at) = (&mut self.gpu, self.control);
         let control: Control = value(|bytes| gpu.download(at, bytes))?;
@@ -445,7 +447,7 @@ impl DeviceFleet {
         used.saturating_sub(free.top.load(Relaxed))
     }
 
-    /// What a launch left.
+    /// Returns the results of a launch.
     pub fn report(&self, ended: Ended) -> Result<Report, CudaError> {
         let exchange = &self.exchanges[ended.exchange];
         let control: Control = value(|bytes| {
@@ -469,7 +471,7 @@ impl DeviceFleet {
         })
     }
 
-    /// A VM's state. No launch may be under way, and the VM must have been started.
+    /// Returns a VM's state. No launch may be under way, and the VM must have been started.
     pub fn vm(&mut self, vm: u32) -> Result<Vm, CudaError> {
         assert!(vm < self.shape.count);
         let at = self.launch.vms.address() + u64::from(vm) * size_of::<Vm>() as u64;
@@ -477,16 +479,16 @@ impl DeviceFleet {
         value(|bytes| gpu.download(at, bytes))
     }
 
-    /// Instructions that each VM has retired since its last start.
+    /// Returns the instructions that each VM has retired since its last start.
     pub fn instrets(&mut self) -> Result<Vec<u64>, CudaError> {
         let (gpu, at) = (&mut self.gpu, self.launch.ports.address());
-        // They are zero at first, which is a port.
+        // All zero is a valid port, so that unstarted VMs can be read, too.
         let ports: Vec<PortState> =
             values(self.shape.count as usize, |bytes| gpu.download(at, bytes))?;
         Ok(ports.iter().map(|port| port.instret).collect())
     }
 
-    /// Gives the fleet's memory back and the device on, for another fleet.
+    /// Frees the fleet's memory and returns the device, for another fleet.
     pub fn into_gpu(mut self) -> Result<Box<dyn Gpu>, CudaError> {
         self.finish()?;
         self.gpu.clear()?;
@@ -494,7 +496,8 @@ impl DeviceFleet {
     }
 }
 
-/// Values of the contract, from the bytes that `fill` reads, which are checked to be such.
+/// Reads values of types shared with the device, from bytes that `fill` provides, and checks that
+/// they are valid.
 fn values<T: TryFromBytes>(
     count: usize,
     fill: impl FnOnce(&mut [u8]) -> Result<(), CudaError>,
@@ -505,21 +508,21 @@ fn values<T: TryFromBytes>(
     values.collect::<Result<_, _>>().map_err(|_| CudaError::Contract("no such value exists"))
 }
 
-/// One of them.
+/// Reads one such value.
 fn value<T: TryFromBytes>(
     fill: impl FnOnce(&mut [u8]) -> Result<(), CudaError>,
 ) -> Result<T, CudaError> {
     values(1, fill)?.pop().ok_or(CudaError::Contract("no value"))
 }
 
-/// A launch that is over and was not read yet.
+/// A launch that is over and whose results were not read yet.
 #[derive(Debug)]
 pub struct Ended {
     exchange: usize,
     took: Duration,
 }
 
-// What lies behind each other in `params` must be aligned.
+// The parts of `params` must be aligned.
 const _: () = assert!(OUTBOX_AT.is_multiple_of(8) && ENTRIES_AT.is_multiple_of(8));
 const _: () = assert!(PAGES_AT.is_multiple_of(8));
 

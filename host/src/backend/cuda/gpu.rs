@@ -1,43 +1,44 @@
-//! What the backend needs of a GPU, so that tests can run it without one.
+//! The interface to a GPU ("device"): memory, copies, launches, events. A trait, so that tests can
+//! run the backend without a card.
 //!
-//! Work is queued and done in order. Nothing here waits for it but [`Gpu::wait`], `upload` and
-//! `download`, and these wait no longer than [`Gpu::patience`].
+//! Work is queued and done in order, as in a CUDA stream. Only [`Gpu::wait`], `upload` and
+//! `download` wait for it, no longer than [`Gpu::patience`].
 
 use std::time::{Duration, Instant};
 
 use super::error::CudaError;
 
-/// An address in device memory.
+/// Address in device memory.
 pub type Address = u64;
 
-/// The entry points of `emu-device`. All take the address of a `Launch`.
+/// Entry points (kernels) of `emu-device`. All take the address of a `Launch`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kernel {
     /// Runs VMs.
     Step,
-    /// Puts VMs to their first instruction.
+    /// Resets VMs to their first instruction.
     Start,
     /// Takes VMs' private frames back.
     Release,
-    /// Fingerprints of VMs' memory.
+    /// Computes fingerprints of VMs' memory.
     Digest,
 }
 
-/// Memory of the host that the device can reach.
+/// Mapped (pinned) host memory, which the device can access.
 pub trait Mapped: Send {
-    /// Where the device sees it.
+    /// Address of this memory for the device.
     fn address(&self) -> Address;
-    /// Copies `bytes` into it. Panics past its end.
+    /// Copies `bytes` into this memory. Panics past its end.
     fn write(&mut self, at: usize, bytes: &[u8]);
-    /// Copies out of it. Panics past its end.
+    /// Copies out of this memory. Panics past its end.
     fn read(&self, at: usize, bytes: &mut [u8]);
 }
 
-/// A device. Its allocations live as long as it does.
+/// A GPU. Its allocations live as long as it does.
 pub trait Gpu: Send {
-    /// Multiprocessors.
+    /// Number of multiprocessors (SMs).
     fn processors(&self) -> u32;
-    /// Memory that can be allocated, apart from what the driver needs to run the kernels.
+    /// Bytes that can be allocated, besides what the driver needs to run the kernels.
     fn available(&self) -> Result<u64, CudaError>;
     /// Allocates device memory, any content, aligned to 256 bytes.
     fn alloc(&mut self, bytes: u64) -> Result<Address, CudaError>;
@@ -51,7 +52,7 @@ pub trait Gpu: Send {
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), CudaError>;
     /// Copies from device memory after all that is queued, and waits for it.
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), CudaError>;
-    /// Queues a kernel of so many warps with so much shared memory each.
+    /// Queues a kernel of that many warps, with that much shared memory for each.
     fn launch(
         &mut self,
         kernel: Kernel,
@@ -59,7 +60,7 @@ pub trait Gpu: Send {
         shared: u32,
         at: Address,
     ) -> Result<(), CudaError>;
-    /// Marks where the time that [`Gpu::took`] tells begins.
+    /// Marks the beginning of the time that [`Gpu::took`] returns.
     fn begin(&mut self) -> Result<(), CudaError>;
     /// Marks the end of what is queued, for [`Gpu::done`].
     fn mark(&mut self) -> Result<(), CudaError>;
@@ -69,16 +70,16 @@ pub trait Gpu: Send {
     fn took(&mut self) -> Result<Duration, CudaError>;
     /// Gives all allocations of device memory back.
     fn clear(&mut self) -> Result<(), CudaError>;
-    /// Gives the device up: it does not answer. No call is made to it any more, also not to give
-    /// memory back, as that would wait for it.
+    /// Gives up a device that does not respond. No call is made to it any more, not even to free
+    /// memory, because that would wait for it.
     fn abandon(&mut self);
 
-    /// How long a device may take for an answer.
+    /// Longest time to wait for the device (timeout).
     fn patience(&self) -> Duration {
         PATIENCE
     }
 
-    /// Waits for the mark.
+    /// Waits for the mark set by [`Gpu::mark`].
     fn wait(&mut self) -> Result<(), CudaError> {
         let patience = self.patience();
         let result = wait_for("cuLaunchKernel", patience, || self.done());
@@ -89,7 +90,7 @@ pub trait Gpu: Send {
     }
 }
 
-/// Waits until `done`, for the end of `call`, but not for ever.
+/// Polls `done` until it returns true, or returns an error after `call` has taken too long.
 pub fn wait_for(
     call: &'static str,
     patience: Duration,
@@ -110,9 +111,10 @@ pub fn wait_for(
     Ok(())
 }
 
-/// A launch is sized for some 10 ms. A device that takes this long is gone.
+/// Timeout of the device. A launch is sized for some 10 ms, so a device that takes this long is
+/// gone.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Time that short launches take; not worth a sleep.
+/// Time to poll before sleeping: short launches end within it.
 const SPIN: Duration = Duration::from_micros(100);
-/// Between two looks at a longer launch: under 1 % of one of 10 ms.
+/// Time between two polls of a longer launch: under 1 % of one of 10 ms.
 const NAP: Duration = Duration::from_micros(30);

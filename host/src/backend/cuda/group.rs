@@ -1,4 +1,5 @@
-//! A few VMs on a device, turn by turn: bare-metal programs.
+//! A bare fleet: a few VMs on a device that run bare-metal programs, launch by launch, without
+//! consoles, timers or network of the host.
 
 use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::machine::Now;
@@ -12,7 +13,7 @@ use super::packing;
 use crate::backend::BackendError;
 use crate::machine::Fleet;
 
-/// The VMs.
+/// A bare fleet on a device.
 pub struct Group {
     device: DeviceFleet,
     ram_base: u64,
@@ -20,7 +21,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Starts the VMs of a fleet, `lanes` a warp; as many as is best when absent.
+    /// Starts the VMs of a fleet with `lanes` VMs per warp; with the best number when absent.
     pub fn start(
         gpu: Box<dyn Gpu>,
         fleet: &Fleet,
@@ -34,9 +35,9 @@ impl Group {
         Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), lanes })
     }
 
-    /// Runs each of `vms`, which are in order, to its next multiple of `slice` instructions, a
-    /// power of two and [`SLICE`] at most, under the `instret` clock. Answers how each stopped
-    /// and what it printed.
+    /// Runs each of `vms`, which are in order, to its next multiple of `slice` instructions, under
+    /// the `instret` clock. `slice` is a power of two and at most [`SLICE`]. Returns how each VM
+    /// stopped and what it printed.
     pub fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
         let active: Vec<Entry> = vms.iter().map(|&vm| Entry { vm: vm | WAKE, inbox: 0 }).collect();
         let lanes = self
@@ -63,17 +64,17 @@ impl Group {
             if !report.full {
                 return Ok(turns);
             }
-            // What had no room is told now.
+            // A launch without slices reports what the log had no room for.
             self.device.submit(&Turn { slices: 0, ..turn })?;
         }
     }
 
-    /// Instructions that each VM has retired.
+    /// Returns how many instructions each VM has retired.
     pub fn instrets(&mut self) -> Result<Vec<u64>, CudaError> {
         self.device.instrets()
     }
 
-    /// A VM's state, and a fingerprint of its private pages.
+    /// Returns a VM's state and a fingerprint of its private pages.
     pub fn state(&mut self, vm: u32) -> Result<(Vm, u64), CudaError> {
         let pages = self.device.digests(&[vm])?.first().copied().unwrap_or_default();
         Ok((self.device.vm(vm)?, pages))
@@ -95,7 +96,7 @@ impl Group {
         }
     }
 
-    /// Gives the device on.
+    /// Frees the fleet's memory and returns the device, for another fleet.
     pub fn into_gpu(self) -> Result<Box<dyn Gpu>, CudaError> {
         self.device.into_gpu()
     }

@@ -1,12 +1,12 @@
-//! Writes what the host says to VMs.
+//! Input of a launch, host to device: encodes console input and packets for VMs into the inbox.
 
 use emu_device::port::RECORD_ALIGN;
 
 use crate::net::Frame;
 
-/// Console bytes that a VM is offered in one launch: its receiver takes 16 in a slice.
+/// Console bytes offered to a VM in one launch: its UART takes 16 in a slice.
 const CONSOLE_MAX: usize = 512;
-/// The same for frames, in bytes: more than a guest handles in a launch.
+/// Bytes of packets offered to a VM in one launch: more than a guest handles in it.
 const FRAMES_MAX: usize = 24 << 10;
 
 /// The inbox of one launch.
@@ -16,36 +16,37 @@ pub struct Writer {
     capacity: usize,
 }
 
-/// Input of one VM, by number.
+/// Input of one VM, with sequence numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Offer<'a> {
-    /// The number of the first console byte.
+    /// Sequence number of the first console byte.
     pub console_at: u32,
-    /// Console bytes, in two pieces.
+    /// Console bytes, as the two halves of a ring buffer.
     pub console: (&'a [u8], &'a [u8]),
-    /// The number of the first frame.
+    /// Sequence number of the first packet.
     pub frames_at: u32,
-    /// Frames, in two pieces.
+    /// Packets, as the two halves of a ring buffer.
     pub frames: (&'a [Frame], &'a [Frame]),
 }
 
 impl Writer {
-    /// An empty inbox.
+    /// Returns an empty inbox of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
         Self { bytes: Vec::new(), capacity }
     }
 
-    /// Empties it.
+    /// Empties the inbox.
     pub fn clear(&mut self) {
         self.bytes.clear();
     }
 
-    /// What was written.
+    /// Returns the encoded bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Adds a VM's part; answers what the VM's entry says, zero when there is no room.
+    /// Adds input of one VM. Returns the inbox offset for the VM's launch entry, or zero when there
+    /// is no room.
     pub fn add(&mut self, offer: &Offer<'_>) -> u32 {
         let (first, second) = offer.console;
         let first = &first[..first.len().min(CONSOLE_MAX)];

@@ -1,8 +1,8 @@
-//! The CUDA backend: the fleet on a GPU.
+//! The CUDA backend: runs a fleet on an NVIDIA GPU.
 //!
-//! [`gpu`] says what is needed of a device, [`driver`] does it with CUDA and [`emulated`] with
-//! host memory. [`fleet`] lays a fleet out in device memory and launches the kernels over it;
-//! `runner` decides, on a thread of its own, what to launch and hears what VMs say.
+//! [`gpu`] is the interface to a device; [`driver`] implements it with CUDA, [`emulated`] with host
+//! memory. [`fleet`] lays a fleet out in device memory and launches the kernels over it; `runner`
+//! decides, on a thread of its own, what to launch, and handles what VMs wrote.
 
 pub mod compiled;
 #[cfg(test)]
@@ -45,24 +45,24 @@ use super::{
 use crate::machine::Fleet;
 use crate::sync::lock;
 
-/// The GPU's part of this program; empty when there is none.
+/// PTX of this build; empty when it was built without.
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/pxvm.ptx"));
-/// Why there is none.
+/// Why this build has no PTX.
 const NO_PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/no-ptx.txt"));
 
-/// Events that may wait for the listener before the thread waits for it.
+/// Events that may wait for the listener before the runner's thread blocks.
 const EVENTS_MAX: usize = 1 << 16;
 
-/// What can be chosen about a GPU.
+/// Options of the CUDA backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Options {
-    /// Which one.
+    /// Index of the CUDA device.
     pub device: u32,
-    /// VMs a warp; chosen for each launch when absent.
+    /// VMs per warp; chosen for each launch when absent.
     pub lanes: Option<u32>,
 }
 
-/// Whether this program has a part for GPUs.
+/// Returns an error where this build has no code for GPUs.
 pub fn has_ptx() -> Result<(), CudaError> {
     if PTX.is_empty() {
         return Err(CudaError::NoPtx(NO_PTX.lines().next().unwrap_or_default()));
@@ -70,21 +70,21 @@ pub fn has_ptx() -> Result<(), CudaError> {
     Ok(())
 }
 
-/// Whether there is a device that can be used.
+/// Returns what is known of the device, or an error where it cannot be used.
 pub fn available(index: u32) -> Result<driver::Info, CudaError> {
     has_ptx()?;
     driver::info(index)
 }
 
-/// Takes a device, with the program loaded. Says when that takes long: the driver compiles it once
-/// for each kind of card ([`compiled`]).
+/// Opens a device and loads the program. Calls `say` when that takes long: the driver compiles the
+/// program once for each kind of card ([`compiled`]).
 pub fn open(index: u32, say: Say) -> Result<Box<dyn Gpu>, CudaError> {
     has_ptx()?;
     let ptx = CString::new(PTX).map_err(|_| CudaError::Contract("PTX with a zero byte"))?;
     Ok(Box::new(Device::open(index, &ptx, say)?))
 }
 
-/// What the thread and the backend's owner have in common.
+/// State shared by the runner's thread and the backend's owner.
 pub(crate) struct Shared {
     fleet: Fleet,
     settings: Settings,
@@ -96,24 +96,24 @@ pub(crate) struct Shared {
     device_ns: AtomicU64,
     shared_frames: u32,
     instret: Vec<AtomicU64>,
-    /// Console bytes that each VM has not taken.
+    /// Console bytes that each VM has not read.
     waiting: Vec<AtomicUsize>,
     begun: Instant,
-    /// Until when somebody watches instruction counts, in milliseconds since `begun`.
+    /// Time until which somebody watches instruction counts, in milliseconds since `begun`.
     watched_until: AtomicU64,
     failure: Mutex<Option<CudaError>>,
 }
 
-/// How long instruction counts are published after somebody has asked for it.
+/// How long instruction counts are published after [`Backend::watched`].
 const WATCH: Duration = Duration::from_secs(3);
 
 impl Shared {
-    /// VMs that start at once.
+    /// Number of VMs that start at once.
     fn started(&self) -> u32 {
         self.settings.started.min(self.fleet.count)
     }
 
-    /// A VM has taken console input, or never will.
+    /// Notes that a VM has read console input, or never will.
     fn has_taken(&self, vm: u32, bytes: usize) {
         if let Some(waiting) = self.waiting.get(vm as usize).filter(|_| bytes > 0) {
             waiting.fetch_sub(bytes, Ordering::Relaxed);
@@ -128,7 +128,7 @@ impl Shared {
 
 pub(crate) enum Command {
     Input(u32, Vec<u8>),
-    /// Frames wait for a VM.
+    /// Packets wait for a VM.
     Frames(u32),
     Order(u32, Order),
     Inspect(u32, Inspector),
@@ -144,7 +144,7 @@ pub struct CudaBackend {
 }
 
 impl CudaBackend {
-    /// Starts a fleet that was laid out on a device: [`DeviceFleet::new`] with this fleet's base
+    /// Starts a fleet that was laid out on a device by [`DeviceFleet::new`], with this fleet's base
     /// image and count.
     pub fn start(
         device: DeviceFleet,
@@ -194,7 +194,7 @@ impl Backend for CudaBackend {
     fn input(&self, vm: u32, bytes: &[u8]) {
         let Some(waiting) = self.shared.waiting.get(vm as usize) else { return };
         waiting.fetch_add(bytes.len(), Ordering::Relaxed);
-        // A thread that is gone has told why.
+        // Sending fails only when the thread has ended, which then reported why.
         let _ = self.commands.send(Command::Input(vm, bytes.to_vec()));
     }
 
@@ -254,7 +254,7 @@ impl Backend for CudaBackend {
 impl Drop for CudaBackend {
     fn drop(&mut self) {
         self.stop();
-        // The thread may wait for somebody to listen.
+        // The thread may be blocked until somebody receives its events.
         while self.events.recv().is_ok() {}
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

@@ -1,4 +1,4 @@
-//! Our code in the device: the PTX, compiled by the driver.
+//! The CUDA module: our PTX, compiled and loaded by the driver.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
@@ -12,18 +12,18 @@ use super::gpu::Kernel;
 
 /// Bytes of the compiler's log that are kept.
 const LOG: usize = 16 << 10;
-/// The driver sets no less aside for the stack of a thread that calls functions.
+/// Smallest stack that the driver reserves for a thread that calls functions.
 const STACK_MIN: c_int = 1 << 10;
 
-/// The loaded program.
+/// The loaded module.
 pub struct Module {
     module: sys::CUmodule,
     functions: [sys::CUfunction; 4],
 }
 
 impl Module {
-    /// Loads PTX into the current context. The driver compiles it, unless it has kept what came of
-    /// it ([`super::compiled`]).
+    /// Loads PTX into the current context. The driver compiles it, unless the result is in its
+    /// cache ([`super::compiled`]).
     pub fn load(ptx: &CStr) -> Result<Self, CudaError> {
         let mut log = vec![0u8; LOG];
         let mut options = [
@@ -69,7 +69,7 @@ impl Module {
         Ok(this)
     }
 
-    /// The handle of an entry point.
+    /// Returns the handle of an entry point.
     pub fn function(&self, kernel: Kernel) -> sys::CUfunction {
         let [step, start, release, digest] = self.functions;
         match kernel {
@@ -80,7 +80,7 @@ impl Module {
         }
     }
 
-    /// Bytes of stack of a thread.
+    /// Returns the bytes of stack that a thread needs.
     pub fn stack(&self) -> Result<u32, CudaError> {
         let mut most = STACK_MIN;
         for kernel in [Kernel::Step, Kernel::Start, Kernel::Release, Kernel::Digest] {

@@ -1,40 +1,40 @@
-//! Reads what VMs said in a launch.
+//! Output of a launch, device to host: decodes the log ("outbox") of what VMs wrote, sent and took.
 
 use emu_core::abi::{Exit, ExitCode};
 use emu_device::port::{
     CardDrops, ExitRecord, InputRecord, RECORD_ALIGN, Record, RecordKind, Taken,
 };
 
-/// One thing that a VM said.
+/// One record of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Message<'a> {
-    /// Which VM.
+    /// Number of the VM.
     pub vm: u32,
-    /// Instructions it had retired.
+    /// Instructions that the VM had retired.
     pub instret: u64,
-    /// What.
+    /// Content of the record.
     pub body: Body<'a>,
 }
 
-/// What a VM can say.
+/// Content of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Body<'a> {
     /// Console output.
     Console(&'a [u8]),
-    /// An Ethernet frame.
+    /// Ethernet frame that the VM sent.
     Frame(&'a [u8]),
-    /// It rests, until the fleet time given.
+    /// The VM was parked, until the fleet time given.
     Exit(Exit, u64),
-    /// How much input it has taken, and what its card has dropped.
+    /// How much input the VM has taken, and how many frames its card has dropped.
     Taken(InputRecord),
 }
 
-/// The messages in a log, in order. What is no message ends them.
+/// Iterator over the records of a log, in order. The first malformed record ends it.
 pub struct Messages<'a> {
     rest: &'a [u8],
 }
 
-/// Reads a log.
+/// Returns the records of a log.
 pub fn messages(log: &[u8]) -> Messages<'_> {
     Messages { rest: log }
 }

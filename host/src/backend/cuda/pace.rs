@@ -1,23 +1,23 @@
-//! How long launches are.
+//! The launch pacer: chooses how many slices, and of how many instructions, a launch runs.
 
 use std::time::Duration;
 
 use emu_device::launch::SLICE;
 
-/// What a launch is to take: long against what surrounds it (under 0.1 ms), short against what a
+/// Target duration of a launch: long against its overhead (under 0.1 ms), short against what a
 /// person notices.
 const TARGET: Duration = Duration::from_millis(16);
-/// The same while warps are full: the more VMs share one, the longer they take to meet, where a launch
-/// ends.
+/// Target duration while warps are full: the more VMs share a warp, the longer they take to
+/// converge, and launches end there.
 const TARGET_FULL: Duration = Duration::from_millis(32);
-/// The same while frames come and go: an answer takes at least two launches, and a connection
-/// several answers.
+/// Target duration while packets come and go: a reply takes at least two launches, and a connection
+/// several replies.
 const TARGET_TALKING: Duration = Duration::from_millis(3);
-/// Shortest slice.
+/// Shortest slice, in instructions.
 const SLICE_MIN: u32 = 1 << 11;
 const SLICES_MAX: u32 = 256;
 
-/// Chooses the length of launches by the length of those before.
+/// Launch pacer: sizes launches by the duration of earlier ones.
 ///
 /// Input waits for the end of the running launch and output for the end of the next: with
 /// launches of 16 ms and a quarter more after a change of load, at most 50 ms together. With full
@@ -30,12 +30,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Begins with one short slice.
+    /// Returns a pacer that begins with one short slice.
     pub fn new() -> Self {
         Self { budget: SLICE / 4, target: TARGET }
     }
 
-    /// Whether frames come and go, and how many VMs share a warp.
+    /// Sets whether packets come and go, and the number of VMs per warp.
     pub fn set_load(&mut self, talking: bool, lanes: u32) {
         self.target = match lanes {
             _ if talking => TARGET_TALKING,
@@ -44,28 +44,28 @@ impl Pace {
         };
     }
 
-    /// How long the next launch is to take.
+    /// Returns the target duration of the next launch.
     pub fn target(&self) -> Duration {
         self.target
     }
 
-    /// Instructions for the next launch.
+    /// Returns the instruction budget of the next launch.
     fn next(&self) -> u32 {
         (u64::from(self.budget) * self.target.as_millis() as u64 / TARGET.as_millis() as u64) as u32
     }
 
-    /// Slices a launch.
+    /// Returns the number of slices per launch.
     pub fn slices(&self) -> u32 {
         (self.next() / SLICE).clamp(1, SLICES_MAX)
     }
 
-    /// Instructions a slice, a power of two.
+    /// Returns the instructions per slice, a power of two.
     pub fn slice(&self) -> u32 {
         let budget = self.next().max(1);
         if budget >= SLICE { SLICE } else { (1 << budget.ilog2()).clamp(SLICE_MIN, SLICE) }
     }
 
-    /// Learns from a launch of `budget` instructions that some VM used up.
+    /// Updates the pacer from a launch in which some VM used up its `budget` of instructions.
     pub fn measured(&mut self, budget: u32, took: Duration) {
         let took = took.as_nanos().max(1);
         let wanted = u128::from(budget) * TARGET.as_nanos() / took;

@@ -1,12 +1,14 @@
-//! The thread that keeps the device busy: launches, and the host's work between them.
+//! The launch loop: the thread that keeps the device busy, and does the host's work between
+//! launches (events, timers, input, packets, commands).
 //!
-//! While a launch runs, what the one before left is read. So a VM that came to rest is listed
-//! once more; the device knows that it rests and passes it by. The host's work is proportional to
-//! what VMs said, and to the list of those that run when that has changed.
+//! Launches and the host's work overlap: while one launch runs, the results of the one before are
+//! handled. A VM that was parked is therefore listed once more; the device skips it. The host's
+//! work is proportional to what VMs wrote, and to the launch list when that has changed.
 //!
-//! The list is kept here and not built on the device: it changes only by what VMs say, copying it
-//! takes microseconds (8 bytes a runnable VM), and its order, by which neighbours share a warp,
-//! stays. On an H200 all that surrounds launches is 0.5 % of the time with 8,448 VMs.
+//! The launch list is kept on the host and not built on the device: it changes only with what VMs
+//! report, copying it takes microseconds (8 bytes for each runnable VM), and it keeps its order, by
+//! which neighbours share a warp. On an H200, everything around launches is 0.5 % of the time with
+//! 8,448 VMs.
 
 mod control;
 
@@ -33,56 +35,57 @@ use crate::backend::{BOOTS_MAX, Event, EventKind, Reason};
 use crate::net::DropReason;
 use crate::sync::lock;
 
-/// Speed that is assumed before it has been measured, in instructions a second and VM.
+/// Speed that is assumed until one has been measured, in instructions a second for each VM.
 const FIRST_IPS: u64 = 5_000_000;
-/// How long VMs wait for frames of others before one of them is ended.
+/// How long VMs may be out of memory (without a free frame) before one of them is stopped to make
+/// room.
 const STARVED_MAX: Duration = Duration::from_secs(2);
-/// Launches stay short for so long after a frame.
+/// How long launches stay short after a packet.
 const TALK: Duration = Duration::from_millis(50);
-/// Bytes of input in a launch, all VMs together.
+/// Bytes of input in one launch, all VMs together.
 const INBOX: usize = 1 << 20;
 
-/// The fleet's caretaker.
+/// State of the launch loop of one fleet.
 pub struct Runner {
     shared: Arc<Shared>,
     fleet: DeviceFleet,
     events: Sender<Event>,
     commands: Receiver<Command>,
     seats: Vec<Seat>,
-    /// The VMs that are launched, in order, so that neighbours share a warp.
+    /// Launch list: the VMs to launch, in order, so that neighbours share a warp.
     entries: Vec<Entry>,
-    /// Entries are not those of the active VMs.
+    /// Whether the launch list has to be rebuilt from the active VMs.
     stale: bool,
-    /// VMs to be added to the entries.
+    /// VMs to be added to the launch list.
     added: Vec<u32>,
-    /// VMs that the device must wake.
+    /// Parked VMs that the device must wake.
     waking: Vec<u32>,
-    /// VMs with input.
+    /// VMs with queued input.
     talking: Vec<u32>,
-    /// VMs that wait for frames.
+    /// VMs that are out of memory: they wait for free frames.
     starved: Vec<u32>,
-    /// Since when there are any.
+    /// Since when VMs have been out of memory.
     dry_since: Option<Instant>,
-    /// VMs whose frames can be taken back.
+    /// Stopped VMs whose frames can be freed.
     ended: Vec<u32>,
-    /// VMs to start again.
+    /// VMs to reset.
     restarts: Vec<u32>,
     timers: Timers,
     clock: GuestClock,
     pace: Pace,
     inbox: Writer,
-    /// The last launch, as long as nobody has looked at what it left.
+    /// The last launch, until its results have been handled.
     unread: Option<Ended>,
-    /// When the last frame came or went.
+    /// When the last packet was sent or received.
     frame_at: Option<Instant>,
-    /// What the user wants.
+    /// Commands of the user that were not executed yet.
     requests: Vec<Command>,
     /// When instruction counts may be published again.
     publish_at: Instant,
 }
 
 impl Runner {
-    /// Takes charge of a fleet of which no VM was started.
+    /// Returns the launch loop of a fleet whose VMs were not started yet.
     pub fn new(
         shared: Arc<Shared>,
         fleet: DeviceFleet,
@@ -119,10 +122,10 @@ impl Runner {
         }
     }
 
-    /// Runs the fleet until it is stopped, or the device fails.
+    /// Runs the fleet until it is stopped or the device fails.
     pub fn run(mut self) {
         if let Err(error) = self.work() {
-            // What the last good launch left is in the host's memory.
+            // The results of the last good launch are in host memory.
             let unread = self.unread.take();
             if let Some(Ok(report)) = unread.map(|ended| self.fleet.report(ended)) {
                 self.hear(&report);
@@ -166,7 +169,7 @@ impl Runner {
         self.drain()
     }
 
-    /// What VMs have still to say, when all stand still.
+    /// Fetches what VMs have still to report, after all have been stopped.
     fn drain(&mut self) -> Result<(), CudaError> {
         while let Some(ended) = self.unread.take() {
             let report = self.fleet.report(ended)?;
@@ -193,12 +196,11 @@ impl Runner {
     }
 
     fn tell(&self, vm: u32, instret: u64, kind: EventKind) {
-        // Waits while the listener is busy. It is gone only when the program ends.
+        // Blocks while the listener is busy. Sending fails only when the program ends.
         let _ = self.events.send(Event { vm, instret, kind });
     }
 
-    /// Stages all VMs, on as many threads as there are, and starts them. Some are started while the
-    /// next are staged.
+    /// Stages and starts all VMs. Staging uses all the host's threads, and overlaps with starting.
     fn start_all(&mut self) -> Result<(), CudaError> {
         let all: Vec<u32> = (0..self.shared.started()).collect();
         let shared = Arc::clone(&self.shared);
@@ -237,16 +239,16 @@ impl Runner {
         })
     }
 
-    /// Takes frames back, starts VMs again, and decides about VMs that found no frame. Only while
-    /// no launch is under way.
+    /// Frees the frames of stopped VMs, resets VMs, and stops one where all are out of memory. Only
+    /// while no launch is under way.
     fn recycle(&mut self) -> Result<(), CudaError> {
         if self.ended.is_empty() && self.restarts.is_empty() {
             let patient = self.dry_since.is_none_or(|since| since.elapsed() < STARVED_MAX);
             if self.starved.is_empty() || (patient && !self.list().is_empty()) {
                 return Ok(());
             }
-            // Nobody gives a frame back by itself. The last to run dry goes, so that the others
-            // can go on.
+            // No VM gives a frame back by itself. The last one to run out is stopped, so that the
+            // others can go on.
             if let Some(vm) = self.starved.pop() {
                 let instret = self.shared.instret[vm as usize].load(Ordering::Relaxed);
                 self.end(vm, instret, EventKind::Faulted(Reason::NoMemory));
@@ -275,7 +277,7 @@ impl Runner {
         Ok(())
     }
 
-    /// The VMs to launch.
+    /// Brings the launch list up to date and returns it.
     fn list(&mut self) -> &[Entry] {
         if self.stale {
             let seats = &self.seats;
@@ -293,7 +295,7 @@ impl Runner {
         &self.entries
     }
 
-    /// VMs a warp.
+    /// Returns the number of VMs per warp.
     fn lanes(&self) -> u32 {
         let count = self.entries.len() as u32;
         let lanes = self.shared.options.lanes;
@@ -310,7 +312,7 @@ impl Runner {
             seat.talks = seat.has_input();
             seat.talks
         });
-        // Another one is first the next time, should there be no room for all.
+        // Rotated, so that another VM is first in the next launch if there is no room for all.
         if !self.talking.is_empty() {
             self.talking.rotate_left(1);
         }
@@ -344,7 +346,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Takes in what a launch left.
+    /// Handles the results of a launch.
     fn hear(&mut self, report: &Report) {
         if report.busy > 0 {
             self.clock.measured(report.ran.into(), report.took);
@@ -414,7 +416,7 @@ impl Runner {
         }
     }
 
-    /// A VM came to rest.
+    /// Handles a VM that was parked.
     fn rest(&mut self, vm: u32, instret: u64, exit: Exit, wake_at: u64) {
         let seat = &mut self.seats[vm as usize];
         match exit.code {
@@ -433,7 +435,7 @@ impl Runner {
                     self.timers.set(at, vm, seat.nap);
                 }
             }
-            // The argument tells a VM that could not even start from one that can go on.
+            // The argument distinguishes a VM that could not even start from one that can go on.
             ExitCode::NoFrame if exit.arg == 0 => {
                 seat.state = State::Starved;
                 self.stale = true;
@@ -463,19 +465,19 @@ impl Runner {
         self.tell(vm, instret, kind);
     }
 
-    /// Lists a VM from now on.
+    /// Adds a VM to the launch list.
     fn activate(&mut self, vm: u32) {
         self.seats[vm as usize].state = State::Active;
         self.added.push(vm);
     }
 
-    /// The same for one that rests, as the device sees it.
+    /// Adds a VM to the launch list that is parked on the device, and has the device wake it.
     fn wake(&mut self, vm: u32) {
         self.activate(vm);
         self.waking.push(vm);
     }
 
-    /// Wakes VMs whose time has come.
+    /// Wakes VMs whose timer has expired.
     fn ring(&mut self, now: Instant) {
         loop {
             let seats = &self.seats;
@@ -490,7 +492,7 @@ impl Runner {
         }
     }
 
-    /// Lists a VM as one with input, if it has some.
+    /// Adds a VM to those with queued input, if it has some.
     fn talk(&mut self, vm: u32) {
         let seat = &mut self.seats[vm as usize];
         if seat.has_input() && !seat.talks {
@@ -525,7 +527,7 @@ impl Runner {
         }
     }
 
-    /// Waits for the next timer or command: no VM is runnable.
+    /// Waits for the next timer or command, while no VM is runnable.
     fn sleep(&mut self) {
         let waits = !self.ended.is_empty() || !self.restarts.is_empty() || !self.starved.is_empty();
         if waits || !self.requests.is_empty() {

@@ -1,4 +1,5 @@
-//! What the host keeps of one VM on the device.
+//! A VM's slot in the CUDA backend (`Seat`): whether the VM is launched, and the input that waits
+//! for it on the host.
 
 use std::collections::VecDeque;
 
@@ -8,62 +9,63 @@ use super::inbox::Offer;
 use crate::console::ready::{ReadyMatcher, ReadyPattern};
 use crate::net::{Frame, Wire};
 
-/// Whether a VM is launched.
+/// Scheduling state of a VM in the CUDA backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
-    /// It is.
+    /// The VM is launched.
     Active,
-    /// It waits for input, and perhaps for a timer.
+    /// The VM is idle: parked until input arrives, or a timer expires if it has set one.
     Idle,
-    /// It was ready, and that was all that was asked.
+    /// The VM was ready, and the run needs no more of it: ready and parked.
     Paused,
-    /// The user wants it to stand still.
+    /// The VM is paused by the user.
     Held,
-    /// It waits for frames.
+    /// The VM is out of memory: it waits for free frames.
     Starved,
-    /// It was not started, or has ended.
+    /// The VM was not started, or has stopped.
     Done,
 }
 
-/// One VM.
+/// A VM's slot in the CUDA backend.
 #[derive(Debug)]
 pub struct Seat {
-    /// Whether it is launched.
+    /// Scheduling state of the VM.
     pub state: State,
-    /// Counts its naps, so that the timer of an earlier one is known for what it is.
+    /// Timer generation: counts how often the VM went idle, so that an earlier timer is recognised
+    /// as stale.
     pub nap: u32,
-    /// Starts since it was last ready, this one included.
+    /// Starts since the VM was last ready, the current one included.
     pub boots: u32,
-    /// Instructions retired before its last start.
+    /// Instructions retired before the VM's last start.
     pub earlier: u64,
-    /// Its instruction count when it was paused: what it did since, until the launch was over,
-    /// does not count.
+    /// Instruction count at which the VM was parked. What it executed after that, until the launch
+    /// was over, does not count.
     pub paused_at: Option<u64>,
-    /// `None` once it was ready.
+    /// Matcher of the ready pattern; `None` once the VM was ready.
     pub matcher: Option<ReadyMatcher>,
-    /// Console input that it has not taken.
+    /// Console input that the VM has not read.
     input: VecDeque<u8>,
-    /// The number of the first such byte.
+    /// Sequence number of the first byte of `input`.
     input_at: u32,
-    /// It was offered input, took none, and none came since.
+    /// Whether the VM was offered input and took none, and no more has come since.
     full: bool,
-    /// Frames that it has not taken.
+    /// Packets that the VM has not received.
     frames: VecDeque<Frame>,
-    /// The number of the first.
+    /// Sequence number of the first of `frames`.
     frames_at: u32,
-    /// As `full`, for frames.
+    /// The same as `full`, for packets.
     frames_full: bool,
-    /// Whether it is in the list of VMs with input.
+    /// Whether the VM is in the list of VMs with queued input.
     pub talks: bool,
-    /// What its card has dropped.
+    /// Number of frames that the VM's network card has dropped.
     card: CardDrops,
 }
 
-/// Frames that a VM is offered at a time; the others wait on the wire.
+/// Packets offered to a VM at a time; the others wait on the wire.
 const FRAMES_MAX: usize = 64;
 
 impl Seat {
-    /// A VM that starts, or waits to be started.
+    /// Returns the slot of a VM that starts at once, or waits to be started.
     pub fn new(pattern: &ReadyPattern, starts: bool) -> Self {
         Self {
             state: if starts { State::Active } else { State::Done },
@@ -83,7 +85,7 @@ impl Seat {
         }
     }
 
-    /// It starts again, with the console input that waits.
+    /// Resets the slot for a VM that starts again. Waiting console input is kept.
     pub fn restart(&mut self, pattern: &ReadyPattern, instret: u64) {
         self.boots += 1;
         self.earlier = instret;
@@ -97,24 +99,24 @@ impl Seat {
         self.card = CardDrops::default();
     }
 
-    /// Adds console input.
+    /// Queues console input.
     pub fn give(&mut self, bytes: &[u8]) {
         self.input.extend(bytes);
         self.full = false;
     }
 
-    /// Console bytes that it has not taken.
+    /// Returns how many bytes of console input the VM has not read.
     pub fn typed(&self) -> usize {
         self.input.len()
     }
 
-    /// Forgets all input.
+    /// Drops all queued input.
     pub fn forget(&mut self) {
         self.input.clear();
         self.frames.clear();
     }
 
-    /// Takes frames from the wire.
+    /// Fetches packets for the VM from the virtual link.
     pub fn fetch(&mut self, vm: u32, wire: &Wire) {
         let before = self.frames.len();
         if wire.has_inbound(vm) {
@@ -123,7 +125,8 @@ impl Seat {
         self.frames_full &= self.frames.len() == before;
     }
 
-    /// Notes how much input it has taken; answers how many more frames its card has dropped.
+    /// Acknowledges the input that the VM has taken. Returns how many more frames its card has
+    /// dropped.
     pub fn took(&mut self, record: &InputRecord) -> CardDrops {
         let InputRecord { offered, taken, drops } = *record;
         let n = (taken.console.wrapping_sub(self.input_at) as usize).min(self.input.len());
@@ -142,17 +145,17 @@ impl Seat {
         CardDrops { rx: drops.rx.wrapping_sub(before.rx), tx: drops.tx.wrapping_sub(before.tx) }
     }
 
-    /// Whether there is input that it may take now.
+    /// Whether there is input that the VM may take now.
     pub fn wants_to_run(&self) -> bool {
         (!self.input.is_empty() && !self.full) || (!self.frames.is_empty() && !self.frames_full)
     }
 
-    /// Whether there is input.
+    /// Whether there is queued input.
     pub fn has_input(&self) -> bool {
         !self.input.is_empty() || !self.frames.is_empty()
     }
 
-    /// What it is offered.
+    /// Returns the input to offer in the next launch.
     pub fn offer(&self) -> Offer<'_> {
         Offer {
             console_at: self.input_at,
@@ -195,7 +198,7 @@ mod tests {
         let record = taken(4, 0, &seat);
         seat.took(&record);
         assert_eq!(seat.offer().console_at, 4);
-        // The same again, as when two launches were told of it.
+        // The same record again, as when two launches report it.
         seat.took(&record);
         assert!(seat.has_input() && !seat.wants_to_run());
         seat.took(&taken(6, 0, &seat));
@@ -211,7 +214,7 @@ mod tests {
         assert!(!seat.wants_to_run());
         seat.give(b"y");
         assert!(seat.wants_to_run());
-        // What it says of an earlier launch is not about the new.
+        // A record of an earlier start does not count for the new one.
         seat.took(&record);
         assert!(seat.wants_to_run());
     }
@@ -231,7 +234,7 @@ mod tests {
         assert_eq!((seat.frames.len(), wire.has_inbound(0)), (FRAMES_MAX, true));
         seat.took(&before);
         assert!(seat.wants_to_run());
-        // It has no buffers.
+        // A record of a VM whose driver has posted no receive buffers.
         seat.took(&taken(0, 0, &seat));
         assert!(seat.has_input() && !seat.wants_to_run());
         seat.took(&taken(0, 2, &seat));

@@ -1,4 +1,5 @@
-//! How much of a device's memory a fleet takes, and whether it fits.
+//! Device memory of a fleet: how much it takes, how many frames the arena gets, and whether the
+//! fleet fits.
 
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
@@ -10,41 +11,42 @@ use emu_device::ram::{CodeCache, CodePage};
 use crate::backend::BackendError;
 use crate::units::Size;
 
-/// Private frames that a VM is expected to take, and some to spare. The guest of this project has
-/// 436 when it is ready, 477 with a network, and 543 after 160 requests, eight at a time (`pxvm boot
-/// --until ready --json` and `/metrics` tell, the same on all backends).
+/// Private frames that a VM is expected to need, with some to spare. This project's guest has 436
+/// when it is ready, 477 with a network, and 543 after 160 requests, eight at a time (measured with
+/// `pxvm boot --until ready --json` and `/metrics`; the same on all backends).
 const TYPICAL_FRAMES: u64 = 600;
 
-/// A fleet's shape.
+/// What the memory of a fleet depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shape {
-    /// VMs.
+    /// Number of VMs.
     pub count: u32,
-    /// Frames of the base image, and how many of them RAM starts with or ROM has.
+    /// Number of frames of the base image.
     pub shared: u32,
-    /// Those may hold code.
+    /// Number of those frames that may hold code: RAM starts with them, or they are the ROM.
     pub ram_shared: u32,
-    /// Pages of RAM and disk of a VM.
+    /// Number of pages of RAM and disk of one VM.
     pub pages: u32,
 }
 
-/// Bytes that a VM takes beside its frames: state, port, table of frames, an entry of each list
-/// and the decoded instructions of its private frames, which are most of it.
+/// Returns the bytes that a VM needs besides its frames: state, port, page table of frames, an
+/// entry in each list, and the decoded instructions of its private frames, which are most of it.
 pub fn fixed(pages: u32) -> u64 {
     const LISTS: u64 = 32;
     let state = size_of::<Vm>() + size_of::<PortState>() + size_of::<CodeCache<CODE_SLOTS>>();
     state as u64 + 4 * u64::from(pages) + LISTS
 }
 
-/// Bytes that an arena takes beside its frames: for whole units, and for their alignment.
+/// Bytes that an arena needs besides its frames: for whole units, and for their alignment.
 const SLACK: u64 = 2 * OnGpu::ALIGN as u64;
 
-/// Bytes of an arena of so many frames.
+/// Returns the size of an arena of `frames` frames, in bytes.
 pub fn arena(frames: u32) -> u64 {
     u64::from(frames) * u64::from(FRAME_SIZE) + SLACK
 }
 
-/// Frames in the arena, shared ones included, for a fleet on a device with `available` bytes.
+/// Returns the number of frames in the arena, shared ones included, for a fleet on a device with
+/// `available` bytes.
 ///
 /// A VM that needs more than its share finds the arena empty only when all of it is in use.
 pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {

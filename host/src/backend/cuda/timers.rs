@@ -1,22 +1,24 @@
-//! When idle VMs wake.
+//! Timers of idle VMs: a queue of when the host has to wake which VM.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Instant;
 
-/// Alarms, at most one that counts for each VM: the one that was set last.
+/// Timer queue. At most one timer of each VM is valid: the one that was set last.
 #[derive(Debug, Default)]
 pub struct Timers {
     heap: BinaryHeap<Reverse<(Instant, u32, u32)>>,
 }
 
 impl Timers {
-    /// Sets VM `vm`'s alarm; `nap` tells it from the VM's earlier ones.
+    /// Sets a timer of VM `vm`. `nap` (the timer generation) distinguishes it from the VM's earlier
+    /// ones.
     pub fn set(&mut self, at: Instant, vm: u32, nap: u32) {
         self.heap.push(Reverse((at, vm, nap)));
     }
 
-    /// Takes the next alarm that is due. `valid` tells, from VM and nap, whether it still counts.
+    /// Takes the next timer that has expired. `valid` returns, for a VM and its timer generation,
+    /// whether the timer still counts.
     pub fn due(&mut self, now: Instant, valid: impl Fn(u32, u32) -> bool) -> Option<u32> {
         while let Some(&Reverse((at, vm, nap))) = self.heap.peek() {
             let counts = valid(vm, nap);
@@ -31,7 +33,7 @@ impl Timers {
         None
     }
 
-    /// When to look again; after [`Timers::due`] has found nothing.
+    /// Returns when the next timer expires. To be called after [`Timers::due`] has returned `None`.
     pub fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|&Reverse((at, ..))| at)
     }

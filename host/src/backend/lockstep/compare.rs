@@ -1,20 +1,20 @@
-//! Two states of one VM, side by side.
+//! Comparison of two states of one VM, for lockstep.
 
 use std::fmt::Debug;
 
 use emu_core::abi::Vm;
 
-/// The calling convention's names of the integer registers.
+/// Names of the integer registers in the calling convention (ABI).
 const NAMES: [&str; 32] = [
     "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
     "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
     "t5", "t6",
 ];
-/// Characters shown around a difference in what has no name of its own.
+/// Characters shown around a difference in the text of state that has no names of its own.
 const CONTEXT: usize = 40;
 
-/// The first thing in which two states differ, with its value on the CPU and on the GPU. Cached
-/// translations do not count: they hold frames, which are numbered differently.
+/// Returns the first difference between two states, with its value on the CPU and on the GPU.
+/// Cached translations do not count: they hold frame numbers, which differ between the two.
 pub fn difference(cpu: &Vm, gpu: &Vm) -> Option<String> {
     let hex = |what: &str, a: u32, b: u32| {
         (a != b).then(|| format!("{what} is {a:#010x} on the CPU and {b:#010x} on the GPU"))
@@ -37,7 +37,7 @@ pub fn difference(cpu: &Vm, gpu: &Vm) -> Option<String> {
         .or_else(|| text("the random generator", &cpu.sys.dev.rng, &gpu.sys.dev.rng))
 }
 
-/// Compares what has no registers by its description.
+/// Compares two values by their `Debug` text.
 fn text(what: &str, cpu: &dyn Debug, gpu: &dyn Debug) -> Option<String> {
     let (a, b) = (format!("{cpu:?}"), format!("{gpu:?}"));
     if a == b {

@@ -1,8 +1,9 @@
-//! The lockstep backend: every VM runs on the CPU and on the GPU, and after every slice both must
-//! be in the same state. At the first difference it finds the instruction.
+//! The lockstep backend, for differential testing: every VM runs on the CPU and on the GPU, and
+//! after every slice both must be in the same state. At the first difference it searches for the
+//! instruction.
 //!
-//! What a user sees comes from the CPU's side. Time is the `instret` clock, and there is no input:
-//! both would come at different moments of the two sides.
+//! Console output and events come from the CPU's side. Time is the `instret` clock, and there is no
+//! input, because it would arrive at different moments on the two sides.
 
 mod compare;
 
@@ -32,9 +33,9 @@ use crate::console::ready::ReadyMatcher;
 use crate::machine::Fleet;
 use crate::sync::lock;
 
-/// Events that may wait for the listener.
+/// Events that may wait for the listener before the backend blocks.
 const EVENTS_MAX: usize = 1024;
-/// Why nothing can be done with its VMs.
+/// Reason that its VMs take neither commands nor input.
 const ALONE: Unsupported =
     Unsupported("--backend lockstep compares undisturbed runs: nothing acts on its VMs");
 
@@ -47,7 +48,7 @@ struct Shared {
     failure: Mutex<Option<BackendError>>,
 }
 
-/// A fleet on both.
+/// A fleet that runs on both.
 pub struct LockstepBackend {
     shared: Arc<Shared>,
     events: Receiver<Event>,
@@ -161,26 +162,26 @@ impl Drop for LockstepBackend {
     }
 }
 
-/// One VM's CPU side.
+/// The CPU's side of one VM.
 struct Twin {
     guest: Guest,
     port: CpuPort,
     matcher: Option<ReadyMatcher>,
     earlier: u64,
     boots: u32,
-    /// `None` while it runs.
+    /// `None` while the VM runs.
     rest: Option<Rest>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Rest {
-    /// For ever, or until input that does not come.
+    /// The VM has ended, or waits for input that never comes.
     Done,
-    /// It wants to start again.
+    /// The guest requested a reset.
     Reset,
 }
 
-/// How the GPU's side of a VM ended a slice.
+/// How a VM ended a slice on the GPU's side.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Seen {
     exit: Exit,
@@ -203,7 +204,7 @@ struct Pair {
     events: Sender<Event>,
 }
 
-/// The last instruction that retired.
+/// Trace that keeps the last retired instruction.
 #[derive(Default)]
 struct Last {
     pc: u32,
@@ -262,7 +263,7 @@ impl Pair {
         let _ = self.events.send(Event { vm, instret, kind });
     }
 
-    /// Starts a VM, without memory on the device, on both sides.
+    /// Starts a VM on both sides. It must not have memory on the device.
     fn both(&mut self, vm: u32, earlier: u64, boots: u32) -> Result<Twin, BackendError> {
         let staged = self.shared.fleet.stage(vm, earlier);
         self.device.start(&[Start { vm, origin: 0, staged: staged.clone() }])?;
@@ -306,7 +307,7 @@ impl Pair {
         let retired = twin.guest.vm().sys.clock.retired;
         let gpu = self.device.vm(vm)?;
         let output = std::mem::take(&mut twin.port.output);
-        // There is no network: input would come at different moments of the two sides.
+        // There is no network: input would arrive at different moments on the two sides.
         let ours = if exit.code == ExitCode::Stalled { GOES_ON } else { exit };
         if let Some(what) = difference(twin.guest.vm(), &gpu) {
             return Err(self.search(vm, retired, &what));
@@ -360,8 +361,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Runs a VM once more from its start, the last slice instruction by instruction, and tells
-    /// where it goes apart: it did so before `end`.
+    /// Runs a VM again from its start, the last slice instruction by instruction, and returns where
+    /// the two sides diverge, which is before `end`.
     fn search(&mut self, vm: u32, end: u64, what: &str) -> BackendError {
         let found = self.first_difference(vm, end);
         BackendError::Apart(match found {
@@ -407,7 +408,7 @@ impl Pair {
         Ok(None)
     }
 
-    /// The first word of RAM that differs.
+    /// Returns the first word of RAM that differs.
     fn page(&mut self, vm: u32, twin: &mut Twin) -> Result<String, BackendError> {
         let plan = &self.shared.fleet.plan;
         let (base, pages) = (plan.kind.map().ram_base, plan.memory / FRAME_SIZE);
@@ -415,7 +416,7 @@ impl Pair {
         let (mut ours, mut theirs) = ([0; FRAME_SIZE as usize], [0; FRAME_SIZE as usize]);
         for page in 0..pages {
             let at = u64::from(page * FRAME_SIZE);
-            // Both are inside of RAM.
+            // Both addresses are inside RAM.
             let _ = session.with_ram(|ram| ram.read(u64::from(base) + at, &mut ours));
             self.device.read_ram(vm, at, &mut theirs)?;
             if let Some(i) = ours.iter().zip(&theirs).position(|(a, b)| a != b) {
@@ -431,7 +432,7 @@ impl Pair {
     }
 }
 
-/// A slice of the CPU's side.
+/// Runs a slice on the CPU's side.
 fn cpu_slice<T: Trace>(twin: &mut Twin, lane: &mut Lane, slice: u32, trace: &mut T) -> Exit {
     twin.guest.session(lane).slice(&mut twin.port, slice, trace)
 }

@@ -1,4 +1,4 @@
-//! Looks at VMs in device memory, and at single words of it.
+//! Debug access to VMs in device memory: frames, words of RAM, counters.
 
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, pieces};
 use emu_device::placement::{OnGpu, Placement};
@@ -9,7 +9,7 @@ use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::gpu::Address;
 
 impl DeviceFleet {
-    /// The frame behind a page of a VM's RAM; `None` past its end. No launch may be under way.
+    /// Returns the frame of a page of a VM's RAM; `None` past its end. No launch may be under way.
     pub fn frame(&mut self, vm: u32, page: u32) -> Result<Option<u32>, CudaError> {
         assert!(vm < self.shape.count);
         if page >= self.launch.pages {
@@ -21,7 +21,7 @@ impl DeviceFleet {
         Ok(Some(u32::from_le_bytes(entry)))
     }
 
-    /// Reads a VM's RAM from byte `at`; `false` past its end. No launch may be under way.
+    /// Reads a VM's RAM from byte `at`. Returns `false` past its end. No launch may be under way.
     pub fn read_ram(&mut self, vm: u32, at: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
         let mut done = 0;
         while done < bytes.len() {
@@ -36,8 +36,8 @@ impl DeviceFleet {
         Ok(true)
     }
 
-    /// Writes an aligned word of a VM's RAM; `false` when it is not in a private page. No launch
-    /// may be under way, and the guest must not have executed this word.
+    /// Writes an aligned word of a VM's RAM. Returns `false` when it is not in a private page. No
+    /// launch may be under way, and the guest must not have executed this word.
     pub fn write_ram(&mut self, vm: u32, at: u64, word: u32) -> Result<bool, CudaError> {
         let page = u32::try_from(at >> FRAME_SHIFT).unwrap_or(u32::MAX);
         match self.frame(vm, page)? {
@@ -46,7 +46,7 @@ impl DeviceFleet {
         }
     }
 
-    /// Frames that a VM has for itself. No launch may be under way.
+    /// Returns the number of a VM's private frames. No launch may be under way.
     pub fn private_frames_of(&mut self, vm: u32) -> Result<u32, CudaError> {
         assert!(vm < self.shape.count);
         let pages = self.shape.pages as usize;
@@ -57,7 +57,8 @@ impl DeviceFleet {
         Ok(frames.filter(|&frame| frame >= self.shape.shared).count() as u32)
     }
 
-    /// Instructions that a VM has retired since its last start. No launch may be under way.
+    /// Returns the instructions that a VM has retired since its last start. No launch may be under
+    /// way.
     pub fn instret(&mut self, vm: u32) -> Result<u64, CudaError> {
         assert!(vm < self.shape.count);
         let port = u64::from(vm) * size_of::<PortState>() as u64;
@@ -67,7 +68,7 @@ impl DeviceFleet {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Where byte `at` of a frame is.
+    /// Returns the address of byte `at` of a frame.
     fn place(&self, frame: u32, at: u32) -> Result<Address, CudaError> {
         if frame >= self.launch.frames || at >= FRAME_SIZE {
             return Err(CudaError::Contract("a frame outside of the arena"));
@@ -84,8 +85,8 @@ impl DeviceFleet {
         Ok(())
     }
 
-    /// Writes an aligned word of a private frame; `false` when it is not private. No launch may be
-    /// under way, and the guest must not have executed it.
+    /// Writes an aligned word of a frame. Returns `false` when the frame is not private. No launch
+    /// may be under way, and the guest must not have executed the word.
     fn write(&mut self, frame: u32, at: u32, word: u32) -> Result<bool, CudaError> {
         let to = self.place(frame, at & !3)?;
         if frame < self.shape.shared {

@@ -1,5 +1,5 @@
-//! What the user asks of single VMs. It is done between two launches, when all that VMs have said
-//! was heard.
+//! Executes the user's commands on single VMs, between two launches, once everything that VMs
+//! reported has been handled.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use crate::backend::{EventKind, Inspection, Inspector, Order};
 
 /// Shortest time between two publications of instruction counts.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
-/// They take no more than one part in so many of the time.
+/// Publications take at most one part in this many of the time.
 const PUBLISH_SHARE: u32 = 100;
 
 impl Runner {
-    /// Does what was asked. Only while no launch is under way.
+    /// Executes all pending commands. Only while no launch is under way.
     pub(super) fn carry_out(&mut self) -> Result<(), CudaError> {
         if self.requests.is_empty() {
             return Ok(());
@@ -25,7 +25,7 @@ impl Runner {
             let report = self.fleet.report(ended)?;
             self.hear(&report);
         }
-        // VMs that start again do so first.
+        // VMs that are to be reset are reset first.
         self.recycle()?;
         let mut obeyed = Vec::new();
         for request in std::mem::take(&mut self.requests) {
@@ -58,7 +58,7 @@ impl Runner {
                 self.rests(vm);
             }
             (Order::Resume, State::Held) => {
-                // It was ready, and that was all that was asked.
+                // The VM was ready, and the run needs no more of it.
                 if seat.paused_at.is_some() {
                     seat.state = State::Paused;
                 } else {
@@ -78,7 +78,7 @@ impl Runner {
         }
     }
 
-    /// A VM ends: its memory is given back soon.
+    /// Stops a VM; its memory is freed soon.
     pub(super) fn give_up(&mut self, vm: u32) {
         let seat = &mut self.seats[vm as usize];
         seat.state = State::Done;
@@ -89,7 +89,7 @@ impl Runner {
         self.ended.push(vm);
     }
 
-    /// A VM is not launched any more, and nothing that it waited for wakes it.
+    /// Takes a VM off the launch list; nothing that it waited for wakes it.
     fn rests(&mut self, vm: u32) {
         let seat = &mut self.seats[vm as usize];
         seat.nap = seat.nap.wrapping_add(1);
@@ -100,7 +100,7 @@ impl Runner {
         }
     }
 
-    /// Instructions that a VM has retired since its first start.
+    /// Returns the instructions that a VM has retired since its first start.
     fn retired(&mut self, vm: u32) -> Result<u64, CudaError> {
         let seat = &self.seats[vm as usize];
         match seat.paused_at {
@@ -122,8 +122,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Publishes how many instructions VMs have retired, now and then while somebody watches. Only
-    /// while no launch is under way.
+    /// Publishes VMs' instruction counts, at intervals while somebody watches. Only while no launch
+    /// is under way.
     pub(super) fn publish(&mut self) -> Result<(), CudaError> {
         let now = Instant::now();
         if now < self.publish_at || !self.shared.is_watched() {
