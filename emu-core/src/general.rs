@@ -1,5 +1,5 @@
-//! What the instruction loop leaves to the general case: TLB misses, devices, atomics, CSRs,
-//! privileged instructions, and jumps to misaligned addresses.
+//! The slow path of the instruction loop: TLB misses, device registers, atomics, CSRs, privileged
+//! instructions, and jumps to misaligned addresses.
 
 use crate::abi::{Hot, NO_RESERVATION};
 use crate::csr::{Change, CsrOp, Word, mstatus};
@@ -12,8 +12,8 @@ use crate::trace::Trace;
 use crate::trap::{Trap, cause};
 
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
-    /// Executes one instruction at `hot.pc` and answers the next `pc`. `recheck` is set when the
-    /// loop must end after it.
+    /// Executes one instruction at `hot.pc` and returns the next `pc`. Sets `recheck` when the
+    /// instruction loop must end after it.
     #[cold]
     #[inline(never)]
     pub(crate) fn general<T: Trace>(
@@ -121,7 +121,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(old)
     }
 
-    /// A load that missed the TLB, is misaligned, or goes to a device.
+    /// Executes a load that missed the TLB, is misaligned, or goes to a device.
     fn load(&mut self, hot: &mut Hot, va: u32, size: u32) -> Result<u32, Trap> {
         if va & (size - 1) != 0 {
             return self.load_misaligned(hot, va, size);
@@ -138,7 +138,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
     }
 
-    /// A store that missed the TLB, is misaligned, or goes to a device.
+    /// Executes a store that missed the TLB, is misaligned, or goes to a device.
     fn store(&mut self, hot: &mut Hot, va: u32, value: u32, size: u32) -> Result<(), Trap> {
         if va & (size - 1) != 0 {
             return self.store_misaligned(hot, va, value, size);
@@ -166,7 +166,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             return Ok(Target::Ram(frame));
         }
         let target = self.sys.data_target(hot, self.ram, va, access)?;
-        // The page that instructions come from may have another frame now.
+        // The page that is being executed may map to another frame now.
         self.recheck |= self.sys.take_replaced();
         Ok(target)
     }
@@ -178,8 +178,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
     }
 
-    // Misaligned accesses work on RAM, also across a page; on devices they are access faults.
-    // Both pages are translated before anything is read or written.
+    // Misaligned accesses to RAM work, also across pages; those to devices are access faults. Both
+    // pages are translated before anything is read or written, so that a trap leaves memory
+    // unchanged.
 
     fn both_frames(
         &mut self,
@@ -225,13 +226,13 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(())
     }
 
-    /// The frame of an aligned word, if a TLB has it.
+    /// Looks up the frame of an aligned word in both levels of the TLB.
     fn cached(&self, hot: &mut Hot, va: u32, denied: u32) -> Option<Frame> {
         let first = hot.tlb.get(va, 3, denied);
         first.or_else(|| hot.tlb.refill(&self.sys.dtlb, va, 3, denied))
     }
 
-    /// The frame that an AMO works on.
+    /// Returns the frame that an AMO or SC accesses.
     fn amo_frame(&mut self, hot: &mut Hot, va: u32) -> Result<Frame, Trap> {
         match self.cached(hot, va, hot.ctx.store) {
             Some(frame) => Ok(frame),
@@ -248,8 +249,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             Some(frame) => frame,
             None => self.ram_frame(hot, va, AccessType::Load)?,
         };
-        // Traps and changes of translation drop the reservation, so that the virtual address
-        // stands for the physical one as long as it lives.
+        // A reservation can be kept as a virtual address, because traps and changes of translation
+        // drop it: while it exists, the address maps to the same physical one.
         hot.reservation = va;
         Ok(self.ram.load32(frame, va))
     }
@@ -286,7 +287,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let (old, change) = access.map_err(|_| Trap::illegal(insn.0))?;
         match change {
             Change::Nothing => {}
-            // Kernels close and open interrupts all the time, and there are none nearly always.
+            // Kernels disable and enable interrupts all the time, and nearly always none is
+            // pending, so ending the loop each time would be wasteful.
             Change::Interrupts => {
                 self.recheck |= self.port.would_meet() || self.sys.pending_interrupt(hot).is_some();
             }
@@ -299,7 +301,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(old)
     }
 
-    /// The remaining system instructions. Answers the next `pc`.
+    /// Executes a system instruction other than those on CSRs. Returns the next `pc`.
     fn system(&mut self, hot: &mut Hot, insn: Insn, next: u32) -> Result<u32, Trap> {
         let privilege = hot.ctx.privilege;
         let status = self.sys.csr.get(Word::Mstatus);
@@ -342,7 +344,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     }
 }
 
-/// A jump whose target is misaligned traps, if it is taken.
+/// Raises the trap of a jump or branch to a misaligned target, if it is taken.
 fn misaligned_jump(hot: &Hot, insn: Insn) -> Result<(), Trap> {
     let x = |r: usize| hot.x[r];
     let (a, b) = (x(insn.rs1()), x(insn.rs2()));

@@ -1,11 +1,13 @@
 //! The instruction loop.
 //!
-//! [`Core::execute`] handles what most instructions are: register arithmetic, jumps, and loads and
-//! stores that hit the TLB. Everything else has one way out of the loop, to [`Core::general`],
-//! which keeps the loop small: a GPU's instruction cache holds it, and a warp's lanes stay
-//! together. Nothing here looks at interrupts: the caller bounds the number of instructions by
-//! the next timer, and an instruction that may change anything the loop relies on ends it
-//! (`recheck`).
+//! The loop must be small: it has to fit a GPU's instruction cache, and the fewer paths it has, the
+//! less the lanes of a warp diverge. So [`Core::execute`] itself executes only the common
+//! instructions: register arithmetic, jumps, and loads and stores that hit the TLB. All others
+//! leave it by one path, to the slow path in [`Core::general`].
+//!
+//! The loop does not check for interrupts. Its caller limits the number of instructions so that the
+//! loop ends when the next timer is due, and an instruction that may change anything the loop
+//! relies on ends it by setting `recheck`.
 
 use crate::abi::Hot;
 use crate::insn::{Decoded, INSN_SIZE, Op};
@@ -17,30 +19,32 @@ use crate::trace::Trace;
 use crate::trap::Trap;
 
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
-    /// Executes up to `n` instructions from `hot.pc`. Answers how many retired, and the trap that
+    /// Executes up to `n` instructions from `hot.pc`. Returns how many retired, and the trap that
     /// the next one raised, if any.
     ///
-    /// `ALONE` is for a VM that shares its warp with no other, and for a CPU.
+    /// `ALONE` selects the variant for a VM that is the only one in its warp, and for a CPU. It
+    /// omits the checks that let lanes reconverge.
     pub(crate) fn execute<T: Trace, const ALONE: bool>(
         &mut self,
         hot: &mut Hot,
         n: u32,
         trace: &mut T,
     ) -> (u32, Result<(), Trap>) {
-        // The instruction is number `at` of the page. A number past the page's end means that
-        // another page must be fetched; as nothing is decoded there, the loop needs no check of its
-        // own to come upon that. The first instruction does.
+        // The hart executes instruction number `at` of `page`. A number past the end of the page
+        // means that another page must be fetched. It reads as an undecoded instruction, so the
+        // loop needs no bounds check of its own. The loop starts with such a number to fetch its
+        // first page.
         let mut page = hot.pc.wrapping_sub(FRAME_SIZE);
         let mut at = FRAME_INSNS;
         let mut left = n;
-        // Instructions given up because the loop must end early, and `left` when
-        // `clock.retired` was last brought up to date.
+        // `dropped` counts the instructions given up because the loop must end early; `synced` is
+        // what `left` was when `clock.retired` was last updated.
         let mut dropped = 0;
         let mut synced = n;
         let mut frame = Frame::ZERO;
         let mut code = self.ram.no_code();
         let (ram, shared) = (self.ram.window(), self.ram.shared_code());
-        // What changes these ends the loop.
+        // An instruction that changes these ends the loop, so they can be kept in registers.
         let Context { load, store, .. } = hot.ctx;
         self.recheck = false;
         debug_assert!(n > 0);
@@ -64,7 +68,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             };
         }
         let mut result = Ok(());
-        // Lets the loop end with this instruction, which retires (1) or not (0).
+        // Makes the loop end with this instruction, which retires (1) or does not (0).
         macro_rules! end {
             ($retires:literal) => {
                 dropped += left - $retires;
@@ -72,7 +76,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 left = 1;
             };
         }
-        // With `READ_AHEAD`, the instruction `at`: read while the one before was executed.
+        // With `READ_AHEAD`, instruction `at`, prefetched while the one before it was executed.
         let mut ahead = Decoded(0);
         macro_rules! read {
             ($at:expr) => {
@@ -93,9 +97,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 })
             }};
         }
-        // Lanes that share a warp turn pages and decode in a turn of the inner loop, which has one end,
-        // so that they meet there when they have parted. One that is alone leaves and enters the inner
-        // loop in the middle, which frees it from waiting at that end.
+        // Lanes that share a warp fetch pages and decode inside an iteration of the inner loop. An
+        // iteration has a single end, so that diverged lanes reconverge there. A VM that is alone
+        // in its warp has nobody to reconverge with: it leaves and enters the inner loop in the
+        // middle, and pays nothing for that end.
         'page: loop {
             if ALONE && let Err(trap) = turn_page!() {
                 result = Err(trap);
@@ -106,7 +111,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                     break 'page;
                 }
                 let insn = if M::READ_AHEAD { ahead } else { Decoded(self.ram.decoded(code, at)) };
-                // A CPU need not wait for the instruction to know that.
+                // On a CPU the constant keeps `following` independent of `insn`. For a GPU see
+                // `Decoded::one`.
                 let one = if M::READ_AHEAD { insn.one() } else { 1 };
                 let following = at.wrapping_add(one);
                 read!(following);
@@ -117,8 +123,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         'general: {
                             'missed: {
                                 let (rd, imm) = (insn.rd(), insn.imm());
-                                // A GPU hides the latency of its registers behind the dispatch; a CPU
-                                // would only read some that are not needed.
+                                // Reading both sources before the dispatch hides the latency of a
+                                // GPU's shared memory. A CPU would read registers that are not
+                                // needed.
                                 let sources = if M::READ_AHEAD {
                                     (hot.x[insn.rs1()], hot.x[insn.rs2()])
                                 } else {
@@ -134,7 +141,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                         if M::READ_AHEAD { sources.1 } else { hot.x[insn.rs2()] }
                                     };
                                 }
-                                // `rd` is not x0: decoding sees to that.
+                                // `rd` is never x0 here: `Decoded::new` makes other operations of
+                                // those instructions.
                                 macro_rules! set {
                                     ($value:expr) => {{
                                         let value: u32 = $value;
@@ -171,8 +179,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 }
                                 macro_rules! branch {
                                     ($taken:expr) => {
-                                        // A GPU computes where to go in less time than it takes
-                                        // to part lanes and join them.
+                                        // On a GPU, selecting the target costs less than a branch
+                                        // that makes lanes diverge and reconverge.
                                         if M::READ_AHEAD {
                                             let to = at.wrapping_add(imm);
                                             go!(if $taken { to } else { following });
@@ -204,7 +212,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                         if target & 2 != 0 {
                                             break 'general;
                                         }
-                                        // Ways through a function join where it returns.
+                                        // All paths through a function lead to its return, so this
+                                        // is where diverged lanes can reconverge.
                                         if !ALONE
                                             && P::parted(company)
                                             && !self.port.goes_on(hot.x[2], target)
@@ -247,8 +256,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                     Op::Sra => set!(((a!() as i32) >> (b!() & 31)) as u32),
                                     Op::Or => set!(a!() | b!()),
                                     Op::And => set!(a!() & b!()),
-                                    // Fences: one hart, devices that act between instructions, and
-                                    // decoded instructions that follow every store: always in order.
+                                    // Fences have nothing to do: there is one hart, devices act
+                                    // only between instructions, and every store to code drops what
+                                    // was decoded from it.
                                     Op::Nop | Op::Fence | Op::FenceI => {}
                                     // M
                                     Op::Mul => set!(a!().wrapping_mul(b!())),
@@ -259,7 +269,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                     Op::Divu => set!(divu(a!(), b!())),
                                     Op::Rem => set!(rem(a!(), b!())),
                                     Op::Remu => set!(remu(a!(), b!())),
-                                    // All named, so that no check of the range is left.
+                                    // All are named instead of `_`, so that LLVM emits no range
+                                    // check for its jump table.
                                     Op::Undecoded
                                     | Op::DiscardedLoad
                                     | Op::MisalignedJump
@@ -311,7 +322,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             } else if let Err(trap) = turn_page!() {
                                 break 'trap trap;
                             }
-                            // This turn retires nothing.
+                            // This iteration retires no instruction.
                             left += 1;
                             break 'done at;
                         }
@@ -347,7 +358,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         (n - dropped - left, result)
     }
 
-    /// Decodes the instruction number `at` of a frame.
+    /// Decodes instruction number `at` of a frame, and keeps the result for later executions.
     #[cold]
     #[inline(never)]
     fn decode(&mut self, frame: Frame, code: M::Code, at: u32) -> Decoded {
@@ -356,7 +367,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         decoded
     }
 
-    /// [`Self::second_try`] as a call, which leaves a CPU's registers to the loop.
+    /// Calls [`Self::second_try`] without inlining it, so that on a CPU it takes no registers from
+    /// the loop.
     #[cold]
     #[inline(never)]
     fn second_try_aside<T: Trace>(
@@ -369,9 +381,11 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         self.second_try(hot, ram, insn, trace)
     }
 
-    /// A load or store that missed the first level of the TLB, done if the second one has it.
+    /// Executes a load or store that missed the L1 TLB, if the L2 TLB has its translation. Returns
+    /// whether it did.
     ///
-    /// Here and now, not by another turn of the loop, so that lanes of a warp stay side by side.
+    /// The access happens here and not by repeating the loop's iteration, which would put the lane
+    /// behind the other lanes of its warp.
     #[inline(always)]
     fn second_try<T: Trace>(
         &mut self,
@@ -416,7 +430,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     }
 }
 
-// Rare enough to be calls, which keeps the loop small.
+// These instructions are rare enough to be calls, which keeps the loop small.
 
 #[inline(never)]
 fn mulh(a: u32, b: u32) -> u32 {
@@ -432,8 +446,8 @@ fn mulhu(a: u32, b: u32) -> u32 {
     ((u64::from(a) * u64::from(b)) >> 32) as u32
 }
 
-// Division by zero and overflow have results, not traps (section 13.2 of the unprivileged
-// specification).
+// Division by zero and overflow give defined results and do not trap (section 13.2 of the
+// unprivileged specification).
 
 #[inline(never)]
 fn div(a: u32, b: u32) -> u32 {

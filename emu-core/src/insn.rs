@@ -1,13 +1,14 @@
 //! The instruction table, and what is generated from it: decoder, disassembler, test names.
 //!
-//! RV32IMA, Zicsr, Zifencei and the privileged instructions. A row gives mnemonic, match and mask
-//! (the unprivileged specification, chapter "RV32/64G Instruction Set Listings") and the operand
-//! format. Beside it, instructions are named where the hart executes them, in two `match`es over
-//! [`Op`]: those of the instruction loop (`hart.rs`), and all others (`general.rs`).
+//! The table covers RV32IMA, Zicsr, Zifencei and the privileged instructions. A row gives the
+//! mnemonic, match and mask (the unprivileged specification, chapter "RV32/64G Instruction Set
+//! Listings") and the operand format. What an instruction does is defined where the hart executes
+//! it, in two `match`es over [`Op`]: in `hart.rs` for those of the instruction loop, in
+//! `general.rs` for all others.
 
 use core::fmt;
 
-/// Calls a macro with every row: `(mnemonic, Op variant, match, mask, Format)`.
+/// Calls a macro with all rows: `(mnemonic, Op variant, match, mask, Format)`.
 #[macro_export]
 macro_rules! for_each_insn {
     ($m:ident) => {
@@ -134,13 +135,14 @@ pub struct Row {
 
 macro_rules! define_ops {
     ($(($name:literal, $op:ident, $match:literal, $mask:literal, $format:ident),)*) => {
-        /// An operation: the few special cases that [`Decoded`] tells apart, and the table's.
+        /// An operation: one of the table, or one of the few special cases that [`Decoded`] makes
+        /// of them.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u32)]
         pub enum Op {
-            /// Not looked at yet.
+            /// The instruction has not been decoded yet.
             Undecoded,
-            /// Computes into `x0`: nothing to do.
+            /// An instruction that computes into `x0`, and so has no effect.
             Nop,
             /// `jal x0`
             J,
@@ -151,13 +153,14 @@ macro_rules! define_ops {
             /// A jump or branch whose target is not a multiple of four.
             MisalignedJump,
             $(#[doc = concat!("`", $name, "`")] $op,)*
-            /// In no row of the table.
+            /// An instruction word that no row of the table matches.
             Illegal,
         }
 
         impl Op {
-            /// The operation in a slot of the instruction loop, of which there are
-            /// [`Op::SLOTS`], so that the loop's `match` needs no check of the range.
+            /// Returns the operation in slot `slot % Op::SLOTS` of the instruction loop's jump
+            /// table. The remainder covers the whole table, so the loop's `match` needs no range
+            /// check.
             #[inline(always)]
             #[allow(non_upper_case_globals)]
             const fn in_slot(slot: u32) -> Self {
@@ -177,7 +180,7 @@ macro_rules! define_ops {
 
         const OPS: &[Op] = &[$(Op::$op),*];
 
-        /// The table, in the order of [`Op`] from [`Op::Lui`] on.
+        /// The rows of the table, in the order of [`Op`] from [`Op::Lui`] on.
         pub const ROWS: &[Row] = &[
             $(Row { name: $name, matches: $match, mask: $mask, format: Format::$format },)*
         ];
@@ -185,8 +188,9 @@ macro_rules! define_ops {
 }
 for_each_insn!(define_ops);
 
-// The bits that `decode` looks at first: opcode, funct3, and the two bits of funct7 that tell
-// add from sub and mul. What they leave ambiguous (AMO, SYSTEM) is searched for.
+// `decode` indexes a table by these bits first: opcode, funct3, and the two bits of funct7 that
+// distinguish add, sub and mul. Instructions that these leave ambiguous (AMO, SYSTEM) are found by
+// a search of all rows.
 const KEY_MASK: u32 = 0x4200_707f;
 const KEYS: usize = 1 << 10;
 
@@ -220,14 +224,14 @@ static DECODE: [Op; KEYS] = {
 
 impl Op {
     const SLOTS: u32 = 64;
-    /// Stands for itself and for all that have no slot of their own.
+    /// The operation whose slot is shared by all operations that have none of their own.
     pub(crate) const OTHER: Self = Self::AmoswapW;
 
     const fn slot(self) -> u32 {
         if (self as u32) < Self::OTHER as u32 { self as u32 } else { Self::OTHER as u32 }
     }
 
-    /// The operation's row, if it stands in the table.
+    /// Returns the operation's row; `None` for operations that are not in the table.
     pub fn row(self) -> Option<&'static Row> {
         ROWS.get((self as usize).wrapping_sub(Self::Lui as usize))
     }
@@ -308,21 +312,22 @@ impl Insn {
     }
 }
 
-/// Bytes that every instruction has.
+/// Bytes in an instruction. All have the same size, as there are no compressed ones.
 pub const INSN_SIZE: u32 = 4;
 
-/// An instruction taken apart, in one word that a table can hold: operation, registers, and the
-/// immediate (or the whole instruction where the operation wants other fields).
+/// A decoded instruction, packed into 64 bits: operation, registers, and the immediate (or the
+/// whole instruction word, for operations that use other fields).
 ///
-/// Operations that would write `x0` become others ([`Op::Nop`], [`Op::J`] and so on), so that the
-/// common ones write their register without a check. Zero stands for "not decoded yet".
+/// Instructions that would write `x0` are decoded to special operations ([`Op::Nop`], [`Op::J`] and
+/// so on), so that the instruction loop can write `rd` without checking for it. Zero means "not
+/// decoded yet".
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Decoded(pub u64);
 
 #[allow(missing_docs)]
 impl Decoded {
-    /// Takes an instruction word apart.
+    /// Decodes an instruction word.
     #[cold]
     #[inline(never)]
     pub fn new(word: u32) -> Self {
@@ -360,12 +365,13 @@ impl Decoded {
         Self(u64::from(imm) << 32 | fields as u64 | u64::from(op.slot()))
     }
 
-    /// The operation, as far as the instruction loop tells them apart.
+    /// Returns the operation that the instruction loop dispatches on: [`Op::OTHER`] for all that
+    /// have no slot of their own.
     #[inline(always)]
     pub(crate) const fn slot(self) -> Op {
         Op::in_slot(self.0 as u32)
     }
-    /// The operation.
+    /// Returns the operation.
     pub fn op(self) -> Op {
         match self.slot() {
             Op::OTHER => decode(self.insn().0),
@@ -384,18 +390,19 @@ impl Decoded {
     pub const fn rs2(self) -> usize {
         (self.0 >> 24) as usize & 31
     }
-    /// One, for this instruction. Kept here so that whoever reads ahead does so after this
-    /// instruction is there; a GPU would wait for both otherwise.
+    /// Always 1: the distance to the next instruction. It comes out of this word so that a prefetch
+    /// of the next instruction depends on this one having been loaded. Were the two loads
+    /// independent, a GPU would wait for both before it executes this instruction.
     #[inline(always)]
     pub const fn one(self) -> u32 {
         self.0 as u32 >> 29
     }
-    /// The immediate; that of a branch or jump counts instructions.
+    /// Returns the immediate. For branches and JAL it is in instructions, not bytes.
     #[inline(always)]
     pub const fn imm(self) -> u32 {
         (self.0 >> 32) as u32
     }
-    /// The instruction word, for operations without an immediate.
+    /// Returns the instruction word. Only operations without an immediate have it.
     #[inline(always)]
     pub const fn insn(self) -> Insn {
         Insn(self.imm())
@@ -408,7 +415,7 @@ const ABI_NAMES: [&str; 32] = [
     "t5", "t6",
 ];
 
-/// The assembler's form; branch targets are given relative to the instruction.
+/// Writes the instruction as an assembler would, with branch targets relative to its address.
 impl fmt::Display for Insn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let op = decode(self.0);

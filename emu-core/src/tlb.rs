@@ -1,16 +1,19 @@
-//! Cached translations.
+//! The TLBs: cached address translations.
 //!
-//! An entry carries the frame behind a page and, in the low bits of its tag, one *deny* bit for
-//! every (privilege, access) pair. A hit is therefore one comparison that checks page, alignment
-//! and permission together, and changes of privilege or SUM need no flush.
+//! A lookup must be cheap, so it is one comparison that checks page, alignment and permission
+//! together. An entry holds the frame that a page maps to and, in the low bits of its tag, one
+//! *deny* bit for every (privilege, access) pair. Changes of privilege or SUM therefore need no
+//! flush.
 //!
-//! The sizes are the same everywhere: a guest that changes page tables without SFENCE.VMA can see
-//! them, and the CPU and the GPU must agree.
+//! The number of entries is the same on all backends. A guest that changes page tables without
+//! SFENCE.VMA can observe which translations are cached, and the CPU and the GPU must agree on
+//! that.
 
 use crate::mem::{FRAME_SHIFT, Frame};
 use crate::mmu::PAGE_MASK;
 
-/// Low bits of a tag. The two lowest stay zero so that the comparison also checks alignment.
+/// Bits in the low part of a tag. The two lowest stay zero, so that the comparison also checks
+/// alignment.
 pub(crate) mod deny {
     pub const U_R: u32 = 1 << 2;
     pub const U_W: u32 = 1 << 3;
@@ -25,9 +28,9 @@ pub(crate) mod deny {
     pub const S_X: u32 = 1 << 3;
     pub const M_X: u32 = 1 << 4;
     pub const ALL: u32 = 0x3fc;
-    /// Not a permission: the entry is a piece of a superpage.
+    /// Set if the entry caches one page of a superpage. It denies nothing.
     pub const SUPERPAGE: u32 = 1 << 10;
-    /// Denies every store: the frame has decoded instructions, to be dropped first.
+    /// Denies every store, because the frame has decoded instructions, which must be dropped first.
     pub const CODE: u32 = 1 << 11;
 }
 
@@ -55,7 +58,8 @@ impl Entry {
         (self.tag ^ va) & (PAGE_MASK | align) | self.tag & denied == 0
     }
 
-    /// Whether the entry is for the page of `va`, or may be: superpages are cached in pieces.
+    /// Returns whether the entry translates the page of `va`, or might. An entry of a superpage
+    /// might, because it does not record which other pages the superpage covers.
     fn covers(self, va: u32) -> bool {
         self.tag & deny::SUPERPAGE != 0 || (self.tag ^ va) & PAGE_MASK == 0
     }
@@ -63,9 +67,9 @@ impl Entry {
 
 const INSN_ENTRIES: usize = 128;
 
-/// Translations for loads and stores, direct-mapped. There are two levels: a small one that the
-/// instruction loop looks at, close to the registers, and behind it a larger one that saves most
-/// walks. What changes or forgets an entry of one does so in both.
+/// A direct-mapped TLB for loads and stores. There are two levels: the instruction loop uses a
+/// small L1, kept close to the registers, and a larger L2 saves most page-table walks. Whoever
+/// changes or drops an entry must do so in both.
 #[derive(Clone, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -76,31 +80,33 @@ pub struct DataTlb<const ENTRIES: usize> {
     entries: [Entry; ENTRIES],
 }
 
-/// The first level.
+/// The L1 TLB.
 pub type FirstTlb = DataTlb<64>;
-/// The second level.
+/// The L2 TLB.
 pub type SecondTlb = DataTlb<256>;
 
 impl<const ENTRIES: usize> DataTlb<ENTRIES> {
-    /// Nothing cached.
+    /// A TLB without entries.
     pub const EMPTY: Self = Self { entries: [Entry::EMPTY; ENTRIES] };
 
-    /// Stacks, page tables and buffers like to lie at equal distances: higher bits of the page
-    /// number count as well, which halves the misses of a Linux boot.
+    /// Returns the index of the entry for `va`. It mixes in higher bits of the page number, because
+    /// stacks, page tables and buffers are often equal distances apart and would collide. That
+    /// halves the misses of a Linux boot.
     #[inline(always)]
     const fn index(va: u32) -> usize {
         const { assert!(ENTRIES.is_power_of_two()) };
         (va >> FRAME_SHIFT ^ va >> (FRAME_SHIFT + 6)) as usize % ENTRIES
     }
 
-    /// Looks up `va`; `align` is the access size minus one, `denied` the deny bits to test.
+    /// Looks up the frame of `va`. `align` is the access size minus one, and `denied` holds the
+    /// deny bits to test.
     #[inline(always)]
     pub(crate) fn get(&self, va: u32, align: u32, denied: u32) -> Option<Frame> {
         let e = self.entries[Self::index(va)];
         if e.hit(va, align, denied) { Some(e.frame) } else { None }
     }
 
-    /// Looks up `va` in the level behind this one, after a miss here, and keeps what it finds.
+    /// Looks up `va` in the next level, `behind`, after a miss in this one, and caches a hit here.
     #[inline(always)]
     pub(crate) fn refill<const BEHIND: usize>(
         &mut self,
@@ -122,14 +128,14 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
         self.entries[Self::index(va)] = Entry::new(va, low, frame);
     }
 
-    /// Makes stores to `frame` miss.
+    /// Makes stores to `frame` miss, because it has decoded instructions.
     pub(crate) fn protect_code(&mut self, frame: Frame) {
         for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
             e.tag |= deny::CODE;
         }
     }
 
-    /// Lets stores to `frame` pass again that only [`DataTlb::protect_code`] stopped.
+    /// Undoes [`DataTlb::protect_code`], so that stores to `frame` can hit again.
     pub(crate) fn unprotect_code(&mut self, frame: Frame) {
         for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
             e.tag &= !deny::CODE;
@@ -148,7 +154,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
         }
     }
 
-    /// Forgets a frame that is no longer part of the VM's memory.
+    /// Drops the entries of a frame that is no longer part of the VM's memory.
     pub(crate) fn forget(&mut self, frame: Frame) {
         for e in self.entries.iter_mut().filter(|e| e.frame == frame) {
             *e = Entry::EMPTY;
@@ -156,8 +162,8 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
     }
 }
 
-/// A translation for fetches, with the page of RAM that it leads to; for ROM it is one
-/// past RAM's.
+/// A cached translation for instruction fetches, with the number of the page of RAM that it maps
+/// to. Pages of ROM have a number past RAM's.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -166,7 +172,7 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
 #[repr(C)]
 struct InsnEntry {
     entry: Entry,
-    /// Wide enough to leave no padding.
+    /// The page's number, as wide as it takes to leave no padding.
     page: u64,
 }
 
@@ -174,7 +180,7 @@ impl InsnEntry {
     const EMPTY: Self = Self { entry: Entry::EMPTY, page: 0 };
 }
 
-/// Translations for instruction fetches, direct-mapped. Looked at when execution enters another
+/// A direct-mapped TLB for instruction fetches. The hart looks it up when execution enters another
 /// page, not for every instruction.
 #[derive(Clone, Debug)]
 #[cfg_attr(
@@ -187,10 +193,10 @@ pub struct InsnTlb {
 }
 
 impl InsnTlb {
-    /// Nothing cached.
+    /// A TLB without entries.
     pub const EMPTY: Self = Self { entries: [InsnEntry::EMPTY; INSN_ENTRIES] };
 
-    /// The page of RAM and its frame behind `va`.
+    /// Looks up the page of RAM that `va` maps to, and its frame.
     #[inline(always)]
     pub(crate) fn get(&self, va: u32, denied: u32) -> Option<(u32, Frame)> {
         let e = self.entries[(va >> FRAME_SHIFT) as usize % INSN_ENTRIES];
@@ -215,7 +221,7 @@ impl InsnTlb {
         }
     }
 
-    /// Forgets a frame that is no longer part of the VM's memory.
+    /// Drops the entries of a frame that is no longer part of the VM's memory.
     pub(crate) fn forget(&mut self, frame: Frame) {
         for e in self.entries.iter_mut().filter(|e| e.entry.frame == frame) {
             *e = InsnEntry::EMPTY;
