@@ -1,7 +1,7 @@
-//! What VMs have said, and who listens.
+//! Consoles of the VMs: the newest output of each, and the listeners that follow it.
 //!
-//! The newest output of each VM is kept for those who come late, within a bound for the fleet.
-//! One thread writes; a listener that does not keep up is cut off, so that nobody waits for it.
+//! The newest output of each VM is kept for late listeners, within a bound for the whole fleet. One
+//! thread writes; a listener that does not keep up is cut off, so that the writer never waits.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,47 +10,47 @@ use std::sync::{Arc, Mutex, Weak};
 use crate::sync::lock;
 use tokio::sync::Notify;
 
-/// Bytes of a VM that are kept.
+/// Bytes of output that are kept for one VM.
 pub const HISTORY_MAX: usize = 64 << 10;
-/// Bytes that are kept, all VMs together.
+/// Bytes of output that are kept for all VMs together.
 const TOTAL_MAX: usize = 64 << 20;
-/// Bytes that wait for a listener before it is cut off: more than a history.
+/// Bytes that may wait for a listener before it is cut off: more than a history.
 const BEHIND_MAX: usize = 256 << 10;
-/// Listeners of one VM.
+/// Largest number of listeners of one VM.
 const LISTENERS_MAX: usize = 256;
 
-/// One VM's console.
+/// History and listeners of one VM.
 #[derive(Default)]
 struct Console {
     history: VecDeque<u8>,
     listeners: Vec<Weak<Shared>>,
 }
 
-/// One VM's part.
+/// Console slot of one VM.
 #[derive(Default)]
 struct Station {
-    /// Made when there is something to keep or somebody listens.
+    /// Allocated when there is output to keep or somebody listens.
     console: Mutex<Option<Box<Console>>>,
     /// Bytes that the VM has written.
     written: AtomicU64,
 }
 
-/// The consoles of a fleet.
+/// Consoles of a fleet.
 pub struct Consoles {
     stations: Vec<Station>,
-    /// Bytes that are kept.
+    /// Bytes that are kept, all VMs together.
     kept: AtomicUsize,
     kept_max: usize,
-    /// Where the search for something to forget goes on.
+    /// VM at which the search for a history to shorten continues (clock hand).
     hand: AtomicUsize,
 }
 
 /// The end of a VM's output.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tail {
-    /// Bytes that came before it.
+    /// Bytes of output before this tail.
     pub offset: u64,
-    /// It.
+    /// The output itself.
     pub bytes: Vec<u8>,
 }
 
@@ -62,24 +62,24 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     bytes: Vec<u8>,
-    /// It did not keep up.
+    /// Whether the listener did not keep up.
     cut: bool,
 }
 
-/// Follows one VM's console. Dropping it ends that.
+/// Subscription to one VM's console. Dropping it ends the subscription.
 pub struct Listener(Arc<Shared>);
 
-/// What a listener hears.
+/// What a listener receives.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Heard {
-    /// Output.
+    /// Console output.
     Bytes(Vec<u8>),
-    /// It did not keep up and hears no more.
+    /// The listener did not keep up and receives no more.
     Cut,
 }
 
 impl Consoles {
-    /// Those of `count` VMs.
+    /// Returns the consoles of `count` VMs.
     pub fn new(count: u32) -> Self {
         Self {
             stations: (0..count).map(|_| Station::default()).collect(),
@@ -89,7 +89,7 @@ impl Consoles {
         }
     }
 
-    /// A VM has written something. For one thread only.
+    /// Appends output of a VM. To be called by one thread only.
     pub fn write(&self, vm: u32, bytes: &[u8]) {
         let Some(station) = self.stations.get(vm as usize) else { return };
         let mut console = lock(&station.console);
@@ -103,14 +103,14 @@ impl Consoles {
         station.written.fetch_add(bytes.len() as u64, Ordering::Release);
         let after = history.len();
         drop(console);
-        // It only ever grows.
+        // The history only ever grows here.
         let kept = self.kept.fetch_add(after - before, Ordering::Relaxed) + (after - before);
         if kept > self.kept_max {
             self.forget();
         }
     }
 
-    /// Halves histories, in turns, until the bound is kept.
+    /// Halves histories, one VM after the other, until the bound is kept.
     fn forget(&self) {
         for _ in 0..2 * self.stations.len() {
             let at = self.hand.fetch_add(1, Ordering::Relaxed) % self.stations.len();
@@ -125,12 +125,12 @@ impl Consoles {
         }
     }
 
-    /// Bytes that a VM has written.
+    /// Returns how many bytes the VM has written.
     pub fn written(&self, vm: u32) -> u64 {
         self.stations.get(vm as usize).map_or(0, |s| s.written.load(Ordering::Acquire))
     }
 
-    /// What is kept of a VM's output.
+    /// Returns what is kept of a VM's output.
     pub fn tail(&self, vm: u32) -> Tail {
         let Some(station) = self.stations.get(vm as usize) else { return Tail::default() };
         Self::tail_of(station, lock(&station.console).as_deref())
@@ -142,7 +142,7 @@ impl Consoles {
         Tail { offset: station.written.load(Ordering::Acquire) - bytes.len() as u64, bytes }
     }
 
-    /// Follows a VM's console from its tail on; `None` when too many do.
+    /// Subscribes to a VM's console, from its tail on; `None` when it has too many listeners.
     pub fn listen(&self, vm: u32) -> Option<(Tail, Listener)> {
         let station = self.stations.get(vm as usize)?;
         let mut console = lock(&station.console);
@@ -158,7 +158,7 @@ impl Consoles {
 }
 
 impl Shared {
-    /// Adds bytes; `false` when it does not keep up.
+    /// Queues bytes for the listener. Returns `false` when it does not keep up.
     fn push(&self, bytes: &[u8]) -> bool {
         let mut queue = lock(&self.queue);
         if queue.bytes.len() + bytes.len() > BEHIND_MAX {
@@ -174,7 +174,7 @@ impl Shared {
 }
 
 impl Listener {
-    /// Waits for output.
+    /// Waits for output and returns it.
     pub async fn next(&self) -> Heard {
         loop {
             if let Some(heard) = self.take() {
@@ -184,7 +184,7 @@ impl Listener {
         }
     }
 
-    /// What has been heard.
+    /// Returns the queued output, if any.
     fn take(&self) -> Option<Heard> {
         let mut queue = lock(&self.0.queue);
         match (queue.cut, queue.bytes.is_empty()) {
@@ -194,7 +194,7 @@ impl Listener {
         }
     }
 
-    /// Waits until it is cut off, while nobody takes what it hears.
+    /// Waits until the listener is cut off, without taking its output.
     pub async fn cut(&self) {
         while !lock(&self.0.queue).cut {
             self.0.changed.notified().await;

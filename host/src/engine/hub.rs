@@ -1,4 +1,5 @@
-//! A running fleet, as others see it and act on it: the control API and the terminal.
+//! Handle on a running fleet (`Hub`), through which the control API and the terminal observe it and
+//! command it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,14 +14,14 @@ use super::{Control, INPUT_MAX, Until};
 use crate::backend::{Backend, Inspection, Order};
 use crate::sync::lock;
 
-/// How long a fleet has for an answer: many launches.
+/// Time limit for a fleet's reply: many launches.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// VMs that are looked at at a time.
+/// Largest number of inspections at a time.
 const INSPECTIONS_MAX: usize = 256;
 
-/// What is shared by the thread that runs a fleet and those who look at it.
+/// Handle on a fleet, shared by the thread that runs it and by its users.
 pub struct Hub {
-    /// What VMs have said.
+    /// Console output of the VMs.
     pub consoles: Consoles,
     backend: Arc<dyn Backend>,
     ledger: Mutex<Ledger>,
@@ -31,8 +32,8 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A fleet on `backend` of which `count` VMs were started and as many as `capacity` may be.
-    /// Its thread listens to `controls`.
+    /// Returns the handle of a fleet on `backend` with `count` VMs started and room for `capacity`.
+    /// The fleet's thread receives from `controls`.
     pub fn new(
         backend: Arc<dyn Backend>,
         count: u32,
@@ -51,32 +52,33 @@ impl Hub {
         }
     }
 
-    /// What steps the fleet.
+    /// Returns the backend.
     pub fn backend(&self) -> &dyn Backend {
         self.backend.as_ref()
     }
 
-    /// The VMs' states. Held for moments only: the fleet's events wait.
+    /// Locks the fleet state. To be held for moments only, because the fleet's events wait
+    /// meanwhile.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.ledger)
     }
 
-    /// What is known of a VM.
+    /// Returns the record of a VM.
     pub fn record(&self, vm: u32) -> Result<Record, ControlError> {
         self.ledger().record(vm).cloned()
     }
 
-    /// How many VMs are in which state.
+    /// Returns the number of VMs in each state.
     pub fn counts(&self) -> Counts {
         self.ledger().counts()
     }
 
-    /// When the fleet was started.
+    /// Returns when the fleet was started.
     pub fn started(&self) -> Instant {
         self.started
     }
 
-    /// Whether the backend lives.
+    /// Whether the backend is running.
     pub fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Relaxed)
     }
@@ -85,7 +87,7 @@ impl Hub {
         self.alive.store(false, Ordering::Relaxed);
     }
 
-    /// Gives a VM console input.
+    /// Queues console input for a VM.
     pub fn input(&self, vm: u32, bytes: &[u8]) -> Result<(), ControlError> {
         let state = self.record(vm)?.state;
         if !state.is_alive() {
@@ -100,14 +102,14 @@ impl Hub {
         Ok(())
     }
 
-    /// Gives a VM an order and waits until it is obeyed.
+    /// Sends a command to a VM and waits until it is completed.
     pub async fn order(&self, vm: u32, order: Order) -> Result<(), ControlError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Control::Order { vm, order, reply })?;
         in_time(answer).await?
     }
 
-    /// Adds VMs; answers their numbers.
+    /// Adds VMs and returns their numbers.
     pub async fn add(&self, count: u32) -> Result<Vec<u32>, ControlError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Control::Add { count, reply })?;
@@ -121,10 +123,11 @@ impl Hub {
         })
     }
 
-    /// A VM's state between two slices; `None` when it has no memory.
+    /// Returns a VM's state between two slices; `None` when it has no memory.
     pub async fn inspect(&self, vm: u32) -> Result<Option<Inspection>, ControlError> {
         self.record(vm)?;
-        // Given back by whoever looks, also when nobody waits for the answer any more.
+        // The permit is released by the inspection itself, even when its caller has stopped
+        // waiting.
         let permit = Arc::clone(&self.inspections).try_acquire_owned();
         let permit = permit.map_err(|_| ControlError::Overloaded)?;
         let (reply, answer) = oneshot::channel();

@@ -1,38 +1,38 @@
-//! The bookkeeping of a fleet, apart from all waiting: what each VM is doing, what may be asked of
-//! it in which state, and whether the run is over.
+//! Fleet state (`Ledger`): the state of each VM, which commands it takes in which state, and
+//! whether the run is over. Bookkeeping only: nothing here waits.
 
 use super::{Until, Verdict};
 use crate::backend::{Event, EventKind, Order, Unsupported};
 
-/// What a VM is doing.
+/// State of a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Started, not ready yet.
+    /// The VM was started and is not ready yet.
     Booting,
-    /// Its console showed the ready pattern.
+    /// The VM's console showed the ready pattern.
     Ready,
-    /// Stands still until the user resumes it.
+    /// The VM is paused until the user resumes it.
     Paused,
-    /// Powered off.
+    /// The VM powered off.
     Halted,
-    /// Cannot go on, or powered off with a failure.
+    /// The VM cannot go on, or powered off with a failure.
     Faulted,
-    /// Ended by the user, who has its memory back.
+    /// The VM was stopped by the user; its memory is free.
     Stopped,
 }
 
 impl State {
-    /// All of them; their places are the numbers that the event stream tells.
+    /// All states. Their positions are the numbers in the event stream.
     pub const ALL: [Self; 6] =
         [Self::Booting, Self::Ready, Self::Paused, Self::Halted, Self::Faulted, Self::Stopped];
 
-    /// Its name.
+    /// Name of the state.
     pub fn name(self) -> &'static str {
         ["booting", "ready", "paused", "halted", "faulted", "stopped"][self as usize]
     }
 
-    /// Whether a VM in this state can be given an order.
+    /// Whether a VM in this state takes a command.
     pub fn takes(self, order: Order) -> bool {
         match order {
             Order::Start => true,
@@ -47,7 +47,7 @@ impl State {
         matches!(self, Self::Booting | Self::Ready | Self::Paused)
     }
 
-    /// Whether an order has led to this state.
+    /// Whether this is the state after a command was completed.
     fn follows(self, order: Order) -> bool {
         match order {
             Order::Start => true,
@@ -58,97 +58,98 @@ impl State {
     }
 }
 
-/// Why something that was asked of a fleet was not done.
+/// Why a command on a fleet was not executed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ControlError {
-    /// There is no such VM.
+    /// There is no VM of this number.
     #[error("there is no VM {vm}; this fleet has {count} (0 to {})", count.saturating_sub(1))]
     UnknownVm {
-        /// The number that was given.
+        /// Number that was given.
         vm: u32,
-        /// How many there are.
+        /// Number of VMs.
         count: u32,
     },
-    /// The VM is in a state in which this cannot be done.
+    /// The VM's state does not allow the command.
     #[error("vm{vm} is {}; it cannot {order}", state.name())]
     WrongState {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// Its state.
+        /// State of the VM.
         state: State,
-        /// What was asked.
+        /// The command.
         order: Order,
     },
-    /// The VM takes no input: it has ended.
+    /// The VM takes no input, because it has ended.
     #[error("vm{vm} is {} and reads nothing", state.name())]
     NotListening {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// Its state.
+        /// State of the VM.
         state: State,
     },
-    /// The VM has not read what it was sent before.
+    /// The VM has not read earlier input yet.
     #[error("vm{vm} has {waiting} bytes to read still; send more when it has")]
     InputFull {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// Bytes that wait.
+        /// Bytes of input that wait.
         waiting: usize,
     },
-    /// More VMs than there is room for.
+    /// The fleet has no room for that many more VMs.
     #[error(
         "{asked} more machines do not fit: {count} of {capacity} are in use, so {} more fit; start \
          the fleet with --capacity {needed}", capacity - count
     )]
     NoRoom {
-        /// How many were asked for.
+        /// Number of VMs that were requested.
         asked: u32,
-        /// How many there are.
+        /// Number of VMs that there are.
         count: u32,
-        /// How many there may be.
+        /// Largest number of VMs that the fleet was started for.
         capacity: u32,
-        /// What would be enough.
+        /// Capacity that would be enough.
         needed: u64,
     },
-    /// Too much was asked of one VM at once.
+    /// Too many commands of one VM are pending.
     #[error("vm{0} has enough to do; ask again when it is done")]
     Busy(u32),
-    /// More was asked of the fleet than it gets to.
+    /// Too many commands are pending.
     #[error("the fleet has enough to do; ask again later")]
     Overloaded,
-    /// The backend cannot do it.
+    /// The backend does not support the command.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
-    /// The fleet ends, or does not answer in time.
+    /// The fleet is ending, or did not reply in time.
     #[error("the fleet did not answer")]
     Silent,
 }
 
-/// What is known of one VM.
+/// State of one VM as the engine knows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
-    /// What it is doing.
+    /// State of the VM.
     pub state: State,
-    /// Instructions it had retired when it was ready.
+    /// Instructions that the VM had retired when it was ready.
     pub ready_instret: Option<u64>,
-    /// How often it started again.
+    /// Number of the VM's resets.
     pub resets: u32,
-    /// Why it failed.
+    /// Why the VM failed.
     pub reason: Option<String>,
-    /// Whether it was started once.
+    /// Whether the VM was started once.
     started: bool,
-    /// Whether it counts for the condition: met, failed, or still open.
+    /// Whether the VM met or missed the condition of the run; `None` while that is open
+    /// (unresolved).
     settled: Option<bool>,
 }
 
 impl Record {
-    /// Whether the VM met the condition of the run; `None` as long as that is open.
+    /// Whether the VM met the condition of the run; `None` while that is open (unresolved).
     pub fn settled(&self) -> Option<bool> {
         self.settled
     }
 }
 
-/// How many VMs are in each state.
+/// Number of VMs in each state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Counts {
     /// [`State::Booting`].
@@ -178,13 +179,13 @@ impl Counts {
     }
 }
 
-/// The bookkeeping.
+/// Fleet state.
 #[derive(Debug)]
 pub struct Ledger {
     until: Until,
     vms: Vec<Record>,
     counts: Counts,
-    /// How many VMs there may be.
+    /// Largest number of VMs.
     capacity: u32,
     /// VMs whose part in the condition is open.
     open: u32,
@@ -192,7 +193,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// `count` VMs that boot, with room for more up to `capacity`.
+    /// Returns the state of `count` VMs that boot, with room for more up to `capacity`.
     pub fn new(count: u32, capacity: u32, until: Until) -> Self {
         let mut ledger = Self {
             until,
@@ -220,7 +221,7 @@ impl Ledger {
         self.open += count;
     }
 
-    /// Adds VMs, which are to be started. Answers the number of the first.
+    /// Adds VMs, which are then to be started. Returns the number of the first.
     pub fn add(&mut self, count: u32) -> Result<u32, ControlError> {
         let (asked, first, capacity) = (count, self.count(), self.capacity);
         let needed = u64::from(first) + u64::from(asked);
@@ -231,45 +232,45 @@ impl Ledger {
         Ok(first)
     }
 
-    /// How many VMs there are.
+    /// Returns the number of VMs.
     pub fn count(&self) -> u32 {
         self.vms.len() as u32
     }
 
-    /// How many there may be.
+    /// Returns the largest number of VMs.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// How many are in which state.
+    /// Returns the number of VMs in each state.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// All VMs.
+    /// Returns the records of all VMs.
     pub fn records(&self) -> &[Record] {
         &self.vms
     }
 
-    /// What is known of a VM.
+    /// Returns the record of a VM.
     pub fn record(&self, vm: u32) -> Result<&Record, ControlError> {
         let unknown = ControlError::UnknownVm { vm, count: self.count() };
         self.vms.get(vm as usize).ok_or(unknown)
     }
 
-    /// Whether a VM may be given an order now.
+    /// Returns an error unless the VM takes the command now.
     pub fn allows(&self, vm: u32, order: Order) -> Result<(), ControlError> {
         let state = self.record(vm)?.state;
         state.takes(order).then_some(()).ok_or(ControlError::WrongState { vm, state, order })
     }
 
-    /// What came of an order that was obeyed: the VM may have ended before.
+    /// Returns the result of a command that was executed: the VM may have ended before.
     pub fn outcome(&self, vm: u32, order: Order) -> Result<(), ControlError> {
         let state = self.record(vm)?.state;
         state.follows(order).then_some(()).ok_or(ControlError::WrongState { vm, state, order })
     }
 
-    /// Notes an event.
+    /// Updates the state by an event.
     pub fn note(&mut self, event: &Event) {
         let Some(vm) = self.vms.get_mut(event.vm as usize) else { return };
         let until = self.until;
@@ -298,7 +299,7 @@ impl Ledger {
                 vm.resets += u32::from(std::mem::replace(&mut vm.started, true));
                 (State::Booting, None)
             }
-            // It had ended before.
+            // The VM had ended before the command reached it.
             EventKind::Obeyed(order) if !vm.state.takes(*order) => return,
             EventKind::Obeyed(Order::Pause) => (State::Paused, None),
             EventKind::Obeyed(Order::Resume) if vm.ready_instret.is_some() => (State::Ready, None),
@@ -315,7 +316,7 @@ impl Ledger {
         }
     }
 
-    /// Whether the run is over by what the VMs did.
+    /// Returns the outcome of the run once the VMs have decided it; `None` until then.
     pub fn verdict(&self) -> Option<Verdict> {
         match (self.until, self.open, self.failed) {
             (Until::Never, ..) => None,

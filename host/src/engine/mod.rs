@@ -1,8 +1,8 @@
-//! Runs a fleet until the condition that the user asked for: listens to the backend, keeps the
-//! state of each VM, passes consoles on.
+//! The engine: runs a fleet until the condition that the user named. It receives the backend's
+//! events, keeps the state of each VM, and passes console output on.
 //!
-//! One thread does that. What it knows is in a [`Hub`], where others read it; what others want
-//! done comes as a [`Control`].
+//! One thread does that. Its state is in a [`Hub`], the handle through which others read it;
+//! requests from others arrive as [`Control`] messages.
 
 pub mod consoles;
 mod hub;
@@ -26,85 +26,85 @@ use crate::console::log::{Closed, Sink};
 use crate::exit::{Code, Error};
 use crate::progress::Progress;
 
-/// How often progress is shown and logs are flushed.
+/// Interval at which progress is shown and logs are flushed.
 const TICK: Duration = Duration::from_millis(250);
-/// Resets of a VM after which the user is told.
+/// Number of resets of a VM after which a message is printed.
 const RESETS_NOTED: u32 = 5;
-/// Input from a pipe waits this long for a guest that never says it is ready.
+/// How long input from a pipe waits for a guest that never becomes ready.
 const INPUT_PATIENCE: Duration = Duration::from_secs(5);
-/// Console input that may wait for a VM.
+/// Bytes of console input that may wait for a VM.
 const INPUT_MAX: usize = 64 << 10;
-/// How often it is looked whether a VM has read what waited.
+/// Interval at which the engine checks whether a VM has read its waiting input.
 const ROOM_EVERY: Duration = Duration::from_millis(10);
 
-/// When a fleet ends.
+/// Condition that ends a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Until {
-    /// When every VM was ready once.
+    /// Every VM was ready once.
     Ready,
-    /// When every VM has powered off.
+    /// Every VM has powered off.
     Halt,
-    /// When the user says so.
+    /// Only the user ends the run.
     Never,
 }
 
-/// Where the answer to a [`Control`] goes.
+/// Channel for the reply to a [`Control`].
 pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
-/// Controls that may wait for the thread that runs a fleet; it looks at them many times a second.
+/// Controls that may wait for the fleet's thread, which receives many times a second.
 pub const CONTROLS_MAX: usize = 4096;
 
-/// What is asked of a fleet while it runs.
+/// A request to a running fleet.
 #[derive(Debug)]
 pub enum Control {
-    /// Ctrl-A h.
+    /// Show the help of the console (Ctrl-A h).
     Help,
-    /// Something is to be done with a VM.
+    /// Execute a command on a VM.
     Order {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// What.
+        /// The command.
         order: Order,
-        /// Told when it was done.
+        /// Receives the result when the command was completed.
         reply: Reply<()>,
     },
-    /// VMs are to be added.
+    /// Add VMs.
     Add {
-        /// How many.
+        /// Number of VMs to add.
         count: u32,
-        /// Told their numbers when they are being started.
+        /// Receives the VMs' numbers when they are being started.
         reply: Reply<Vec<u32>>,
     },
 }
 
-/// What comes from outside while a fleet runs. All of it is bounded.
+/// Inputs of a run from outside the fleet. All of them are bounded.
 #[derive(Debug)]
 pub struct Inputs {
-    /// What is asked of the fleet.
+    /// Requests to the fleet.
     pub controls: Receiver<Control>,
-    /// The run is to end, and this is why.
+    /// Requests to end the run, each with the outcome to report.
     pub end: Receiver<Verdict>,
     /// Console input for VM 0.
     pub typed: Typed,
 }
 
-/// Why a run ended.
+/// Outcome of a run (`Verdict`): why it ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Every VM met the condition.
     Met,
     /// Every VM met the condition or failed, and at least one failed.
     Failed,
-    /// Time was up.
+    /// The time limit was reached.
     Timeout,
-    /// The user left with Ctrl-A x, or closed what the console was written to.
+    /// The user left with Ctrl-A x, or closed the console's output.
     Left,
-    /// A signal: Ctrl-C, SIGTERM or the like.
+    /// A signal ended the run: Ctrl-C, SIGTERM or the like.
     Interrupted,
 }
 
 impl Verdict {
-    /// The exit code that tells it.
+    /// Returns the exit code of the program.
     pub fn code(self) -> Code {
         match self {
             Self::Met | Self::Left => Code::Success,
@@ -115,27 +115,27 @@ impl Verdict {
     }
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Why.
+    /// Why the run ended.
     pub verdict: Verdict,
-    /// The VMs.
+    /// Records of the VMs.
     pub vms: Vec<Record>,
-    /// How many are in which state.
+    /// Number of VMs in each state.
     pub counts: Counts,
-    /// From the start to the verdict.
+    /// Time from the start to the end of the run.
     pub wall: Duration,
-    /// Sums at the verdict.
+    /// Sums over the fleet at the end of the run.
     pub totals: Totals,
 }
 
-/// VMs that are named when a run ends otherwise than it should.
+/// Largest number of VMs that are named when a run fails.
 const NAMED_MAX: usize = 5;
 
 impl Outcome {
-    /// What kept the fleet from the condition, as a sentence; nothing when it was met or the user
-    /// ended it.
+    /// Returns a sentence that says what kept the fleet from the condition; `None` when it was met
+    /// or the user ended the run.
     pub fn shortfall(&self, until: Until) -> Option<String> {
         let (settled, what) = match (self.verdict, until) {
             (Verdict::Met | Verdict::Left | Verdict::Interrupted, _) => return None,
@@ -153,27 +153,27 @@ impl Outcome {
     }
 }
 
-/// What a run needs to know.
+/// Options of a run.
 #[derive(Debug)]
 pub struct Options {
-    /// When it ends at the latest.
+    /// Time limit of the run.
     pub timeout: Option<Duration>,
-    /// Whether input waits until the guest is ready to take it.
+    /// Whether console input waits until the guest is ready to take it.
     pub hold_input: bool,
 }
 
-/// Orders of one VM that may wait for each other.
+/// Number of commands of one VM that may be pending.
 const ORDERS_MAX: usize = 16;
 
-/// An order, and who wants to know when it is obeyed.
+/// A command, and the channel for its result.
 type Given = (Order, Option<Reply<()>>);
 
-/// Orders that were given and not obeyed yet, by VM. The first of each was passed on.
+/// Pending commands of each VM. The first of each VM was sent to the backend.
 #[derive(Default)]
 struct Orders(HashMap<u32, VecDeque<Given>>);
 
 impl Orders {
-    /// Takes an order; passes it on, unless an earlier one is under way.
+    /// Queues a command, and sends it to the backend unless an earlier one is pending.
     fn give(&mut self, hub: &Hub, vm: u32, order: Order, reply: Option<Reply<()>>) {
         let queue = self.0.entry(vm).or_default();
         if queue.len() >= ORDERS_MAX {
@@ -185,7 +185,7 @@ impl Orders {
         }
     }
 
-    /// Passes on the first order of a VM that can be obeyed.
+    /// Sends a VM's first command that its state allows to the backend.
     fn pass_on(&mut self, hub: &Hub, vm: u32) {
         let Some(queue) = self.0.get_mut(&vm) else { return };
         while let Some((order, _)) = queue.front() {
@@ -200,14 +200,14 @@ impl Orders {
         self.0.remove(&vm);
     }
 
-    /// A VM has obeyed.
+    /// Handles the completion of a command.
     fn obeyed(&mut self, hub: &Hub, vm: u32, order: Order) {
         let first = self.0.get_mut(&vm).and_then(VecDeque::pop_front);
         answer(first.and_then(|(_, reply)| reply), hub.ledger().outcome(vm, order));
         self.pass_on(hub, vm);
     }
 
-    /// Adds VMs.
+    /// Adds VMs and starts them.
     fn add(&mut self, hub: &Hub, count: u32) -> Result<Vec<u32>, ControlError> {
         let first = hub.ledger().add(count)?;
         let added: Vec<u32> = (first..first + count).collect();
@@ -219,11 +219,11 @@ impl Orders {
 }
 
 fn answer<T>(reply: Option<Reply<T>>, result: Result<T, ControlError>) {
-    // Whoever asked may have gone.
+    // The requester may have stopped waiting.
     drop(reply.map(|reply| reply.send(result)));
 }
 
-/// Runs the fleet of `hub` to its end, then stops it and takes its last output.
+/// Runs the fleet of `hub` to its end, then stops it and drains its last output.
 pub fn run(
     hub: &Hub,
     options: &Options,
@@ -293,11 +293,11 @@ pub fn run(
     hub.ends();
     let (wall, totals) = (start.elapsed(), backend.totals());
     backend.stop();
-    // What guests wrote before they stood still.
+    // Output that guests wrote before they were stopped.
     for event in backend.events() {
         if let EventKind::Console(bytes) = &event.kind {
             hub.consoles.write(event.vm, bytes);
-            // Nobody is left to tell.
+            // The run is over: a write error changes nothing any more.
             let _ = sink.write(event.vm, bytes);
         }
     }
@@ -308,7 +308,7 @@ pub fn run(
     Ok(Outcome { verdict, vms, counts, wall, totals })
 }
 
-/// Tells the user about something that happened to a VM.
+/// Prints an event of a VM that concerns the user.
 fn tell(hub: &Hub, progress: &Progress, event: &Event) {
     let &Event { vm, instret, ref kind } = event;
     match kind {
@@ -325,11 +325,11 @@ fn tell(hub: &Hub, progress: &Progress, event: &Event) {
     }
 }
 
-/// Passes standard input on to VM 0, no faster than the VM reads it.
+/// Forwards standard input to VM 0, no faster than the VM reads it.
 struct Typing<'a> {
     typed: &'a Typed,
     bell: Receiver<()>,
-    /// The guest is not ready yet.
+    /// Whether input is held back because the guest is not ready yet.
     held: bool,
 }
 
@@ -338,7 +338,7 @@ impl<'a> Typing<'a> {
         Self { typed, bell: typed.bell.clone(), held }
     }
 
-    /// The bell has rung, or its rope was cut: standard input has ended.
+    /// Handles the waker of standard input; `goes_on` is false when the input has ended.
     fn rung(&mut self, goes_on: bool) {
         if !goes_on {
             self.bell = never();
@@ -349,7 +349,7 @@ impl<'a> Typing<'a> {
         self.held = false;
     }
 
-    /// Passes on what there is room for. The channel tells when to look again for more room.
+    /// Forwards what the VM has room for. The returned channel fires when there may be more room.
     fn pass_on(&self, backend: &dyn Backend) -> Receiver<Instant> {
         if self.held || self.typed.is_empty() {
             return never();

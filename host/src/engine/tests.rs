@@ -1,4 +1,4 @@
-//! A running fleet as others see it, over the CPU backend.
+//! Tests of a running fleet through its handle (`Hub`), over the CPU backend.
 
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +15,7 @@ use crate::image::{Payload, Segment};
 use crate::machine::Fleet;
 use crate::units::Size;
 
-/// A sink for what nobody reads.
+/// A writer that discards everything.
 struct Nowhere;
 
 impl Sink for Nowhere {
@@ -26,12 +26,12 @@ impl Sink for Nowhere {
     fn flush(&mut self) {}
 }
 
-/// `j .`
+/// Program that loops for ever: `j .`
 const LOOP: &[u32] = &[0x0000_006f];
-/// Writes success to the test finisher.
+/// Program that powers off with success, by the test finisher.
 const POWER_OFF: &[u32] = &[0x0010_03b7, 0x0000_5337, 0x5553_0313, 0x0063_a023];
 
-/// A fleet of `count` VMs with this program, of which `started` run.
+/// Returns a backend with `count` VMs of this program, `started` of them running.
 fn backend(code: &[u32], count: u32, started: u32) -> Arc<CpuBackend> {
     let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     let size = bytes.len() as u32;
@@ -49,7 +49,7 @@ fn backend(code: &[u32], count: u32, started: u32) -> Arc<CpuBackend> {
     Arc::new(CpuBackend::start(fleet, settings).unwrap())
 }
 
-/// Runs two of three VMs with this program while `check` looks at them.
+/// Runs two of three VMs with this program while `check` inspects them.
 fn with_fleet(code: &[u32], check: impl AsyncFnOnce(&Hub)) -> Outcome {
     let (sender, controls) = bounded(CONTROLS_MAX);
     let (ender, end) = bounded(1);
@@ -86,13 +86,13 @@ fn orders_are_answered_when_they_were_obeyed_or_make_no_sense() {
         assert!(hub.add(2).await.unwrap_err().to_string().contains("1 more fit"));
         assert_eq!(hub.add(1).await, Ok(vec![2]));
         assert!(hub.inspect(1).await.unwrap().is_some());
-        // Several at once are obeyed one after the other.
+        // Concurrent commands are executed one after the other.
         let orders =
             (0..40).map(|i| hub.order(1, if i % 2 == 0 { Order::Pause } else { Order::Resume }));
         let answers = futures_util::future::join_all(orders).await;
         assert!(answers.contains(&Err(ControlError::Busy(1))), "{answers:?}");
         assert!(answers.iter().filter(|answer| answer.is_ok()).count() >= 2, "{answers:?}");
-        // Input that nobody reads is bounded.
+        // Input that no guest reads is bounded.
         let mut taken = 0;
         let full = loop {
             match hub.input(0, &[b'x'; 4096]) {

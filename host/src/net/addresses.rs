@@ -1,4 +1,5 @@
-//! What the outside calls each VM: an address of a network of its own.
+//! Addresses of the VMs outside (`--net tap`, `--net-mesh`): one IPv4 address per VM, in a network
+//! of their own.
 //!
 //! ```text
 //! .0 the network   .1 the host   .2 VM 0   .3 VM 1   ...   the last: broadcast
@@ -14,30 +15,30 @@ use super::rewrite::{Edge, Mac, View};
 use super::{GATEWAY_IP, GUEST_IP, GUEST_NETWORK};
 use crate::machine::Macs;
 
-/// A network, such as 10.77.0.0/16.
+/// An IPv4 network, such as 10.77.0.0/16.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Subnet(Ipv4Cidr);
 
-/// Addresses that are no VM's: the network, the host, broadcast.
+/// Number of addresses that no VM gets: those of the network, the host and broadcast.
 const RESERVED: u64 = 3;
 const FIRST_VM: u32 = 2;
 
-/// A network that cannot be used.
+/// Why a network cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AddressError {
-    /// Not in the notation of networks.
+    /// The text is not in the notation of networks.
     #[error("not a network; write it like 10.77.0.0/16")]
     Syntax,
-    /// Bits are set that are not the network's.
+    /// Bits behind the prefix are set.
     #[error("{0} is an address in {1}; write that")]
     HostBits(Ipv4Addr, Subnet),
-    /// Loopback, multicast, reserved.
+    /// The network is loopback, multicast or reserved.
     #[error("{0} is not for machines; a private one is, such as 10.77.0.0/16")]
     Special(Subnet),
-    /// The guests' own.
+    /// The network overlaps the one that guests have inside.
     #[error("--net-subnet {0} overlaps 10.0.2.0/24, which guests have inside; choose another")]
     Overlap(Subnet),
-    /// Too few addresses.
+    /// The network has too few addresses.
     #[error(
         "--net-subnet {subnet} has room for {room} machines, and --count is {count}; \
              a prefix of {enough} bits has room"
@@ -45,26 +46,26 @@ pub enum AddressError {
     TooSmall {
         /// The network.
         subnet: Subnet,
-        /// How many machines it has addresses for.
+        /// Number of VMs that it has addresses for.
         room: u64,
-        /// How many there are.
+        /// Number of VMs.
         count: u32,
-        /// The longest prefix that is enough.
+        /// Longest prefix that is enough.
         enough: u8,
     },
 }
 
 impl Subnet {
-    /// Unless another is asked for.
+    /// Network that is used unless another is chosen.
     pub const DEFAULT: &str = "10.77.0.0/16";
 
-    /// From both words, if they are a network's.
+    /// Returns the network of an address and a mask; `None` if they are not one.
     pub fn from_mask(network: u32, mask: u32) -> Option<Self> {
         let cidr = Ipv4Cidr::from_netmask(network.into(), mask.into()).ok()?;
         (cidr == cidr.network()).then_some(Self(cidr))
     }
 
-    /// The address that is so many after the network's.
+    /// Returns the `n`th address of the network.
     fn address(&self, n: u32) -> Ipv4Addr {
         self.0.address().to_bits().wrapping_add(n).into()
     }
@@ -73,12 +74,12 @@ impl Subnet {
         self.address(!self.0.netmask().to_bits())
     }
 
-    /// The host's address in it.
+    /// Returns the host's address in the network.
     pub fn host(&self) -> Ipv4Addr {
         self.address(1)
     }
 
-    /// Bits of the network's part of an address.
+    /// Returns the prefix length of the network.
     pub fn prefix(&self) -> u8 {
         self.0.prefix_len()
     }
@@ -112,24 +113,24 @@ impl FromStr for Subnet {
     }
 }
 
-/// The hardware address of a VM outside: locally administered, "po", its number. No guest has one
-/// of these inside, so none is met twice.
+/// Returns the hardware (MAC) address of a VM outside: locally administered, "po", its number.
+/// Guests never have such an address inside, so the two cannot collide.
 fn outside_mac(vm: u32) -> Mac {
     let [_, b2, b1, b0] = vm.to_be_bytes();
     [0x02, b'p', b'o', b2, b1, b0]
 }
 
-/// The fleet's addresses.
+/// Addresses of a fleet's VMs.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     subnet: Subnet,
     count: u32,
-    /// Hardware addresses as guests see them.
+    /// MAC addresses as guests see them.
     macs: Macs,
 }
 
 impl Addresses {
-    /// Gives `count` VMs addresses of `subnet`.
+    /// Assigns addresses of `subnet` to `count` VMs.
     pub fn new(subnet: Subnet, count: u32, macs: Macs) -> Result<Self, AddressError> {
         let overlaps =
             subnet.0.contains_subnet(&GUEST_NETWORK) || GUEST_NETWORK.contains_subnet(&subnet.0);
@@ -145,28 +146,28 @@ impl Addresses {
         Ok(Self { subnet, count, macs })
     }
 
-    /// The network.
+    /// Returns the network.
     pub fn subnet(&self) -> Subnet {
         self.subnet
     }
 
-    /// How many VMs there are.
+    /// Returns the number of VMs.
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// The address of a VM.
+    /// Returns the address of a VM.
     pub fn ip(&self, vm: u32) -> Ipv4Addr {
         self.subnet.address(FIRST_VM.wrapping_add(vm))
     }
 
-    /// The VM with an address.
+    /// Returns the VM with an address.
     pub fn vm(&self, ip: Ipv4Addr) -> Option<u32> {
         let vm = ip.to_bits().checked_sub(self.ip(0).to_bits())?;
         (vm < self.count).then_some(vm)
     }
 
-    /// The border between a VM and the outside.
+    /// Returns the address translation ("edge") between a VM and the outside.
     pub fn edge(&self, vm: u32) -> Edge {
         let inside = View {
             mac: self.macs.of(vm),

@@ -1,49 +1,50 @@
-//! What passed and what did not, per VM and in total.
+//! Network counters: packets passed and dropped, for each VM and in total.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-/// Why a frame goes nowhere.
+/// Reason for dropping a packet (Ethernet frame).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DropReason {
-    /// From the guest: shorter than an Ethernet header or longer than the largest frame.
+    /// The guest sent a frame shorter than an Ethernet header or longer than the largest frame.
     BadLength,
-    /// To the guest: its driver is not up, its buffer is too small, or it has ended.
+    /// The guest has no receive buffer: its driver is not up, the buffer is too small, or the VM
+    /// has ended.
     NoBuffer,
-    /// From the guest: too many wait for the network already.
+    /// Too many packets of the guest wait for the network already.
     OutboundFull,
-    /// To the guest: too many wait for it already.
+    /// Too many packets wait for the guest already.
     InboundFull,
-    /// More than the VM's rate allows.
+    /// The guest sent more than its rate allows.
     Rate,
-    /// A header that contradicts itself, or ends too early.
+    /// A header contradicts itself or ends too early.
     Malformed,
-    /// A wrong checksum.
+    /// A checksum is wrong.
     Checksum,
-    /// A source address that is not the sender's.
+    /// The source address is not the sender's.
     Spoofed,
     /// An IPv4 fragment that is not passed on.
     Fragment,
-    /// Options of IP or TCP that are malformed, or would carry addresses of guests.
+    /// Options of IP or TCP are malformed, or would carry addresses of guests.
     Options,
-    /// A VLAN tag.
+    /// The frame has a VLAN tag.
     Vlan,
-    /// IPv6.
+    /// The packet is IPv6.
     Ipv6,
-    /// Any other protocol that is not passed on.
+    /// The protocol is another one that is not passed on.
     Protocol,
-    /// To another VM, and VMs are kept apart.
+    /// The packet is for another VM, and VMs are isolated.
     Isolated,
-    /// To an address or port that the guest may not reach, or that is not there.
+    /// The address or port does not exist, or the guest may not reach it.
     Unreachable,
-    /// A connection that would be one too many.
+    /// The connection would be one too many.
     Connections,
-    /// A connection that is given up because the guest acknowledges nothing.
+    /// The connection was given up because the guest acknowledges nothing.
     Unanswered,
-    /// To a broadcast or multicast address beyond what is passed on.
+    /// The broadcast or multicast limit was exceeded.
     Broadcast,
-    /// The host's interface does not take it.
+    /// The host's interface does not take the packet.
     UplinkFull,
 }
 
@@ -71,7 +72,7 @@ impl DropReason {
         Self::UplinkFull,
     ];
 
-    /// Its name in reports.
+    /// Name of the reason in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::BadLength => "bad_length",
@@ -99,7 +100,7 @@ impl DropReason {
 
 const REASONS: usize = DropReason::ALL.len();
 
-/// What a VM counts while it runs, on several threads.
+/// Counters of a VM, updated by several threads while it runs.
 #[derive(Debug, Default)]
 pub struct Counters {
     tx_frames: AtomicU64,
@@ -110,29 +111,29 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// A frame from the guest reached the network.
+    /// Counts a frame from the guest that reached the network.
     pub fn sent(&self, bytes: usize) {
         self.tx_frames.fetch_add(1, Relaxed);
         self.tx_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// A frame was put where the guest takes it.
+    /// Counts a frame that was queued for the guest to receive.
     pub fn received(&self, bytes: usize) {
         self.rx_frames.fetch_add(1, Relaxed);
         self.rx_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// `n` frames were dropped.
+    /// Counts `n` dropped frames.
     pub fn dropped(&self, reason: DropReason, n: u64) {
         self.drops[reason as usize].fetch_add(n, Relaxed);
     }
 
-    /// Frames received and sent.
+    /// Returns the numbers of frames received and sent.
     pub fn frames(&self) -> (u64, u64) {
         (self.rx_frames.load(Relaxed), self.tx_frames.load(Relaxed))
     }
 
-    /// The numbers now.
+    /// Returns the current values.
     pub fn counts(&self) -> Counts {
         let read = |n: &AtomicU64| n.load(Relaxed);
         Counts {
@@ -145,23 +146,23 @@ impl Counters {
     }
 }
 
-/// What a VM, or a fleet, has counted.
+/// Values of the counters of a VM or a fleet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Counts {
     /// Frames from the guest that reached the network.
     pub tx_frames: u64,
-    /// Their bytes.
+    /// Bytes of those frames.
     pub tx_bytes: u64,
     /// Frames for the guest.
     pub rx_frames: u64,
-    /// Their bytes.
+    /// Bytes of those frames.
     pub rx_bytes: u64,
-    /// Frames that went nowhere, by reason.
+    /// Dropped frames, by reason.
     pub drops: Drops,
 }
 
 impl Counts {
-    /// Adds another VM's.
+    /// Adds another VM's values.
     pub fn add(&mut self, other: &Self) {
         self.tx_frames += other.tx_frames;
         self.tx_bytes += other.tx_bytes;
@@ -173,17 +174,17 @@ impl Counts {
     }
 }
 
-/// Frames dropped, by reason. In reports only those that there are.
+/// Dropped frames by reason. Reports show only the reasons that occurred.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Drops([u64; REASONS]);
 
 impl Drops {
-    /// For one reason.
+    /// Returns the count of one reason.
     pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]
     }
 
-    /// For all.
+    /// Returns the count of all reasons.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }

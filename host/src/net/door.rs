@@ -1,7 +1,9 @@
-//! Connections from this program itself to ports of VMs, by way of the uplink.
+//! Inbound connections from this program to ports of VMs, by way of the uplink (the API's proxy
+//! uses them): the connector (`Door`) and a connection on its way in (`Visit`).
 //!
-//! A visitor's stream is one end of a connection of this process with itself, over loopback, so
-//! that the uplink has to do with sockets only, and no port is open for others meanwhile.
+//! The stream of an inbound connection is one end of a loopback connection of this process with
+//! itself, so that the uplink handles nothing but sockets, and no port is open for other programs
+//! meanwhile.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -12,45 +14,45 @@ use crossbeam_channel::Sender;
 use mio::Waker;
 use tokio::sync::oneshot;
 
-/// The network thread answers within some milliseconds.
+/// Time limit for the network thread, which replies within some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Where the two ends of a visitor's connection meet: at an address of loopback that guests, which
-/// may be allowed any port of 127.0.0.1, are never connected to.
+/// Address at which the two ends of a connection meet: a loopback address that guests are never
+/// connected to, because they may be allowed any port of 127.0.0.1.
 const MEETING: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-/// Others may try to be first at the port that the two ends meet at.
+/// Number of attempts: other programs may try to be first at the port where the two ends meet.
 const TRIES: u32 = 16;
 
-/// Somebody at the door.
+/// An inbound connection to a port of a VM.
 #[derive(Debug)]
 pub struct Visit {
-    /// The VM that the visitor wants to see.
+    /// Number of the VM.
     pub vm: u32,
-    /// The port.
+    /// Port of the VM.
     pub port: u16,
-    /// The visitor's stream.
+    /// The uplink's end of the connection.
     pub stream: mio::net::TcpStream,
-    /// Told whether the visitor is let in.
+    /// Receives whether the connection was accepted.
     pub answer: oneshot::Sender<Result<(), VisitError>>,
 }
 
-/// Why a visitor is not let in.
+/// Why an inbound connection is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum VisitError {
     /// The VM has ended, or was never started.
     #[error("it does not run")]
     Ended,
-    /// It has as many connections as it may have.
+    /// The VM has as many connections as it may have.
     #[error("it has too many connections")]
     Busy,
-    /// Nothing here leads to VMs.
+    /// The network has no way to VMs' ports, or has ended.
     #[error("the network does not answer")]
     Nowhere,
-    /// The system refuses a connection.
+    /// The host refuses the loopback connection.
     #[error("no connection can be made")]
     Io(#[from] io::Error),
 }
 
-/// The door to the VMs of a network.
+/// Connector to the VMs' ports: opens inbound connections.
 #[derive(Clone, Debug)]
 pub struct Door {
     visits: Sender<Visit>,
@@ -62,13 +64,13 @@ impl Door {
         Self { visits, waker }
     }
 
-    /// Opens a connection to a port of a VM. That the uplink takes it does not mean that the VM
-    /// does: a VM that refuses it closes it.
+    /// Opens a connection to a port of a VM. It succeeds when the uplink takes the connection,
+    /// which does not mean that the VM does: a VM that refuses it closes it.
     pub async fn open(&self, vm: u32, port: u16) -> Result<TcpStream, VisitError> {
         let (ours, theirs) = pair()?;
         let (answer, answered) = oneshot::channel();
         let stream = mio::net::TcpStream::from_std(theirs);
-        // A network that has gone drops the question.
+        // A network thread that has ended drops the request.
         let _ = self.visits.send(Visit { vm, port, stream, answer });
         self.waker.wake()?;
         let answered = tokio::time::timeout(PATIENCE, answered).await;
@@ -77,7 +79,7 @@ impl Door {
     }
 }
 
-/// The two ends of a connection of this process with itself.
+/// Returns the two ends of a connection of this process with itself.
 fn pair() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((MEETING, 0))?;
     let ours = TcpStream::connect(listener.local_addr()?)?;

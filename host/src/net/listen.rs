@@ -1,17 +1,17 @@
-//! Sockets of this host that clients connect to.
+//! Listening sockets of the host, with a long backlog.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-/// Clients that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`). The
-/// standard library and mio ask for 128. When more clients than that come at once, the system drops
-/// the SYNs of those beyond, and they are sent again a second later.
+/// Backlog: clients that may wait to be accepted; the host may allow fewer (`net.core.somaxconn`).
+/// The standard library and mio use 128. When more clients come at once, the kernel drops the SYNs
+/// of the rest, which are then sent again a second later.
 const BACKLOG: i32 = 4096;
 
-/// Listens at an address.
+/// Returns a socket that listens at an address.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
-    // It listens already; this only lets more clients wait.
+    // The socket listens already; the call only raises the backlog.
     rustix::net::listen(&listener, BACKLOG)?;
     Ok(listener)
 }
@@ -23,7 +23,7 @@ mod tests {
 
     use super::*;
 
-    /// More clients than 128 that come at once, in 256 pages for example.
+    /// More clients than the usual backlog of 128, such as those of 256 browser tabs.
     const CLIENTS: usize = 300;
     /// A client whose SYN was dropped connects a second later, unless it is dropped again, which
     /// it is here: nobody accepts.

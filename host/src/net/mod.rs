@@ -1,15 +1,16 @@
-//! The network: between the guests' network cards and the outside.
+//! The network: from the guests' virtio network cards to the outside.
 //!
 //! ```text
 //! guest, virtio-net, port | backend | Wire | network thread: Switch, Uplink | outside
 //! ```
 //!
-//! Backends put what guests send on the [`Wire`] and take from it what is for them; they never
-//! wait. One thread does everything else, when there is something to do: it waits for the wire, for
-//! sockets and for timers at once. Its work is proportional to frames and bytes, not to VMs.
+//! Backends put the packets that guests send on the [`Wire`] (the virtual link) and take packets
+//! for guests from it; they never wait. The network thread does everything else, waiting for the
+//! wire, for sockets and for timers at once. Its work is proportional to packets and bytes, not to
+//! VMs.
 //!
-//! All guests may be identical, addresses included. So a VM is told from others by its number, from
-//! the first to the last step; what the outside sees instead of [`GUEST_IP`] is the uplink's part.
+//! All guests may be identical, addresses included. A VM is therefore identified by its number from
+//! end to end; which address the outside sees instead of [`GUEST_IP`] is up to the uplink.
 
 pub mod addresses;
 pub mod counters;
@@ -39,99 +40,100 @@ pub use self::publish::Publish;
 pub use self::service::Network;
 pub use self::wire::Wire;
 
-/// An Ethernet frame without its check sequence, 14 to [`emu_core::port::FRAME_MAX`] bytes.
+/// A packet of the virtual network: an Ethernet frame without its check sequence, 14 to
+/// [`emu_core::port::FRAME_MAX`] bytes. Not to be confused with a frame of guest memory.
 pub type Frame = Box<[u8]>;
 
-/// The address that every guest has, as far as it knows.
+/// IPv4 address that every guest has on its own side.
 pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-/// Its gateway: the host's end of the wire.
+/// IPv4 address of a guest's gateway, which is the host's end of the virtual link.
 pub const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// Bits of the network's part of the two.
+/// Prefix length of the guest's network.
 pub const PREFIX_LEN: u8 = 24;
-/// The network that the two are in.
+/// Network of the guest and its gateway.
 pub const GUEST_NETWORK: Ipv4Cidr = Ipv4Cidr::new(GATEWAY_IP, PREFIX_LEN).network();
-/// The gateway's hardware address, the same for all guests. No VM has it.
+/// MAC address of the gateway, the same for all guests. No VM has it.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, b'p', b'x', 0xff, 0xff, 0xfe];
 
-/// The loop's own token. Uplinks take any other.
+/// Token of the network thread's own waker. Uplinks use any other.
 pub const WAKER: Token = Token(0);
 
-/// What guests reach, and what reaches guests. All calls come from the network thread.
+/// An uplink: connects guests to the outside. The network thread makes all calls.
 pub trait Uplink: Send {
-    /// Registers what it listens to, before the first guest starts.
+    /// Registers the uplink's event sources, before the first guest starts.
     fn register(&mut self, registry: &Registry) -> io::Result<()>;
 
-    /// A frame from VM `vm`. It has at least an Ethernet header and nothing else was checked.
+    /// Handles a packet from VM `vm`. It has at least an Ethernet header; nothing else was checked.
     fn transmit(&mut self, vm: u32, frame: Frame, out: &mut Outlet<'_>);
 
-    /// Something that it has registered is ready.
+    /// Handles an event of a registered source.
     fn ready(&mut self, event: &Event, out: &mut Outlet<'_>);
 
-    /// Does what is due, after frames and events of one round were passed on. Answers when it
-    /// wants to be called again at the latest.
+    /// Handles timers, after the packets and events of one round. Returns the latest time for the
+    /// next call.
     fn poll(&mut self, now: Instant, out: &mut Outlet<'_>) -> Option<Instant>;
 
-    /// VM `vm` has started again or ended: whatever it had open is gone.
+    /// Drops the state of VM `vm`, such as its connections, because it has started again or ended.
     fn reset(&mut self, vm: u32, out: &mut Outlet<'_>);
 
-    /// A connection from this program to a VM. It is refused by dropping it.
+    /// Takes an inbound connection from this program to a VM. Dropping `Visit` refuses it.
     fn visit(&mut self, _visit: Visit, _now: Instant, _out: &mut Outlet<'_>) {}
 }
 
-/// The way to the guests.
+/// Packet sender (`Outlet`): sends packets to guests and counts dropped ones.
 pub struct Outlet<'a> {
     wire: &'a Wire,
 }
 
 impl<'a> Outlet<'a> {
-    /// A way that ends at `wire`.
+    /// Returns a packet sender for `wire`.
     pub fn new(wire: &'a Wire) -> Self {
         Self { wire }
     }
 
-    /// Sends a frame to a VM. It is dropped, and counted, when the VM does not take what it has.
+    /// Sends a packet to a VM. It is dropped and counted when the VM's queue is full.
     pub fn send(&mut self, vm: u32, frame: Frame) {
         self.wire.deliver(vm, frame);
     }
 
-    /// How many more frames VM `vm` may be sent before it must take some.
+    /// Returns how many more packets can be queued for VM `vm`.
     pub fn room(&self, vm: u32) -> usize {
         self.wire.room(vm)
     }
 
-    /// Whether VM `vm` takes no frame any more, for ever.
+    /// Whether VM `vm` has ended and takes no more packets.
     pub fn has_ended(&self, vm: u32) -> bool {
         self.wire.has_ended(vm)
     }
 
-    /// Counts a frame from or to VM `vm` that goes nowhere.
+    /// Counts a dropped packet from or to VM `vm`.
     pub fn dropped(&self, vm: u32, reason: DropReason) {
         self.wire.dropped(vm, reason);
     }
 
-    /// Counts a frame from the outside that is for no VM.
+    /// Counts a dropped packet from the outside that is for no VM.
     pub fn lost(&self, reason: DropReason) {
         self.wire.lost(reason);
     }
 }
 
-/// A network that cannot be made as it was asked for.
+/// Why a network cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
-    /// Another program has the port.
+    /// Another program uses the port.
     #[error("{address} is taken by another program; choose another port than {by}")]
     PortTaken {
-        /// The option that asks for it.
+        /// Option that names the port.
         by: String,
-        /// The address.
+        /// Address of the port.
         address: SocketAddr,
     },
-    /// A port below 1024, mostly.
+    /// The port needs privileges: it is below 1024, mostly.
     #[error("{by}: {address} needs privileges; choose ports from 1024 on")]
     Privileged {
-        /// The option that asks for it.
+        /// Option that names the port.
         by: String,
-        /// The address.
+        /// Address of the port.
         address: SocketAddr,
     },
     /// Any other reason.

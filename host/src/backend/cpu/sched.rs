@@ -167,7 +167,8 @@ impl Scheduler {
         self.changed.notify_all();
     }
 
-    /// Wakes a waiting worker, if there is one. Releases the lock first, so that the worker gets it.
+    /// Wakes a waiting worker, if there is one. Releases the lock first, so that the worker gets
+    /// it.
     fn tell(&self, inner: MutexGuard<'_, Inner>) {
         drop(inner);
         self.changed.notify_one();
