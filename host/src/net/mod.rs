@@ -139,73 +139,73 @@ pub enum NetError {
     /// Any other reason.
     #[error("{by}: cannot listen on {address}")]
     Bind {
-        /// The option that asks for it.
+        /// Option that names the port.
         by: String,
-        /// The address.
+        /// Address of the port.
         address: SocketAddr,
-        /// What the system said.
+        /// The host's error.
         source: io::Error,
     },
-    /// Two options want the same port.
+    /// Two options name the same port.
     #[error("{a} and {b} both want port {port}")]
     Overlap {
         /// The port.
         port: u16,
-        /// One of them.
+        /// First of the two options.
         a: String,
-        /// The other.
+        /// Second of the two options.
         b: String,
     },
-    /// Guests may reach a port at which this program listens itself.
+    /// Guests could reach a port at which this program itself listens.
     #[error(
         "--net-host-ports would lead the machines to {address}, which is {by} of this fleet; \
          leave {} out there, or choose another port here", address.port()
     )]
     OwnPort {
-        /// Where it listens.
+        /// Address at which this program listens.
         address: SocketAddr,
-        /// What for.
+        /// Option that names the address.
         by: String,
     },
-    /// The range ends past the last port.
+    /// The range of ports ends past the last port.
     #[error(
         "{by} for {count} machines ends at port {last}, past 65535; \
          there is room for {fits} machines"
     )]
     TooManyPorts {
-        /// The option.
+        /// Option that names the range.
         by: String,
-        /// Machines.
+        /// Number of VMs.
         count: u32,
-        /// The last port.
+        /// The last port of the range.
         last: u64,
-        /// Machines that fit.
+        /// Number of VMs whose ports fit.
         fits: u32,
     },
-    /// Too few open files are allowed.
+    /// The limit of open files is too low.
     #[error("{needed} open files are needed and {limit} allowed; raise the limit (ulimit -n)")]
     Files {
-        /// What is allowed.
+        /// The limit.
         limit: u64,
-        /// What is needed.
+        /// The limit that is needed.
         needed: u64,
     },
-    /// Addresses that VMs cannot have.
+    /// The network's addresses cannot be used.
     #[error(transparent)]
     Addresses(#[from] addresses::AddressError),
-    /// The host's interface.
+    /// The host's TAP interface cannot be used.
     #[error(transparent)]
     Tap(#[from] tap::TapError),
-    /// The file of what VMs send and receive.
+    /// The capture file (pcap) cannot be written.
     #[error(transparent)]
     Capture(#[from] pcap::CaptureError),
-    /// The thread or what it waits with.
+    /// The network thread, or what it polls with, could not be made.
     #[error("cannot start the network")]
     Start(#[source] io::Error),
 }
 
 impl NetError {
-    /// Whether the user asked for something impossible.
+    /// Whether the user requested something impossible.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Bind { .. } | Self::Start(_) => false,

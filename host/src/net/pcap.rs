@@ -1,9 +1,10 @@
-//! What VMs send and receive, as a pcapng file: one interface a VM, nanoseconds.
+//! Packet capture (`--pcap`): what VMs send and receive, as a pcapng file with one interface per VM
+//! and timestamps in nanoseconds.
 //!
-//! Frames are recorded at the VM's card, with the addresses that the guest sees; also those that
-//! are dropped later. Whoever records never waits: a thread of its own writes, and frames that it
-//! has no room for are left out of the file and counted. A file that cannot be written to any more
-//! is told about once and ends there; the fleet goes on without it.
+//! Packets are recorded at the VM's network card, with the addresses that the guest sees, including
+//! those that are dropped later. Recording never waits: a thread of its own writes, and packets
+//! that it has no room for are left out of the file and counted. When the file can no longer be
+//! written, that is printed once and the capture ends; the fleet goes on without it.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -25,12 +26,12 @@ use pcap_file::pcapng::{PcapNgBlock, PcapNgWriteError, PcapNgWriter};
 use pcap_file::{DataLink, Endianness};
 use rustix::fs::OFlags;
 
-/// Frames that may wait for the file: at most about 12 MB.
+/// Packets that may wait for the file: at most about 12 MB.
 const WAITING_MAX: usize = 8192;
-/// Bytes that are written at once while frames wait.
+/// Bytes that are written at once while packets wait.
 const BATCH: usize = 64 << 10;
 
-/// As seen from the VM. The numbers are those of the format.
+/// Direction of a packet as seen from the VM. The numbers are those of the file format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
     /// To the VM.
@@ -39,10 +40,10 @@ pub enum Direction {
     Outbound = 2,
 }
 
-/// A frame at a VM's card.
+/// A packet at a VM's network card.
 struct Record {
     interface: u32,
-    /// Since 1970.
+    /// Time since 1970.
     time: Duration,
     direction: Direction,
     bytes: Box<[u8]>,
@@ -53,56 +54,56 @@ enum Item {
     End,
 }
 
-/// Takes frames. Any thread may have one.
+/// Records packets. Any thread may have a clone.
 #[derive(Clone)]
 pub struct Recorder {
     sender: Sender<Item>,
-    /// The interface of each VM, if it is recorded.
+    /// Interface number of each VM; `None` if it is not recorded.
     interfaces: Arc<[Option<u32>]>,
     missed: Arc<AtomicU64>,
 }
 
-/// The file.
+/// A running capture and its file.
 pub struct Capture {
     recorder: Recorder,
     writer: JoinHandle<io::Result<u64>>,
 }
 
-/// What a capture ended with.
+/// Result of a capture.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Summary {
-    /// Frames in the file.
+    /// Packets in the file.
     pub written: u64,
-    /// Frames that are not in the file because writing was too slow.
+    /// Packets that are missing in the file because writing was too slow.
     pub missed: u64,
 }
 
-/// A file that a capture cannot begin with.
+/// Why a capture cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The name is a folder's.
+    /// The path is a folder.
     #[error("--pcap {} is a folder; name a file", .0.display())]
     Folder(PathBuf),
-    /// The folder that it would be in does not exist.
+    /// The file's folder does not exist.
     #[error("--pcap {}: there is no folder {}", path.display(), folder.display())]
     NoFolder {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The folder.
+        /// Path of the folder.
         folder: PathBuf,
     },
-    /// The user may not write there.
+    /// The user has no right to write the file.
     #[error("--pcap {}: there is no right to write this file", .0.display())]
     Access(PathBuf),
-    /// It is a named pipe, which takes nothing until somebody reads it.
+    /// The file is a named pipe that no process reads.
     #[error("--pcap {}: nobody reads this pipe; start its reader first", .0.display())]
     NoReader(PathBuf),
     /// Any other reason.
     #[error("cannot write {}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The host's error.
         source: io::Error,
     },
 }
@@ -120,15 +121,15 @@ impl CaptureError {
         }
     }
 
-    /// Whether the user named a file that cannot be one.
+    /// Whether the user named a file that cannot be used.
     pub fn is_usage(&self) -> bool {
         !matches!(self, Self::Io { .. })
     }
 }
 
-/// Opens what is at `path` if that is a named pipe; an error if nobody reads it. To open one for a
-/// writer that may wait would wait until somebody does. As long as this is open, the reader sees no
-/// end.
+/// Opens the file at `path` without blocking if it is a named pipe; an error if no process reads
+/// it. A blocking open would wait until one does. While this handle is open, the reader sees no end
+/// of the file.
 fn reader(path: &Path) -> io::Result<Option<File>> {
     let is_pipe = path.metadata().is_ok_and(|about| about.file_type().is_fifo());
     let mut options = File::options();
@@ -137,7 +138,7 @@ fn reader(path: &Path) -> io::Result<Option<File>> {
 }
 
 impl Capture {
-    /// Begins a file about `chosen` VMs, in that order, of `count`.
+    /// Starts a capture of the `chosen` VMs, in that order, out of `count`.
     pub fn create(path: &Path, chosen: &[u32], count: u32) -> Result<Self, CaptureError> {
         let _reader = reader(path).map_err(|_| CaptureError::NoReader(path.to_owned()))?;
         Self::begin(path, chosen, count).map_err(|error| CaptureError::new(path, error))
@@ -154,7 +155,7 @@ impl Capture {
                 next += 1;
             }
         }
-        // Readers that follow the file see its interfaces at once.
+        // Flushed, so that readers that follow the file see its interfaces at once.
         blocks.flush()?;
         let (sender, items) = bounded(WAITING_MAX);
         let path = path.to_owned();
@@ -171,14 +172,14 @@ impl Capture {
         Ok(Self { recorder, writer })
     }
 
-    /// For whoever sees frames.
+    /// Returns a recorder for those who pass packets on.
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()
     }
 
-    /// Writes what waits and closes the file. An error has been told already.
+    /// Writes the waiting packets and closes the file. An error was printed when it happened.
     pub fn finish(self) -> io::Result<Summary> {
-        // A writer that failed is gone.
+        // Sending fails only when the writer has failed and ended.
         let _ = self.recorder.sender.send(Item::End);
         let written = self.writer.join().map_err(|_| io::Error::other("the writer panicked"))??;
         Ok(Summary { written, missed: self.recorder.missed.load(Ordering::Relaxed) })
@@ -186,7 +187,7 @@ impl Capture {
 }
 
 impl Recorder {
-    /// Records a frame, if its VM was chosen.
+    /// Records a packet if its VM was chosen.
     pub fn record(&self, vm: u32, direction: Direction, frame: &[u8]) {
         let Some(Some(interface)) = self.interfaces.get(vm as usize).copied() else { return };
         if self.sender.is_full() {
@@ -201,8 +202,8 @@ impl Recorder {
     }
 }
 
-/// The thread: writes until the end, and flushes when there is nothing to write. Returns how many
-/// frames are in the file.
+/// Writes packets until the end, and flushes when there is nothing to write: the body of the
+/// capture's thread. Returns the number of packets in the file.
 fn write(blocks: &mut Blocks, items: &Receiver<Item>) -> io::Result<u64> {
     loop {
         let item = match items.try_recv() {
@@ -219,22 +220,22 @@ fn write(blocks: &mut Blocks, items: &Receiver<Item>) -> io::Result<u64> {
     }
 }
 
-/// A file to which whole blocks are written: whenever the program ends, all that was flushed can
-/// be read.
+/// A file to which only whole blocks are written, so that everything flushed can be read, whenever
+/// the program ends.
 struct Blocks {
     file: File,
-    /// Makes blocks; they wait in it.
+    /// Encodes blocks and holds them until they are written.
     encoder: PcapNgWriter<Vec<u8>>,
-    /// Frames among what waits.
+    /// Number of packets in the encoder.
     waiting: u64,
     /// Bytes in the file.
     len: u64,
-    /// Frames in the file.
+    /// Packets in the file.
     written: u64,
 }
 
 impl Blocks {
-    /// Begins with the section's header.
+    /// Returns a file that begins with the section header.
     fn new(file: File) -> io::Result<Self> {
         let program = concat!("pxvm ", env!("CARGO_PKG_VERSION"));
         let header = SectionHeaderBlock {
@@ -274,7 +275,7 @@ impl Blocks {
     fn flush(&mut self) -> io::Result<()> {
         let blocks = self.encoder.get_mut();
         if let Err(error) = self.file.write_all(blocks) {
-            // Without what is there of the blocks. This can be done with files only.
+            // Removes a block that was written in part. Works only for regular files.
             let _ = self.file.set_len(self.len);
             return Err(error);
         }
@@ -285,7 +286,8 @@ impl Blocks {
     }
 }
 
-/// Memory takes all that is written to it, so this is about what the blocks are made of.
+/// Turns an encoder's error into an I/O error. Writing to memory does not fail, so the error is
+/// about a block's content.
 fn failed(error: PcapNgWriteError) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, error)
 }
@@ -306,11 +308,11 @@ mod tests {
         (dir, path)
     }
 
-    /// A frame in a file: its interface, when, its flags, what it is.
+    /// A packet in a file: its interface, timestamp, flags and bytes.
     type Found = (u32, Duration, u8, Vec<u8>);
 
-    /// The names of the interfaces and the frames, as another reader finds them. There must be
-    /// nothing but whole blocks.
+    /// Returns the interface names and the packets of a file, read by another library. The file
+    /// must consist of whole blocks.
     fn read(path: &Path) -> (Vec<String>, Vec<Found>) {
         let bytes = std::fs::read(path).unwrap();
         let mut rest = &bytes[..];
@@ -426,14 +428,14 @@ mod tests {
         assert_eq!(said(format!("{dir}/a/b").as_ref()), (nowhere, true));
         let below = format!("--pcap {file}/b: there is no folder {file}");
         assert_eq!(said(format!("{file}/b").as_ref()), (below, true));
-        // Nobody makes files there.
+        // No user can create files there.
         let access = "--pcap /sys/b: there is no right to write this file".to_owned();
         assert_eq!(said("/sys/b".as_ref()), (access, true));
         let (full, is_usage) = said("/dev/full".as_ref());
         assert_eq!((full.as_str(), is_usage), ("cannot write /dev/full", false));
     }
 
-    /// Names the folder for [`fill_a_small_disk`].
+    /// Environment variable with the folder for [`fill_a_small_disk`].
     const SMALL_DISK: &str = "PXVM_TEST_SMALL_DISK";
 
     #[test]
@@ -473,7 +475,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::StorageFull);
         let frames = read(&path).1;
         assert!((50..170).contains(&frames.len()), "{}", frames.len());
-        // Nobody waits for the file that is gone.
+        // Recording does not wait for the file that is gone.
         (0..WAITING_MAX + 1).for_each(|_| recorder.record(0, Direction::Outbound, b"late"));
         assert_eq!(read(&path).1.len(), frames.len());
     }

@@ -1,5 +1,5 @@
-//! Ports of this host that lead to VMs. All are bound before anything boots, so that a port that
-//! is taken is told at once.
+//! Published ports: ports of this host that lead to VMs. All are bound before anything boots, so
+//! that a port in use is reported at once.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,12 +12,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::user::HostPorts;
 use super::{NetError, listen};
 
-/// `--publish BASE:PORT`: port BASE + i of the host's loopback leads to port PORT of VM i.
+/// `--publish BASE:PORT`: port BASE + i of the host's loopback address leads to port PORT of VM i.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Publish {
-    /// VM 0's port on the host.
+    /// Host port of VM 0.
     pub base: u16,
-    /// The port in each VM.
+    /// Port in each VM.
     pub port: u16,
 }
 
@@ -35,36 +35,36 @@ impl FromStr for Publish {
     }
 }
 
-/// What a listening socket leads to.
+/// Target of a listening socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
     /// A port of a VM.
     Port {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// Its port.
+        /// Port of the VM.
         port: u16,
     },
     /// Port 80 of the VM that an HTTP request names.
     ByName,
 }
 
-/// A bound port.
+/// A published port, bound.
 #[derive(Debug)]
 pub struct Bound {
-    /// The socket.
+    /// The listening socket.
     pub listener: TcpListener,
-    /// Where it leads.
+    /// Target of its connections.
     pub target: Target,
 }
 
-/// Sockets and files that the program has open beside connections.
+/// Files and sockets that the program needs besides connections.
 const RESERVED: u64 = 128;
-/// Connections that there should be room for.
+/// Smallest number of connections to leave room for.
 const CONNECTIONS_MIN: u64 = 256;
 
-/// Binds all ports for `count` VMs. `http` is the port of the route by name. Guests that may reach
-/// `open` must not get to other guests by it.
+/// Binds all ports for `count` VMs. `http` is the port of the route by name. The ports in `open`,
+/// which guests may reach, must not lead to other guests.
 pub fn bind(
     count: u32,
     publish: &[Publish],
@@ -117,8 +117,8 @@ pub fn bind(
     wanted.into_iter().map(bind).collect()
 }
 
-/// Raises the limit of open files as far as it goes; it has to reach for `ports` and some
-/// connections.
+/// Raises the limit of open files as high as the host allows. Returns an error if that is not
+/// enough for `ports` and some connections.
 fn allow_files(ports: u64) -> Result<(), NetError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };
@@ -133,15 +133,15 @@ fn allow_files(ports: u64) -> Result<(), NetError> {
     }
 }
 
-/// Connections that the limit of open files leaves room for beside `ports` ports.
+/// Returns how many connections the limit of open files leaves room for, besides `ports` ports.
 pub fn connections_max(ports: usize) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let left = limit.saturating_sub(ports as u64 + RESERVED);
-    // One of a connection's ends is in user space.
+    // A connection needs one socket of the host: its other end is in user space.
     left.clamp(CONNECTIONS_MIN, 16_384) as usize
 }
 
-/// Binds a free port for each of `count` VMs' port `port`.
+/// Binds a free host port for port `port` of each of `count` VMs.
 #[cfg(test)]
 pub fn bind_any(count: u32, port: u16) -> Vec<Bound> {
     let bind = |vm| {
@@ -155,7 +155,7 @@ pub fn bind_any(count: u32, port: u16) -> Vec<Bound> {
 mod tests {
     use super::*;
 
-    /// A port that was free a moment ago, with free ones behind it.
+    /// Returns the first of `len` ports that were free a moment ago.
     fn free_range(len: u16) -> u16 {
         (20_000..60_000u16)
             .step_by(97)

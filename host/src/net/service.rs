@@ -1,4 +1,5 @@
-//! The network thread: passes messages of the wire to the uplink, and waits.
+//! The network thread: waits for events, and passes messages of the wire and readiness of sockets
+//! to the uplink.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,14 +14,14 @@ use rustix::time::{ClockId, clock_gettime};
 use super::wire::Message;
 use super::{Door, NetError, Uplink, Visit, WAKER, Wire};
 
-/// Messages that are handled before sockets are looked at again.
+/// Messages that are handled before sockets are polled again.
 const MESSAGES: usize = 1024;
-/// Events of sockets likewise.
+/// Socket events that are handled before messages are fetched again.
 const EVENTS: usize = 1024;
-/// A timer that is due in less is not worth going to sleep for.
+/// Shortest time to sleep: a timer that expires sooner is polled for.
 const NAP_MIN: Duration = Duration::from_micros(20);
 
-/// The running network. Dropping it ends the thread and closes what it has open.
+/// The running network. Dropping it ends the thread and closes its sockets.
 #[derive(Debug)]
 pub struct Network {
     wire: Arc<Wire>,
@@ -29,7 +30,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts the thread.
+    /// Starts the network thread.
     pub fn start(wire: Arc<Wire>, mut uplink: Box<dyn Uplink>) -> Result<Self, NetError> {
         let poll = Poll::new().map_err(NetError::Start)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(NetError::Start)?);
@@ -37,7 +38,7 @@ impl Network {
         let (sender, visits) = unbounded();
         let door = Door::new(sender, Arc::clone(&waker));
         wire.on_outbound(Box::new(move |()| {
-            // It fails only when the thread has gone.
+            // Waking fails only when the thread has ended.
             let _ = waker.wake();
         }));
         let mut service = Service { wire: Arc::clone(&wire), uplink, poll, visits };
@@ -53,12 +54,12 @@ impl Network {
         Ok(Self { wire, thread: Some(thread), door })
     }
 
-    /// The way in for this program's own connections.
+    /// Returns the connector for this program's own connections to VMs.
     pub fn door(&self) -> Door {
         self.door.clone()
     }
 
-    /// Ends it; answers the processor time that it took.
+    /// Stops the thread. Returns the processor time that it used.
     pub fn stop(mut self) -> Duration {
         self.end()
     }

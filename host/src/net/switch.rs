@@ -1,8 +1,8 @@
-//! Between VMs, and between each VM and the uplink.
+//! The switch: between VMs (`--net-mesh`), and between each VM and the uplink; limits the rates.
 //!
-//! A frame for another VM goes to it directly when VMs may talk to each other (`--net-mesh`), and
-//! nowhere when not: also not by way of the uplink, whose host might send it back. Everything else
-//! is the uplink's.
+//! A packet for another VM goes to it directly when VMs may talk to each other (`--net-mesh`), and
+//! is dropped when not, also where the uplink could take it, because the host behind it might send
+//! it back. Everything else goes to the uplink.
 
 use std::io;
 use std::str::FromStr;
@@ -17,26 +17,27 @@ use super::{DropReason, Frame, Outlet, Uplink, Visit};
 
 /// Copies of broadcasts that one sender may cause in a second.
 const COPIES: u64 = 1024;
-/// Copies that all senders together may cause in a second.
+/// Copies of broadcasts that all senders together may cause in a second.
 const FLEET_COPIES: u64 = 64 * COPIES;
-/// Time for which a VM may send as much as its link takes before its rate counts.
+/// Duration of a burst: a VM may send its link's rate for so long before the limit applies.
 const BURST: Duration = Duration::from_millis(100);
-/// At least so many bytes: a few frames.
+/// Smallest burst in bytes: a few packets.
 const BURST_MIN: u64 = 16 << 10;
 
-/// What may pass.
+/// Options of the switch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
-    /// VMs may talk to each other.
+    /// Whether VMs may talk to each other.
     pub mesh: bool,
-    /// What each VM may send.
+    /// Rate limit of each VM.
     pub rate: Option<Rate>,
 }
 
-/// Bits of the largest frame. A guest that may not send one a second is as good as cut off.
+/// Smallest rate, in bits a second: one of the largest packets. A slower guest is as good as cut
+/// off.
 const RATE_MIN: u64 = FRAME_MAX as u64 * 8;
 
-/// Bytes a second; written in bits, like 10M.
+/// A rate in bytes a second; written in bits, as in 10M.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate(u64);
 
@@ -62,21 +63,21 @@ impl FromStr for Rate {
     }
 }
 
-/// The switch in front of an uplink.
+/// A switch in front of an uplink.
 pub struct Switch {
     uplink: Box<dyn Uplink>,
-    /// What VMs call each other; without it they do not know of each other.
+    /// Addresses that VMs use for each other; `None` when VMs are isolated.
     addresses: Option<Addresses>,
     mesh: bool,
-    /// What each VM may still send.
+    /// Rate limit of each VM.
     rates: Vec<Bucket>,
-    /// Copies of broadcasts of each VM.
+    /// Broadcast limit of each VM.
     copies: Vec<Bucket>,
     flood: Flood,
 }
 
 impl Switch {
-    /// Connects `count` VMs to each other and to `uplink`.
+    /// Returns a switch that connects `count` VMs to each other and to `uplink`.
     pub fn new(
         uplink: Box<dyn Uplink>,
         addresses: Option<Addresses>,
@@ -101,7 +102,7 @@ impl Switch {
         }
     }
 
-    /// What is to be done with a frame from VM `vm`.
+    /// Returns where a packet from VM `vm` goes.
     fn route(&mut self, vm: u32, frame: &[u8]) -> Result<Route, DropReason> {
         if let Some(bucket) = self.rates.get_mut(vm as usize)
             && !bucket.take(frame.len() as u64, Instant::now())
@@ -120,7 +121,7 @@ impl Switch {
         }
     }
 
-    /// Sends a frame of VM `from` to VM `to`.
+    /// Sends a packet of VM `from` to VM `to`.
     fn pass(&self, from: u32, to: u32, mut frame: Frame, out: &mut Outlet<'_>) {
         let Some(addresses) = &self.addresses else { return };
         let translated = addresses.edge(from).outward(&mut frame);
@@ -130,7 +131,7 @@ impl Switch {
         }
     }
 
-    /// Sends copies of a frame to all other VMs, unless it is a flood.
+    /// Sends copies of a packet to all other VMs, within the broadcast limits.
     fn copy(&mut self, from: u32, frame: &Frame, out: &mut Outlet<'_>) {
         let Some(addresses) = self.addresses else { return };
         let copies = u64::from(addresses.count()).saturating_sub(1);
@@ -141,7 +142,7 @@ impl Switch {
         }
         let mut translated = frame.clone();
         if addresses.edge(from).outward(&mut translated).is_err() {
-            // The uplink refuses it too, and counts it.
+            // The uplink refuses the packet too, and counts it.
             return;
         }
         for to in (0..addresses.count()).filter(|&to| to != from) {
@@ -193,17 +194,17 @@ impl Uplink for Switch {
     }
 }
 
-/// Bounds what broadcasts cost the whole fleet.
+/// Limit of the copies that broadcasts cause in the whole fleet.
 #[derive(Clone, Copy, Debug)]
 pub struct Flood(Bucket);
 
 impl Flood {
-    /// For a fleet of `count`, of which one broadcast always reaches all.
+    /// Returns the limit for a fleet of `count` VMs, which always allows one broadcast to all.
     pub fn new(count: u64, now: Instant) -> Self {
         Self(Bucket::new(FLEET_COPIES, FLEET_COPIES.max(count), now))
     }
 
-    /// Whether so many copies may be made now.
+    /// Whether that many copies may be made now.
     pub fn passes(&mut self, copies: u64, now: Instant) -> bool {
         self.0.take(copies, now)
     }
@@ -213,15 +214,15 @@ impl Flood {
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     tokens: f64,
-    /// The level at which it is full.
+    /// Tokens in a full bucket.
     burst: f64,
-    /// Tokens a second.
+    /// Tokens added in a second.
     rate: f64,
     filled: Instant,
 }
 
 impl Bucket {
-    /// A full one.
+    /// Returns a full bucket.
     fn new(rate: u64, burst: u64, now: Instant) -> Self {
         let (rate, burst) = (rate as f64, burst as f64);
         Self { tokens: burst, burst, rate, filled: now }
@@ -252,7 +253,7 @@ mod tests {
     use crate::machine::Macs;
     use crate::net::{GATEWAY_MAC, GUEST_IP, Wire};
 
-    /// Keeps what it gets.
+    /// An uplink that keeps what it is given.
     #[derive(Clone, Default)]
     struct Outside(Arc<Mutex<Vec<(u32, Frame)>>>);
 
@@ -303,7 +304,7 @@ mod tests {
         }
     }
 
-    /// A frame that a guest sends to this address through its gateway.
+    /// Returns a packet that a guest sends to this address by its gateway.
     fn frame(to: [u8; 4]) -> Frame {
         let mut frame = Vec::new();
         let builder = PacketBuilder::ethernet2(Macs::Same.of(0), GATEWAY_MAC);
@@ -356,9 +357,9 @@ mod tests {
         let passed = net.received(0).len() as u64;
         assert_eq!(passed, net.received(199).len() as u64);
         assert_eq!(passed + drops, sent);
-        // What the bucket holds, and what came in while the test ran.
+        // The bucket's content, and what was added while the test ran.
         assert!((5..sent).contains(&passed), "{passed}");
-        // Another one's are another bucket's.
+        // Other VMs have buckets of their own.
         net.send(8, frame([255; 4]));
         assert_eq!(net.received(0).len(), 1);
     }
@@ -397,7 +398,7 @@ mod tests {
         for wrong in ["", "M", "-1", "1T", "99999999999G", "1.5M"] {
             assert!(wrong.parse::<Rate>().is_err(), "{wrong}");
         }
-        // Who leaves the unit out does not mean bits.
+        // A number without a unit: bits a second are hardly meant.
         for small in ["0", "10", "100", "1K", "12111"] {
             let refused = small.parse::<Rate>().unwrap_err();
             assert!(refused.contains("less than one packet"), "{small}: {refused}");

@@ -1,8 +1,9 @@
-//! The uplink `tap`: an interface of the host, behind which each VM has its own address.
+//! The `tap` uplink: a TAP interface of the host, behind which each VM has its own address.
 //!
-//! The host has the first address of the network and routes to the others through the interface.
-//! It asks for their hardware addresses by ARP; the edge passes the question to the one VM that it
-//! is about, and the answer back. So nothing here knows of connections, or has state for a VM.
+//! The host has the first address of the network and routes to the others through the interface. It
+//! asks for their MAC addresses by ARP; the edge ([`super::rewrite`]) passes the request to the one
+//! VM that it is about, and the reply back. So this uplink has no connections and no state for a
+//! VM.
 
 use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
@@ -22,48 +23,49 @@ use super::switch::Flood;
 use super::user::dhcp_answer;
 use super::{DropReason, Frame, Outlet, Uplink};
 
-/// Unless another name is asked for.
+/// Name of the interface unless another is chosen.
 pub const DEFAULT_NAME: &str = "pxvm0";
 const TOKEN: Token = Token(1);
-/// Frames from the host that are passed on before frames from VMs are looked at again.
+/// Packets from the host that are passed on before packets from VMs are handled again.
 const FRAMES: usize = 512;
 
-/// An interface that cannot be used.
+/// Why the interface cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// Neither root nor prepared.
+    /// The user has no right to make the interface, and none was prepared.
     #[error("there is no right to make or set up {0}; these commands grant it:\n{1}")]
     Rights(String, Commands),
-    /// Another program has it.
+    /// Another program uses the interface.
     #[error("the interface {0} is in use by another program; choose another name: --net tap=NAME")]
     Busy(String),
-    /// There is one of this name that is something else.
+    /// There is an interface of this name that is not a TAP device.
     #[error("the interface {0} is no TAP device; choose another name: --net tap=NAME")]
     Other(String),
-    /// Not a name.
+    /// The text cannot be the name of an interface.
     #[error("`{0}` is no name of an interface: 1 to 15 characters, no / and no space")]
     Name(String),
-    /// The kernel has no driver.
+    /// The host's kernel has no TAP driver.
     #[error("there is no /dev/net/tun; `sudo modprobe tun` loads the driver")]
     Driver,
-    /// The driver may not be used.
+    /// The user may not open the TAP driver's device.
     #[error("/dev/net/tun may not be opened; `sudo chmod 0666 /dev/net/tun` allows it")]
     Access,
-    /// The network is elsewhere.
+    /// Another interface has the network.
     #[error("{subnet} is the network of {other} already; choose another: --net-subnet")]
     Taken {
         /// The network.
         subnet: Subnet,
-        /// Whose it is.
+        /// Name of the other interface.
         other: String,
     },
-    /// Anything else.
+    /// Any other reason.
     #[error("cannot use the interface {0}")]
     Io(String, #[source] io::Error),
 }
 
 impl TapError {
-    /// What it means that the driver's device cannot be opened, where the user can do something.
+    /// Returns the error for a failure to open the driver's device, where the user can do something
+    /// about it.
     pub fn of_driver(error: Errno) -> Option<Self> {
         match error {
             Errno::NOENT | Errno::NODEV | Errno::NXIO => Some(Self::Driver),
@@ -72,13 +74,13 @@ impl TapError {
         }
     }
 
-    /// Whether the user asked for something impossible.
+    /// Whether the user requested something impossible.
     pub fn is_usage(&self) -> bool {
         !matches!(self, Self::Io(..))
     }
 }
 
-/// What makes an interface that everybody may use.
+/// Shell commands that make the interface for a user without privileges.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Commands {
     name: String,
@@ -95,20 +97,20 @@ impl fmt::Display for Commands {
     }
 }
 
-/// The interface.
+/// A TAP interface.
 pub struct TapUplink {
     name: String,
     device: SyncDevice,
     addresses: Addresses,
     flood: Flood,
-    /// There may be frames to read: it tells only when that becomes so.
+    /// Whether there may be packets to read: readiness is edge-triggered.
     readable: bool,
-    /// An error was told.
+    /// Whether an error was printed.
     told: bool,
 }
 
 impl TapUplink {
-    /// Makes the interface, or takes the one that was prepared.
+    /// Makes the interface, or opens the one that was prepared.
     pub fn open(name: &str, addresses: Addresses) -> Result<Self, TapError> {
         let subnet = addresses.subnet();
         let valid = |c: char| !c.is_whitespace() && !c.is_control() && c != '/';
@@ -122,7 +124,7 @@ impl TapUplink {
             return Err(TapError::Taken { subnet, other });
         }
         let device = match make(name, Some(subnet)) {
-            // Whoever prepared it for us has set it up.
+            // A prepared interface has been set up as well.
             Err(Errno::PERM) => make(name, None),
             result => result,
         };
@@ -142,7 +144,7 @@ impl TapUplink {
         Ok(Self { name: name.to_owned(), device, addresses, flood, readable: false, told: false })
     }
 
-    /// A frame from the host.
+    /// Handles a packet from the host.
     fn inbound(&mut self, frame: &[u8], out: &mut Outlet<'_>) {
         let destination = match rewrite::destination(frame) {
             Ok(Destination::One(ip)) if ip == broadcast(&self.addresses) => Destination::Everyone,
@@ -171,7 +173,7 @@ impl TapUplink {
         }
     }
 
-    /// Passes frames of the host on, at most some.
+    /// Reads packets from the host, a limited number.
     fn read(&mut self, out: &mut Outlet<'_>) {
         // One byte more shows that a frame is too long.
         let mut buffer = [0; FRAME_MAX + 1];
@@ -190,7 +192,7 @@ impl TapUplink {
         }
     }
 
-    /// Tells about the first error; more of them are counters.
+    /// Prints the first error; further ones are only counted.
     fn tell(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.told, true) {
             tracing::warn!("the interface {} fails: {error}", self.name);
@@ -202,7 +204,7 @@ fn broadcast(addresses: &Addresses) -> Ipv4Addr {
     addresses.edge(0).outside.broadcast
 }
 
-/// Opens the interface, and sets it up unless it is said to be.
+/// Opens the interface, and sets it up unless it was prepared.
 fn make(name: &str, set_up: Option<Subnet>) -> Result<SyncDevice, Errno> {
     let builder = DeviceBuilder::new().name(name).layer(Layer::L2);
     let builder = match set_up {
@@ -212,11 +214,11 @@ fn make(name: &str, set_up: Option<Subnet>) -> Result<SyncDevice, Errno> {
     builder.build_sync().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
-/// The interfaces that have this network, by the kernel's table of routes.
+/// Returns the interfaces that have this network, by the kernel's routing table.
 fn devices(routes: &str, subnet: Subnet) -> Vec<String> {
     let route = |line: &str| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        // In the host's byte order, which is the reverse of that of addresses here.
+        // The table has host byte order, the reverse of that of addresses here.
         let address = |i: usize| u32::from_str_radix(words.get(i)?, 16).ok().map(u32::swap_bytes);
         let found = Subnet::from_mask(address(1)?, address(7)?)?;
         (found == subnet).then(|| words[0].to_owned())
@@ -256,7 +258,7 @@ impl Uplink for TapUplink {
         self.readable.then_some(now)
     }
 
-    // A VM that starts again has the same addresses.
+    // A VM that starts again keeps its addresses.
     fn reset(&mut self, _: u32, _: &mut Outlet<'_>) {}
 }
 

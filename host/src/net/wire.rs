@@ -1,8 +1,9 @@
-//! Between backends and the network thread: bounded queues, two for each VM, and who to wake.
+//! The virtual link (`Wire`) between backends and the network thread: two bounded packet queues per
+//! VM, and wakers (`Bell`) for both sides.
 //!
-//! Nobody waits here. A queue that is full drops the frame and counts it, as a switch does;
-//! a VM's queues are its own and are emptied in turns, so that a guest that floods or does not
-//! listen harms itself only.
+//! Nothing here blocks. A full queue drops the packet and counts it, as a switch does. Each VM has
+//! its own queues, and they are served round-robin, so that a guest that floods the network or
+//! stops receiving harms only itself.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,48 +15,48 @@ use super::pcap::{Direction, Recorder};
 use super::{Frame, Outlet};
 use crate::sync::lock;
 
-/// Frames that wait for a VM: about what a TCP connection of a guest of this size has under way.
+/// Packets that may wait for a VM: about what a TCP connection of such a guest has in flight.
 pub const INBOUND_MAX: usize = 256;
-/// Frames of a VM that wait for the network thread.
+/// Packets of a VM that may wait for the network thread.
 pub const OUTBOUND_MAX: usize = 256;
 
-/// Wakes a VM, or the network thread.
+/// A waker: wakes a VM or the network thread.
 pub type Bell<T> = Box<dyn Fn(T) + Send + Sync>;
 
-/// What the network thread hears from the rest of the program.
+/// A message to the network thread.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Message {
-    /// A frame from a VM.
+    /// A packet from a VM.
     Frame(u32, Frame),
     /// A VM has started again or ended.
     Reset(u32),
-    /// The end.
+    /// The network thread is to end.
     Stop,
 }
 
-/// One VM's part.
+/// The link of one VM.
 #[derive(Default)]
 struct Station {
     inbound: Mutex<VecDeque<Frame>>,
     /// Length of `inbound`.
     waiting: AtomicU32,
-    /// The VM has ended.
+    /// Whether the VM has ended.
     ended: AtomicBool,
     counters: Counters,
 }
 
-/// What the network thread has not heard yet.
+/// Messages that wait for the network thread.
 #[derive(Default)]
 struct Outbound {
-    /// Each VM's messages, in order.
+    /// Queue of each VM's messages, in order.
     queues: Vec<VecDeque<Message>>,
-    /// VMs with messages, in the order of their turns. A turn is one message.
+    /// VMs with messages, in round-robin order. A turn is one message.
     turns: VecDeque<u32>,
     stop: bool,
 }
 
 impl Outbound {
-    /// The queue of a VM, which gets a message now.
+    /// Returns the queue of a VM, for adding a message.
     fn queue(&mut self, vm: u32) -> Option<&mut VecDeque<Message>> {
         let queue = self.queues.get_mut(vm as usize)?;
         if queue.is_empty() {
@@ -78,22 +79,22 @@ impl Outbound {
     }
 }
 
-/// The wire.
+/// The virtual link of a fleet.
 #[derive(Default)]
 pub struct Wire {
     stations: Vec<Station>,
     outbound: Mutex<Outbound>,
-    /// The network thread was woken and has not looked yet.
+    /// Whether the network thread was woken and has not fetched messages since.
     woken: AtomicBool,
-    /// Frames were sent since the last [`Wire::flush`].
+    /// Whether packets were sent since the last [`Wire::flush`].
     sent: AtomicBool,
-    /// Frames have come for a VM that had none.
+    /// Waker of a VM whose inbound queue was empty.
     ring_vm: OnceLock<Bell<u32>>,
-    /// There are messages for the network thread.
+    /// Waker of the network thread.
     ring_network: OnceLock<Bell<()>>,
-    /// Frames from the outside that are for no VM.
+    /// Counters of packets from the outside that are for no VM.
     outside: Counters,
-    /// Gets a copy of what passes.
+    /// Recorder of the packet capture.
     recorder: OnceLock<Recorder>,
 }
 
@@ -104,7 +105,7 @@ impl fmt::Debug for Wire {
 }
 
 impl Wire {
-    /// A wire for `count` VMs. Until somebody listens, frames wait.
+    /// Returns a link for `count` VMs. Packets wait until a waker is set.
     pub fn new(count: u32) -> Self {
         let outbound =
             Outbound { queues: vec![VecDeque::new(); count as usize], ..Outbound::default() };
@@ -119,17 +120,17 @@ impl Wire {
         self.stations.get(vm as usize)
     }
 
-    /// Says how a backend wakes a VM for which frames have come. Only the first call counts.
+    /// Sets the waker of VMs for which packets arrive. Only the first call counts.
     pub fn on_inbound(&self, bell: Bell<u32>) {
         let _ = self.ring_vm.set(bell);
     }
 
-    /// Says how the network thread is woken. Only the first call counts.
+    /// Sets the waker of the network thread. Only the first call counts.
     pub fn on_outbound(&self, bell: Bell<()>) {
         let _ = self.ring_network.set(bell);
     }
 
-    /// Says who gets a copy of what VMs send and receive. Only the first call counts.
+    /// Sets the recorder of what VMs send and receive. Only the first call counts.
     pub fn record_to(&self, recorder: Recorder) {
         let _ = self.recorder.set(recorder);
     }
@@ -140,10 +141,10 @@ impl Wire {
         }
     }
 
-    // For backends.
+    // Methods for backends.
 
-    /// Takes a frame from a VM. The network thread sees it after the next [`Wire::flush`] at the
-    /// latest: to wake it costs more than all it does for a frame.
+    /// Queues a packet from a VM. The network thread handles it after the next [`Wire::flush`] at
+    /// the latest: waking the thread costs more than all that it does for a packet.
     pub fn send(&self, vm: u32, frame: Frame) {
         let Some(station) = self.station(vm) else { return };
         self.record(vm, Direction::Outbound, &frame);
@@ -163,20 +164,20 @@ impl Wire {
         }
     }
 
-    /// The frames that were sent are all for the moment.
+    /// Wakes the network thread if packets were sent since the last call.
     pub fn flush(&self) {
-        // Most calls find nothing, and should not fight over the memory.
+        // Most calls find nothing to do, and should not contend for the cache line.
         if self.sent.load(Ordering::Acquire) && self.sent.swap(false, Ordering::AcqRel) {
             self.ring();
         }
     }
 
-    /// Whether frames wait for a VM.
+    /// Whether packets wait for a VM.
     pub fn has_inbound(&self, vm: u32) -> bool {
         self.station(vm).is_some_and(|s| s.waiting.load(Ordering::Acquire) > 0)
     }
 
-    /// Moves at most `max` frames for a VM to the end of `to`.
+    /// Moves at most `max` packets for a VM to the end of `to`.
     pub fn take(&self, vm: u32, max: usize, to: &mut VecDeque<Frame>) {
         let Some(station) = self.station(vm) else { return };
         let mut inbound = lock(&station.inbound);
@@ -185,7 +186,7 @@ impl Wire {
         station.waiting.store(inbound.len() as u32, Ordering::Release);
     }
 
-    /// Counts what a guest's card itself has dropped.
+    /// Counts packets that a guest's network card has dropped.
     pub fn dropped_by_card(&self, vm: u32, reason: DropReason, n: u64) {
         if n > 0
             && let Some(station) = self.station(vm)
@@ -194,9 +195,9 @@ impl Wire {
         }
     }
 
-    // For whoever watches the VMs.
+    // Methods for whoever keeps the VMs' states.
 
-    /// A VM has ended: it takes no frame any more.
+    /// Notes that a VM has ended: it takes no more packets.
     pub fn end(&self, vm: u32) {
         if let Some(station) = self.station(vm) {
             station.ended.store(true, Ordering::Release);
@@ -204,7 +205,7 @@ impl Wire {
         self.reset(vm);
     }
 
-    /// A VM starts, also one that had ended.
+    /// Notes that a VM starts, even if it had ended.
     pub fn start(&self, vm: u32) {
         if let Some(station) = self.station(vm) {
             station.ended.store(false, Ordering::Release);
@@ -212,14 +213,14 @@ impl Wire {
         self.reset(vm);
     }
 
-    /// A VM has started again. Frames that were for it are gone.
+    /// Notes that a VM has started again. Packets that waited for it are dropped.
     pub fn reset(&self, vm: u32) {
         if let Some(station) = self.station(vm) {
             lock(&station.inbound).clear();
             station.waiting.store(0, Ordering::Release);
             let mut outbound = lock(&self.outbound);
             let Some(queue) = outbound.queue(vm) else { return };
-            // One is as good as several in a row.
+            // Several resets in a row are one.
             if queue.back() != Some(&Message::Reset(vm)) {
                 queue.push_back(Message::Reset(vm));
             }
@@ -242,17 +243,17 @@ impl Wire {
         }
     }
 
-    /// A VM's counts.
+    /// Returns the counters of a VM.
     pub fn counts(&self, vm: u32) -> Counts {
         self.station(vm).map(|s| s.counters.counts()).unwrap_or_default()
     }
 
-    /// Frames that a VM has received and sent: cheaper than all its counts.
+    /// Returns the packets that a VM has received and sent: cheaper than all its counters.
     pub fn frames(&self, vm: u32) -> (u64, u64) {
         self.station(vm).map(|s| s.counters.frames()).unwrap_or_default()
     }
 
-    /// Those of all VMs together, and of frames that were for none.
+    /// Returns the sums over all VMs, and over packets that were for none.
     pub fn total(&self) -> Counts {
         let mut total = self.outside.counts();
         for station in &self.stations {
@@ -261,12 +262,12 @@ impl Wire {
         total
     }
 
-    // For the network thread.
+    // Methods for the network thread.
 
-    /// Moves at most `max` messages to the end of `to`, VM after VM. Whoever posts afterwards
-    /// rings again.
+    /// Moves at most `max` messages to the end of `to`, one VM after the other. A message that is
+    /// queued later wakes the thread again.
     pub fn messages(&self, max: usize, to: &mut VecDeque<Message>) {
-        // Before the look, so that a message after it rings.
+        // Cleared before messages are fetched, so that a later message wakes the thread.
         self.woken.store(false, Ordering::Release);
         let mut outbound = lock(&self.outbound);
         to.extend(std::iter::from_fn(|| outbound.next()).take(max));
@@ -310,7 +311,7 @@ impl Wire {
         self.outside.dropped(reason, 1);
     }
 
-    /// The way to the guests.
+    /// Returns a packet sender for the guests.
     pub fn outlet(&self) -> Outlet<'_> {
         Outlet::new(self)
     }
@@ -353,7 +354,7 @@ mod tests {
         wire.flush();
         assert_eq!(net_bell.load(Ordering::Relaxed), 2);
         wire.messages(9, &mut messages);
-        // Who sends that much is not waited for.
+        // A sender of that many packets is not waited for.
         (0..OUTBOUND_MAX / 2).for_each(|_| wire.send(0, frame(60)));
         assert_eq!(net_bell.load(Ordering::Relaxed), 3);
 

@@ -1,4 +1,4 @@
-//! The Internet checksum: whether one is right, and what becomes of it when something changes.
+//! The Internet checksum: verification, and incremental update when addresses change.
 
 use std::net::Ipv4Addr;
 
@@ -6,12 +6,12 @@ use etherparse::IpNumber;
 
 use crate::net::DropReason;
 
-/// Checks bytes that hold their own checksum.
+/// Verifies bytes that contain their own checksum.
 pub fn check(bytes: &[u8]) -> Result<(), DropReason> {
     verify(0, bytes)
 }
 
-/// Checks TCP or UDP, whose checksum is also over a pseudo header.
+/// Verifies TCP or UDP, whose checksum also covers a pseudo header.
 pub fn check_with_pseudo_header(
     source: Ipv4Addr,
     destination: Ipv4Addr,
@@ -23,10 +23,10 @@ pub fn check_with_pseudo_header(
     verify(pseudo + bytes.len() as u64, bytes)
 }
 
-/// The ones' complement sum of all words, the last byte padded, is 0xffff over what its own
-/// checksum is part of.
+/// Verifies that the ones' complement sum of all words, with the last byte padded, is 0xffff, which
+/// it is over bytes that contain their own checksum.
 ///
-/// The sum of swapped words is the swapped sum (RFC 1071): nothing is swapped on the way, and two
+/// The sum of swapped words is the swapped sum (RFC 1071), so no word is swapped here, and two
 /// words are added at once.
 fn verify(start: u64, bytes: &[u8]) -> Result<(), DropReason> {
     let (pairs, rest) = bytes.as_chunks::<4>();
@@ -45,7 +45,7 @@ fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-/// What changed in bytes under a checksum: the sum of ~m + m' of RFC 1624.
+/// Change of bytes covered by a checksum: the sum of ~m + m' of RFC 1624.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Change(u64);
 
@@ -54,23 +54,23 @@ impl Change {
         Self(self.0 + u64::from(!old) + u64::from(new))
     }
 
-    /// An address changed.
+    /// Adds the change of an address.
     pub fn address(self, old: Ipv4Addr, new: Ipv4Addr) -> Self {
         let (old, new) = (old.to_bits(), new.to_bits());
         self.word((old >> 16) as u16, (new >> 16) as u16).word(old as u16, new as u16)
     }
 
-    /// Both changed.
+    /// Adds another change.
     pub fn and(self, other: Self) -> Self {
         Self(self.0 + other.0)
     }
 
-    /// The new checksum: HC' = ~(~HC + ~m + m').
+    /// Returns the new checksum: HC' = ~(~HC + ~m + m').
     pub fn apply(self, checksum: u16) -> u16 {
         !fold(u64::from(!checksum) + self.0)
     }
 
-    /// The same for UDP, where 0 says that there is none.
+    /// Returns the new checksum of UDP, where 0 means that there is none.
     pub fn apply_udp(self, checksum: u16) -> u16 {
         match (checksum, self.apply(checksum)) {
             (0, _) => 0,
@@ -79,8 +79,8 @@ impl Change {
         }
     }
 
-    /// Brings the checksum at byte `at` up to date by `apply`. Returns how that word changed, or
-    /// nothing when the bytes end before it.
+    /// Updates the checksum at byte `at` by `apply`. Returns how that word changed, or `None` when
+    /// the bytes end before it.
     pub fn update(self, bytes: &mut [u8], at: usize, apply: fn(Self, u16) -> u16) -> Option<Self> {
         let place: &mut [u8; 2] = bytes.get_mut(at..)?.first_chunk_mut()?;
         let old = u16::from_be_bytes(*place);

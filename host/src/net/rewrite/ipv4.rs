@@ -1,4 +1,4 @@
-//! IPv4 and what is in it.
+//! Address translation in IPv4 and in the ICMP, TCP and UDP that it carries.
 
 use std::net::Ipv4Addr;
 
@@ -10,14 +10,15 @@ use super::checksum::{self, Change};
 use super::{Destination, Passage, ipv4_header};
 use crate::net::DropReason;
 
-/// Where in their headers the fields are that change.
+/// Offsets in their headers of the fields that change.
 const SOURCE: usize = 12;
 const IPV4_CHECKSUM: usize = 10;
 const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 const ICMP_CHECKSUM: usize = 2;
 
-/// No link cuts a packet into less (RFC 1858, 3128): whole headers are in the first fragment.
+/// No link splits a packet into smaller first fragments (RFC 1858, 3128): whole headers are in the
+/// first one.
 const FIRST_FRAGMENT_MIN: usize = 24;
 const PACKET_MAX: usize = 65535;
 
@@ -31,7 +32,7 @@ mod option {
     pub const STRICT_SOURCE_ROUTE: u8 = 137;
 }
 
-/// A packet's addresses.
+/// Addresses of a packet.
 #[derive(Clone, Copy)]
 struct Addresses {
     source: Ipv4Addr,
@@ -43,7 +44,7 @@ impl Passage<'_> {
         let header = ipv4_header(packet)?;
         let header_len = header.slice().len();
         let payload_len = header.payload_len().map_err(|_| DropReason::Malformed)?.into();
-        // What follows is padding of a short frame.
+        // The rest is padding of a short frame.
         if packet.len() < header_len + payload_len {
             return Err(DropReason::Malformed);
         }
@@ -74,7 +75,7 @@ impl Passage<'_> {
             return Err(DropReason::Fragment);
         }
         match (protocol, offset) {
-            // Ports and checksums are in the first fragment.
+            // Later fragments have no ports and no checksum.
             (IpNumber::ICMP | IpNumber::TCP | IpNumber::UDP, 1..) => {}
             (IpNumber::ICMP, _) => self.icmp(payload, !more)?,
             (IpNumber::TCP, _) => tcp(payload, old, change, !more)?,
@@ -87,8 +88,8 @@ impl Passage<'_> {
         })
     }
 
-    /// Translates the addresses of a header. Returns what they became, what changed by that, and
-    /// what changed in the header's checksum.
+    /// Translates the addresses of a header. Returns the new ones, their change, and the change of
+    /// the header's checksum.
     fn readdress(
         &self,
         header: &mut [u8],
@@ -107,12 +108,13 @@ impl Passage<'_> {
         Ok((Addresses { source, destination }, change, checksum))
     }
 
-    /// Whether a packet from `source` to `destination` may go this way.
+    /// Returns the destination of a packet from `source` to `destination`, or an error if it may
+    /// not pass in this direction.
     fn check(&self, source: Ipv4Addr, destination: Ipv4Addr) -> Result<Destination, DropReason> {
         if self.outward && source != self.from.ip {
             return Err(DropReason::Spoofed);
         }
-        // The VM itself does not send from outside.
+        // A packet to the VM cannot come from the VM itself.
         if !self.outward && source == self.from.ip {
             return Err(DropReason::Unreachable);
         }
@@ -133,9 +135,9 @@ impl Passage<'_> {
         Ok(Destination::One(destination))
     }
 
-    /// `whole`: there are no other fragments.
+    /// Translates an ICMP message. `whole` means that it is not fragmented.
     fn icmp(&self, message: &mut [u8], whole: bool) -> Result<(), DropReason> {
-        // The longest header: whoever pads a timestamp may.
+        // The longest header: a timestamp message may be padded.
         let header = message.get(..TimestampMessage::LEN).unwrap_or(message);
         let header = Icmpv4Slice::from_slice(header).map_err(|_| DropReason::Malformed)?;
         if whole {
@@ -154,12 +156,12 @@ impl Passage<'_> {
                 let updated = change.update(message, ICMP_CHECKSUM, Change::apply);
                 updated.map(drop).ok_or(DropReason::Malformed)
             }
-            // Redirects and router advertisements would change where others send.
+            // Redirects and router advertisements would change the routes of others.
             _ => Err(DropReason::Protocol),
         }
     }
 
-    /// Translates the beginning of a packet that went the other way and met an error.
+    /// Translates the packet quoted in an ICMP error, which went the other way.
     fn quoted(&self, packet: &mut [u8]) -> Result<Change, DropReason> {
         let header = ipv4_header(packet)?;
         let (header_len, protocol) = (header.slice().len(), header.protocol());
@@ -176,7 +178,7 @@ impl Passage<'_> {
             packet.split_at_mut_checked(header_len).ok_or(DropReason::Malformed)?;
         let (_, addresses, checksum) = self.readdress(header, old)?;
         let change = addresses.and(checksum);
-        // Errors need to quote no more than 8 bytes, which is too short for TCP's.
+        // Errors need to quote only 8 bytes, too few to reach the checksum of TCP.
         let updated = match protocol {
             IpNumber::TCP if first => addresses.update(payload, TCP_CHECKSUM, Change::apply),
             IpNumber::UDP if first => addresses.update(payload, UDP_CHECKSUM, Change::apply_udp),
@@ -216,7 +218,7 @@ fn udp(datagram: &mut [u8], old: Addresses, change: Change, whole: bool) -> Resu
     updated.map(drop).ok_or(DropReason::Malformed)
 }
 
-/// Checks options of IP or TCP: each has its length, and `may` pass.
+/// Verifies options of IP or TCP: each has its length, and `may` allows it.
 fn options(mut rest: &[u8], may: impl Fn(u8) -> bool) -> Result<(), DropReason> {
     while let [kind, after @ ..] = rest {
         rest = match (*kind, after) {

@@ -1,16 +1,17 @@
-//! The edge: what a VM calls itself and what the outside calls it, one to one.
+//! Stateless one-to-one address translation (NAT) at a VM's edge: between the addresses that the VM
+//! sees and those that the outside sees.
 //!
-//! All guests of a fleet may have the same addresses. Each frame that leaves a VM or comes to it
-//! passes here, and the addresses of one view become those of the other, in Ethernet, ARP, IPv4
-//! and in what ICMP errors quote. Nothing is remembered between frames. Checksums change by what
-//! changed (RFC 1624), so that damage stays visible to whoever receives the frame.
+//! All guests of a fleet may have the same addresses. Each packet that leaves a VM or comes to it
+//! passes here; the addresses of one view become those of the other, in Ethernet, ARP, IPv4 and in
+//! what ICMP errors quote. No state is kept between packets. Checksums are updated incrementally
+//! (RFC 1624), so that the receiver still detects damage.
 //!
-//! What is not understood does not pass: each refusal has a [`DropReason`]. Among what passes, no
-//! frame has a source that is not the VM's.
+//! What is not understood does not pass: each refusal has a [`DropReason`]. No packet passes with a
+//! source that is not the VM's.
 //!
-//! Not translated, hence refused: IPv6 (all guests have the same link-local address), VLAN tags
-//! (a guest is on an access port), IP options that record addresses, and protocols other than
-//! ICMP, TCP and UDP.
+//! Refused because it cannot be translated: IPv6 (all guests have the same link-local address),
+//! VLAN tags (a guest is on an access port), IP options that record addresses, and protocols other
+//! than ICMP, TCP and UDP.
 
 mod checksum;
 mod ipv4;
@@ -26,67 +27,67 @@ use etherparse::{
 
 use crate::net::DropReason;
 
-/// An Ethernet address.
+/// An Ethernet (MAC) address.
 pub type Mac = [u8; 6];
 
-/// Two addresses and the type of an Ethernet frame.
+/// Length of an Ethernet header: two addresses and a type.
 const HEADER_LEN: usize = Ethernet2Header::LEN;
-/// Largest frame that passes: a header and an MTU of 1500.
+/// Length of the largest frame that passes: a header and an MTU of 1500.
 pub const FRAME_MAX: usize = HEADER_LEN + 1500;
 
-/// Whom a frame is for, as the outside names it.
+/// Destination of a packet by its outside address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Destination {
     /// A broadcast or multicast group.
     Everyone,
-    /// One address.
+    /// A single address.
     One(Ipv4Addr),
 }
 
-/// How one side sees a VM and its network.
+/// Addresses of a VM and its network as one side sees them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct View {
-    /// The VM's Ethernet address.
+    /// MAC address of the VM.
     pub mac: Mac,
-    /// The VM's address.
+    /// IPv4 address of the VM.
     pub ip: Ipv4Addr,
-    /// The router, which is the host.
+    /// IPv4 address of the router, which is the host.
     pub gateway: Ipv4Addr,
-    /// The network's broadcast address.
+    /// Broadcast address of the network.
     pub broadcast: Ipv4Addr,
 }
 
 impl View {
-    /// The addresses that the two views name differently.
+    /// Returns the addresses in which two views differ.
     fn addresses(&self) -> [Ipv4Addr; 3] {
         [self.ip, self.gateway, self.broadcast]
     }
 }
 
-/// The border between a VM and the outside.
+/// Address translation between a VM and the outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Edge {
-    /// How the VM sees itself.
+    /// Addresses inside, as the VM sees them.
     pub inside: View,
-    /// How the outside sees it.
+    /// Addresses as the outside sees them.
     pub outside: View,
 }
 
 impl Edge {
-    /// Translates a frame that the VM sends. One that is refused is to be dropped: it may be half
-    /// translated.
+    /// Translates a packet that the VM sends. A refused packet must be dropped, because it may be
+    /// half translated.
     pub fn outward(&self, frame: &mut [u8]) -> Result<Destination, DropReason> {
         Passage { from: &self.inside, to: &self.outside, outward: true }.frame(frame)
     }
 
-    /// Translates a frame for the VM. One that is refused is to be dropped: it may be half
+    /// Translates a packet for the VM. A refused packet must be dropped, because it may be half
     /// translated.
     pub fn inward(&self, frame: &mut [u8]) -> Result<(), DropReason> {
         Passage { from: &self.outside, to: &self.inside, outward: false }.frame(frame).map(drop)
     }
 }
 
-/// Whom a frame on the outside is for, as far as its addresses tell.
+/// Returns the destination of a packet on the outside, from its addresses.
 pub fn destination(frame: &[u8]) -> Result<Destination, DropReason> {
     let (header, payload) = frame.split_first_chunk().ok_or(DropReason::BadLength)?;
     let target = match Ethernet2Header::from_bytes(*header).ether_type {
@@ -98,11 +99,11 @@ pub fn destination(frame: &[u8]) -> Result<Destination, DropReason> {
     Ok(if everyone { Destination::Everyone } else { Destination::One(target) })
 }
 
-/// One direction through an edge.
+/// Translation in one direction.
 struct Passage<'a> {
     from: &'a View,
     to: &'a View,
-    /// From the VM, which must not pose as another; else to the VM.
+    /// Whether the direction is from the VM, which must not use the addresses of others.
     outward: bool,
 }
 
@@ -140,7 +141,7 @@ impl Passage<'_> {
             return Err(DropReason::Malformed);
         }
         let (sender, target) = (arp.sender_ipv4_addr(), arp.target_ipv4_addr());
-        // "Is anybody at ...?" comes from one who has no address yet (RFC 5227).
+        // An ARP probe comes from a sender that has no address yet (RFC 5227).
         let probe = arp.operation == ArpOperation::REQUEST && sender.is_unspecified();
         let (own, sender_mac) = (self.from.ip, arp.sender_mac);
         if self.outward {
@@ -161,24 +162,24 @@ impl Passage<'_> {
         arp.sender_ipv4 = self.address(sender)?.octets();
         arp.target_ipv4 = new_target.octets();
         *packet.first_chunk_mut().ok_or(DropReason::Malformed)? = arp.to_bytes();
-        // An announcement of one's own address is for everyone.
+        // An ARP announcement goes to everyone.
         let announces = self.outward && target == own;
         Ok(if announces { Destination::Everyone } else { Destination::One(new_target) })
     }
 
-    /// What the other side calls this address.
+    /// Returns the other side's address for an address.
     fn address(&self, address: Ipv4Addr) -> Result<Ipv4Addr, DropReason> {
         let (from, to) = (self.from.addresses(), self.to.addresses());
         match from.iter().position(|&a| a == address) {
             Some(i) => to.get(i).copied().ok_or(DropReason::Unreachable),
-            // It would come back as another one.
+            // On the way back it would be translated to another address.
             None if to.contains(&address) => Err(DropReason::Unreachable),
             None => Ok(address),
         }
     }
 }
 
-/// A packet of ARP for Ethernet and IPv4.
+/// Returns the ARP packet for Ethernet and IPv4 in these bytes.
 fn arp_packet(packet: &[u8]) -> Result<ArpEthIpv4Packet, DropReason> {
     fn address<const N: usize>(bytes: &[u8]) -> Result<[u8; N], DropReason> {
         bytes.try_into().map_err(|_| DropReason::Malformed)
@@ -197,12 +198,12 @@ fn arp_packet(packet: &[u8]) -> Result<ArpEthIpv4Packet, DropReason> {
     })
 }
 
-/// The header of an IPv4 packet, of which the packet may have no more.
+/// Returns the header of an IPv4 packet. The bytes need not hold the rest of the packet.
 fn ipv4_header(packet: &[u8]) -> Result<Ipv4HeaderSlice<'_>, DropReason> {
     Ipv4HeaderSlice::from_slice(packet).map_err(|_| DropReason::Malformed)
 }
 
-/// Why a frame with this EtherType does not pass.
+/// Returns why frames of an EtherType do not pass.
 const fn refused(ether_type: EtherType) -> DropReason {
     match ether_type {
         EtherType::VLAN_TAGGED_FRAME | EtherType::PROVIDER_BRIDGING => DropReason::Vlan,

@@ -1,5 +1,5 @@
-//! One connection: a socket of the host on one side, one of a guest's stack on the other, and the
-//! bytes between them.
+//! A connection of the `user` uplink: relays bytes between a socket of the host and one of the
+//! guest's TCP/IP stack.
 
 use std::io::{self, Read};
 use std::net::Shutdown;
@@ -11,53 +11,53 @@ use smoltcp::socket::tcp::{Socket, State};
 
 use super::stack::Handle;
 
-/// Time for a client to say which VM it wants, and for the host's end of a guest's connection to
-/// come about.
+/// Time limit for a client to name the VM that it wants, and for the host's end of a guest's
+/// connection to be established.
 const PENDING_MAX: Duration = Duration::from_secs(30);
-/// Time for a client's first word when others wait for its place.
+/// Time limit for a client's first byte when other clients wait for its place.
 const GRACE: Duration = Duration::from_secs(2);
-/// Time between two words when others wait.
+/// Idle time after which a connection gives way to others that wait.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 
 /// A connection.
 pub struct Conn {
-    /// The host's end. None when it is closed and the guest's is not yet.
+    /// Socket of the host. `None` when it is closed and the guest's end is not yet.
     pub stream: Option<TcpStream>,
     /// The guest's end.
     pub end: End,
-    /// The stream may have something to read.
+    /// Whether the stream may have bytes to read.
     pub readable: bool,
-    /// The last that can be read is its end.
+    /// Whether the stream's readable bytes end with the end of the stream.
     pub ending: bool,
-    /// It may take something.
+    /// Whether the stream may take bytes.
     pub writable: bool,
-    /// It has said all it has to say.
+    /// Whether the host's end has sent everything.
     eof: bool,
-    /// It was told that the guest has.
+    /// Whether the host's end knows that the guest has sent everything.
     shut: bool,
-    /// It has to go.
+    /// Whether the connection was closed in favour of others.
     ousted: bool,
-    /// Some byte was moved.
+    /// Whether any byte was relayed.
     spoken: bool,
-    /// When the last one was.
+    /// When the last byte was relayed.
     touched: Instant,
 }
 
-/// The guest's end.
+/// The guest's end of a connection.
 pub enum End {
-    /// Not known yet: the host's end sends an HTTP request that names it.
+    /// Not known yet: the host's end sends an HTTP request that names the VM.
     Unknown(Vec<u8>),
-    /// A socket of VM `vm`'s stack.
+    /// A socket of VM `vm`'s TCP/IP stack.
     Guest {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// Its socket.
+        /// Handle of the socket.
         handle: Handle,
-        /// What the guest is sent first.
+        /// Bytes to send to the guest first.
         first: Vec<u8>,
-        /// The guest asked for the connection.
+        /// Whether the guest opened the connection.
         opened: bool,
-        /// The host's end is not connected yet.
+        /// Whether the host's end is still connecting.
         connecting: bool,
     },
 }
@@ -66,19 +66,19 @@ fn again(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
-/// Whether the guest has ended its side of the connection.
+/// Whether the guest has sent everything on its side of the connection.
 fn said_all(state: State) -> bool {
     matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
 }
 
-/// Closes a stream as one that broke.
+/// Closes a stream with a TCP reset.
 pub fn reset(stream: TcpStream) {
-    // Without it the other end is told that all is well.
+    // Without this option the other end would see an orderly close.
     let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
 }
 
 impl Conn {
-    /// A new connection.
+    /// Returns a new connection.
     pub fn new(stream: TcpStream, end: End, now: Instant) -> Self {
         Self {
             stream: Some(stream),
@@ -94,17 +94,17 @@ impl Conn {
         }
     }
 
-    /// Whether it has had its time. A connection between two ends that are there lasts for as long
-    /// as they want it to, whether or not they say anything.
+    /// Whether the connection was ousted, or has timed out before it was established. An
+    /// established one lasts for as long as both ends want, whether or not they send anything.
     pub fn is_stale(&self, now: Instant) -> bool {
         let pending = matches!(self.end, End::Unknown(_) | End::Guest { connecting: true, .. });
         let late = now.saturating_duration_since(self.touched) > PENDING_MAX;
         self.ousted || (pending && late)
     }
 
-    /// Returns since when nobody says anything, if that is long enough for others to get its place.
-    /// That is soon if a client began it and nobody has said a word: what a client has said counts
-    /// also when the guest has not heard it; a request that names no VM yet does not.
+    /// Returns since when the connection is idle, if that is long enough for others to get its
+    /// place. It is so soon if a client opened it and has sent nothing. Bytes of a client count
+    /// even if the guest has not received them; a request that names no VM yet does not.
     pub fn idle_since(&self, now: Instant) -> Option<Instant> {
         let by_client = !matches!(self.end, End::Guest { opened: true, .. });
         let silent = by_client && !self.spoken && !self.readable && self.stream.is_some();
@@ -113,21 +113,21 @@ impl Conn {
         (late && !self.ousted).then_some(self.touched)
     }
 
-    /// Closes the host's end, for the sake of other clients; the rest follows.
+    /// Closes the host's end in favour of other clients; the guest's end follows.
     pub fn oust(&mut self) {
         self.ousted = true;
         self.reset();
     }
 
-    /// Closes the host's end as a connection that broke.
+    /// Closes the host's end with a TCP reset.
     pub fn reset(&mut self) {
         if let Some(stream) = self.stream.take() {
             reset(stream);
         }
     }
 
-    /// Reads more of an HTTP request: at most until `max` bytes are there. An error, or the end,
-    /// before it is whole ends the connection.
+    /// Reads more of an HTTP request's head, at most until `max` bytes are there. An error, or the
+    /// end of the stream, before it is complete ends the connection.
     pub fn read_head(&mut self, max: usize) -> io::Result<()> {
         let (Some(stream), End::Unknown(head)) = (&mut self.stream, &mut self.end) else {
             return Ok(());
@@ -137,7 +137,7 @@ impl Conn {
             let room = buffer.len().min(max - head.len());
             match stream.read(&mut buffer[..room]) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                // Not that it goes on and on counts, but that it is whole in time.
+                // Progress does not extend the time limit: the head has to be complete in time.
                 Ok(n) => head.extend_from_slice(&buffer[..n]),
                 Err(e) if again(&e) => self.readable = false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -147,7 +147,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Moves bytes both ways as far as they go.
+    /// Relays as many bytes as possible both ways.
     pub fn pump(&mut self, socket: &mut Socket<'_>, now: Instant) {
         if self.stream.is_none() {
             return;
@@ -169,7 +169,7 @@ impl Conn {
         }
     }
 
-    /// Looks whether the host's end, which a guest asked for, is there.
+    /// Checks whether the host's end, which a guest opened, is connected.
     fn connect(&mut self, socket: &mut Socket<'_>) {
         let (Some(stream), End::Guest { connecting, .. }) = (&self.stream, &mut self.end) else {
             return;
@@ -188,7 +188,8 @@ impl Conn {
         let Some(stream) = &mut self.stream else { return Ok(false) };
         let mut moved = false;
         while self.writable && socket.can_recv() {
-            // Whoever reads the last bytes learns at once, from the same segment, that they are.
+            // The end is sent with the last bytes, in one segment, so that the reader learns of it
+            // at once.
             let last = (said_all(socket.state()) && !self.shut).then(|| socket.recv_queue());
             let written = socket.recv(|bytes| {
                 let more = last == Some(bytes.len());
@@ -209,11 +210,11 @@ impl Conn {
         if !socket.can_recv() {
             match socket.state() {
                 state if said_all(state) && !self.shut => {
-                    // The host's end may have gone, which is found out by reading.
+                    // The host's end may be gone already, which the next read finds out.
                     let _ = stream.shutdown(Shutdown::Write);
                     self.shut = true;
                 }
-                // Not as it should: one of the ends is open still.
+                // The socket closed while one of the ends was still open.
                 State::Closed => return Err(io::ErrorKind::ConnectionReset.into()),
                 _ => {}
             }
@@ -240,7 +241,8 @@ impl Conn {
                 Ok((0, _)) => self.eof = true,
                 Ok((_, short)) => {
                     moved = true;
-                    // What comes next is told by another event, unless it has been already.
+                    // A short read ends with an event for the next bytes, unless the stream is
+                    // ending.
                     self.readable = !short || self.ending;
                 }
                 Err(e) if again(&e) => self.readable = false,
@@ -249,7 +251,8 @@ impl Conn {
             }
         }
         if self.eof && first.is_empty() && socket.may_send() {
-            // Nobody waits for more from this end, so the guest's last word need not either.
+            // The host's end has finished, so delaying acknowledgements would only delay the
+            // guest's end.
             socket.set_ack_delay(None);
             socket.close();
         }

@@ -1,23 +1,23 @@
-//! The route by name: which VM an HTTP request is for. Whether the request is right in all else is
-//! for the guest's server to say, which gets it as it came.
+//! The route by name: finds which VM an HTTP request is for, by its Host. Everything else in the
+//! request is checked by the guest's server, which receives it unchanged.
 
 use httparse::{EMPTY_HEADER, Error, Request, Status};
 
 /// Longest head of a request.
 pub const HEAD_MAX: usize = 8 << 10;
-/// Most fields in it.
+/// Largest number of header fields.
 const FIELDS_MAX: usize = 256;
-/// How `httparse` writes HTTP/1.1.
+/// Value with which `httparse` represents HTTP/1.1.
 const HTTP_1_1: u8 = 1;
 
-/// Why a request goes nowhere.
+/// Why a request is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
-    /// It is no HTTP/1 request with one host.
+    /// The request is not HTTP/1 with exactly one host.
     BadRequest,
     /// No VM has this name.
     NotFound,
-    /// Its head is longer than [`HEAD_MAX`], or has more than [`FIELDS_MAX`] fields.
+    /// The head is longer than [`HEAD_MAX`], or has more than [`FIELDS_MAX`] fields.
     TooLarge,
     /// The VM has as many connections as it may have.
     Busy,
@@ -26,7 +26,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The whole answer.
+    /// Returns the whole HTTP response.
     pub fn response(self) -> Vec<u8> {
         let (status, text) = match self {
             Self::BadRequest => ("400 Bad Request", "This is no HTTP request for one host.\n"),
@@ -48,7 +48,7 @@ impl Refusal {
     }
 }
 
-/// Returns the VM that a request is for, of `count`; none while the request's head is not whole.
+/// Returns which of `count` VMs a request is for; `None` while the request's head is incomplete.
 pub fn route(head: &[u8], count: u32) -> Result<Option<u32>, Refusal> {
     let mut fields = [EMPTY_HEADER; FIELDS_MAX];
     let mut request = Request::new(&mut fields);
@@ -65,8 +65,8 @@ pub fn route(head: &[u8], count: u32) -> Result<Option<u32>, Refusal> {
     }
 }
 
-/// Returns the host that a request names, perhaps with a port. A request that could mean two is
-/// refused, also where one of them does not count: a guest could take it for the other.
+/// Returns the host that a request names, perhaps with a port. A request with two hosts is refused,
+/// even where one of them takes precedence: a guest could choose the other.
 fn host(request: &Request<'_, '_>) -> Option<String> {
     let mut hosts = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
     let (first, second) = (hosts.next(), hosts.next());
@@ -74,11 +74,11 @@ fn host(request: &Request<'_, '_>) -> Option<String> {
     if second.is_some() || (field.is_none() && request.version == Some(HTTP_1_1)) {
         return None;
     }
-    // RFC 9112, 3.2.2: a target that is a whole URI says more than the field.
+    // An absolute URI as the target takes precedence over the Host field (RFC 9112, 3.2.2).
     match request.path?.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
             let authority = rest.split(['/', '?', '#']).next()?;
-            // A name in front of the host is there to mislead (RFC 9110, 4.2.4).
+            // User information in front of the host is misleading (RFC 9110, 4.2.4).
             (!authority.contains('@')).then(|| authority.to_owned())
         }
         _ => field.map(str::to_owned),
@@ -86,11 +86,12 @@ fn host(request: &Request<'_, '_>) -> Option<String> {
 }
 
 /// Returns the VM of `vm7`, `vm7.localhost` or `vm7.localhost:8080`. Other domains are refused: a
-/// page from elsewhere must not get here by a name of its own that resolves to this host.
+/// page from elsewhere must not get here by a domain of its own that resolves to this host (DNS
+/// rebinding).
 fn vm(host: &str) -> Option<u32> {
     let host = host.to_ascii_lowercase();
     let name = host.split_once(':').map_or(host.as_str(), |(name, _)| name);
-    // A dot at the end says that the name is whole.
+    // A dot at the end marks a fully qualified name.
     let name = name.strip_suffix('.').unwrap_or(name);
     let name = name.strip_suffix(".localhost").unwrap_or(name);
     let digits = name.strip_prefix("vm")?;

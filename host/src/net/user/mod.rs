@@ -1,7 +1,8 @@
-//! The uplink `user`: no privileges, no interface of the host. Each guest is alone on a network with
-//! its gateway, which is a TCP/IP stack in this program, made when it is first needed. Connections
-//! to published ports of the host go on as connections of the gateway to the guest; a guest may
-//! open connections to the ports of the host that the user allows.
+//! The `user` uplink: user-mode networking (NAT), without privileges and without an interface of
+//! the host. Each guest is alone on a network with its gateway, a TCP/IP stack in this program that
+//! is made when it is first needed. Connections to published ports of the host continue as
+//! connections of the gateway to the guest; a guest may open connections to the ports of the host
+//! that the user allows.
 
 mod accept;
 mod conn;
@@ -33,37 +34,37 @@ use super::door::VisitError;
 use super::publish::{Target, connections_max};
 use super::{DropReason, Frame, Outlet, Uplink, Visit, WAKER};
 
-/// Connections that one VM has opened to the host.
+/// Connections to the host that one VM may have open.
 const FROM_GUEST_MAX: usize = 32;
-/// How often connections that have had their time are looked for.
+/// Interval at which connections are checked for time-outs.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// One VM's part.
+/// A VM's slot in the uplink.
 struct Seat {
     stack: Stack,
-    /// Its connections, by slot.
+    /// The VM's connections, by slot.
     conns: Vec<usize>,
-    /// Of which so many were opened by the guest.
+    /// Number of those connections that the guest opened.
     opened: usize,
-    /// It asks for one more than it may open.
+    /// Packet with which the guest asks for one connection more than it may open.
     excess: Option<Frame>,
-    /// Listeners that wait until one of them ends.
+    /// Listeners that wait until one of the VM's connections ends.
     held: Vec<usize>,
-    /// It is in the list of those to be served.
+    /// Whether the VM is in the list of those to be served.
     dirty: bool,
-    /// When it is to be served next.
+    /// When the VM is to be served next.
     wake_at: Option<Instant>,
-    /// Its alarm, which is not later.
+    /// Timer of the VM, which is not later than `wake_at`.
     alarm: Option<Instant>,
 }
 
-/// The uplink.
+/// The `user` uplink.
 pub struct UserUplink {
     options: Options,
     listeners: Vec<Listener>,
-    /// Listeners with connections that may be accepted.
+    /// Listeners with connections to accept.
     accepting: VecDeque<usize>,
-    /// Listeners that wait until some connection ends, whosever it is.
+    /// Listeners that wait until any connection ends.
     held: Vec<usize>,
     conns: Vec<Option<Conn>>,
     free: Vec<usize>,
@@ -75,12 +76,12 @@ pub struct UserUplink {
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
     sweep_at: Option<Instant>,
     registry: Option<Registry>,
-    /// VMs whose stack failed.
+    /// Number of VMs whose stack failed.
     failures: u32,
 }
 
 impl UserUplink {
-    /// An uplink over ports that are bound already.
+    /// Returns an uplink over ports that are already bound.
     pub fn new(mut options: Options) -> Self {
         let bound = std::mem::take(&mut options.bound);
         Self {
@@ -125,7 +126,7 @@ impl UserUplink {
         Some(seat.get_or_insert_with(new))
     }
 
-    /// A VM is to be served in this round.
+    /// Adds a VM to those served in this round.
     fn touch(&mut self, vm: u32) {
         if let Some(Some(seat)) = self.seats.get_mut(vm as usize)
             && !seat.dirty
@@ -135,7 +136,7 @@ impl UserUplink {
         }
     }
 
-    /// Keeps a connection and listens to its stream; `None` when there are too many.
+    /// Registers a connection and its stream; `None` when there are too many.
     fn keep(&mut self, conn: Conn, now: Instant) -> Option<usize> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -162,7 +163,7 @@ impl UserUplink {
         Some(slot)
     }
 
-    /// Forgets a connection; listeners that waited for that have their turn.
+    /// Removes a connection, and lets listeners that waited for that accept again.
     fn forget(&mut self, slot: usize) {
         self.conns[slot] = None;
         self.free.push(slot);
@@ -182,8 +183,8 @@ impl UserUplink {
         }
     }
 
-    /// A guest asks for a connection to a port of the host, with a frame that the stack is to see
-    /// afterwards; it refuses what there is no socket for.
+    /// Opens a connection from a guest to a port of the host. Its stack handles the guest's packet
+    /// afterwards, and refuses the connection if no socket was made for it here.
     fn open(&mut self, vm: u32, opening: Opening, out: &Outlet<'_>) {
         if !self.options.host_ports.contains(opening.to) {
             return out.dropped(vm, DropReason::Unreachable);
@@ -198,7 +199,7 @@ impl UserUplink {
         let end = End::Guest { vm, handle, first: Vec::new(), opened: true, connecting: true };
         let slot = match TcpStream::connect(address) {
             Ok(stream) => {
-                // Should it fail, bytes are a little late.
+                // If this fails, bytes are only a little late.
                 let _ = stream.set_nodelay(true);
                 self.keep(Conn::new(stream, end, now), now)
             }
@@ -218,7 +219,7 @@ impl UserUplink {
         }
     }
 
-    /// Does for a VM all there is to do.
+    /// Serves a VM: relays its connections, runs its stack, and sends it packets.
     fn serve(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) {
         let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
         seat.dirty = false;
@@ -256,7 +257,7 @@ impl UserUplink {
         }
     }
 
-    /// Sets a VM's alarm unless there is one that rings early enough.
+    /// Sets a VM's timer, unless one is set that expires early enough.
     fn set_alarm(&mut self, vm: u32) {
         if let Some(Some(seat)) = self.seats.get_mut(vm as usize)
             && let Some(at) = seat.wake_at
@@ -267,7 +268,7 @@ impl UserUplink {
         }
     }
 
-    /// VMs whose time has come are to be served.
+    /// Adds the VMs whose timers have expired to those to be served.
     fn ring(&mut self, now: Instant) {
         while let Some(&Reverse((at, vm))) = self.timers.peek()
             && at <= now
@@ -286,7 +287,7 @@ impl UserUplink {
         }
     }
 
-    /// Forgets a connection of a VM whose socket is gone.
+    /// Removes a connection of a VM whose socket is gone.
     fn close(&mut self, vm: u32, slot: usize) {
         let opened =
             matches!(&self.conns[slot], Some(Conn { end: End::Guest { opened: true, .. }, .. }));
@@ -297,7 +298,7 @@ impl UserUplink {
         self.forget(slot);
     }
 
-    /// Ends connections that have had their time.
+    /// Ends connections that have timed out.
     fn sweep(&mut self, now: Instant, out: &Outlet<'_>) {
         for slot in 0..self.conns.len() {
             let Some(conn) = &mut self.conns[slot] else { continue };
@@ -312,12 +313,12 @@ impl UserUplink {
             let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { continue };
             let unanswered = seat.stack.is_unanswered(handle, now);
             if !unanswered && !conn.is_stale(now) {
-                // It may have been idle for long enough to make room.
+                // The VM may have a connection that is idle for long enough to make room.
                 self.release_at(vm);
                 continue;
             }
             conn.reset();
-            // A guest that does not take the news of the end either is not waited for.
+            // A guest that does not acknowledge the end either is not waited for.
             if seat.stack.get(handle).is_open() {
                 if unanswered {
                     out.dropped(vm, DropReason::Unanswered);
@@ -335,7 +336,7 @@ impl UserUplink {
         self.sweep_at = busy.then(|| now + SWEEP);
     }
 
-    /// A VM's connections break, and it has a new gateway.
+    /// Breaks a VM's connections and gives it a new gateway.
     fn clear(&mut self, vm: u32) {
         let Some(seat) = self.seats.get_mut(vm as usize).and_then(Option::take) else { return };
         for slot in seat.conns {
@@ -347,8 +348,8 @@ impl UserUplink {
         seat.held.into_iter().for_each(|listener| self.ask(listener));
     }
 
-    /// Lets nothing that a guest sends end more than its own connections, should the stack have a
-    /// bug that panics.
+    /// Runs `f` so that a panic in the stack, which would be a bug, ends only the connections of
+    /// the guest that caused it.
     fn guarded(
         &mut self,
         vm: u32,
@@ -368,7 +369,7 @@ impl Uplink for UserUplink {
         for (i, entry) in self.listeners.iter_mut().enumerate() {
             let token = Token(WAKER.0 + 1 + i);
             let listener = &mut entry.bound.listener;
-            // Its connections have it from there.
+            // Accepted connections inherit the option.
             rustix::net::sockopt::set_tcp_nodelay(&*listener, true)?;
             listener.register(registry, token, Interest::READABLE)?;
         }
@@ -456,7 +457,7 @@ impl Uplink for UserUplink {
         if refused.is_none() {
             self.welcome(stream, target, now);
         }
-        // Whoever asked may have gone; that is found out by reading.
+        // If the requester is gone, the next read finds out.
         let _ = answer.send(refused.map_or(Ok(()), Err));
     }
 }

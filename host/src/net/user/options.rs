@@ -1,4 +1,4 @@
-//! What the user asks of the uplink.
+//! Options of the `user` uplink.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -14,16 +14,17 @@ use crate::net::publish::Bound;
 pub struct HostPorts(Vec<RangeInclusive<u16>>);
 
 impl HostPorts {
-    /// Whether they may reach this one.
+    /// Whether guests may reach this port.
     pub(super) fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|range| range.contains(&port))
     }
 
-    /// Refuses them if guests get by them to `address`, at which this program listens `by` some
-    /// option. What it gives to users of this host, such as orders for all VMs, is not for guests.
+    /// Returns an error if guests could reach `address`, at which this program listens because of
+    /// the option `by`. What it offers there to users of this host, such as commands on all VMs, is
+    /// not for guests.
     pub fn refuse(&self, address: SocketAddr, by: &str) -> Result<(), NetError> {
-        // Guests are connected to 127.0.0.1. Whoever listens at all addresses of IPv6 listens at
-        // those of IPv4, too.
+        // Guests connect to 127.0.0.1. A socket at all addresses of IPv6 also listens at those of
+        // IPv4.
         let reached = match address.ip().to_canonical() {
             IpAddr::V4(ip) => ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST,
             IpAddr::V6(ip) => ip.is_unspecified(),
@@ -55,18 +56,18 @@ impl FromStr for HostPorts {
     }
 }
 
-/// What the uplink is to do.
+/// Options of the uplink.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// VMs.
+    /// Number of VMs.
     pub count: u32,
-    /// Ports that lead to them.
+    /// Published ports.
     pub bound: Vec<Bound>,
-    /// What they may reach of the host.
+    /// Ports of the host that the guests may reach.
     pub host_ports: HostPorts,
-    /// The guests' hardware addresses.
+    /// MAC addresses of the guests.
     pub macs: Macs,
-    /// What the VMs are called outside: they may not reach each other by it.
+    /// Outside addresses of the VMs, by which they may not reach each other.
     pub peers: Option<Addresses>,
 }
 
@@ -98,7 +99,7 @@ mod tests {
         for address in reached {
             assert!(refused(address), "{address}");
         }
-        // Guests do not get to these.
+        // Addresses that guests cannot reach.
         for address in
             ["127.0.0.1:7999", "0.0.0.0:8091", "127.0.0.2:8080", "[::1]:8080", "192.0.2.1:8080"]
         {
