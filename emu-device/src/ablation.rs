@@ -1,18 +1,20 @@
-//! Accelerators that a build can leave out, to see what each gives: cargo features, which `pxvm` has
-//! as well and hands on to both of its builds of this crate. Guests do not notice.
+//! Optimisations that a build can leave out, to measure what each one gains.
+//!
+//! Each is a cargo feature. The crate `pxvm` has the same features and passes them on to both of
+//! its builds of this crate. They change speed only; guests cannot observe them.
 
-/// VMs share the decoded instructions of shared frames.
+/// Whether VMs share the decoded instructions of shared frames.
 pub const SHARED_CODE: bool = !cfg!(feature = "ablate-shared-code");
-/// The loop reads the next instruction while it executes one.
+/// Whether the instruction loop prefetches the next instruction while it executes one.
 pub const READ_AHEAD: bool = !cfg!(feature = "ablate-read-ahead");
-/// VMs that share a warp wait for each other.
+/// Whether VMs that share a warp wait for each other to reconverge.
 pub const MEETING: bool = !cfg!(feature = "ablate-meeting");
-/// A VM that is alone in its warp has a loop of its own.
+/// Whether a VM that is alone in its warp runs a variant of the loop without reconvergence.
 pub const ALONE_LOOP: bool = !cfg!(feature = "ablate-alone-loop");
-/// Frames lie as VMs that share a warp use them.
+/// Whether frames are interleaved in memory for VMs that share a warp.
 pub const INTERLEAVING: bool = !cfg!(feature = "ablate-interleaving");
 
-/// What this build leaves out.
+/// Returns the names of the optimisations that this build leaves out.
 pub fn left_out() -> impl Iterator<Item = &'static str> {
     let accelerators = [
         ("shared-code", SHARED_CODE),

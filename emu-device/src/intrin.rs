@@ -1,4 +1,4 @@
-//! What only a GPU has. The functions are defined in `intrinsics.ll`, which the builder links in.
+//! GPU intrinsics. The functions are defined in `intrinsics.ll`, which the builder links in.
 
 unsafe extern "C" {
     safe fn pxvm_thread_idx_x() -> u32;
@@ -17,22 +17,23 @@ unsafe extern "C" {
 
 /// Indices of the running thread, named as in `cuda_std::thread`.
 pub mod thread {
-    /// Index in the block.
+    /// Returns the thread's index in its block.
     #[inline(always)]
     pub fn thread_idx_x() -> u32 {
         super::pxvm_thread_idx_x()
     }
 
-    /// Index of the block.
+    /// Returns the block's index in the grid.
     #[inline(always)]
     pub fn block_idx_x() -> u32 {
         super::pxvm_block_idx_x()
     }
 }
 
-/// Votes, named as in `cuda_std::warp`.
+/// Synchronisation of a warp's threads, named as in `cuda_std::warp`.
 pub mod warp {
-    /// Keeps what follows in one piece: the compiler neither copies it nor moves it into a branch.
+    /// Marks a point that the compiler must keep single: it neither duplicates the code that
+    /// follows nor moves it into a branch. Diverged threads can then reconverge there.
     #[inline(always)]
     pub fn rejoin() {
         super::pxvm_rejoin();
@@ -44,45 +45,47 @@ pub mod warp {
         super::pxvm_sync_warp(mask);
     }
 
-    /// The threads that execute this together.
+    /// Returns the mask of the threads that execute this call together.
     #[inline(always)]
     pub fn activemask() -> u32 {
         super::pxvm_activemask()
     }
 
-    /// Waits likewise, and answers the value that thread `lane`, which has not exited, gave.
+    /// Waits until all threads of `mask` that have not exited call this, and returns the `value` of
+    /// thread `lane`, which must be one of them.
     #[inline(always)]
     pub fn warp_shuffle_sync_idx(mask: u32, value: u32, lane: u32) -> u32 {
         super::pxvm_shuffle_idx_sync(mask, value, lane)
     }
 
-    /// Waits until all threads of `mask` that have not exited call this, and answers for which of
-    /// them the predicate holds.
+    /// Waits until all threads of `mask` that have not exited call this, and returns the mask of
+    /// those whose predicate holds.
     #[inline(always)]
     pub fn warp_ballot_sync(mask: u32, predicate: bool) -> u32 {
         super::pxvm_ballot_sync(mask, predicate)
     }
 }
 
-/// The value, of which the compiler knows nothing.
+/// Returns `value`, and hides from the compiler that it does: an optimisation barrier.
 #[inline(always)]
 pub fn opaque(value: u64) -> u64 {
     pxvm_opaque(value)
 }
 
-/// The value, which is a register's half by itself: the compiler does not compute with both halves.
+/// Returns `value`, and hides from the compiler that it is half of a 64-bit register, so that it
+/// does not compute with all 64 bits.
 #[inline(always)]
 pub fn half(value: u32) -> u32 {
     pxvm_half(value)
 }
 
-/// The device's clock, in nanoseconds.
+/// Returns the device's clock, in nanoseconds.
 #[inline(always)]
 pub fn now_ns() -> u64 {
     pxvm_now_ns()
 }
 
-/// The block's dynamic shared memory.
+/// Returns the address of the block's dynamic shared memory.
 #[inline(always)]
 pub fn shared_mem() -> *mut u8 {
     pxvm_shared_mem()

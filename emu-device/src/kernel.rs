@@ -1,6 +1,6 @@
-//! What a launch does for one VM, and the GPU's entry points around it.
+//! What a kernel launch does for one VM, and the GPU's entry points that call it.
 //!
-//! The work is ordinary code, so that tests run a fleet over the host's memory with it.
+//! All but the entry points is ordinary Rust, so that tests can run a fleet with it in host memory.
 
 use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
 use crate::placement::OnGpu;
@@ -13,14 +13,15 @@ use emu_core::layout::virtio_slot;
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{FRAME_SIZE, Memory};
 
-/// Runs that a slice may take to end where it should.
+/// How many runs a slice may take to reach its end. A run can retire fewer instructions than asked.
 pub const SLICE_PARTS: u64 = 8;
 
-/// Runs that a launch which ends by the clock has instructions for: VMs are not equally fast, and
-/// none is to stand still before the time is over. Where the clock stands still, the first ends it.
+/// By how much the instruction budget of a launch that ends by the clock is multiplied. VMs are not
+/// equally fast, and none should use up its budget before the time is over. On the host the clock
+/// stands still, so there the budget is what ends the launch.
 const RUNS: u64 = if cfg!(feature = "device") { 4 } else { 1 };
 
-/// Instructions that VMs which share a warp may run over their slices to meet.
+/// Instructions that a VM may run past its budget so that its warp can reconverge.
 const GRACE: u64 = SLICE as u64 / 2;
 
 struct DeviceFrames<'a>(&'a FreeFrames);
@@ -34,7 +35,7 @@ impl FrameSource for DeviceFrames<'_> {
                 // SAFETY: entries below the first `top` exist, and this one is now ours alone.
                 return Some(unsafe { *free.returned.ptr().add(top as usize - 1) });
             }
-            // Once it is empty it stays so: nobody returns frames in a launch that takes some.
+            // An empty stack stays empty, because a launch that takes frames never returns any.
             free.top.fetch_add(1, Ordering::Relaxed);
         }
         if free.next.load(Ordering::Relaxed) >= free.limit {
@@ -45,7 +46,7 @@ impl FrameSource for DeviceFrames<'_> {
     }
 }
 
-/// The row of VM `id`: its pages of RAM, then those of its disk.
+/// Returns the row of VM `id` in the frame tables: its pages of RAM, and those of its disk.
 ///
 /// # Safety
 /// As [`step`], and nobody else has the row.
@@ -58,7 +59,7 @@ unsafe fn row(launch: &Launch, id: u32) -> (&'static mut [u32], &'static mut [u3
     row.split_at_mut_checked(launch.pages as usize).unwrap_or_default()
 }
 
-/// Runs one VM of a launch, `launch.active[index]`, with its hot state in `hot`.
+/// Runs one VM of a launch, `launch.active[index]`, with its hart registers and L1 TLB in `hot`.
 ///
 /// # Safety
 /// `launch` must describe memory as [`Launch`] says, which nobody else uses meanwhile but calls
@@ -120,10 +121,11 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         };
         let before = vm.sys.clock.retired;
         let mut exit = Exit { code: ExitCode::Budget, arg: 0 };
-        // Exact launches end at a multiple of their slice, on all backends the same. Others end by
-        // the clock, where VMs that share a warp meet. Each cut parts those that have retired more
-        // from those that have retired fewer, so there are none but for VMs that look for input, or
-        // that are alone.
+        // Exact launches end at a multiple of their slice, the same on all backends. Others end by
+        // the clock, where the VMs that share a warp have reconverged. The lanes of a warp reach
+        // the end of a slice at different places in the program, so ending a run there makes them
+        // diverge. Only a VM that has pending input or is alone in its warp ends runs there
+        // (`cut`).
         let budget = u64::from(launch.slices) * u64::from(launch.slice);
         let meeting = launch.meeting_ns != 0;
         let run = budget + budget / 2;
@@ -159,8 +161,9 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
                 port.wait();
             }
             rejoin();
-            // Exceptions count as instructions but retire none, so a slice may end a little early,
-            // and what is missing follows at once. One that does nothing else goes on another time.
+            // An exception counts against the budget but retires no instruction, so a run may end
+            // before its slice does, and another run follows at once. A VM that does nothing but
+            // take exceptions (`stuck`) continues in the next launch.
             let over = vm.sys.clock.retired >= limit || done >= runs || stuck >= SLICE_PARTS;
             if port.leave(over || exit.code != ExitCode::Budget) {
                 break;
@@ -187,8 +190,8 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
     }
 }
 
-/// Gives a VM's private frames back and leaves it without memory. No launch that runs VMs may go
-/// on at the same time.
+/// Returns a VM's private frames to the free ones and leaves it without memory. No launch that runs
+/// VMs may execute at the same time.
 ///
 /// # Safety
 /// As [`step`].
@@ -209,7 +212,8 @@ pub unsafe fn release(launch: &Launch, index: u32) {
     }
 }
 
-/// Puts a VM, which has no memory, to its first instruction: `launch.staged[index]`.
+/// Starts a VM that has no memory yet, `launch.staged[index]`: gives it its pages and its initial
+/// state.
 ///
 /// # Safety
 /// As [`step`], for `staged` in place of `active`; the pages of each staged VM exist.
@@ -247,15 +251,15 @@ pub unsafe fn start(launch: &Launch, index: u32) {
         let vm = launch.vms.ptr().add(id as usize);
         copy((&raw const staged.vm).cast::<u64>(), vm.cast::<u64>(), WORDS);
         if missing {
-            // It never runs: the next launch tells.
+            // The VM never runs. The next launch reports its exit to the host.
             state.exit = Exit { code: ExitCode::NoFrame, arg: 1 };
             state.rest = Rest::Untold;
         }
     }
 }
 
-/// Adds to `digests` a fingerprint of the private pages of RAM of VM `launch.active[index]`: of
-/// each `parts`th page, `part` being the first.
+/// Adds the fingerprint of some private pages of RAM of VM `launch.active[index]` to its entry in
+/// `digests`: those of page `part` and each `parts`th page after it.
 ///
 /// # Safety
 /// As [`step`]; other calls for the same entry and another part may run at the same time.
@@ -271,8 +275,9 @@ pub unsafe fn digest(launch: &Launch, index: u32, part: u32, parts: u32) {
     }
 }
 
-/// A fingerprint of a memory's private pages, which there are and what they hold: of each
-/// `parts`th page, `part` being the first. Those of all parts add up to that of the whole.
+/// Returns a fingerprint of a memory's private pages, of their numbers and their content. It covers
+/// page `part` and each `parts`th page after it. The sum over all parts is the fingerprint of the
+/// whole memory.
 pub fn private_pages(memory: &impl Memory, part: u32, parts: u32) -> u64 {
     const PRIME: u64 = 0x0100_0000_01b3;
     let mut sum = 0u64;
@@ -291,8 +296,8 @@ pub fn private_pages(memory: &impl Memory, part: u32, parts: u32) -> u64 {
 const _: () = assert!(CODE_SLOTS.is_power_of_two());
 const _: () = assert!(size_of::<Vm>().is_multiple_of(8) && align_of::<Vm>() == 8);
 
-/// What the GPU calls. Each thread takes one VM: [`Launch::lanes`] of them a warp, and a block is
-/// one warp, so that a warp's end frees its shared memory.
+/// The kernels' entry points on the GPU. Each thread runs one VM, [`Launch::lanes`] of them per
+/// warp. A block is one warp, so that its shared memory is free as soon as that warp has ended.
 #[cfg(feature = "device")]
 mod entry {
     use super::Launch;
@@ -339,7 +344,7 @@ mod entry {
         }
     }
 
-    /// A block a VM, whose threads share its pages.
+    /// Computes digests, with one block for each VM, whose threads divide its pages among them.
     ///
     /// # Safety
     /// As [`super::digest`].

@@ -1,4 +1,5 @@
-//! The contract of a launch: what the host puts into device memory and what it finds there.
+//! The contract between host and device for a kernel launch: the layout of what each writes into
+//! device memory for the other.
 
 use crate::port::{Outbox, PortState};
 use crate::ram::{CodeCache, CodePage};
@@ -8,15 +9,16 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
 
-/// Pages of decoded instructions that a VM keeps of its private frames, on the GPU.
+/// How many private frames of a VM can have decoded instructions at a time, on the GPU.
 pub const CODE_SLOTS: usize = 32;
 
-/// What an event's instruction count is rounded up to, and the longest run between two looks at a
-/// VM's input. The same on all backends, so that what is told of a run is, too.
+/// Instructions in a slice, the longest run between two polls of a VM's input. An event's
+/// instruction count is rounded up to a multiple of it. It is the same on all backends, so that
+/// they report the same events for the same run.
 pub const SLICE: u32 = 1 << 15;
 
-/// An address in device memory of one or more `T`. A number, so that host and device exchange it as
-/// any other; only the device, and who emulates it, follows it.
+/// The address of one or more `T` in device memory. It is a plain number for the host. Only the
+/// device, or an emulation of one, may dereference it.
 #[repr(transparent)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -28,20 +30,20 @@ pub struct At<T> {
 }
 
 impl<T> At<T> {
-    /// Nowhere: there are none.
+    /// The address of nothing, for when there is no `T`.
     pub const NOWHERE: Self = Self::new(0);
 
-    /// An address.
+    /// Makes the address with this number.
     pub const fn new(address: u64) -> Self {
         Self { address, what: PhantomData }
     }
 
-    /// The number.
+    /// Returns the address as a number.
     pub const fn address(self) -> u64 {
         self.address
     }
 
-    /// A pointer, for who may follow it.
+    /// Returns the address as a pointer, which only the device may dereference.
     #[inline(always)]
     pub fn ptr(self) -> *mut T {
         core::ptr::with_exposed_provenance_mut(self.address as usize)
@@ -63,7 +65,7 @@ impl<T> fmt::Debug for At<T> {
     }
 }
 
-/// One launch. All addresses are the device's.
+/// The arguments of one kernel launch. All addresses are in device memory.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -73,22 +75,22 @@ impl<T> fmt::Debug for At<T> {
 pub struct Launch {
     /// Layout version, [`emu_core::abi::VERSION`].
     pub version: u32,
-    /// VMs to work on: entries of `active`, or of `staged`.
+    /// How many VMs to work on: entries of `active`, or of `staged`.
     pub count: u32,
-    /// VMs a warp, 1 to 32.
+    /// VMs per warp, 1 to 32.
     pub lanes: u32,
-    /// Slices that a VM may run; none only drains its console.
+    /// Slices that a VM may run. With zero, the launch only drains consoles.
     pub slices: u32,
-    /// Instructions in a slice: a power of two, [`SLICE`] at most. A VM's first slice is as short
-    /// as it takes to end at a multiple.
+    /// Instructions in a slice: a power of two, [`SLICE`] at most. Slices end at multiples of it,
+    /// so a VM's first slice may be shorter.
     pub slice: u32,
-    /// Ticks an instruction, 24 fractional bits; zero for the `instret` clock.
+    /// Ticks per instruction, with 24 fractional bits; zero for the `instret` clock.
     pub rate: u32,
     /// `time` for a VM that started at zero, under the `host` clock.
     pub ticks: u64,
-    /// Pages of RAM a VM has.
+    /// Pages of RAM per VM.
     pub pages: u32,
-    /// Pages of disk. They follow those of RAM in the VM's row of `tables`.
+    /// Pages of disk per VM. They follow those of RAM in the VM's row of `tables`.
     pub disk_pages: u32,
     /// Frames in the arena.
     pub frames: u32,
@@ -96,44 +98,45 @@ pub struct Launch {
     pub shared: u32,
     /// Pages of ROM.
     pub rom_pages: u32,
-    /// Pages of `shared_code`: those of the first shared frames, which RAM starts with and ROM has.
+    /// Pages of `shared_code`. They belong to the first shared frames, the ones that hold the ROM
+    /// and what RAM contains at the start.
     pub shared_code_len: u32,
     /// Bytes of `inbox`.
     pub inbox_len: u32,
-    /// Zero for an exact launch, which ends with its slices; else the nanoseconds after which it ends
-    /// where the VMs that share a warp meet.
+    /// Zero for an exact launch, which ends after its slices. Otherwise the nanoseconds after which
+    /// the launch ends, at the next point where the VMs that share a warp have reconverged.
     pub meeting_ns: u32,
-    /// The arena, its frames placed as [`crate::placement::OnGpu`] says.
+    /// The arena of frames, in the layout [`crate::placement::OnGpu`].
     pub arena: At<u8>,
     /// Decoded instructions of the shared frames.
     pub shared_code: At<CodePage>,
-    /// Decoded instructions of private frames, one cache a VM.
+    /// Decoded instructions of private frames, one cache per VM.
     pub private_code: At<CodeCache<CODE_SLOTS>>,
     /// The VMs to run, each once.
     pub active: At<Entry>,
     /// All VMs' states.
     pub vms: At<Vm>,
-    /// All VMs' frame tables, one row a VM.
+    /// All VMs' frame tables, one row per VM.
     pub tables: At<u32>,
-    /// Rows that VMs start with: only shared frames.
+    /// Frame tables that VMs start with. Their rows name shared frames only.
     pub base: At<u32>,
     /// The frames of the ROM, all shared.
     pub rom: At<u32>,
     /// All VMs' ports.
     pub ports: At<PortState>,
-    /// What counts up during launches.
+    /// What all VMs of a launch share and update: log, counters and free frames.
     pub control: At<Control>,
-    /// What the host says to VMs: see [`crate::port::Inbox`].
+    /// Input from the host to VMs: see [`crate::port::Inbox`].
     pub inbox: At<u8>,
     /// VMs to start.
     pub staged: At<StagedVm>,
-    /// Pages of theirs.
+    /// The private pages that staged VMs start with.
     pub staged_pages: At<StagedPage>,
-    /// Where digests go, in the order of `active`.
+    /// Where the digests of VMs are written, in the order of `active`.
     pub digests: At<AtomicU64>,
 }
 
-/// Flag in [`Entry::vm`]: the VM runs even if it rests.
+/// Flag in [`Entry::vm`]: the VM runs even if it is parked.
 pub const WAKE: u32 = 1 << 31;
 
 /// A VM in a launch.
@@ -144,47 +147,48 @@ pub const WAKE: u32 = 1 << 31;
 )]
 #[repr(C)]
 pub struct Entry {
-    /// Which one, and perhaps [`WAKE`].
+    /// The VM's id, and [`WAKE`] if that is set.
     pub vm: u32,
-    /// Where in the inbox its part starts, in units of eight bytes, plus one; zero for nowhere.
+    /// Where the VM's input starts in the inbox, in units of eight bytes, plus one; zero when it
+    /// has none.
     pub inbox: u32,
 }
 
-/// What VMs count up together during a launch.
+/// What all VMs of a launch share and update atomically.
 #[derive(Debug)]
 #[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes))]
 #[repr(C)]
 pub struct Control {
-    /// What VMs say to the host.
+    /// The log of records from VMs to the host.
     pub outbox: Outbox,
-    /// VMs that would go on.
+    /// How many VMs ended the launch still runnable.
     pub busy: AtomicU32,
     /// Keeps what follows aligned.
     pub reserved: u32,
-    /// Instructions that these have retired in the launch.
+    /// Instructions that those VMs retired in the launch.
     pub ran: AtomicU64,
-    /// Instructions retired, since the fleet's start.
+    /// Instructions that all VMs have retired since the fleet started.
     pub instructions: AtomicU64,
     /// Free frames.
     pub free: FreeFrames,
 }
 
-/// The arena's free frames: a stack of returned ones, then the ones never used.
+/// The arena's free frames: a stack of returned frames, and after these the frames never used.
 ///
 /// A launch either takes frames or returns them, never both.
 #[derive(Debug)]
 #[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes))]
 #[repr(C)]
 pub struct FreeFrames {
-    /// First frame never used. May end up to the number of VMs past `limit`.
+    /// The first frame never used. It can exceed `limit` by up to the number of VMs.
     pub next: AtomicU32,
-    /// End of the arena.
+    /// The number of frames in the arena.
     pub limit: u32,
     /// Entries of `returned`.
     pub top: AtomicU32,
     /// Keeps what follows aligned.
     pub reserved: u32,
-    /// Frames given back; there is room for all.
+    /// The stack of returned frames, with room for all frames of the arena.
     pub returned: At<u32>,
 }
 
@@ -196,21 +200,21 @@ pub struct FreeFrames {
 )]
 #[repr(C)]
 pub struct StagedVm {
-    /// Which one.
+    /// The VM's id.
     pub id: u32,
     /// The row of [`Launch::base`] that it starts with.
     pub row: u32,
-    /// First of its pages.
+    /// Index in [`Launch::staged_pages`] of the VM's first page.
     pub first_page: u32,
-    /// How many there are.
+    /// How many pages the VM has there.
     pub page_count: u32,
     /// Fleet time that is zero for this VM.
     pub origin: u64,
-    /// Its state, without cached frames.
+    /// The VM's state, without any cached translation.
     pub vm: Vm,
 }
 
-/// A page of RAM that is a VM's own from the start.
+/// A page of RAM that a VM starts with as a private one.
 #[derive(Clone)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -218,10 +222,10 @@ pub struct StagedVm {
 )]
 #[repr(C)]
 pub struct StagedPage {
-    /// Which page.
+    /// The page's number.
     pub page: u32,
     /// Keeps the bytes aligned.
     pub reserved: u32,
-    /// Its content.
+    /// The page's content.
     pub bytes: [u8; FRAME_SIZE as usize],
 }

@@ -1,7 +1,9 @@
-//! What the CPU backend and the GPU build share around `emu-core`: guest memory in frames
-//! ([`ram`]), the contract of a launch ([`launch`], [`port`]) and what a launch does ([`kernel`]).
-//! With the feature `device` it is the GPU build itself: entry points and the few intrinsics under
-//! them.
+//! What surrounds `emu-core` on a device, shared by the CPU backend and the GPU build.
+//!
+//! [`ram`] holds guest memory in frames. [`launch`] and [`port`] define what host and device
+//! exchange for a kernel launch, and [`kernel`] is what a launch executes. With the feature
+//! `device` the crate is compiled for the GPU and adds the kernels' entry points and the few
+//! intrinsics they need.
 #![no_std]
 
 pub mod ablation;

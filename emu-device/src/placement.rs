@@ -1,40 +1,45 @@
-//! Where the bytes of an arena's frames lie.
+//! The layout of an arena's frames in memory.
 
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, Frame};
 
-/// Where the bytes of an arena's frames lie. Its base is aligned to [`Placement::ALIGN`], and frame
-/// after frame has 4 KiB from there on, but perhaps not all of its own bytes in them.
+/// A layout of frames in an arena, whose base is aligned to [`Placement::ALIGN`].
 ///
-/// Tables hold the numbers of frames. A [`Frame`] is one's name: what an address takes least to be
-/// computed from. Names are in the order of the numbers, and 0 is [`Frame::ZERO`].
+/// Frame number n owns the n-th 4 KiB slot of the arena. A layout that interleaves frames spreads
+/// each over the slots of its group, so a slot then holds parts of all frames of the group.
+///
+/// Frame tables hold frame numbers. A [`Frame`] is a handle made of the number, in the form from
+/// which an address is computed fastest. Handles sort as their numbers do, and that of number 0 is
+/// [`Frame::ZERO`].
 pub trait Placement: Copy {
-    /// Bytes that frames are laid out in units of; a power of two.
+    /// Bytes in the unit that the layout repeats: a frame, or a group of frames. A power of two.
     const ALIGN: usize;
-    /// Bytes that lie side by side, from a multiple of it in the frame; a power of two.
+    /// Bytes in a chunk of a frame: those between multiples of it are contiguous in memory. A power
+    /// of two.
     const PIECE: u32;
-    /// Numbers of frames that have names.
+    /// How many frame numbers there are at most.
     const FRAMES: u32;
 
-    /// The name of frame `number`, which is below [`Placement::FRAMES`].
+    /// Returns the handle of frame `number`, which must be below [`Placement::FRAMES`].
     fn name(number: u32) -> Frame;
-    /// The number of a frame.
+    /// Returns the number of a frame.
     fn number(frame: Frame) -> u32;
-    /// The distance from the arena's base to the 4 KiB of a frame's number.
+    /// Returns the offset of a frame's 4 KiB slot from the arena's base.
     fn start(frame: Frame) -> usize;
-    /// The address of byte `offset`, modulo the frame size, of the frame whose 4 KiB are at `start`.
+    /// Returns the address of byte `offset`, modulo the frame size, of `frame`, whose slot is at
+    /// address `start`.
     fn address(start: usize, frame: Frame, offset: u32) -> usize;
 
-    /// The distance from a frame's first byte to byte `offset`.
+    /// Returns how far byte `offset` of a frame is from the frame's first byte.
     fn distance(offset: u32) -> usize;
 
-    /// The distance from the arena's base to byte `offset` of frame `number`.
+    /// Returns the offset of byte `offset` of frame `number` from the arena's base.
     fn place(number: u32, offset: u32) -> usize {
         let frame = Self::name(number);
         Self::address(Self::start(frame), frame, offset)
     }
 }
 
-/// One frame after the other: for processors, which run one VM after the other.
+/// The layout for CPUs, which run one VM at a time: each frame is contiguous.
 #[derive(Clone, Copy, Debug)]
 pub struct Contiguous;
 
@@ -65,31 +70,33 @@ impl Placement for Contiguous {
     }
 }
 
-/// Groups of 32 frames, piece by piece: the first piece of each, then the second, and so on.
+/// The layout for GPUs: the 32 frames of a group are interleaved, so that the first chunk of each
+/// comes first, then the second chunk of each, and so on.
 ///
-/// VMs that share a warp take frames at the same time and touch the same bytes of them. So they find
-/// these side by side, in few lines of the caches and few rows of the memory. Nothing depends on
-/// which frames are a group.
+/// VMs that share a warp allocate frames at the same time and access the same offsets in them.
+/// Interleaving coalesces these accesses into few cache lines and few rows of DRAM. Correctness
+/// does not depend on which frames form a group.
 ///
-/// A name is the number, moved to where its lower bits, the place in the group, are in an address.
+/// A handle is the frame number, shifted left so that its low bits, which are the index in the
+/// group, are where an address has them.
 #[derive(Clone, Copy, Debug)]
 pub struct Interleaved;
 
-/// A GPU's arena.
+/// The layout of a GPU's arena.
 #[cfg(not(feature = "ablate-interleaving"))]
 pub type OnGpu = Interleaved;
-/// A GPU's arena, without interleaving.
+/// The layout of a GPU's arena, in a build without interleaving.
 #[cfg(feature = "ablate-interleaving")]
 pub type OnGpu = Contiguous;
 
 /// log2 of the frames in a group.
 const GROUP_SHIFT: u32 = 5;
-/// log2 of the bytes in a piece: what a GPU's caches fetch at least.
+/// log2 of the bytes in a chunk: one sector, the least that a GPU's caches fetch.
 const PIECE_SHIFT: u32 = 5;
 
 impl Interleaved {
-    /// The bits of an address that tell the byte in a piece, these and whose piece it is, and which
-    /// piece.
+    /// Masks of address bits: those that select the byte in a chunk; those and the bits that select
+    /// the frame in its group; and those that select the chunk.
     const BYTES: usize = (1 << PIECE_SHIFT) - 1;
     const BYTES_AND_WHOSE: usize = (1 << (PIECE_SHIFT + GROUP_SHIFT)) - 1;
     const PIECES: usize = (Self::ALIGN - 1) & !Self::BYTES_AND_WHOSE;
@@ -131,7 +138,8 @@ mod tests {
     use super::*;
     use std::vec;
 
-    /// Frames take all of their units, each byte once, and find it again.
+    /// Checks that frames fill their units, that no two bytes share an address, and that handles
+    /// and addresses can be computed back and forth.
     fn check<L: Placement>() {
         let (first, frames) = (7 * L::ALIGN as u32 / FRAME_SIZE, 2 * L::ALIGN as u32 / FRAME_SIZE);
         let base = first as usize * FRAME_SIZE as usize;
