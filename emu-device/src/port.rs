@@ -1,8 +1,9 @@
 //! A VM's port on the GPU: output goes as records into one log that all VMs of a launch share,
 //! input comes from the VM's part of one buffer that the host fills.
 //!
-//! The host reads the log when the launch is over, so that its work is proportional to what was
-//! said, not to the number of VMs, and host-visible memory is small, however large the fleet.
+//! The host reads the log after the launch. With one log, its work is proportional to the amount of
+//! output and not to the number of VMs, and host-visible memory stays small however large the fleet
+//! is.
 
 use crate::launch::{At, SLICE};
 use crate::warp::{self, Warp};
@@ -10,41 +11,42 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use emu_core::abi::{Exit, ExitCode};
 use emu_core::port::{FRAME_MAX, Place, Port};
 
-/// Bytes that a VM collects before it writes a console record.
+/// How many console bytes a VM buffers before it writes a record.
 pub const CONSOLE_BYTES: usize = 120;
-/// Most bytes of frames that a VM sends in one launch: what its card does in a slice.
+/// The most bytes of Ethernet frames that a VM may send in one launch: what its network device
+/// sends in a slice.
 const SHARE_MAX: u32 = 128 << 10;
-/// Records start at multiples of this, as do the parts of the inbox.
+/// The alignment of records in the log, and of the parts of the inbox.
 pub const RECORD_ALIGN: u32 = 8;
 
-/// What a record carries.
+/// The type of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 pub enum RecordKind {
-    /// Nothing: the log ends here, because the record that came next did not fit.
+    /// The end of the log: the next record did not fit.
     End = 0,
     /// Console output.
     Console = 1,
     /// An Ethernet frame.
     Frame = 2,
-    /// The VM rests: an [`ExitRecord`].
+    /// The VM is parked: an [`ExitRecord`].
     Exit = 3,
-    /// How much input it has taken, and what its card has dropped: an
-    /// [`InputRecord`].
+    /// How much input the VM has taken, and how many Ethernet frames its network device has
+    /// dropped: an [`InputRecord`].
     Taken = 4,
 }
 
-/// The head of a record; `len` bytes follow, then padding.
+/// The header of a record. `len` bytes follow, and padding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Record {
-    /// The VM.
+    /// The VM's id.
     pub vm: u32,
-    /// A [`RecordKind`].
+    /// The type, a [`RecordKind`].
     pub kind: u16,
-    /// Bytes.
+    /// Bytes after the header, without padding.
     pub len: u16,
-    /// Instructions that the VM had retired. While it runs, the end of its slice.
+    /// The VM's instruction count; for output of a running VM, the count at the end of its slice.
     pub instret: u64,
 }
 
@@ -52,13 +54,13 @@ pub struct Record {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct ExitRecord {
-    /// Why.
+    /// Why the VM stopped.
     pub exit: Exit,
-    /// When an idle VM must run again: `time` of a VM that started at zero.
+    /// When an idle VM must run again, as the `time` of a VM that started when the fleet did.
     pub wake_at: u64,
 }
 
-/// How far a VM's input is: counters that start with the VM and wrap.
+/// A position in a VM's input: how much there was since the VM started. The counters wrap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -72,7 +74,8 @@ pub struct Taken {
     pub frames: u32,
 }
 
-/// Frames that a VM's network card has dropped, counted likewise.
+/// How many Ethernet frames a VM's network device has dropped since the VM started. The counters
+/// wrap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -80,9 +83,9 @@ pub struct Taken {
 )]
 #[repr(C)]
 pub struct CardDrops {
-    /// On the way to the guest.
+    /// Those to the guest.
     pub rx: u32,
-    /// From the guest.
+    /// Those from the guest.
     pub tx: u32,
 }
 
@@ -90,33 +93,35 @@ pub struct CardDrops {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct InputRecord {
-    /// Where the input ended that it was offered.
+    /// The end of the input that the host offered in this launch.
     pub offered: Taken,
-    /// How much of it it has taken.
+    /// The end of the input that the VM has taken.
     pub taken: Taken,
-    /// What its card has dropped.
+    /// What the VM's network device has dropped.
     pub drops: CardDrops,
 }
 
-/// The log, in host-visible memory.
+/// The log of records from VMs to the host, in host-visible memory.
 #[derive(Debug)]
 #[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes))]
 #[repr(C)]
 pub struct Outbox {
-    /// Bytes used; more than `capacity` when some record found no room.
+    /// Bytes used. Exceeds `capacity` when a record did not fit.
     pub tail: AtomicU32,
-    /// Bytes there are.
+    /// The size of the log in bytes.
     pub capacity: u32,
-    /// The bytes, aligned to [`RECORD_ALIGN`].
+    /// The records, aligned to [`RECORD_ALIGN`].
     pub data: At<u8>,
 }
 
 impl Outbox {
-    /// Makes room for a record and writes its head; answers where its bytes go.
+    /// Reserves a record and writes its header. Returns the address for the record's bytes, or
+    /// `None` if the log has no room for them.
     fn record(&self, vm: u32, kind: RecordKind, len: u32, instret: u64) -> Option<*mut u8> {
         const HEAD: u32 = size_of::<Record>() as u32;
         let size = (HEAD + len).next_multiple_of(RECORD_ALIGN);
-        // Full stays full: the tail does not wrap, because nobody adds once it is past the end.
+        // Nothing is added once the tail is past the end. So it cannot wrap, and a full log stays
+        // full.
         if self.tail.load(Ordering::Relaxed) >= self.capacity {
             return None;
         }
@@ -136,7 +141,7 @@ impl Outbox {
         }
     }
 
-    /// Writes a whole record; `false` when there is no room.
+    /// Writes a complete record. Returns `false` when the log has no room for it.
     fn put<T: Copy>(&self, vm: u32, kind: RecordKind, instret: u64, body: T) -> bool {
         const { assert!(align_of::<T>() <= RECORD_ALIGN as usize) };
         match self.record(vm, kind, size_of::<T>() as u32, instret) {
@@ -150,7 +155,7 @@ impl Outbox {
     }
 }
 
-/// Whether a VM rests until the host wakes it.
+/// Whether a VM is parked, that is, does not run until the host wakes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -158,15 +163,15 @@ impl Outbox {
 )]
 #[repr(u32)]
 pub enum Rest {
-    /// It runs.
+    /// The VM runs.
     No = 0,
-    /// It does, and the host knows.
+    /// The VM is parked, and the log had room to report that to the host.
     Told = 1,
-    /// It does, and there was no room in the log to say so.
+    /// The VM is parked, and that must still be reported, because the log was full.
     Untold = 2,
 }
 
-/// What a VM's port keeps between launches.
+/// The state of a VM's port between launches.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -174,19 +179,19 @@ pub enum Rest {
 )]
 #[repr(C)]
 pub struct PortState {
-    /// Fleet time that is zero for this VM.
+    /// The fleet's time when this VM's time was zero.
     pub origin: u64,
-    /// Instructions retired at the end of the VM's last launch.
+    /// The VM's instruction count at the end of its last run.
     pub instret: u64,
-    /// System calls passed: see `crate::warp`.
+    /// How many system calls the VM's programs have made: see `crate::warp`.
     pub calls: u32,
-    /// Whether it rests.
+    /// Whether the VM is parked.
     pub rest: Rest,
-    /// Why it rests.
+    /// Why the VM is parked.
     pub exit: Exit,
-    /// Input taken.
+    /// The end of the input that the VM has taken.
     pub taken: Taken,
-    /// What its card had dropped when the host was last told.
+    /// The drops that were last reported to the host.
     pub drops: CardDrops,
     /// Bytes in `console`.
     pub console_len: u32,
@@ -197,7 +202,7 @@ pub struct PortState {
 }
 
 impl PortState {
-    /// The port of a VM that starts.
+    /// Makes the port of a VM that has not run yet.
     pub const fn new(origin: u64) -> Self {
         Self {
             origin,
@@ -214,39 +219,40 @@ impl PortState {
     }
 }
 
-/// What the host offers a VM. Everything offered stays in the next launches' inboxes until the
-/// host has been told that it was taken; what was taken already is known by its number.
+/// The input that the host offers a VM in a launch. The host offers it again in each launch until
+/// an [`InputRecord`] reports that the VM has taken it. Input is numbered, so the VM skips what it
+/// has taken already.
 ///
-/// The bytes are an [`InboxHead`], the console bytes, and each frame behind its [`FrameHead`], all
-/// padded to [`RECORD_ALIGN`].
+/// It consists of an [`InboxHead`], the console bytes, and Ethernet frames, each with a
+/// [`FrameHead`] in front. All are padded to [`RECORD_ALIGN`].
 #[derive(Clone, Copy, Debug)]
 pub struct Inbox<'a> {
     head: InboxHead,
     console: &'a [u8],
-    /// Frames that were not taken yet.
+    /// The Ethernet frames that the VM has not taken yet, `left` of them.
     frames: &'a [u8],
     left: u32,
 }
 
-/// The beginning of a VM's part of the inbox.
+/// The header of a VM's part of the inbox.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct InboxHead {
     /// The number of the first console byte.
     pub console_at: u32,
-    /// Console bytes.
+    /// How many console bytes there are.
     pub console_len: u32,
-    /// The number of the first frame.
+    /// The number of the first Ethernet frame.
     pub frames_at: u32,
-    /// Frames.
+    /// How many Ethernet frames there are.
     pub frames_len: u32,
 }
 
-/// The beginning of a frame in the inbox.
+/// The header of an Ethernet frame in the inbox.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct FrameHead {
-    /// Its bytes.
+    /// The frame's length in bytes.
     pub len: u32,
     /// Keeps the frame aligned.
     pub reserved: u32,
@@ -261,7 +267,7 @@ const fn padded(len: u32) -> usize {
 }
 
 impl<'a> Inbox<'a> {
-    /// Nothing.
+    /// An inbox without input.
     pub const NONE: Self = Self {
         head: InboxHead { console_at: 0, console_len: 0, frames_at: 0, frames_len: 0 },
         console: &[],
@@ -269,7 +275,8 @@ impl<'a> Inbox<'a> {
         left: 0,
     };
 
-    /// The inbox that `bytes` start with, for a VM that has taken `taken`.
+    /// Parses the inbox at the beginning of `bytes`, for a VM that has taken its input up to
+    /// `taken`. Returns `None` if `bytes` are too short for the header and the console bytes.
     pub fn new(bytes: &'a [u8], taken: &Taken) -> Option<Self> {
         let head = InboxHead {
             console_at: word(bytes, 0)?,
@@ -287,7 +294,7 @@ impl<'a> Inbox<'a> {
         Some(inbox)
     }
 
-    /// Where it ends.
+    /// Returns the end of the input.
     fn end(&self) -> Taken {
         let InboxHead { console_at, console_len, frames_at, frames_len } = self.head;
         Taken {
@@ -321,18 +328,18 @@ pub struct LogPort<'a> {
     state: &'a mut PortState,
     outbox: &'a Outbox,
     inbox: Inbox<'a>,
-    /// What records say as the VM's instruction count.
+    /// The instruction count that records get.
     instret: u64,
-    /// Where the frame being sent goes, and its length.
+    /// The address in the log of the Ethernet frame being sent, and its length.
     frame: *mut u8,
     frame_len: u32,
-    /// Bytes that it may still take of the log for frames.
+    /// How many bytes of Ethernet frames the VM may still write to the log.
     share: u32,
     warp: Warp,
 }
 
 impl<'a> LogPort<'a> {
-    /// A port that writes to `outbox` and reads from `inbox`.
+    /// Makes a port that writes to `outbox` and reads from `inbox`.
     pub fn new(vm: u32, state: &'a mut PortState, outbox: &'a Outbox, inbox: Inbox<'a>) -> Self {
         let frame = core::ptr::null_mut();
         let warp = Warp::alone(state.calls);
@@ -340,59 +347,59 @@ impl<'a> LogPort<'a> {
         Self { vm, state, outbox, inbox, instret: 0, frame, frame_len: 0, share, warp }
     }
 
-    /// Leaves the VM a share of the log for its frames, being one of `count` VMs: half of it is
-    /// divided among all, so that nobody floods the others' part.
+    /// Limits how much of the log the VM may fill with Ethernet frames, so that one VM cannot take
+    /// the room of the others. Half of the log is divided among the launch's `count` VMs.
     pub fn limit(&mut self, count: u32) {
         let fair = self.outbox.capacity / 2 / count.max(1);
         self.share = fair.clamp(2 * FRAME_MAX, SHARE_MAX);
     }
 
-    /// Fleet time that is zero for this VM.
+    /// Returns the fleet's time when this VM's time was zero.
     pub fn origin(&self) -> u64 {
         self.state.origin
     }
 
-    /// The VM rests no longer.
+    /// Unparks the VM.
     pub fn wake(&mut self) {
         self.state.rest = Rest::No;
     }
 
-    /// Begins a run of a VM that has retired so many instructions.
+    /// Begins a run. `retired` is the VM's instruction count.
     pub fn begin(&mut self, retired: u64) {
         self.instret = end_of_slice(retired);
     }
 
-    /// This VM waits for others of its warp: see `Warp::gather`.
+    /// Makes the VMs of a warp wait for each other: see `Warp::gather`.
     pub fn gather(&mut self, retired: u64, sp: u32, goal: u64, ns: u32) {
         self.warp.gather(retired, sp, goal, ns);
     }
 
-    /// Waits for the others: see `Warp::wait`.
+    /// Waits for the other VMs of the warp: see `Warp::wait`.
     pub fn wait(&self) {
         self.warp.wait();
     }
 
-    /// Whether the VM is `over`, which the others learn: see `Warp::leave`.
+    /// Removes the VM from those that wait for each other if it is `over`: see `Warp::leave`.
     pub fn leave(&mut self, over: bool) -> bool {
         self.warp.leave(over)
     }
 
-    /// Whether the VM goes on before others: see `Warp::settle`.
+    /// Returns whether the VM is one of those that run next: see `Warp::settle`.
     pub fn settle(&mut self, retired: u64) -> bool {
         self.warp.settle(retired)
     }
 
-    /// How many of `most` instructions the next run may have: see `Warp::stint`.
+    /// Returns how many of `most` instructions the next run may execute: see `Warp::stint`.
     pub fn stint(&self, most: u64) -> u64 {
         self.warp.stint(most)
     }
 
-    /// Whether the launch has ended.
+    /// Returns whether the launch has ended.
     pub fn ended(&self) -> bool {
         self.warp.ended
     }
 
-    /// Ends a run: `retired` is the VM's count now, and `exit` how the run ended.
+    /// Ends a run. `retired` is the VM's instruction count now, and `exit` is how the run ended.
     pub fn end(&mut self, retired: u64, exit: Exit) {
         if retired > self.instret {
             self.flush();
@@ -406,23 +413,23 @@ impl<'a> LogPort<'a> {
         self.flush();
     }
 
-    /// Tells the host how much input was taken if some was offered, and what the card has dropped
-    /// if that is news.
+    /// Reports to the host how much input the VM has taken, if some was `offered`, and what its
+    /// network device has dropped, if that has changed.
     pub fn tell_taken(&mut self, offered: bool, drops: CardDrops) {
         if !offered && drops == self.state.drops {
             return;
         }
         let taken = self.state.taken;
         let offered = if offered { self.inbox.end() } else { taken };
-        // Without room for it the host offers the same again, or there is news still, and it is
-        // told then.
+        // If the log is full, this is reported after a later launch: the host offers the same input
+        // again, and the drops still differ from those last reported.
         let record = InputRecord { offered, taken, drops };
         if self.outbox.put(self.vm, RecordKind::Taken, self.instret, record) {
             self.state.drops = drops;
         }
     }
 
-    /// Makes the VM rest, and tells the host, now or when there is room to say so.
+    /// Parks the VM, and reports that to the host now or, if the log is full, in a later launch.
     pub fn rest(&mut self, exit: Exit, wake_at: u64) {
         self.state.exit = exit;
         self.instret = self.state.instret;
@@ -454,7 +461,7 @@ impl<'a> LogPort<'a> {
     }
 }
 
-/// The end of the slice in which a VM is that has retired so many instructions.
+/// Returns the instruction count at the end of the slice that `retired` is in.
 fn end_of_slice(retired: u64) -> u64 {
     retired / u64::from(SLICE) * u64::from(SLICE) + u64::from(SLICE)
 }
@@ -659,7 +666,7 @@ mod tests {
         let exit = Exit { code: ExitCode::PowerOff, arg: 0 };
         port.rest(exit, u64::MAX);
         assert_eq!(state.rest, Rest::Untold);
-        // With room, all of it is told, in order.
+        // With room, all of it is reported, in order.
         log.outbox.tail.store(0, Ordering::Relaxed);
         let big = self::log(512);
         LogPort::new(0, &mut state, &big.outbox, Inbox::NONE).rest(exit, 0);

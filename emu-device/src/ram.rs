@@ -1,8 +1,9 @@
-//! Frame memory: one arena of 4 KiB frames for a fleet, one table a VM.
+//! Guest memory in frames: one arena of 4 KiB frames for the whole fleet, and a frame table per VM.
 //!
-//! Frames below [`Arena::shared`] are the base image: written before the fleet starts, read-only
-//! since. Every other frame belongs to at most one VM, the one whose table names it. That makes
-//! concurrent use by many VMs free of data races, on the CPU and on the GPU.
+//! Many VMs use the arena at the same time, on the CPU and on the GPU, and there must be no data
+//! race. So the frames below [`Arena::shared`], which hold the base image, are written before the
+//! fleet starts and are read-only from then on. Every other frame belongs to at most one VM, the
+//! one whose table names it.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -11,14 +12,15 @@ use crate::ablation;
 use crate::placement::{Contiguous, Placement};
 use emu_core::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window, pieces};
 
-/// Where private frames come from.
+/// A source of free frames, from which VMs get their private ones.
 pub trait FrameSource {
-    /// Takes a free frame out of the arena, any content. Frames handed out are below the arena's
-    /// frame count, not shared, and owned by nobody else.
+    /// Takes a free frame out of the arena and returns its number; `None` when none is left. Its
+    /// content is undefined. The number is below the arena's frame count, and the frame is neither
+    /// shared nor owned by anybody else.
     fn take(&mut self) -> Option<u32>;
 }
 
-/// The fleet's frames.
+/// The memory that holds all frames of a fleet.
 #[derive(Clone, Copy, Debug)]
 pub struct Arena<L = Contiguous> {
     base: *mut u8,
@@ -44,12 +46,12 @@ impl<L: Placement> Arena<L> {
         Self { base, frames, shared, placement: PhantomData }
     }
 
-    /// Number of frames that are read-only and common to the fleet.
+    /// Returns the number of shared frames, which are read-only and common to the fleet.
     pub const fn shared(&self) -> u32 {
         self.shared
     }
 
-    /// Number of frames, shared and private.
+    /// Returns the number of frames, shared and private.
     pub const fn frames(&self) -> u32 {
         self.frames
     }
@@ -153,11 +155,11 @@ impl<L: Placement> Window for Arena<L> {
     }
 }
 
-/// Words that a copy has under way at a time.
+/// How many words a copy loads before it stores them, so that the loads overlap.
 const BATCH: usize = 16;
 
-// For the GPU, LLVM makes a loop over single bytes of anything that it recognises as a copy or as
-// filling memory; it recognises nothing volatile.
+// For the GPU, LLVM turns everything that it recognises as a copy or a fill of memory into a loop
+// over single bytes. It does not recognise volatile accesses, so these are used here.
 
 /// Copies words.
 ///
@@ -204,7 +206,7 @@ unsafe fn fill_zero(to: *mut u64, len: usize) {
     }
 }
 
-/// One VM's memory: its page table of frames over the arena.
+/// One VM's memory: a table that maps each of its pages to a frame of the arena.
 pub struct FrameMemory<'a, S, L = Contiguous> {
     arena: Arena<L>,
     table: &'a mut [u32],
@@ -212,7 +214,7 @@ pub struct FrameMemory<'a, S, L = Contiguous> {
 }
 
 impl<'a, S: FrameSource, L: Placement> FrameMemory<'a, S, L> {
-    /// The memory that `table` describes, one entry a page.
+    /// Makes the memory that `table` describes, with a frame number for each page.
     ///
     /// # Safety
     /// Every entry must be below `arena.frames()`, and an entry that is not shared must be in no
@@ -305,7 +307,8 @@ impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
         }
         for (at, piece) in pieces(L::PIECE, offset, len) {
             let place = self.arena.at(frame, offset + at);
-            // SAFETY: a piece of a private frame, reachable through `self` alone, which is borrowed.
+            // SAFETY: a piece of a private frame, reachable through `self` alone, which is
+            // borrowed.
             f(at, unsafe { core::slice::from_raw_parts_mut(place, piece) });
         }
     }
@@ -313,30 +316,33 @@ impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
 
 const INSNS: usize = FRAME_INSNS as usize;
 
-/// What a processor finds behind a frame's decoded instructions. It foresees the branch, but would
-/// wait for a minimum; a GPU does not mind.
+/// What a CPU reads past the end of a frame's decoded instructions. It is a cold function so that
+/// the bounds check is a branch, which a CPU predicts well. Clamping the index, as the GPU does,
+/// would make a CPU wait for the result.
 #[cold]
 fn past_the_end() -> u64 {
     0
 }
 
-/// A frame's decoded instructions, and one that never is. Words are atomic because VMs on several
-/// threads fill the shared ones; they all write the same value.
+/// The decoded instructions of a frame, and after them one word that always stays undecoded. The
+/// words are atomic because VMs on several threads fill the pages of shared frames; all write the
+/// same value.
 pub type CodePage = [AtomicU64; INSNS + 1];
 
-/// Decoded instructions of `SLOTS` private frames. Empty when zeroed.
+/// A cache of the decoded instructions of up to `SLOTS` private frames. All zero is an empty cache.
 ///
-/// It knows of the writes of whoever runs a VM with it. One that serves several VMs in turn is
-/// therefore emptied before each turn: somebody else may have run the VM in between.
+/// Writes to a frame invalidate its decoded instructions only in the cache that the VM runs with. A
+/// cache that serves several VMs must therefore be cleared whenever it starts to serve another: the
+/// VM may have run with another cache in between.
 #[repr(C)]
 pub struct CodeCache<const SLOTS: usize = 64> {
-    /// Frame in each slot; 0 for none, as frame 0 is shared.
+    /// The frame in each slot; 0 for an empty slot, as frame 0 is shared and never in this cache.
     frames: [u32; SLOTS],
     pages: [CodePage; SLOTS],
 }
 
 impl<const SLOTS: usize> CodeCache<SLOTS> {
-    /// Forgets everything.
+    /// Drops all decoded instructions.
     pub fn clear(&mut self) {
         for slot in 0..SLOTS {
             if self.frames[slot] != 0 {
@@ -353,20 +359,20 @@ impl<const SLOTS: usize> CodeCache<SLOTS> {
     }
 }
 
-/// [`FrameMemory`] to execute from: with a ROM beside it, and decoded instructions.
+/// RAM that a hart can execute from: [`FrameMemory`] with a ROM and decoded instructions.
 pub struct FrameRam<'a, S, L = Contiguous, const SLOTS: usize = 64> {
     memory: FrameMemory<'a, S, L>,
-    /// For each page of the ROM, its frame.
+    /// The frame of each page of the ROM.
     rom: &'a [u32],
-    /// One page for each shared frame.
+    /// The decoded instructions of shared frames, by frame number.
     shared: &'a [CodePage],
     private: &'a mut CodeCache<SLOTS>,
 }
 
 impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> FrameRam<'a, S, L, SLOTS> {
-    /// Adds to a memory the shared frames of a ROM, and decoded instructions: `shared` for the
-    /// arena's shared frames, all zero at first and common to the fleet, and `private`, which is
-    /// emptied.
+    /// Adds a ROM of shared frames and decoded instructions to a memory. `shared` holds those of
+    /// the arena's shared frames; it is common to the fleet and all zero at first. `private` holds
+    /// those of private frames, and is cleared.
     pub fn new(
         memory: FrameMemory<'a, S, L>,
         rom: &'a [u32],
@@ -377,14 +383,15 @@ impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> FrameRam<'a, S, L, SL
         Self::keep(memory, rom, shared, private)
     }
 
-    /// The same with a `private` that serves no other VM and keeps what it knows.
+    /// Makes the same as [`FrameRam::new`], but does not clear `private`, which must serve no other
+    /// VM.
     pub fn keep(
         memory: FrameMemory<'a, S, L>,
         rom: &'a [u32],
         shared: &'a [CodePage],
         private: &'a mut CodeCache<SLOTS>,
     ) -> Self {
-        // The zero frame's stay: a slot of `private` cannot tell that it is for this frame.
+        // The page of the zero frame is always needed, because 0 marks an empty slot of `private`.
         let shared =
             if ablation::SHARED_CODE { shared } else { shared.get(..1).unwrap_or_default() };
         Self { memory, rom, shared, private }
@@ -475,7 +482,7 @@ impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, 
 
     fn rom(&self, page: u32) -> Option<Frame> {
         let frame = L::name(*self.rom.get(page as usize)?);
-        // Frames of other VMs are out of reach whatever the table says.
+        // The ROM's table must never give access to another VM's frames, whatever it contains.
         (!self.is_private(frame)).then_some(frame)
     }
 

@@ -1,39 +1,49 @@
-//! Lanes of a warp that wait for each other.
+//! Reconvergence of the lanes of a warp, each of which runs one VM.
 //!
-//! VMs that run alike run together only as long as they are at the same instruction. A host name
-//! of another length, or other random numbers, and one VM is some instructions behind; from then
-//! on a warp executes both instructions at each step, and lanes never meet again by themselves.
-//! So they look for each other where that costs nothing to find out: when an instruction ends the
-//! loop. One that opens or closes interrupts, as kernels do all the time, ends it for this purpose
-//! only, when some are missing or the launch's time is over ([`Warp::would_meet`]). If all are
-//! there, and at the same one, they go on. If not, each lane's run ends ([`Warp::arrive`]), and
-//! when all have come out, they settle who goes first ([`Warp::settle`]): those that have made the
-//! fewest system calls, which tell how far a program is (page faults do not, there are more or
-//! fewer of them by where its random addresses lie). Then the kernel goes before programs, those
-//! deepest in calls before the others, and the lowest address, as these will come by where the rest
-//! waits.
+//! A warp is fast while its lanes execute the same instruction. VMs that run the same program do,
+//! until a host name of another length or another random number puts one of them some instructions
+//! behind. From then on the warp executes the instructions of both at each step, and nothing makes
+//! the lanes reconverge by themselves. So this module makes lanes wait for each other.
 //!
-//! A program may run for long without any of that. So lanes that came from a meeting together look
-//! at each return from a function whether all are there; when some are not, their runs end, too.
-//! Lanes that go before others know where the first of these wait, and go on until they are there.
+//! Lanes check whether they have diverged where that costs nothing: when an instruction ends the
+//! instruction loop. Instructions that disable or enable interrupts are frequent in kernels, and
+//! end the loop only to reconverge: when lanes have diverged, or when the launch's time is over
+//! ([`Warp::would_meet`]). If all lanes are there and at the same instruction, they continue. If
+//! not, each lane's run ends ([`Warp::arrive`]). When all runs have ended, the lanes choose which
+//! of them run first ([`Warp::settle`]), and the others wait. The choice is meant to be of those
+//! that will come past the place where the others wait:
 //!
-//! A launch ends where all have met, so that the next one finds them side by side, once its time is
-//! over: by the clock and not by instructions, because a launch is as long as its slowest warp.
+//! 1. those that have made the fewest system calls, which measure a program's progress (page faults
+//!    do not: their number depends on a program's random addresses);
+//! 2. of these, lanes in the kernel before lanes in programs;
+//! 3. of these, those deepest in function calls, by their `sp`;
+//! 4. of these, those with the lowest `pc`.
 //!
-//! VMs that do not run alike would wait for nothing: how long a lane is waited for is halved each
-//! time it does not come, and doubled when it does; and until all have met again, returns are
-//! nothing special.
+//! A program may run for long without ending the loop. So lanes that have converged also check at
+//! each return from a function whether all are there, and end their runs if some are not. Lanes
+//! that run while others wait know where the first of the waiting ones is, and keep running until
+//! they are there.
 //!
-//! A vote or a barrier makes lanes wait for each other, and leaves them apart: each group that came
-//! by itself goes on to execute the same code by itself. Only where the ways of a branch join does
-//! the hardware put lanes together that were together before it; but those that wait there are let
-//! go as soon as others come by a loop in which the compiler fears that somebody is waited for. So
-//! runs are inside of a branch that all take, at whose end all wait at a barrier ([`Warp::wait`]).
+//! A launch ends once its time is over and its lanes have converged, so that the next launch starts
+//! with converged lanes. It is limited by the clock and not by instructions, because a launch lasts
+//! as long as its slowest warp.
+//!
+//! VMs that run different programs would wait in vain. So the number of instructions that lanes
+//! wait for a lane is halved each time it does not come, and doubled each time it does. When lanes
+//! have given up waiting, they stop checking at returns until all have converged again.
+//!
+//! A vote or a barrier makes lanes wait for each other but does not reconverge them: each group
+//! that arrived by itself continues to execute the same code by itself. The hardware reconverges
+//! lanes only where the paths of a branch join, and only lanes that were converged before the
+//! branch. Lanes that wait there are released early if others arrive by way of a loop in which the
+//! compiler suspects that lanes wait for each other. So runs are inside a branch that all lanes
+//! take, at whose end they all wait at a barrier ([`Warp::wait`]).
 
 use crate::ablation;
 use emu_core::port::Place;
 
-// What lanes ask each other. In a build without meetings each takes itself for the only one.
+// Votes, shuffles and barriers. In a build without reconvergence, each lane acts as if it were
+// alone.
 #[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
 use crate::intrin::warp::{
     activemask as here, sync_warp as sync, warp_ballot_sync as ballot,
@@ -42,42 +52,47 @@ use crate::intrin::warp::{
 #[cfg(not(all(feature = "device", not(feature = "ablate-meeting"))))]
 use one_lane::{ballot, from_lane, here, sync};
 
-/// Instructions that a lane may run while others wait for it.
+/// Limits of [`Warp::patience`].
 const PATIENCE_MAX: u32 = 1 << 15;
 const PATIENCE_MIN: u32 = 1 << 8;
-/// Instructions after which lanes that go while others wait look at the time.
+/// Instructions after which lanes that run while others wait check the time.
 const STINT: u64 = 1 << 11;
 
-/// One lane's view of its warp. All lanes come to the same `patience`.
+/// One lane's view of its warp.
 #[derive(Debug)]
 pub struct Warp {
-    /// Whether lanes wait for each other.
+    /// Whether lanes wait for each other. They do not in an exact launch.
     meeting: bool,
+    /// How many instructions lanes may run while others wait for them. All lanes have the same
+    /// value.
     patience: u32,
-    /// Instructions that this lane had retired when all last met, or gave up.
+    /// The instructions that this lane had retired when the lanes last converged or gave up
+    /// waiting.
     met: u64,
-    /// System calls passed, as this lane's company counts.
+    /// How many system calls this lane has made. Lanes that converge agree on one number.
     pub calls: u32,
-    /// `sp` where all last met.
+    /// `sp` of this lane when the lanes last converged or gave up waiting.
     sp: u32,
-    /// All lanes that take part.
+    /// The mask of all lanes that have not left.
     lanes: u32,
-    /// Those that this one looks for at each return.
+    /// The mask of lanes that this lane expects at each return from a function; 0 for no check.
     pub company: u32,
-    /// Those that it goes with, when others wait near, and the `sp` and `pc` of the first of these.
+    /// The mask of lanes that run together with this one, this one included.
     going: u32,
+    /// The `sp` and `pc` of the waiting lane that these lanes reach first.
     until: (u32, u32),
-    /// Instructions after which the launch may end where all meet.
+    /// The instruction count from which the launch may end when its lanes have converged.
     goal: u64,
-    /// When it may, and when it ends in any case.
+    /// The time from which the launch may end when its lanes have converged, and the time at which
+    /// it ends in any case.
     times: (u64, u64),
-    /// Where this lane's run has ended.
+    /// Where this lane's run ended to reconverge, while it waits.
     at: Option<Stop>,
-    /// The launch has ended.
+    /// Whether the launch has ended.
     pub ended: bool,
 }
 
-/// Where a run has ended for a meeting.
+/// The place where a lane's run ended so that lanes can reconverge.
 #[derive(Clone, Copy, Debug)]
 struct Stop {
     turn: Turn,
@@ -86,10 +101,10 @@ struct Stop {
 }
 
 impl Warp {
-    /// All places are past this one.
+    /// A place that every lane has passed already.
     const NOWHERE: (u32, u32) = (0, 0);
 
-    /// A lane that goes its way.
+    /// Makes the view of a lane that waits for no other.
     pub const fn alone(calls: u32) -> Self {
         Self {
             meeting: false,
@@ -108,9 +123,9 @@ impl Warp {
         }
     }
 
-    /// From now on this lane, which has retired so many instructions and whose `sp` is given, goes
-    /// with those that are here. The launch ends where they meet after `goal` instructions, or when
-    /// `ns` nanoseconds have passed.
+    /// Makes the lanes that execute this call together wait for each other from now on. `retired`
+    /// and `sp` are this lane's. The launch ends when the lanes have converged after `goal`
+    /// instructions or after `ns` nanoseconds.
     pub fn gather(&mut self, retired: u64, sp: u32, goal: u64, ns: u32) {
         let (now, ns) = (now_ns(), u64::from(ns));
         self.meeting = true;
@@ -120,18 +135,19 @@ impl Warp {
         (self.company, self.going) = (self.lanes, self.lanes);
     }
 
-    /// Whether there are no others to wait for.
+    /// Returns whether this lane is the only one left.
     pub fn is_alone(&self) -> bool {
         ablation::ALONE_LOOP && self.lanes & self.lanes.wrapping_sub(1) == 0
     }
 
-    /// Whether lanes have a reason to meet where nothing else ends the loop: some are elsewhere, or
-    /// the launch may end.
+    /// Returns whether the instruction loop should end just to reconverge, because lanes have
+    /// diverged or the launch's time is over.
     pub fn would_meet(&self) -> bool {
         self.meeting && (parted(self.lanes) || now_ns() >= self.times.0)
     }
 
-    /// A lane's run has come to a place where it may end. Answers whether it does.
+    /// Handles a sync point: an instruction has ended the instruction loop. Returns whether this
+    /// lane's run must end, either to wait for other lanes or because the launch has ended.
     pub fn arrive(&mut self, place: &Place) -> bool {
         if !self.meeting {
             return false;
@@ -150,7 +166,7 @@ impl Warp {
         true
     }
 
-    /// All lanes are at the same place.
+    /// Records that all lanes have converged, and decides whether the launch ends here.
     fn go_on(&mut self, stop: &Stop, lanes: u32) {
         let leader = lanes.trailing_zeros();
         self.patience = (self.patience * 2).min(PATIENCE_MAX);
@@ -160,8 +176,9 @@ impl Warp {
         self.ended = ballot(lanes, stop.retired >= self.goal || now_ns() >= self.times.0) != 0;
     }
 
-    /// A lane of which some company is missing returns to `pc` with this `sp`. Answers whether that
-    /// is right so: all that go are here, and those that wait are to be met later.
+    /// Decides, when a function returns to `pc` with this `sp` while the warp is diverged, whether
+    /// this lane keeps running. Returns true if all lanes that run together are here, and have not
+    /// yet reached the place where others wait.
     #[inline(always)]
     pub fn goes_on(&self, sp: u32, pc: u32) -> bool {
         (sp, pc) < self.until && self.going & !here() == 0
@@ -174,7 +191,7 @@ impl Warp {
         }
     }
 
-    /// Takes those lanes out that are `over`, and answers whether this one is.
+    /// Removes the lanes that are `over` from those that are waited for. Returns `over`.
     pub fn leave(&mut self, over: bool) -> bool {
         if self.meeting {
             self.lanes &= !ballot(self.lanes, over);
@@ -182,20 +199,20 @@ impl Warp {
         over
     }
 
-    /// How many of `most` instructions the next run may have.
+    /// Returns how many of `most` instructions the next run may execute: few while lanes wait.
     pub fn stint(&self, most: u64) -> u64 {
         if self.going == self.lanes { most } else { most.min(STINT) }
     }
 
-    /// All lanes' runs have ended, this one's after so many instructions. Answers whether it goes on
-    /// first.
+    /// Chooses the lanes that run next, after all lanes' runs have ended. `retired` is this lane's
+    /// instruction count. Returns whether this lane is one of them.
     pub fn settle(&mut self, retired: u64) -> bool {
         if !self.meeting || self.ended {
             return true;
         }
         let lanes = self.lanes;
         self.ended = ballot(lanes, now_ns() >= self.times.1) != 0;
-        // One that ended for another reason than a meeting has yet to come to one.
+        // A lane whose run ended for another reason has not reached a sync point, so it runs first.
         let nowhere = Stop { turn: Turn::FIRST, retired, sp: self.sp };
         let stop = self.at.take().unwrap_or(nowhere);
         let turn = stop.turn;
@@ -218,13 +235,15 @@ impl Warp {
         if !goes {
             self.at = Some(stop);
         }
-        // Still on their way.
+        // The lanes that ran are still on their way to a sync point.
         if first == Turn::FIRST && going == self.going {
             return goes;
         }
         let near = ballot(lanes, turn.calls == first.calls && turn.kind == first.kind);
         (self.company, self.going, self.until) = (going, going, Self::NOWHERE);
-        // Where nobody waits that these lanes may come upon, they are a company of their own.
+        // If others wait in the same kind of code and with as many system calls, the running lanes
+        // may come past them, so they expect all lanes at returns. Otherwise they expect only each
+        // other.
         if near != going {
             self.company = lanes;
             self.until = turn.first(lanes, near & !going).place(self.sp);
@@ -233,15 +252,17 @@ impl Warp {
     }
 }
 
-/// Which lanes go first: those with the least turn.
+/// The key that lanes are ordered by: those with the least key run first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Turn {
-    /// System calls passed.
+    /// How many system calls the lane has made.
     calls: u32,
+    /// Whether the lane is in the kernel, in a program, or at a system call or WFI.
     kind: u32,
-    /// `sp`, which tells how deep in calls the lane is.
+    /// `sp`, less what it was when lanes last converged if the lane is in a program. The deeper the
+    /// lane is in function calls, the smaller it is.
     depth: u32,
-    /// `pc`
+    /// The lane's `pc`.
     at: u32,
 }
 
@@ -252,7 +273,7 @@ impl Turn {
     const FIRST: Self = Self { calls: 0, kind: 0, depth: 0, at: 0 };
 
     fn of(place: &Place, calls: u32, met_sp: u32) -> Self {
-        // Programs' stacks lie elsewhere in each VM; what they have grown by can be compared.
+        // A program's stack is at another address in each VM, so only its growth can be compared.
         let grown = place.sp.wrapping_sub(met_sp).wrapping_add(1 << 31);
         let (kind, depth) = match (place.call | place.waits, place.user) {
             (true, _) => (Self::REST, 0),
@@ -262,7 +283,7 @@ impl Turn {
         Self { calls, kind, depth, at: place.pc }
     }
 
-    /// That of another lane.
+    /// Returns the key of lane `lane`.
     fn from(self, lanes: u32, lane: u32) -> Self {
         Self {
             calls: from_lane(lanes, self.calls, lane),
@@ -272,14 +293,14 @@ impl Turn {
         }
     }
 
-    /// Whether all lanes are at the same place.
+    /// Returns whether all lanes are at the same instruction, and in the same kind of code.
     fn same_place(self, lanes: u32) -> bool {
         let leader = lanes.trailing_zeros();
         let (at, kind) = (from_lane(lanes, self.at, leader), from_lane(lanes, self.kind, leader));
         ballot(lanes, at == self.at && kind == self.kind) == lanes
     }
 
-    /// The least of some lanes, of which there is one.
+    /// Returns the least key among the lanes of the mask `some`, which must not be empty.
     fn first(self, lanes: u32, some: u32) -> Self {
         let mut lane = some.trailing_zeros();
         loop {
@@ -292,7 +313,8 @@ impl Turn {
         }
     }
 
-    /// `sp` and `pc` of a lane there that had `met_sp` where all last met.
+    /// Returns the `sp` and `pc` that a lane has at this key, if its `sp` was `met_sp` when the
+    /// lanes last converged.
     fn place(self, met_sp: u32) -> (u32, u32) {
         match self.kind {
             Self::KERNEL => (self.depth, self.at),
@@ -301,14 +323,14 @@ impl Turn {
         }
     }
 
-    /// Whether a lane goes on when `first` does.
+    /// Returns whether this lane runs together with the lane whose key is `first`.
     fn comes_with(self, first: Self) -> bool {
-        // Stacks may lie elsewhere in each VM.
+        // `depth` is not compared, because stacks can be at another address in each VM.
         self.calls == first.calls && self.kind == first.kind && self.at == first.at
     }
 }
 
-/// What lanes ask each other, if there is one.
+/// Votes, shuffles and barriers of a warp with a single lane.
 #[cfg(not(all(feature = "device", not(feature = "ablate-meeting"))))]
 mod one_lane {
     #[inline(always)]
@@ -330,14 +352,15 @@ mod one_lane {
     }
 }
 
-/// Whether lanes of `company` are elsewhere.
+/// Returns whether the lanes of the mask `company` have diverged, so that not all of them execute
+/// this together.
 #[inline(always)]
 pub fn parted(company: u32) -> bool {
     company & !here() != 0
 }
 
-/// A condition that holds, of which the compiler knows nothing. Lanes that part under it are
-/// together again behind it.
+/// Returns true, and hides from the compiler that it does. Used as the condition of a branch, it
+/// makes a convergence region: lanes that diverge inside the branch reconverge at its end.
 #[inline(always)]
 pub fn bracket(value: u32) -> bool {
     #[cfg(feature = "device")]
@@ -349,14 +372,14 @@ pub fn bracket(value: u32) -> bool {
     }
 }
 
-/// Where the ways of a branch join.
+/// Marks the end of a convergence region, where the paths of a branch join.
 #[inline(always)]
 pub fn rejoin() {
     #[cfg(feature = "device")]
     crate::intrin::warp::rejoin();
 }
 
-/// A clock of the device's, in nanoseconds; elsewhere it stands still.
+/// Returns the device's clock, in nanoseconds. On the host it stands still.
 #[inline(always)]
 fn now_ns() -> u64 {
     #[cfg(feature = "device")]

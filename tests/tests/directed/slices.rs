@@ -1,5 +1,5 @@
-//! "Everything else depends on the VM's state alone, not on how a run is cut in slices"
-//! (`Machine::run`), and a run is a function of its inputs.
+//! "Everything else depends on the VM's state alone, not on how its instructions are divided into
+//! runs" (`Machine::run`), and a run is a function of its inputs.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
 use pxvm_tests::hash::StateHash;
