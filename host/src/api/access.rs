@@ -1,12 +1,14 @@
-//! Who may talk to the API, and what browsers are told.
+//! Access control of the API: tokens, hosts, origins, rate limits, and the headers that protect
+//! browsers.
 //!
-//! On loopback everybody on this host may. Web pages from elsewhere may not, although the user's
-//! browser is on this host: a request must name this host, not a domain that resolves to it, and
-//! must not come from another origin. Other addresses need a token besides.
+//! On loopback every user of this host has access. Web pages of other sites have none, although the
+//! user's browser runs on this host: a request must name this host, not a domain that resolves to
+//! it (DNS rebinding), and must not come from another origin (CSRF). Other addresses need a token
+//! as well.
 //!
-//! The token is never in a cookie: browsers send cookies to all ports of a host, and behind some of
-//! them are guests. The dashboard itself is no secret. It keeps the token for its tab and sends it
-//! in a header, or, where browsers let pages set none, as a WebSocket's protocol or by a ticket.
+//! The token is never in a cookie: browsers send cookies to all ports of a host, and guests are
+//! behind some of them. The dashboard itself is public. It keeps the token for its tab and sends it
+//! in a header, or, where browsers let pages set none, as a WebSocket subprotocol or by a ticket.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -27,17 +29,17 @@ use super::tickets::Tickets;
 use crate::host;
 use crate::sync::lock;
 
-/// Shortest token that is taken.
+/// Shortest token that is accepted.
 pub const TOKEN_MIN: usize = 16;
-/// Begins the protocol of a WebSocket that is the token.
+/// Prefix of the WebSocket subprotocol that carries the token.
 const PROTOCOL: &str = "pxvm.token.";
 
-/// Requests a second that are answered, and how many at once after a pause: more than a page with
-/// a thousand tiles makes.
+/// Rate limit: requests a second, and in a burst after a pause; more than a dashboard with a
+/// thousand tiles sends.
 const RATE: f64 = 1000.0;
 const BURST: f64 = 4000.0;
 
-/// What is left of the rate.
+/// A token bucket of the rate limit.
 #[derive(Debug)]
 struct Allowance(Mutex<(f64, Instant)>);
 
@@ -46,7 +48,7 @@ impl Allowance {
         Self(Mutex::new((BURST, now)))
     }
 
-    /// Whether one more request is within the rate.
+    /// Takes one request from the bucket, unless it is empty.
     fn take(&self, now: Instant) -> bool {
         let mut left = lock(&self.0);
         let (tokens, since) = *left;
@@ -58,49 +60,49 @@ impl Allowance {
     }
 }
 
-/// Who asks.
+/// Who sends a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Asker {
-    /// Somebody who may do everything.
+    /// A user with full access.
     Owner,
     /// A page of a guest, which may load more of itself.
     Page,
-    /// Anybody; the dashboard's files are no secret.
+    /// Anybody else, who gets the dashboard's files only.
     Stranger,
 }
 
-/// The rules of an address.
+/// Access rules of an address.
 #[derive(Debug)]
 pub struct Access {
     address: SocketAddr,
     token: Option<String>,
-    /// What this machine calls itself.
+    /// Host name of this machine.
     host_name: String,
-    /// One for each kind of asker, so that none of them uses up the others'.
+    /// Rate limits, one for each kind of requester, so that none of them uses up the others'.
     allowances: [Allowance; 3],
 }
 
 impl Access {
-    /// Rules for an address. One that others can reach has to have a token.
+    /// Returns the rules of an address. One that other hosts can reach must have a token.
     pub fn new(address: SocketAddr, token: Option<String>) -> Self {
         let host_name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
         let allowances = std::array::from_fn(|_| Allowance::new(Instant::now()));
         Self { address, token, host_name, allowances }
     }
 
-    /// Where to go with a browser.
+    /// Returns the URL to open in a browser.
     pub fn url(&self) -> String {
         let ip = match self.address.ip() {
             ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
             IpAddr::V4(ip) => ip.to_string(),
             IpAddr::V6(ip) => format!("[{ip}]"),
         };
-        // What is behind the # stays in the browser: it is in no request, and in nobody's log.
+        // The part behind the # stays in the browser: it is in no request and in no log.
         let token = self.token.as_ref().map(|token| format!("#token={token}")).unwrap_or_default();
         format!("http://{ip}:{}/{token}", self.address.port())
     }
 
-    /// Whether a request names us: by an address, or by a name that is ours.
+    /// Whether the host that a request names is this one: an address, or a name of this machine.
     fn names_us(&self, host: &str) -> bool {
         let Ok(authority) = host.parse::<Authority>() else { return false };
         if authority.as_str().contains('@') {
@@ -110,7 +112,7 @@ impl Access {
         let name = name.trim_end_matches('.');
         let ip = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         match ip {
-            // Whoever has come by address was not led here by a domain; on loopback only loopback
+            // A request by address was not led here by a domain; on loopback only loopback
             // addresses lead here.
             Ok(ip) => ip.is_loopback() || ip == self.address.ip() || self.token.is_some(),
             Err(_) if name == "localhost" => true,
@@ -118,7 +120,7 @@ impl Access {
         }
     }
 
-    /// Whether the token is right, if there is one.
+    /// Whether the token of a request is right, if one is needed.
     fn knows(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
         let all = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
@@ -132,29 +134,29 @@ impl Access {
     }
 }
 
-/// Compares without telling by its time where they differ.
+/// Compares two texts in constant time.
 pub fn same(a: &str, b: &str) -> bool {
     let differ = a.bytes().zip(b.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
     a.len() == b.len() && differ == 0
 }
 
-/// Bytes as hexadecimal digits.
+/// Returns bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// A token that nobody guesses.
+/// Returns a new random token.
 pub fn new_token() -> std::io::Result<String> {
     host::random::<16>().map(|bytes| hex(&bytes))
 }
 
-/// The rules, and the fleet that they are for.
+/// Access rules and the fleet that they protect.
 struct Guard {
     access: Access,
     app: Shared,
 }
 
-/// Puts the rules in front of a router.
+/// Puts the access rules in front of a router.
 pub fn guard(router: Router, access: Access, app: Shared) -> Router {
     router.layer(middleware::from_fn_with_state(Arc::new(Guard { access, app }), watch))
 }
@@ -182,11 +184,11 @@ fn admit(Guard { access, app }: &Guard, request: &Request) -> Result<(), ApiErro
     Ok(())
 }
 
-/// Who makes a request, if it may pass.
+/// Returns who sends a request, or an error if it may not pass.
 fn look(access: &Access, tickets: &Tickets, request: &Request) -> Result<Asker, ApiError> {
     let headers = request.headers();
     let text = |name: HeaderName| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
-    // A whole URL in the request line goes before the header.
+    // An absolute URI in the request line takes precedence over the Host header.
     let authority = request.uri().authority().map(Authority::as_str);
     let host = authority.or(text(header::HOST)).unwrap_or_default();
     if headers.get_all(header::HOST).iter().count() != 1 || !access.names_us(host) {
@@ -197,7 +199,7 @@ fn look(access: &Access, tickets: &Tickets, request: &Request) -> Result<Asker, 
     let path = request.uri().path();
     let reads = [Method::GET, Method::HEAD].contains(request.method());
     if path.starts_with("/t/") {
-        // A guest's page has no origin; whether a page is its own, its ticket says.
+        // A guest's page has an opaque origin; its ticket shows whether the request is for itself.
         let place = Place::of(path)?;
         let admitted = place.ticket.is_some_and(|t| tickets.admits(t, place.id, place.port));
         return (admitted && reads).then_some(Asker::Page).ok_or_else(|| {
@@ -211,8 +213,8 @@ fn look(access: &Access, tickets: &Tickets, request: &Request) -> Result<Asker, 
         Some(origin) if origin.strip_prefix("http://") == Some(host) => {}
         Some(_) => return Err(foreign),
     }
-    // Browsers tell where a request comes from. Links that lead here are followed; nothing else of
-    // other sites is.
+    // Browsers send where a request comes from. Links of other sites to here may be followed; their
+    // other requests are refused.
     let site = text(HeaderName::from_static("sec-fetch-site"));
     let follows = text(HeaderName::from_static("sec-fetch-mode")) == Some("navigate") && reads;
     match site {
@@ -227,7 +229,7 @@ fn look(access: &Access, tickets: &Tickets, request: &Request) -> Result<Asker, 
     (is_dashboard && reads).then_some(Asker::Stranger).ok_or(ApiError::Unauthorized)
 }
 
-/// What every answer says to browsers, unless it says more itself.
+/// Adds the protective headers to a response that does not set them itself.
 fn with_headers(mut answer: Response) -> Response {
     let headers = answer.headers_mut();
     let mut add = |name: HeaderName, value: &'static str| {
@@ -316,13 +318,13 @@ mod tests {
         assert!(!pass("GET", "http://evil.example/api/v1/fleet", &[]));
         let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
         assert!(pass("GET", "/", &link) && !pass("POST", "/", &link));
-        // A guest's page is another site, too.
+        // A guest's page counts as another site, too.
         let own = "/vms/3/http/80/style.css";
         assert!(pass("GET", own, &[]) && pass("POST", own, &[]));
         let sandboxed = [("origin", "null"), ("sec-fetch-site", "cross-site")];
         assert!(!pass("GET", own, &sandboxed[..1]) && !pass("GET", own, &sandboxed[1..]));
         assert!(!pass("GET", own, &link));
-        // Its ticket leads it to itself.
+        // Its ticket admits it to itself.
         let ticket = tickets.issue(3, 80);
         let at = |rest: &str| format!("/t/{ticket}/vms/{rest}");
         assert!(pass("GET", &at("3/http/80/a/b?c"), &sandboxed));
@@ -355,7 +357,7 @@ mod tests {
         let protocols = |value: &str| asker(api, &[("sec-websocket-protocol", value)]);
         assert_eq!(protocols(&format!("pxvm, pxvm.token.{TOKEN}")), Ok(Asker::Owner));
         assert_eq!(protocols("pxvm, pxvm.token."), Err(401));
-        // Cookies go to guests and come from them.
+        // Cookies are sent to guests and set by them.
         let cookie = format!("pxvm_token={TOKEN}; token={TOKEN}");
         assert_eq!(asker(api, &[("cookie", &cookie)]), Err(401));
         let query = format!("?token={TOKEN}");

@@ -1,5 +1,5 @@
-//! What requests bring: numbers of VMs, queries, JSON, bytes. Each with an error that says what
-//! is wrong.
+//! Parameters of requests: numbers of VMs, queries, JSON and bytes, each with an error that says
+//! what is wrong.
 
 use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::error::ApiError;
 use super::{JSON_MAX, Shared};
 
-/// The number of a VM in the path. Whether there is such a VM is not known yet.
+/// Number of a VM in the path. The VM need not exist.
 pub struct Id(pub u32);
 
 impl FromRequestParts<Shared> for Id {
@@ -25,7 +25,7 @@ impl FromRequestParts<Shared> for Id {
     }
 }
 
-/// The number of a VM.
+/// Parses the number of a VM.
 pub fn number(text: &str) -> Result<u32, ApiError> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     digits
@@ -34,7 +34,7 @@ pub fn number(text: &str) -> Result<u32, ApiError> {
         .ok_or_else(|| ApiError::BadRequest("a VM is named by its number, 0 and up".to_owned()))
 }
 
-/// The query of a request.
+/// Query of a request.
 pub struct Params<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<Shared> for Params<T> {
@@ -46,7 +46,7 @@ impl<T: DeserializeOwned> FromRequestParts<Shared> for Params<T> {
     }
 }
 
-/// Bytes, at most `MAX`.
+/// Body of at most `MAX` bytes.
 pub struct Limited<const MAX: usize>(pub Bytes);
 
 impl<const MAX: usize> FromRequest<Shared> for Limited<MAX> {
@@ -54,7 +54,7 @@ impl<const MAX: usize> FromRequest<Shared> for Limited<MAX> {
 
     async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
         let too_large = || ApiError::TooLarge(format!("the body may have {MAX} bytes"));
-        // One that says so at its head is not waited for.
+        // A body that is too long by its Content-Length is refused at once.
         if request.body().size_hint().lower() > MAX as u64 {
             return Err(too_large());
         }
@@ -68,7 +68,8 @@ impl<const MAX: usize> FromRequest<Shared> for Limited<MAX> {
     }
 }
 
-/// JSON. Browsers send it to other sites only after asking, when its type says so.
+/// JSON body. Its content type is required, because browsers send it to other sites only after a
+/// CORS preflight.
 pub struct JsonBody<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<Shared> for JsonBody<T> {

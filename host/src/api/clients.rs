@@ -1,8 +1,9 @@
-//! The connections of an address's clients.
+//! Limits on the connections of clients: who may stay when there are too many.
 //!
-//! Whoever may use the API has its own room. Strangers, who have not shown yet that they may, have
-//! another; when it is full, those who were silent longest go, so that nobody is kept out by those
-//! who only connect. Everybody has a moment to speak, as many clients may come at once.
+//! Clients that have authenticated have their own room. Strangers, which have not yet, have
+//! another; when it is full, those that were silent longest are disconnected, so that nobody can be
+//! kept out by clients that only connect. Every client has a grace period, because many may connect
+//! at once.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,14 +15,14 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use super::serve::CONNECTIONS_MAX;
 use crate::sync::lock;
 
-/// Strangers' connections at a time that have had their moment.
+/// Strangers' connections that may stay beyond their grace period.
 const STRANGERS_MAX: usize = 128;
-/// All of theirs.
+/// Strangers' connections, those in their grace period included.
 const NEWCOMERS_MAX: usize = 1024;
-/// The moment.
+/// Grace period of a new connection.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// All of them.
+/// Connections of an address.
 pub struct Clients {
     strangers: Mutex<HashMap<u64, Stranger>>,
     next: AtomicU64,
@@ -33,24 +34,24 @@ struct Stranger {
     gone: Arc<Notify>,
 }
 
-/// One of them.
+/// One client's connection.
 pub struct Client {
     id: u64,
     all: Arc<Clients>,
-    /// Told when it has to go.
+    /// Notified when the connection has to end.
     pub gone: Arc<Notify>,
-    /// Its place among those who may, as soon as it is one.
+    /// Permit of an authenticated client.
     place: OnceLock<OwnedSemaphorePermit>,
 }
 
 impl Clients {
-    /// No clients yet.
+    /// Returns an empty set of connections.
     pub fn new() -> Arc<Self> {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         Arc::new(Self { strangers: Mutex::default(), next: AtomicU64::new(0), room })
     }
 
-    /// Takes a new connection in.
+    /// Adds a new connection.
     pub fn admit(self: &Arc<Self>, now: Instant) -> Arc<Client> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let gone = Arc::new(Notify::new());
@@ -71,19 +72,19 @@ impl Clients {
 }
 
 impl Client {
-    /// It says something.
+    /// Notes that the client has sent something.
     pub fn speaks(&self, now: Instant) {
         if let Some(stranger) = lock(&self.all.strangers).get_mut(&self.id) {
             stranger.heard = now;
         }
     }
 
-    /// It has shown that it may. Returns whether there is room for it.
+    /// Notes that the client has authenticated. Returns whether there is room for it.
     pub fn is_welcome(&self) -> bool {
         if self.place.get().is_none() {
             let Ok(permit) = Arc::clone(&self.all.room).try_acquire_owned() else { return false };
             lock(&self.all.strangers).remove(&self.id);
-            // Its requests come one after the other.
+            // The requests of a connection come one after the other.
             let _ = self.place.set(permit);
         }
         true
@@ -115,7 +116,7 @@ mod tests {
         all[0].speaks(at(500));
         assert!(all[1].is_welcome());
         let gone = || (0..all.len()).filter(|&i| is_gone(&all[i])).collect::<Vec<_>>();
-        // There is room for one; the next ones come while the others have not had their moment.
+        // There is room for one; the next ones stay during their grace period.
         let _more: Vec<_> = (0..3).map(|_| clients.admit(at(600))).collect();
         assert!(gone().is_empty());
         let _another = clients.admit(at(1004));

@@ -1,4 +1,4 @@
-//! Consoles: what VMs have said, what they say now, and what they are told.
+//! Consoles in the API: past output, the stream of new output, and input; over HTTP and WebSocket.
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -22,16 +22,16 @@ use super::fleet::state_of;
 use crate::engine::ControlError;
 use crate::engine::consoles::{Heard, Listener, Tail};
 
-/// Bytes of input in one piece.
+/// Largest piece of console input, in bytes.
 const INPUT_MAX: usize = 4 << 10;
-/// Largest message of a WebSocket's client.
+/// Largest WebSocket message of a client.
 const MESSAGE_MAX: usize = 64 << 10;
-/// How often a client that hears nothing is asked whether it is there.
+/// Interval of pings to a client that receives no output.
 const PING: Duration = Duration::from_secs(30);
-/// How long a client has for its side of the end.
+/// Time limit for a client to complete the closing handshake.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// What is spoken on a WebSocket.
+/// Name of the WebSocket subprotocol.
 const PROTOCOL: &str = "pxvm";
 const OFFSET: HeaderName = HeaderName::from_static("x-pxvm-offset");
 
@@ -41,9 +41,9 @@ fn listen(app: &Shared, id: u32) -> Result<(Tail, Listener), ApiError> {
     app.hub.consoles.listen(id).ok_or_else(full)
 }
 
-/// What is said about output that begins at `offset`.
+/// Returns the headers of output that begins at `offset`.
 fn head(offset: u64) -> [(HeaderName, String); 3] {
-    // Some browsers guess what text is in.
+    // Without a charset, some browsers guess one.
     let kind = (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned());
     [kind, (header::CACHE_CONTROL, "no-store".to_owned()), (OFFSET, offset.to_string())]
 }
@@ -82,7 +82,7 @@ pub async fn write(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// A line for several VMs.
+/// Request: a line of input for several VMs.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Line {
@@ -91,7 +91,7 @@ pub struct Line {
     state: Option<String>,
 }
 
-/// How many VMs were sent it.
+/// Response: how many VMs were sent the line.
 #[derive(Serialize)]
 pub struct Sent {
     sent: u32,
@@ -120,7 +120,7 @@ pub async fn broadcast(
     let is_meant = |&vm: &u32| {
         state.is_none_or(|state| app.hub.record(vm).is_ok_and(|record| record.state == state))
     };
-    // Those that have ended, or do not read, are not counted.
+    // VMs that have ended or do not read are not counted.
     let sent = vms.into_iter().filter(is_meant).filter(|&vm| app.hub.input(vm, &bytes).is_ok());
     Ok(Json(Sent { sent: sent.count() as u32 }))
 }
@@ -135,21 +135,21 @@ pub async fn socket(
     let upgrade = upgrade.map_err(|e| ApiError::BadRequest(e.body_text()))?;
     let (tail, listener) = listen(&app, id)?;
     let upgrade = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX);
-    // Browsers want one of the protocols that they name; another is the token.
+    // Browsers require that one of the protocols they offer is chosen; another one is the token.
     let upgrade = upgrade.protocols([PROTOCOL]);
     Ok(upgrade.on_upgrade(async move |socket| {
         talk(app, id, socket, tail, listener).await;
-        // It has had its place among the connections until now.
+        // Until here the client has counted as a connection.
         drop(client);
     }))
 }
 
-/// Why a conversation ends.
+/// Close code and reason of a WebSocket.
 struct End(u16, &'static str);
 
 const TOO_LONG: End = End(close_code::SIZE, "a message may have 4096 bytes");
 
-/// What a client is told that does not speak the protocol; nothing when its connection has gone.
+/// Returns the close code for a client's protocol error; `None` when its connection is gone.
 fn mistake(error: axum::Error) -> Option<End> {
     match error.into_inner().downcast_ref()? {
         Mistake::Utf8(_) => Some(End(close_code::INVALID, "text is UTF-8")),
@@ -200,9 +200,9 @@ async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Lis
                 return Some(TOO_LONG);
             }
             match app.hub.input(id, &bytes) {
-                // What the VM has no room for is lost, as on a line without flow control.
+                // Input beyond the VM's buffer is lost, as on a line without flow control.
                 Ok(()) | Err(ControlError::InputFull { .. }) => {}
-                // It may be started again.
+                // The VM may be started again.
                 Err(ControlError::NotListening { .. }) => {}
                 Err(_) => return Some(End(close_code::POLICY, "there is no such VM")),
             }
@@ -218,13 +218,14 @@ async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Lis
                 let close = CloseFrame { code, reason: reason.into() };
                 to.send(Message::Close(Some(close))).await?;
             }
-            // The answer to a Close waits in the socket.
+            // The reply to the client's Close frame is queued in the socket.
             None => to.close().await?,
         }
-        // To end with something unread would take what was said last from the client.
+        // Closing with unread data would reset the connection, and the client would lose the last
+        // output.
         while let Some(Ok(_)) = from.next().await {}
         Ok::<(), axum::Error>(())
     };
-    // One that does not read does not get this either.
+    // A client that does not read does not receive this either.
     let _ = tokio::time::timeout(FAREWELL, farewell).await;
 }

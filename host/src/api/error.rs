@@ -1,4 +1,4 @@
-//! What a request is refused with.
+//! Errors of the API: HTTP status, code for programs, sentence for people.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,49 +9,49 @@ use super::serve::HEAD_MAX;
 use crate::engine::ControlError;
 use crate::net::door::VisitError;
 
-/// Why a request was not answered as was hoped.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// It is not what it must be.
+    /// The request is malformed.
     #[error("{0}")]
     BadRequest(String),
-    /// The fleet cannot do it.
+    /// The fleet refuses the command.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The VM has no memory to look at.
+    /// The VM has no memory to inspect.
     #[error("vm{0} has no memory now")]
     NoMemory(u32),
-    /// Too long.
+    /// The body is too long.
     #[error("{0}")]
     TooLarge(String),
-    /// Too long before its body.
+    /// The head is too long.
     #[error("the head of a request may have {HEAD_MAX} bytes")]
     LongHead,
-    /// Too many at once.
+    /// There are too many requests or connections.
     #[error("{0}")]
     TooMany(String),
-    /// Not from here.
+    /// The request comes from elsewhere: another site, or a domain that is not this host.
     #[error("{0}")]
     Forbidden(String),
-    /// No token, or a wrong one.
+    /// The token is missing or wrong.
     #[error(
         "this address needs the fleet's token: `Authorization: Bearer TOKEN`, or in a browser the \
          address that pxvm printed"
     )]
     Unauthorized,
-    /// Cannot be had with this fleet, or not now.
+    /// The fleet does not support this, or not now.
     #[error("{0}")]
     Unavailable(String),
-    /// A VM did not answer as a server does.
+    /// A VM did not respond as a server does.
     #[error("{0}")]
     BadGateway(String),
-    /// No answer in time.
+    /// There was no response in time.
     #[error("there was no answer in time")]
     Timeout,
-    /// There is nothing at this path.
+    /// Nothing is at this path.
     #[error("there is nothing here; /openapi.json lists what there is")]
     NotFound,
-    /// The path has no such method.
+    /// The path does not take the method.
     #[error("this path does not take this method; /openapi.json lists which it does")]
     MethodNotAllowed,
 }
@@ -68,7 +68,7 @@ struct Detail {
 }
 
 impl ApiError {
-    /// The status, and the code for programs.
+    /// Returns the HTTP status, and the code for programs.
     pub fn status(&self) -> (StatusCode, &'static str) {
         match self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
@@ -98,7 +98,7 @@ impl ApiError {
         }
     }
 
-    /// A visitor who was not let in to a VM.
+    /// Returns the error for a connection to a VM that was refused.
     pub fn visit(vm: u32, error: &VisitError) -> Self {
         match error {
             VisitError::Ended | VisitError::Busy => {
@@ -117,10 +117,10 @@ fn is_name(text: &str) -> bool {
 }
 
 impl ApiError {
-    /// What it says to people.
+    /// Returns the sentence for people.
     pub fn sentence(&self) -> String {
         let mut message = self.to_string();
-        // The names of VMs are as they are.
+        // Names of VMs are written in lower case.
         if !is_name(&message)
             && let Some(first) = message.get_mut(..1)
         {

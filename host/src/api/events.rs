@@ -1,5 +1,5 @@
-//! One stream of events for the whole grid: what has changed, a few times a second, whatever the
-//! size of the fleet. It is put together once for all who watch.
+//! The event stream (Server-Sent Events) of the dashboard: changes of all VMs, a few times a
+//! second, whatever the size of the fleet. Each event is encoded once for all clients.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -22,17 +22,17 @@ const TICK: Duration = Duration::from_millis(250);
 const FLEET_EVERY: u32 = 4;
 /// VMs in one event.
 const PIECE: usize = 2000;
-/// Ticks that a watcher may be behind; then it gets everything anew.
+/// Ticks that a client may be behind before it is sent the whole state again.
 const BEHIND_MAX: usize = 16;
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// An event: its name and its data.
 type News = (&'static str, Arc<str>);
 
-/// What goes to all who watch.
+/// The feed of the event stream.
 pub struct Feed {
     sender: Sender<Arc<Vec<News>>>,
-    /// What they know.
+    /// VMs' rows as the clients know them.
     last: Mutex<Arc<Vec<Row>>>,
 }
 
@@ -42,7 +42,7 @@ impl Default for Feed {
     }
 }
 
-/// Rows as events, without those that are as they were.
+/// Returns the changed rows as events.
 fn pieces(rows: &[Row], before: &[Row]) -> Vec<News> {
     let changed: Vec<usize> =
         (0..rows.len()).filter(|&vm| before.get(vm) != Some(&rows[vm])).collect();
@@ -65,7 +65,7 @@ fn fleet_news(app: &Shared) -> Option<News> {
     serde_json::to_string(&app.fleet()).ok().map(|text| ("fleet", text.into()))
 }
 
-/// Feeds those who watch, for ever.
+/// Feeds the event stream, for ever.
 pub async fn feed(app: Shared) {
     let mut ticker = tokio::time::interval(TICK);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -84,13 +84,13 @@ pub async fn feed(app: Shared) {
         }
         *last = rows;
         if !news.is_empty() {
-            // The last one may have gone just now.
+            // Sending fails only when the last client has just left.
             let _ = app.feed.sender.send(Arc::new(news));
         }
     }
 }
 
-/// Everything, and what follows.
+/// Returns events with the whole state, and the receiver of later events.
 fn join(app: &Shared) -> (Vec<News>, Receiver<Arc<Vec<News>>>) {
     let mut last = lock(&app.feed.last);
     if app.feed.sender.receiver_count() == 0 {

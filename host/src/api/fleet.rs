@@ -1,4 +1,4 @@
-//! The fleet and its VMs, and what is done with them.
+//! The fleet and its VMs in the API: their states, and commands on them.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +17,11 @@ use crate::engine::{Counts, Record, State as VmState};
 use crate::machine::fleet::name;
 use crate::net::{Counts as NetCounts, DropReason};
 
-/// VMs in an answer, at most and unless said.
+/// VMs in one response, at most and by default.
 const LIMIT_MAX: u32 = 1000;
 const LIMIT: u32 = 100;
 
-/// A fleet.
+/// Body of a response: a fleet.
 #[derive(Serialize)]
 pub struct FleetBody {
     name: String,
@@ -53,7 +53,7 @@ struct FleetNetwork {
     http_port: Option<u16>,
 }
 
-/// A VM.
+/// Body of a response: a VM.
 #[derive(Serialize)]
 pub struct VmBody {
     id: u32,
@@ -90,7 +90,7 @@ impl From<NetCounts> for VmNetwork {
 }
 
 impl App {
-    /// The fleet as it is now.
+    /// Returns the fleet as it is now.
     pub(super) fn fleet(&self) -> FleetBody {
         let (count, capacity, states) = {
             let ledger = self.hub.ledger();
@@ -174,7 +174,7 @@ pub async fn health(State(app): State<Shared>) -> Result<&'static str, ApiError>
     app.hub.is_alive().then_some("ok").ok_or_else(ended)
 }
 
-/// Which VMs are asked for.
+/// Query: which VMs to list.
 #[derive(Deserialize)]
 pub struct Which {
     state: Option<String>,
@@ -182,7 +182,7 @@ pub struct Which {
     limit: Option<u32>,
 }
 
-/// A state by its name.
+/// Returns the state of a name.
 pub fn state_of(name: &str) -> Result<VmState, ApiError> {
     VmState::ALL.into_iter().find(|state| state.name() == name).ok_or_else(|| {
         let all = VmState::ALL.map(VmState::name).join(", ");
@@ -190,7 +190,7 @@ pub fn state_of(name: &str) -> Result<VmState, ApiError> {
     })
 }
 
-/// Some VMs.
+/// Body of a response: some VMs.
 #[derive(Serialize)]
 pub struct VmsBody {
     total: u32,
@@ -227,14 +227,14 @@ pub async fn vm(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, A
     app.vm(id).map(Json)
 }
 
-/// How many VMs to add.
+/// Body of a request: how many VMs to add.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Add {
     count: u32,
 }
 
-/// The VMs that were added.
+/// Body of a response: the VMs that were added.
 #[derive(Serialize)]
 pub struct Added {
     ids: Vec<u32>,

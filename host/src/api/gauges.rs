@@ -1,7 +1,7 @@
-//! What is measured for those who watch: speeds, and a short history of the fleet.
+//! Measurements for the dashboard: speeds, and a short history of the fleet.
 //!
-//! VMs are looked at when somebody asks, a few times a second at most. Once a second the fleet as
-//! a whole is noted.
+//! VMs are measured when a client requests it, a few times a second at most. The fleet as a whole
+//! is measured once a second.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -14,57 +14,57 @@ use crate::engine::Hub;
 use crate::net::{Counts, Wire};
 use crate::sync::lock;
 
-/// A look that is younger is not repeated.
+/// Age up to which a measurement of the VMs is reused.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Speeds are over so much time, if looks are frequent.
+/// Time over which speeds are averaged, if VMs are measured often.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Seconds that are remembered.
+/// Seconds of history.
 const HISTORY: usize = 120;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A VM at a glance.
+/// Measurements of a VM.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Row {
-    /// The number of its state.
+    /// Number of the VM's state.
     pub state: u8,
     /// Millions of instructions a second, in tenths.
     pub mips: u64,
-    /// Frames received and sent.
+    /// Packets received and sent.
     pub frames: (u64, u64),
     /// Bytes written to the console.
     pub console: u64,
 }
 
-/// The fleet at a second of its life.
+/// Measurements of the fleet at one second of its run.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Point {
     /// Seconds since the start.
     pub t: u64,
     /// Millions of instructions a second.
     pub mips: f64,
-    /// VMs that were ready.
+    /// Number of VMs that were ready.
     pub ready: u32,
     /// Packets in this second, both ways.
     pub packets: u64,
 }
 
-/// The last second.
+/// Measurements of the last second.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pulse {
     /// Millions of instructions a second.
     pub mips: f64,
-    /// What the network did since the start.
+    /// Network counters since the start.
     pub network: Counts,
 }
 
 #[derive(Default)]
 struct Looks {
-    /// When VMs were looked at, and how many instructions each had retired. The newest last.
+    /// When VMs were measured, and how many instructions each had retired. The newest is last.
     samples: VecDeque<(Instant, Vec<u64>)>,
     rows: Arc<Vec<Row>>,
 }
 
-/// The measurements.
+/// Measurements of a fleet.
 pub struct Gauges {
     hub: Arc<Hub>,
     wire: Arc<Wire>,
@@ -72,18 +72,18 @@ pub struct Gauges {
     history: Mutex<(VecDeque<Point>, Pulse)>,
 }
 
-/// Rounded to three digits behind the point.
+/// Rounds to three decimal places.
 pub fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }
 
 impl Gauges {
-    /// Nothing was measured yet.
+    /// Returns measurements without any sample.
     pub fn new(hub: Arc<Hub>, wire: Arc<Wire>) -> Self {
         Self { hub, wire, looks: Mutex::default(), history: Mutex::default() }
     }
 
-    /// The VMs, as of a moment ago.
+    /// Returns measurements of the VMs, at most [`LOOK_EVERY`] old.
     pub fn look(&self) -> Arc<Vec<Row>> {
         self.hub.backend().watched();
         let mut looks = lock(&self.looks);
@@ -100,7 +100,7 @@ impl Gauges {
         let states: Vec<u8> =
             self.hub.ledger().records().iter().map(|record| record.state as u8).collect();
         let counts: Vec<u64> = (0..states.len() as u32).map(|vm| backend.instret(vm)).collect();
-        // One that is as old as the window stays.
+        // The newest sample that is as old as the window stays.
         while looks.samples.get(1).is_some_and(|(at, _)| now - *at >= WINDOW) {
             looks.samples.pop_front();
         }
@@ -122,14 +122,14 @@ impl Gauges {
         looks.samples.push_back((now, counts));
     }
 
-    /// The last seconds.
+    /// Returns the history and the last second.
     pub fn history(&self) -> (Vec<Point>, Pulse) {
         let history = lock(&self.history);
         (history.0.iter().copied().collect(), history.1)
     }
 }
 
-/// Notes the fleet once a second, for ever.
+/// Measures the fleet once a second, for ever.
 pub async fn keep_history(app: Shared) {
     let mut ticker = tokio::time::interval(SECOND);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! `/metrics`, in the text format of Prometheus. Of VMs only those that are asked for.
+//! `/metrics`: Prometheus metrics of the fleet, and of the VMs that the query selects.
 
 use axum::extract::State;
 use axum::http::header;
@@ -15,18 +15,18 @@ use super::bodies::Params;
 use super::error::ApiError;
 use crate::engine::ControlError;
 
-/// VMs in one answer.
+/// Largest number of VMs in a response.
 const VMS_MAX: u32 = 1000;
 
 type Labels = Vec<(&'static str, String)>;
 
-/// Which VMs have series of their own.
+/// Query: which VMs have series of their own.
 #[derive(Deserialize)]
 pub struct Which {
     vms: Option<String>,
 }
 
-/// `0-15`, `7` or `1,5-8`.
+/// Parses `0-15`, `7` or `1,5-8`.
 fn ranges(text: &str, count: u32) -> Result<Vec<u32>, ApiError> {
     let wrong = || ApiError::BadRequest("VMs are numbers and ranges, as in 0-15,20".to_owned());
     let mut vms = Vec::new();

@@ -1,8 +1,9 @@
-//! The control API: HTTP for programs, the page for people, a Unix socket for `pxvm` itself.
+//! The control API: HTTP for programs, the web dashboard for people, and a Unix socket for `pxvm`
+//! itself.
 //!
-//! [`App`] is what requests work on: the fleet's [`Hub`], its network, and what is measured for
-//! those who watch. A router over it is served at the address that the user asked for, behind
-//! [`access`], and on the socket, which file permissions guard.
+//! [`App`] is the state that requests work on: the fleet's [`Hub`], its network, and measurements.
+//! The router over it is served at the TCP address that the user chose, behind [`access`] control,
+//! and on the Unix socket, which file permissions protect.
 
 pub mod access;
 mod bodies;
@@ -43,46 +44,46 @@ use crate::engine::Hub;
 use crate::net::addresses::Addresses;
 use crate::net::{Door, Publish, Wire};
 
-/// Where the API is unless another address is given.
+/// Address of the API unless another is chosen.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
-/// Largest body of a request that has JSON.
+/// Largest JSON body of a request.
 const JSON_MAX: usize = 256 << 10;
-/// How long a request has for its answer to begin.
+/// Time limit for a response to begin.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Requests to VMs' ports that may be under way.
+/// Number of requests to VMs' ports that may be pending.
 const VISITS_MAX: usize = 256;
-/// Event streams.
+/// Number of event streams.
 const WATCHERS_MAX: usize = 64;
 
-/// What does not change about a fleet.
+/// Facts about a fleet that do not change.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// The fleet's name.
+    /// Name of the fleet.
     pub name: String,
-    /// What it runs on, if that has a name of its own.
+    /// Name of the device that runs the fleet, if it has one.
     pub device: Option<String>,
-    /// Where time comes from.
+    /// Source of guest time.
     pub clock: ClockSource,
-    /// How VMs are reached.
+    /// How this program connects to VMs' ports.
     pub reach: Reach,
-    /// What others call them.
+    /// Outside addresses of the VMs.
     pub addresses: Option<Addresses>,
-    /// Ports of this host that lead to them.
+    /// Published ports of this host.
     pub publish: Vec<Publish>,
 }
 
-/// How this program gets to VMs' ports.
+/// How this program connects to VMs' ports.
 #[derive(Clone, Debug)]
 pub enum Reach {
-    /// Not at all.
+    /// There is no way.
     None,
-    /// By the user network's door.
+    /// By the connector of the `user` network.
     Door(Door),
-    /// At their addresses.
+    /// At the VMs' own addresses.
     Addresses,
 }
 
-/// What requests work on.
+/// State that requests work on.
 pub struct App {
     hub: Arc<Hub>,
     wire: Arc<Wire>,
@@ -96,13 +97,14 @@ pub struct App {
 
 type Shared = Arc<App>;
 
-/// The running API. Dropping it ends it.
+/// The running API. Dropping it ends the API.
 pub struct Server {
     runtime: Option<Runtime>,
 }
 
 impl Server {
-    /// Serves a fleet on what was bound: an address with its rules, and the socket.
+    /// Serves a fleet at an address with its access rules, and on a Unix socket, both bound
+    /// already.
     pub fn start(
         hub: Arc<Hub>,
         wire: Arc<Wire>,
@@ -145,13 +147,13 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Streams to clients have no end of their own.
+            // Response streams do not end by themselves.
             runtime.shutdown_timeout(Duration::from_millis(200));
         }
     }
 }
 
-/// The paths and what they lead to; `openapi.json` has the same.
+/// Returns the routes; `openapi.json` describes the same.
 fn router(app: Shared) -> Router {
     let bounded = Router::new()
         .route("/api/v1/fleet", get(fleet::fleet))
@@ -188,7 +190,7 @@ fn router(app: Shared) -> Router {
         .with_state(app)
 }
 
-/// Bounds the time until an answer begins. Streams are answers that began.
+/// Limits the time until a response begins. A stream has begun, however long it is.
 async fn in_time(request: Request, next: Next) -> Result<Response, ApiError> {
     tokio::time::timeout(PATIENCE, next.run(request)).await.map_err(|_| ApiError::Timeout)
 }

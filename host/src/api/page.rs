@@ -1,4 +1,4 @@
-//! The page and its files, and the description of the API. All are in the program.
+//! Static files: the web dashboard, and the OpenAPI description. All are part of the program.
 
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
@@ -8,12 +8,12 @@ use rust_embed::{EmbeddedFile, RustEmbed};
 
 use super::error::ApiError;
 
-/// What the page may do: only what comes from here, and no script that is not a file.
+/// Content-Security-Policy of the dashboard: only its own origin, and no inline scripts.
 const POLICY: &str = "default-src 'self'; frame-src 'self'; connect-src 'self'; \
     style-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; \
     form-action 'none'; frame-ancestors 'none'";
 
-/// The folder of the page. A build for development reads it anew each time.
+/// Files of the dashboard. A debug build reads them at each request.
 #[derive(RustEmbed)]
 #[folder = "src/api/page"]
 struct Files;
@@ -57,7 +57,7 @@ fn file(path: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
     Ok(response)
 }
 
-/// What a file is, by the end of its name.
+/// Returns the media type of a file, by its name's extension.
 fn kind(path: &str) -> &'static str {
     match path.rsplit_once('.').map_or("", |(_, end)| end) {
         "html" => "text/html; charset=utf-8",

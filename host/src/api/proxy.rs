@@ -1,6 +1,6 @@
-//! Requests to VMs' ports. What guests answer is hostile: of its headers only harmless ones pass,
-//! the policy that comes with it takes it out of our origin and forbids it scripts, and there is a
-//! bound on its size and on its time.
+//! The HTTP proxy to VMs' ports. A guest's response is hostile: only harmless headers of it pass, a
+//! Content-Security-Policy takes it out of the API's origin and forbids scripts, and its size and
+//! time are limited.
 
 use std::ops::RangeInclusive;
 use std::pin::pin;
@@ -27,26 +27,26 @@ use super::{App, Reach, Shared};
 use crate::engine::State as VmState;
 use crate::machine::fleet::name;
 
-/// The port whose page shows what a VM does.
+/// Port of the page that shows what a VM does.
 pub const HTTP: u16 = 80;
-/// Bytes of an answer.
+/// Largest body of a response, in bytes.
 const ANSWER_MAX: u64 = 16 << 20;
-/// Bytes of a request's body.
+/// Largest body of a request, in bytes.
 const BODY_MAX: usize = 1 << 20;
-/// Bytes of an answer's head.
+/// Largest head of a response, in bytes.
 const HEAD_MAX: usize = 64 << 10;
 const CONNECT: Duration = Duration::from_secs(5);
-/// Until the head of the answer is there; a busy guest is slow.
+/// Time limit for the head of a response; a busy guest is slow.
 const HEAD: Duration = Duration::from_secs(20);
-/// Between two pieces of the answer.
+/// Time limit between two pieces of a response.
 const PIECE: Duration = Duration::from_secs(20);
-/// What a guest may answer with. Below are those for the connection, of which it has none to decide
-/// on; above there are none.
+/// Status codes that a guest may respond with. Those below concern the connection, which the proxy
+/// decides about; there are none above.
 const STATUSES: RangeInclusive<u16> = 200..=599;
-/// All in all.
+/// Time limit for a whole response.
 const WHOLE: Duration = Duration::from_secs(120);
 
-/// What a client may say to a guest. Nothing of ours is among it: no cookie, no token.
+/// Headers of a client that are passed to a guest. No cookie and no token of the API is among them.
 const TO_GUEST: [HeaderName; 15] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
@@ -65,7 +65,7 @@ const TO_GUEST: [HeaderName; 15] = [
     header::USER_AGENT,
 ];
 
-/// What a guest may say to a client.
+/// Headers of a guest that are passed to a client.
 const FROM_GUEST: [HeaderName; 14] = [
     header::ACCEPT_RANGES,
     header::AGE,
@@ -83,26 +83,28 @@ const FROM_GUEST: [HeaderName; 14] = [
     header::RETRY_AFTER,
 ];
 
-/// A guest's page is in an origin of its own, without scripts, forms and windows.
+/// Content-Security-Policy of a guest's page: an opaque origin, without scripts, forms and windows.
 const POLICY: &str = include_str!("guest-policy.txt").trim_ascii_end();
 
-/// The same for what we say in a guest's place, which the page shows in a frame, too.
+/// Content-Security-Policy of error pages in place of a guest's page, which the dashboard shows in
+/// a frame, too.
 const REFUSAL_POLICY: &str = include_str!("refusal-policy.txt").trim_ascii_end();
 
-/// A page of a VM, by its path: `/vms/ID/http/PORT/REST`, behind `/t/TICKET` where there is a ticket.
+/// A page of a VM by its path: `/vms/ID/http/PORT/REST`, behind `/t/TICKET` where there is a
+/// ticket.
 pub struct Place<'a> {
-    /// What lets a browser in.
+    /// Ticket that gives a browser access.
     pub ticket: Option<&'a str>,
-    /// The VM.
+    /// Number of the VM.
     pub id: u32,
-    /// Its port.
+    /// Port of the VM.
     pub port: u16,
-    /// The path there, without its first `/`.
+    /// Path on the guest's server, without its first `/`.
     pub rest: &'a str,
 }
 
 impl<'a> Place<'a> {
-    /// What `path` leads to. `rest` is as it came: only what is before it is ours.
+    /// Parses `path`. `rest` stays as it was sent: only what is before it belongs to the API.
     pub fn of(path: &'a str) -> Result<Self, ApiError> {
         let (ticket, path) = match path.strip_prefix("/t/").and_then(|rest| rest.split_once('/')) {
             Some((ticket, path)) => (Some(ticket), path),
@@ -114,14 +116,14 @@ impl<'a> Place<'a> {
         Ok(Self { ticket, id, port, rest: words.next().unwrap_or_default() })
     }
 
-    /// The path of its root, without the last `/`.
+    /// Returns the path of the page's root, without the last `/`.
     fn root(&self) -> String {
         let Self { ticket, id, port, .. } = self;
         let ticket = ticket.map(|ticket| format!("/t/{ticket}")).unwrap_or_default();
         format!("{ticket}/vms/{id}/http/{port}")
     }
 
-    /// Its path.
+    /// Returns the path of the page.
     pub fn path(&self) -> String {
         format!("{}/{}", self.root(), self.rest)
     }
@@ -132,7 +134,8 @@ fn port_of(text: &str) -> Result<u16, ApiError> {
     port.ok_or_else(|| ApiError::BadRequest("a port is a number from 1 to 65535".to_owned()))
 }
 
-/// `/vms/{id}/http/{port}`: links of the guest's page are relative to its root.
+/// `/vms/{id}/http/{port}`: redirects to the root, because links of the guest's page are relative
+/// to that.
 pub async fn root(uri: Uri) -> Result<Redirect, ApiError> {
     Ok(Redirect::permanent(&Place::of(uri.path())?.path()))
 }
@@ -149,13 +152,14 @@ pub async fn proxy(State(app): State<Shared>, request: Request) -> Response {
     answer.unwrap_or_else(|error| refuse(error, browses))
 }
 
-/// Whether a header of a request has a word in it.
+/// Whether a header of a request contains a word.
 fn says(request: &Request, name: &str, word: &str) -> bool {
     let value = request.headers().get(name).and_then(|value| value.to_str().ok());
     value.is_some_and(|value| value.contains(word))
 }
 
-/// Where a browser goes instead, which cannot get at the parts of a page without a ticket.
+/// Returns the path with a ticket to which a browser is redirected; without one it could not load
+/// the parts of a page.
 fn with_ticket(app: &App, uri: &Uri) -> Option<String> {
     let place = Place::of(uri.path()).ok().filter(|place| place.ticket.is_none())?;
     let ticket = app.tickets.issue(place.id, place.port);
@@ -163,7 +167,7 @@ fn with_ticket(app: &App, uri: &Uri) -> Option<String> {
     Some(Place { ticket: Some(&ticket), ..place }.path() + &query)
 }
 
-/// Tells a person, or a program, that there is no answer of a guest.
+/// Returns an error response, as a page for a person or as JSON for a program.
 fn refuse(error: ApiError, browses: bool) -> Response {
     let mut response = if browses {
         let (status, _) = error.status();
@@ -212,11 +216,11 @@ async fn forward(app: Shared, request: Request) -> Result<Response, ApiError> {
     Ok(deliver(answer, place, ticket, end))
 }
 
-/// Held by an answer as long as it is under way.
+/// Held by a response while it is being sent.
 type Ticket = oneshot::Sender<()>;
 
 impl App {
-    /// A connection to a port of a VM.
+    /// Connects to a port of a VM.
     async fn visit(&self, id: u32, port: u16) -> Result<TcpStream, ApiError> {
         let state = self.hub.record(id)?.state;
         if !state.is_alive() {
@@ -247,7 +251,7 @@ impl App {
 
 type Outgoing = hyper::Request<Limited<Body>>;
 
-/// The request as a guest sees it.
+/// Translates a client's request into the one for the guest.
 fn translate(request: Request, id: u32, uri: Uri) -> Outgoing {
     let (parts, body) = request.into_parts();
     let mut outgoing = hyper::Request::new(Limited::new(body, BODY_MAX));
@@ -259,7 +263,7 @@ fn translate(request: Request, id: u32, uri: Uri) -> Outgoing {
             headers.append(name, value.clone());
         }
     }
-    // A length that was told has to be told on, as the body has no other end then.
+    // A length must be passed on, because nothing else marks the end of the body.
     if let Some(length) = parts.headers.get(header::CONTENT_LENGTH) {
         headers.insert(header::CONTENT_LENGTH, length.clone());
     }
@@ -276,7 +280,7 @@ async fn ask(
     request: Outgoing,
 ) -> Result<(hyper::Response<Incoming>, AbortHandle), ApiError> {
     let failed = |e: hyper::Error| {
-        // What a caller can do something about is its cause.
+        // The cause of the error is what a caller can act on.
         ApiError::BadGateway(format!("vm{id} does not answer as a web server does: {e}"))
     };
     let mut client = http1::Builder::new();
@@ -288,7 +292,8 @@ async fn ask(
             return Ok((answer, driver));
         }
         Ok(Ok(answer)) => {
-            // Nobody asked it to switch protocols, for one.
+            // Status codes that were not requested are among the others, such as a switch of
+            // protocols.
             let status = answer.status().as_u16();
             ApiError::BadGateway(format!(
                 "vm{id} answered with status {status}, which nobody asked for"
@@ -301,7 +306,7 @@ async fn ask(
     Err(error)
 }
 
-/// The answer as a client sees it.
+/// Translates a guest's response into the one for the client.
 fn deliver(
     answer: hyper::Response<Incoming>,
     place: Option<HeaderValue>,
@@ -318,7 +323,7 @@ fn deliver(
     if let Some(place) = place {
         headers.insert(header::LOCATION, place);
     }
-    // One that is too long is cut, so its length is not told.
+    // A response that is too long is cut, so its length is not passed on.
     let length = headers.get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse().ok());
     if length.is_none_or(|n: u64| n > ANSWER_MAX) {
         headers.remove(header::CONTENT_LENGTH);
@@ -339,7 +344,7 @@ fn deliver(
                         _ => Some((Ok::<Bytes, hyper::Error>(bytes), (body, passed, ticket))),
                     };
                 }
-                // Trailers.
+                // Trailers are dropped.
                 Ok(Err(_)) => {}
                 Err(error) => return Some((Err(error), (body, u64::MAX, ticket))),
             }
@@ -351,30 +356,30 @@ fn deliver(
     response
 }
 
-/// Takes a guest's answer out of our origin.
+/// Takes a guest's response out of the API's origin.
 fn isolate(headers: &mut HeaderMap) {
     const OWN: HeaderValue = HeaderValue::from_static(POLICY);
     headers.insert(header::CONTENT_SECURITY_POLICY, OWN);
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     let resource = HeaderName::from_static("cross-origin-resource-policy");
-    // Its own page, which has no origin, loads its pictures and styles.
+    // The page itself, which has an opaque origin, loads its pictures and styles.
     headers.insert(resource, HeaderValue::from_static("cross-origin"));
 }
 
-/// The URL of a request as the guest sees it.
+/// Returns the URL of a request as the guest sees it.
 fn url_of(id: u32, port: u16, uri: &Uri) -> Option<Url> {
     Url::parse(&format!("http://{}:{port}{uri}", name(id))).ok()
 }
 
-/// Where a redirect of a guest leads: to a path of the guest itself, behind `prefix`, or nowhere.
-/// `asked` is what the guest was asked for.
+/// Returns the target of a guest's redirect: a path of the guest itself, behind `prefix`, or
+/// `None`. `asked` is the URL that the guest was sent.
 ///
-/// Clients resolve what they get, so it is resolved here first, as they do it: what is left of dots,
-/// backslashes and line ends in it is a plain path.
+/// Clients resolve the target, so it is resolved here first, as they do it: dots, backslashes and
+/// line ends that are left are part of a plain path.
 fn location(place: &HeaderValue, asked: &Url, prefix: &str) -> Option<HeaderValue> {
     let to = asked.join(std::str::from_utf8(place.as_bytes()).ok()?).ok()?;
-    // Guests are told a name without a port, so they may leave it out.
+    // Guests see a host name without a port, so their redirects may leave it out.
     let is_own = to.scheme() == "http"
         && to.host() == asked.host()
         && (to.port().is_none() || to.port() == asked.port());
@@ -388,7 +393,7 @@ fn location(place: &HeaderValue, asked: &Url, prefix: &str) -> Option<HeaderValu
 mod tests {
     use super::*;
 
-    /// Where a guest leads that is asked for a path.
+    /// Returns where a guest redirects a request for a path.
     fn lead(asked: &str, place: &[u8]) -> Option<String> {
         let asked = url_of(3, 80, &asked.parse().unwrap()).unwrap();
         let place = HeaderValue::from_bytes(place).unwrap();
@@ -435,7 +440,7 @@ mod tests {
             "http:///example.com/",
             "http://[",
         ] {
-            // What cannot be in a header at all leads nowhere, too.
+            // Bytes that cannot be in a header at all lead nowhere, too.
             let Ok(place) = HeaderValue::from_bytes(other.as_bytes()) else { continue };
             assert_eq!(lead("/", place.as_bytes()), None, "{other}");
         }
@@ -453,7 +458,7 @@ mod tests {
                     let place = HeaderValue::from_bytes(place.as_bytes()).unwrap();
                     let led = lead(asked, place.as_bytes());
                     let led = led.as_deref().unwrap_or("/vms/3/http/80/");
-                    // What a browser makes of it.
+                    // The URL as a browser resolves it.
                     let url = Url::parse("http://h/vms/3/http/80/").unwrap().join(led).unwrap();
                     assert!(url.path().starts_with("/vms/3/http/80/"), "{place:?} {led}");
                     assert!(!led.contains(['\\', '\t']) && !led.contains("/../"), "{led}");

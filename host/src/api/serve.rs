@@ -1,4 +1,5 @@
-//! Serves clients' connections: a bound on how many there are, and on a request's head and its time.
+//! Serves HTTP connections, with limits on their number, and on the size and time of a request's
+//! head.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,24 +24,24 @@ use super::error::ApiError;
 use super::socket::Keep;
 use crate::net::listen;
 
-/// Connections at a time of those who may use the API, at the address and at the socket.
+/// Number of connections of authenticated clients, at the address and on the socket.
 pub const CONNECTIONS_MAX: usize = 1024;
-/// A request's head must be there after so long; connections rest no longer than that.
+/// Time limit for a request's head, and for an idle connection.
 const HEAD_TIME: Duration = Duration::from_secs(30);
-/// Bytes of a request's head.
+/// Largest head of a request, in bytes.
 pub const HEAD_MAX: usize = 64 << 10;
-/// A client that takes nothing for so long, though there is something for it, is gone.
+/// Time after which a client that takes no data is disconnected.
 const STALL_MAX: Duration = Duration::from_secs(60);
-/// When the system has no file left for a connection.
+/// Delay after an accept failed for lack of file descriptors.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// The address of the API cannot be had.
+/// Why the address of the API cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Another program has it.
+    /// Another program uses the address.
     #[error("{0} is taken by another program; choose another address: --listen {ip}:PORT", ip = .0.ip())]
     Taken(SocketAddr),
-    /// A port below 1024, mostly.
+    /// The port needs privileges: it is below 1024, mostly.
     #[error("{0} needs privileges; choose a port from 1024 on: --listen")]
     Privileged(SocketAddr),
     /// Any other reason.
@@ -56,7 +57,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds an address; with `or_next`, the next ports when it is taken.
+    /// Binds an address. With `or_next`, tries the next ports when the port is in use.
     pub fn bind(address: SocketAddr, or_next: bool) -> Result<Self, BindError> {
         const TRIES: u16 = 64;
         let tries = if or_next { TRIES } else { 1 };
@@ -78,7 +79,7 @@ impl Listener {
         Err(BindError::Taken(address))
     }
 
-    /// Where it listens.
+    /// Returns the address that is listened at.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -89,13 +90,14 @@ impl Listener {
     }
 }
 
-/// Serves clients at an address, for ever.
+/// Serves clients at a TCP address, for ever.
 pub async fn tcp(listener: TcpListener, router: Router) {
     let clients = Clients::new();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Should these fail, bytes are a little late, and clients that stop reading stay.
+                // If these fail, bytes are a little late, and clients that stop reading are not
+                // disconnected.
                 let _ = stream.set_nodelay(true);
                 let _ = set_tcp_user_timeout(&stream, STALL_MAX.as_millis() as u32);
                 let client = clients.admit(Instant::now());
@@ -113,7 +115,7 @@ pub async fn tcp(listener: TcpListener, router: Router) {
     }
 }
 
-/// The same on the socket, which goes with it.
+/// Serves clients on a Unix socket, for ever. The socket's file is removed at the end.
 pub async fn unix(listener: UnixListener, _keep: Keep, router: Router) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -127,7 +129,7 @@ pub async fn unix(listener: UnixListener, _keep: Keep, router: Router) {
     }
 }
 
-/// Serves a connection. Its requests know their `client`.
+/// Serves one connection. Its requests have `client` among their extensions.
 async fn connection<S, C>(stream: S, router: Router, client: C)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -140,12 +142,12 @@ where
         request.extensions_mut().insert(client.clone());
         router.call(request)
     });
-    // A client that goes away, or says nonsense, is no news.
+    // A client that disconnects or violates the protocol is not worth a message.
     let _ = server.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
 }
 
-/// Refuses requests with a long head, and says so. hyper does that without a word, and at a size that
-/// depends on how they arrive, beyond its buffer.
+/// Refuses requests with a long head, with a response that says so. hyper refuses them without one,
+/// and beyond its buffer at a size that depends on how they arrive.
 pub async fn short_head(request: Request, next: Next) -> Result<Response, ApiError> {
     const AROUND_LINE: usize = "  HTTP/1.1\r\n\r\n".len();
     const AROUND_FIELD: usize = ": \r\n".len();

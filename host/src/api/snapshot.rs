@@ -1,5 +1,5 @@
-//! A VM's registers and devices, as plain data. What devices hold is read through their own
-//! registers, on a copy.
+//! Snapshot of a VM in the API: registers, CSRs and devices, as JSON. Devices are read through
+//! their own registers, on a copy of the VM.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ use super::bodies::Id;
 use super::error::ApiError;
 use crate::backend::Inspection;
 
-/// The calling convention's names of the integer registers.
+/// Names of the integer registers in the calling convention (ABI).
 const REGISTERS: [&str; 32] = [
     "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
     "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
     "t5", "t6",
 ];
 
-/// CSRs that tell something, and their numbers.
+/// CSRs in a snapshot, with their numbers.
 const CSRS: [(&str, u32); 24] = [
     ("sstatus", 0x100),
     ("sie", 0x104),
@@ -52,13 +52,13 @@ const CSRS: [(&str, u32); 24] = [
     ("menvcfg", 0x30a),
 ];
 
-/// Offsets of UART registers that a look does not change, by name.
+/// UART registers that can be read without side effects, with their offsets.
 const UART: [(&str, u32); 5] = [("ier", 1), ("lcr", 3), ("mcr", 4), ("lsr", 5), ("msr", 6)];
 
 /// Registers by name.
 type Words = BTreeMap<&'static str, u32>;
 
-/// A VM between two slices.
+/// Body of a response: a VM between two slices.
 #[derive(Serialize)]
 pub struct SnapshotBody {
     pc: u32,
@@ -93,7 +93,7 @@ fn describe(inspection: Inspection) -> SnapshotBody {
     };
     let pc = hot.pc;
     let devices = devices(&mut sys);
-    // As the machine's own software sees them.
+    // Read in M-mode, as the machine's own software would.
     hot.ctx.privilege = Privilege::Machine;
     let csr = |(name, number)| {
         let value = sys.csr_access(&mut hot, number, CsrOp::Set, None);
@@ -150,7 +150,7 @@ fn devices(sys: &mut System) -> BTreeMap<&'static str, Words> {
         ]);
         if slot == virtio_slot::NET {
             let counters = &device.counters;
-            // They are as wide as JavaScript counts anyway.
+            // Values within the range of JavaScript's integers.
             words.extend([
                 ("rx_frames", counters.rx_frames as u32),
                 ("rx_drops", counters.rx_drops as u32),

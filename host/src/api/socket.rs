@@ -1,5 +1,5 @@
-//! The Unix socket by which `pxvm` finds running fleets: `NAME.sock` in a folder that only its
-//! owner can enter.
+//! The Unix socket by which `pxvm` commands find running fleets: `NAME.sock` in a folder that only
+//! its owner can enter.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -9,37 +9,37 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 
-/// Longest name of a fleet: paths of sockets have 107 bytes.
+/// Longest name of a fleet: the path of a socket has 107 bytes at most.
 const NAME_MAX: usize = 32;
 const ENDING: &str = "sock";
 
-/// A socket cannot be used.
+/// Why a fleet's socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Not a name.
+    /// The text cannot be a name.
     #[error("`{0}` is no name of a fleet: up to 32 letters, digits, - and _")]
     Name(String),
-    /// Another fleet has it.
+    /// Another fleet has the name.
     #[error("a fleet named `{0}` runs already; choose another name: --name")]
     Taken(String),
-    /// Others could be behind it.
+    /// The folder is not safe: another user could have put the socket there.
     #[error("{} belongs to another user, or others may enter it", .0.display())]
     Foreign(PathBuf),
-    /// There is none.
+    /// No fleet runs.
     #[error("no fleet runs here; `pxvm boot` starts one")]
     NoFleet,
-    /// There is none of this name.
+    /// No fleet of this name runs.
     #[error("no fleet named `{name}` runs here; {}", running(.all))]
     Unknown {
         /// The name.
         name: String,
-        /// Those that run.
+        /// Names of the running fleets.
         all: Vec<String>,
     },
-    /// There are several.
+    /// Several fleets run, and none was named.
     #[error("several fleets run here: {}; choose one: --fleet NAME", .0.join(", "))]
     Several(Vec<String>),
-    /// Anything else.
+    /// Any other reason.
     #[error("cannot use {}", .0.display())]
     Io(PathBuf, #[source] io::Error),
 }
@@ -52,7 +52,7 @@ fn running(all: &[String]) -> String {
 }
 
 impl SocketError {
-    /// Whether the user asked for something impossible.
+    /// Whether the user requested something impossible.
     pub fn is_usage(&self) -> bool {
         !matches!(self, Self::Io(..) | Self::Foreign(_))
     }
@@ -65,18 +65,19 @@ pub struct Socket {
     keep: Keep,
 }
 
-/// The socket's file, which goes with this.
+/// The socket's file, removed when this is dropped.
 #[derive(Debug)]
 pub struct Keep(PathBuf);
 
 impl Drop for Keep {
     fn drop(&mut self) {
-        // Nobody is left to tell.
+        // If the file cannot be removed, the next fleet of this name removes it.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// Where sockets are: `$XDG_RUNTIME_DIR/pxvm`, else a folder of the user's among temporary files.
+/// Returns the folder of sockets: `$XDG_RUNTIME_DIR/pxvm`, or else a folder of the user among the
+/// temporary files.
 pub fn folder() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_absolute()) {
         Some(dir) => PathBuf::from(dir).join("pxvm"),
@@ -84,7 +85,7 @@ pub fn folder() -> PathBuf {
     }
 }
 
-/// Checks that a folder is the user's alone.
+/// Checks that a folder belongs to the user and nobody else may enter it.
 fn check(folder: &Path) -> Result<(), SocketError> {
     let about = fs::symlink_metadata(folder).map_err(|e| SocketError::Io(folder.into(), e))?;
     let own = about.is_dir() && about.uid() == geteuid().as_raw() && about.mode() & 0o077 == 0;
@@ -98,7 +99,7 @@ fn check_name(name: &str) -> Result<(), SocketError> {
 }
 
 impl Socket {
-    /// Makes the socket of the fleet `name` in `folder`, which is made if it is missing.
+    /// Binds the socket of the fleet `name` in `folder`, which is made if it is missing.
     pub fn bind(folder: &Path, name: &str) -> Result<Self, SocketError> {
         check_name(name)?;
         let failed = |path: &Path| {
@@ -111,7 +112,7 @@ impl Socket {
         if UnixStream::connect(&path).is_ok() {
             return Err(SocketError::Taken(name.to_owned()));
         }
-        // What is left of a fleet that ended without a word.
+        // Left by a fleet that could not clean up.
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path).map_err(failed(&path))?;
         let keep = Keep(path.clone());
@@ -125,8 +126,8 @@ impl Socket {
     }
 }
 
-/// Finds the socket of the fleet `name`, or of the only one that runs. Sockets that nobody listens
-/// to are removed.
+/// Returns the socket of the fleet `name`, or of the only one that runs. Sockets that no fleet
+/// listens to are removed.
 pub fn find(folder: &Path, name: Option<&str>) -> Result<PathBuf, SocketError> {
     name.map(check_name).transpose()?;
     let Ok(entries) = fs::read_dir(folder) else {

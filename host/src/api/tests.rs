@@ -1,4 +1,4 @@
-//! The description of the API against the router.
+//! Tests that the OpenAPI description matches the router.
 
 use std::collections::BTreeSet;
 

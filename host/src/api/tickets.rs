@@ -1,8 +1,9 @@
-//! Tickets for VMs' pages.
+//! Tickets: capability URLs for the web pages of VMs.
 //!
-//! A browser loads a guest's page and its parts without our headers, and what it does send by itself,
-//! cookies, goes to all ports of the host, guests' own included. So the way to a page is in its
-//! path: a ticket that is good for that port of that VM and nothing else, until the fleet ends.
+//! A browser loads a guest's page and its parts without the API's headers, and cookies, which it
+//! does send, go to all ports of the host, those of guests included. Access to a page is therefore
+//! in its path: a ticket that is valid for that port of that VM and nothing else, until the fleet
+//! ends.
 
 use std::io;
 
@@ -19,37 +20,37 @@ use super::error::ApiError;
 use super::proxy::{HTTP, Place};
 use crate::host::random;
 
-/// Bytes of a ticket.
+/// Length of a ticket in bytes.
 const SIZE: usize = 16;
 
-/// Makes tickets, and knows them again.
+/// Issues and verifies tickets.
 pub struct Tickets(Hmac<Sha256>);
 
 impl Tickets {
-    /// Tickets unlike those of any other fleet.
+    /// Returns a new key: tickets are not valid for any other fleet.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Hmac::new(&random::<64>()?.into())))
     }
 
-    /// The ticket for a port of a VM.
+    /// Returns the ticket for a port of a VM.
     pub fn issue(&self, vm: u32, port: u16) -> String {
         let mac = self.0.clone().chain_update(vm.to_le_bytes()).chain_update(port.to_le_bytes());
         hex(&mac.finalize().into_bytes()[..SIZE])
     }
 
-    /// Whether a ticket is for this port of this VM.
+    /// Whether a ticket is valid for this port of this VM.
     pub fn admits(&self, ticket: &str, vm: u32, port: u16) -> bool {
         same(ticket, &self.issue(vm, port))
     }
 }
 
-/// Which page.
+/// Query: which page.
 #[derive(Deserialize)]
 pub struct Wanted {
     port: Option<u16>,
 }
 
-/// Where it is.
+/// Body of a response: the page's path.
 #[derive(Serialize)]
 pub struct Ticket {
     path: String,

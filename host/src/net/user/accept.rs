@@ -1,4 +1,5 @@
-//! Clients: whom to accept, whom to let wait, and who has to go for others.
+//! Admission of inbound connections: which clients are accepted, which wait, and which connections
+//! end to make room.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -14,20 +15,20 @@ use super::{SWEEP, UserUplink};
 use crate::net::publish::{Bound, Target};
 use crate::net::{Frame, Outlet};
 
-/// Connections to one VM; more wait to be accepted. The guest's server, with room for 64, closes
-/// those that wait for a request when it has fewer than four left.
+/// Connections to one VM; further clients wait to be accepted. The guest's server has room for 64,
+/// and closes those that wait for a request when fewer than four are left.
 const TO_GUEST_MAX: usize = 48;
-/// Requests that have not named a VM yet.
+/// HTTP connections that have not named a VM yet.
 const UNKNOWN_MAX: usize = 256;
-/// Connections accepted from one port before others have their turn.
+/// Connections accepted from one port before other ports are served.
 const ACCEPTS: usize = 16;
-/// The port that the route by name leads to.
+/// Guest port that the route by name leads to.
 const HTTP: u16 = 80;
 
-/// A port of the host.
+/// A listening socket of the host.
 pub struct Listener {
     pub bound: Bound,
-    /// It is in the queue of those that are to be asked.
+    /// Whether the listener is in the queue of those to accept from.
     queued: bool,
 }
 
@@ -39,13 +40,13 @@ impl Listener {
     /// Whether a client waits to be accepted.
     fn has_client(&self) -> bool {
         let mut fds = [PollFd::new(&self.bound.listener, PollFlags::IN)];
-        // If it cannot be told, trying does no harm.
+        // If polling fails, an attempt to accept does no harm.
         !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
     }
 }
 
 impl UserUplink {
-    /// Accepts from a listener in this round.
+    /// Queues a listener, to accept from it in this round.
     pub(super) fn ask(&mut self, listener: usize) {
         if let Some(entry) = self.listeners.get_mut(listener)
             && !entry.queued
@@ -55,13 +56,13 @@ impl UserUplink {
         }
     }
 
-    /// The listeners that waited for the end of some connection have their turn.
+    /// Queues the listeners that waited for the end of any connection.
     pub(super) fn release(&mut self) {
         let held = std::mem::take(&mut self.held);
         held.into_iter().for_each(|listener| self.ask(listener));
     }
 
-    /// The same for those that waited for one of VM `vm`.
+    /// Queues the listeners that waited for the end of a connection of VM `vm`.
     pub(super) fn release_at(&mut self, vm: u32) {
         if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
             let held = std::mem::take(&mut seat.held);
@@ -69,7 +70,7 @@ impl UserUplink {
         }
     }
 
-    /// A listener's clients wait until a connection ends that is in their way.
+    /// Makes a listener's clients wait until a connection ends that is in their way.
     fn hold(&mut self, listener: usize, target: Target) {
         match target {
             Target::Port { vm, .. } if !self.is_full() => match self.seat(vm) {
@@ -80,7 +81,7 @@ impl UserUplink {
         }
     }
 
-    /// Whether there are as many connections as there may be.
+    /// Whether the number of connections is at its limit.
     fn is_full(&self) -> bool {
         self.free.is_empty() && self.conns.len() >= self.conns_max
     }
@@ -99,14 +100,15 @@ impl UserUplink {
         seat.is_none_or(|seat| seat.conns.len() - seat.opened < TO_GUEST_MAX)
     }
 
-    /// Returns that of some connections which was idle longest, if that was long enough.
+    /// Returns the connection among `slots` that was idle longest, if that was long enough to make
+    /// room.
     fn most_idle(&self, slots: impl Iterator<Item = usize>, now: Instant) -> Option<usize> {
         let since = |slot: usize| Some((self.conns[slot].as_ref()?.idle_since(now)?, slot));
         slots.filter_map(since).min().map(|(_, slot)| slot)
     }
 
     /// Returns the connection in the way of a client for `target` that was idle longest, if that
-    /// was long enough.
+    /// was long enough to make room.
     fn in_the_way(&self, target: Target, now: Instant) -> Option<usize> {
         let unknown =
             |&slot: &usize| matches!(&self.conns[slot], Some(Conn { end: End::Unknown(_), .. }));
@@ -117,7 +119,7 @@ impl UserUplink {
         }
     }
 
-    /// The connections of VM `vm` that it has opened, or that clients have.
+    /// Returns the connections of VM `vm` that the guest has opened, or those that clients have.
     fn conns_at(&self, vm: u32, by_guest: bool) -> impl Iterator<Item = usize> {
         let seat = self.seats.get(vm as usize).and_then(Option::as_ref);
         let slots = seat.map(|seat| &seat.conns[..]).unwrap_or_default();
@@ -127,8 +129,8 @@ impl UserUplink {
         })
     }
 
-    /// VM `vm` asks by `frame` for one more connection than it may open. One that was idle long
-    /// enough makes room, and the guest finds it when it asks again; else it is refused.
+    /// Makes room for a guest that wants one more connection than it may open. An idle connection
+    /// is ended, and the guest's next attempt succeeds; without one, the connection is refused.
     pub(super) fn make_room_from(&mut self, vm: u32, frame: Frame, now: Instant) {
         if let Some(slot) = self.most_idle(self.conns_at(vm, true), now) {
             self.oust(slot);
@@ -137,7 +139,7 @@ impl UserUplink {
         }
     }
 
-    /// Ends a connection for the sake of others. Its slot is free when the guest was told.
+    /// Ends a connection in favour of others. Its slot is free once the guest has been notified.
     fn oust(&mut self, slot: usize) {
         let Some(conn) = &mut self.conns[slot] else { return };
         conn.oust();
@@ -155,7 +157,7 @@ impl UserUplink {
         }
     }
 
-    /// Takes a listener's connections, a few; they wait where there is no room for them.
+    /// Accepts from a listener, a limited number; clients wait where there is no room for them.
     pub(super) fn accept(&mut self, listener: usize, now: Instant, out: &Outlet<'_>) {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         entry.queued = false;
@@ -163,7 +165,7 @@ impl UserUplink {
         for _ in 0..ACCEPTS {
             if !self.has_room(target) {
                 match self.in_the_way(target, now) {
-                    // The next client is told of.
+                    // The next client causes an event.
                     Some(_) if !self.listeners[listener].has_client() => return,
                     Some(slot) => self.oust(slot),
                     None => {}
@@ -179,7 +181,7 @@ impl UserUplink {
                 },
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The client has gone already.
+                // The client has disconnected already.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => {
                     tracing::warn!("cannot accept connections: {e}");
@@ -211,14 +213,14 @@ impl UserUplink {
         }
     }
 
-    /// Begins a connection to a port of a VM.
+    /// Opens a connection to a port of a VM.
     fn connect(&mut self, vm: u32, port: u16) -> Option<Handle> {
         self.seat(vm)?;
         let seat = self.seats.get_mut(vm as usize)?.as_mut()?;
         seat.stack.connect(port, &mut self.spare)
     }
 
-    /// Goes on with a request that has not named a VM.
+    /// Reads more of a request that has not named a VM.
     pub(super) fn read_head(&mut self, slot: usize, now: Instant, out: &Outlet<'_>) {
         let count = self.options.count;
         let Some(conn) = &mut self.conns[slot] else { return };
@@ -240,7 +242,7 @@ impl UserUplink {
         if let Err(refusal) = attached {
             let stream = self.conns[slot].as_mut().and_then(|conn| conn.stream.as_mut());
             if let (Some(refusal), Some(stream)) = (refusal, stream) {
-                // A client that takes no answer has none.
+                // The client may have disconnected already.
                 let _ = stream.write_all(&refusal.response());
                 let _ = stream.shutdown(Shutdown::Write);
             }
@@ -256,7 +258,7 @@ impl UserUplink {
         now: Instant,
     ) -> Result<(), Option<Refusal>> {
         if !self.has_room_at(vm) {
-            // The guest can stand one more until it was told.
+            // The guest can take one connection more until the old one's end reaches it.
             match self.in_the_way(Target::Port { vm, port: HTTP }, now) {
                 Some(silent) if silent != slot => self.oust(silent),
                 _ => return Err(Some(Refusal::Busy)),

@@ -1,5 +1,5 @@
-//! What a guest's frames are, before the TCP/IP stack sees them: checked, counted, and answered
-//! where the answer needs no stack (ARP, DHCP, "unreachable").
+//! First handling of a guest's packets, before its TCP/IP stack: checks and counts them, and
+//! replies where no stack is needed (ARP, DHCP, ICMP "unreachable").
 
 use std::net::Ipv4Addr;
 
@@ -17,29 +17,29 @@ use crate::net::{DropReason, Frame, GATEWAY_IP, GATEWAY_MAC, GUEST_IP, GUEST_NET
 const ICMP: usize = 8;
 const VLAN: u16 = EtherType::VLAN_TAGGED_FRAME.0;
 const QINQ: u16 = EtherType::PROVIDER_BRIDGING.0;
-/// Seconds that an address is leased for. It never changes, so renewals are rare.
+/// DHCP lease time in seconds. The address never changes, so renewals are rare.
 const LEASE: u32 = 86_400;
 const TTL: u8 = 64;
 
-/// A connection that a guest asks for.
+/// A TCP connection that a guest opens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Opening {
     /// The guest's port.
     pub from: u16,
-    /// The gateway's.
+    /// The gateway's port.
     pub to: u16,
 }
 
-/// What becomes of a frame.
+/// What to do with a packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fate {
-    /// It is for the stack, and perhaps asks for a connection.
+    /// Pass it to the stack; it may open a connection.
     Stack(Option<Opening>),
-    /// It is answered.
+    /// Reply to the guest.
     Answer(Frame),
-    /// It is dropped, and perhaps the guest is told.
+    /// Drop it, perhaps with a reply to the guest.
     Drop(DropReason, Option<Frame>),
-    /// It asks for nothing.
+    /// Ignore it: it needs no reply.
     Ignore,
 }
 
@@ -47,7 +47,7 @@ use DropReason::{
     Broadcast, Checksum, Fragment, Ipv6, Isolated, Malformed, Protocol, Spoofed, Unreachable, Vlan,
 };
 
-/// Why nothing gets to an address that is not the gateway's.
+/// Returns why no packet reaches an address other than the gateway's.
 fn elsewhere(target: Ipv4Addr, peers: Option<&Addresses>) -> DropReason {
     match peers.and_then(|peers| peers.vm(target)) {
         Some(_) => Isolated,
@@ -59,7 +59,7 @@ fn dropped(reason: DropReason) -> Fate {
     Fate::Drop(reason, None)
 }
 
-/// Looks at a frame of the guest with hardware address `mac`, which is kept apart from `peers`.
+/// Inspects a packet of the guest with MAC address `mac`, which is isolated from `peers`.
 pub fn look(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
     let Ok(frame) = EthernetFrame::new_checked(bytes) else { return dropped(Malformed) };
     if frame.src_addr().0 != mac {
@@ -74,7 +74,7 @@ pub fn look(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
     }
 }
 
-/// The answer to a guest that asks for its address, if this frame does.
+/// Returns the reply to a guest that requests its address by DHCP, if this packet does.
 pub fn dhcp_answer(frame: &[u8], mac: [u8; 6]) -> Option<Frame> {
     let packet = Ipv4Packet::new_checked(payload(frame)).ok()?;
     let udp = UdpPacket::new_checked(packet.payload()).ok()?;
@@ -85,7 +85,7 @@ pub fn dhcp_answer(frame: &[u8], mac: [u8; 6]) -> Option<Frame> {
     }
 }
 
-/// A frame for the guest with `len` bytes behind the header.
+/// Returns an Ethernet frame for the guest with `len` bytes behind the header.
 fn ethernet(mac: [u8; 6], protocol: EthernetProtocol, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; ETHERNET + len];
     let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
@@ -95,14 +95,14 @@ fn ethernet(mac: [u8; 6], protocol: EthernetProtocol, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// The frame of an IP packet of `len` bytes for the guest, which `fill` writes.
+/// Returns the frame of an IP packet of `len` bytes for the guest, which `fill` writes.
 pub fn packet<R>(mac: [u8; 6], len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> (Frame, R) {
     let mut bytes = ethernet(mac, EthernetProtocol::Ipv4, len);
     let result = fill(&mut bytes[ETHERNET..]);
     (bytes.into(), result)
 }
 
-/// What the stack is to see of a frame.
+/// Returns the part of a frame that the stack handles.
 pub fn payload(frame: &[u8]) -> &[u8] {
     frame.get(ETHERNET..).unwrap_or_default()
 }
@@ -120,8 +120,8 @@ fn arp_frame(mac: [u8; 6], operation: ArpOperation) -> Frame {
     bytes.into()
 }
 
-/// A question for the guest's hardware address. The answer is known; the guest learns the gateway's
-/// from it, and need not ask before its first answer.
+/// Returns an ARP request for the guest's MAC address. The reply is known already; but the guest
+/// learns the gateway's MAC address from the request, and needs no ARP before its first packet.
 pub fn greeting(mac: [u8; 6]) -> Frame {
     arp_frame(mac, ArpOperation::Request)
 }
@@ -143,7 +143,7 @@ fn arp(payload: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
     else {
         return dropped(Malformed);
     };
-    // A guest that looks whether its address is taken has none yet.
+    // A guest that probes whether its address is in use has no address yet.
     if source_hardware_addr.0 != mac || !(source == GUEST_IP || source.is_unspecified()) {
         return dropped(Spoofed);
     }
@@ -221,7 +221,7 @@ fn tcp(payload: &[u8]) -> Fate {
     Fate::Stack((packet.syn() && !packet.ack() && !packet.rst()).then_some(opening))
 }
 
-/// An IPv4 header for the guest from the gateway.
+/// Writes an IPv4 header for a packet from the gateway to the guest.
 fn ipv4_header(bytes: &mut [u8], protocol: IpProtocol, target: Ipv4Addr) {
     let len = bytes.len() as u16;
     let mut packet = Ipv4Packet::new_unchecked(bytes);
@@ -235,8 +235,8 @@ fn ipv4_header(bytes: &mut [u8], protocol: IpProtocol, target: Ipv4Addr) {
     packet.fill_checksum();
 }
 
-/// "Destination unreachable", with the beginning of the packet that it is about. None for an ICMP
-/// packet, which may be such a message itself.
+/// Returns an ICMP "destination unreachable" message with the beginning of the packet that it is
+/// about. `None` for an ICMP packet, which may be such a message itself.
 fn unreachable(frame: &[u8], mac: [u8; 6], why: Icmpv4DstUnreachable) -> Option<Frame> {
     let about = payload(frame);
     let packet = Ipv4Packet::new_checked(about).ok()?;
@@ -255,7 +255,7 @@ fn unreachable(frame: &[u8], mac: [u8; 6], why: Icmpv4DstUnreachable) -> Option<
     Some(frame)
 }
 
-/// Answers what a client asks of the DHCP server: everyone has the same address.
+/// Replies to DHCP clients: every guest gets the same address.
 fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
     let request = DhcpPacket::new_checked(payload);
     let Some(Ok(request)) = request.as_ref().ok().map(DhcpRepr::parse) else {
@@ -269,7 +269,7 @@ fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
         DhcpMessageType::Discover => DhcpMessageType::Offer,
         DhcpMessageType::Request if other(request.requested_ip) => DhcpMessageType::Nak,
         DhcpMessageType::Request => DhcpMessageType::Ack,
-        // It gives its address back, or has one and asks for nothing that there is.
+        // The client releases its address, or wants options that there are not.
         _ => return Fate::Ignore,
     };
     let granted = message_type != DhcpMessageType::Nak;
@@ -296,7 +296,7 @@ fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
         rebind_duration: None,
         additional_options: &[],
     };
-    // Clients of old wait for 300 bytes of BOOTP.
+    // Old clients expect the 300 bytes of BOOTP.
     let len = answer.buffer_len().max(300);
     let (frame, emitted) = packet(mac, IPV4 + UDP + len, |bytes| {
         ipv4_header(bytes, IpProtocol::Udp, Ipv4Addr::BROADCAST);
@@ -318,7 +318,7 @@ pub mod tests {
 
     pub const MAC: [u8; 6] = [2, b'p', b'x', 0, 0, 0];
 
-    /// A frame of the guest.
+    /// Returns a frame from the guest.
     pub fn from_guest(protocol: EthernetProtocol, payload: &[u8]) -> Vec<u8> {
         let mut bytes = ethernet(GATEWAY_MAC, protocol, payload.len());
         bytes[6..12].copy_from_slice(&MAC);
@@ -326,7 +326,7 @@ pub mod tests {
         bytes
     }
 
-    /// An IPv4 packet of the guest.
+    /// Returns an IPv4 packet from the guest.
     pub fn ip(protocol: IpProtocol, source: Ipv4Addr, target: Ipv4Addr, body: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; IPV4 + body.len()];
         bytes[IPV4..].copy_from_slice(body);
@@ -449,7 +449,7 @@ pub mod tests {
         let dns = ip(IpProtocol::Udp, GUEST_IP, GATEWAY_IP, &udp(5000, 53, b"question"));
         let Fate::Drop(Unreachable, Some(frame)) = look_at(&dns, MAC) else { panic!("not told") };
         assert_eq!(payload(&frame)[20..22], [3, 3]);
-        // No message about a message.
+        // An ICMP message never causes another.
         let echo = ip(IpProtocol::Icmp, GUEST_IP, Ipv4Addr::new(9, 9, 9, 9), &[3; 36]);
         assert_eq!(look_at(&echo, MAC), Fate::Drop(Unreachable, None));
     }

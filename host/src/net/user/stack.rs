@@ -1,4 +1,5 @@
-//! The gateway as one guest sees it: a TCP/IP stack with that guest alone on its network.
+//! The gateway as one guest sees it: a user-mode TCP/IP stack (smoltcp) with only that guest on its
+//! network.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -15,38 +16,38 @@ use smoltcp::wire::{HardwareAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, T
 use super::frames::{self, Opening};
 use crate::net::{Frame, GATEWAY_IP, GUEST_IP, Outlet, PREFIX_LEN};
 
-/// The largest IP packet on the wire.
+/// Largest IP packet on the virtual link.
 const MTU: usize = 1500;
-/// Bytes from a guest that wait for the host's end of a connection.
+/// Receive buffer: bytes from a guest that wait for the host's end of a connection.
 const FROM_GUEST: usize = 32 << 10;
-/// Bytes for a guest that it has not acknowledged.
+/// Send buffer: bytes for a guest that it has not acknowledged.
 const TO_GUEST: usize = 16 << 10;
-/// A guest that says nothing on a connection for so long after it was sent something there that it
-/// has to acknowledge is gone. This is not smoltcp's own timeout, which also ends connections on
-/// which nobody has anything to say, and those of a guest that acknowledges that its window is
-/// closed: RFC 9293, 3.8.6.1, keeps them for as long as it does.
+/// Time after which a guest is considered gone that has something to acknowledge on a connection
+/// and sends nothing there. smoltcp's own timeout does not fit, because it also ends idle
+/// connections, and those whose guest acknowledges that its window is closed: RFC 9293, 3.8.6.1,
+/// keeps them for as long as it does.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// First port of the gateway's ends of connections.
+/// First port for the gateway's end of connections.
 const EPHEMERAL: u16 = 49_152;
-/// When frames for the guest found no room.
+/// Time between attempts to send when the guest's queue is full.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(1);
 
-/// A socket waits so long for data that its acknowledgement can go along with.
+/// Delay of acknowledgements, so that they can be sent along with data.
 const ACK_DELAY: Duration = Duration::from_millis(10);
-/// Sockets that are kept for the next connections.
+/// Number of sockets that are kept for later connections.
 const SPARE_MAX: usize = 256;
 
-/// Sockets whose connections are over, for all guests: their buffers need not be made and zeroed
-/// again.
+/// Pool of sockets of finished connections, for all guests: their buffers need not be allocated and
+/// zeroed again.
 #[derive(Default)]
 pub struct Spare(Vec<Socket<'static>>);
 
 impl Spare {
-    /// A socket as if it were new.
+    /// Returns a socket in the state of a new one.
     fn take(&mut self) -> Socket<'static> {
         let buffer = |len| SocketBuffer::new(vec![0; len]);
         let new = || Socket::new(buffer(FROM_GUEST), buffer(TO_GUEST));
-        // What it was asked to do before is forgotten when it connects or listens.
+        // Connecting or listening resets the rest of the socket's state.
         let mut socket = self.0.pop().unwrap_or_else(new);
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(Some(ACK_DELAY));
@@ -62,17 +63,17 @@ impl Spare {
     }
 }
 
-/// The gateway's port of a connection and the guest's.
+/// Ports of a connection: the gateway's, then the guest's.
 type Ports = (u16, u16);
 
-/// A connection of a stack.
+/// Handle of a connection in a stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Handle {
     socket: SocketHandle,
     ports: Ports,
 }
 
-/// One guest's stack.
+/// The TCP/IP stack of one guest.
 pub struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
@@ -82,17 +83,17 @@ pub struct Stack {
     greeted: bool,
 }
 
-/// The stack's network card: frames in and out, with the Ethernet header taken off and put on.
+/// Network device of the stack: passes packets, and strips and adds the Ethernet header.
 struct Pipe {
     mac: [u8; 6],
     inward: VecDeque<Frame>,
     outward: Vec<Frame>,
-    /// Frames that there is room for in `outward`.
+    /// Number of packets that `outward` has room for.
     room: usize,
-    /// Connections on which the guest has something to acknowledge and has said nothing since it
-    /// was first sent that.
+    /// Connections on which the guest has something to acknowledge and has sent nothing since, with
+    /// the time at which it was first sent that.
     asked: BTreeMap<Ports, Time>,
-    /// Since when there is something for the guest and no room for it.
+    /// Since when packets for the guest have found no room.
     blocked: Option<Time>,
 }
 
@@ -106,7 +107,7 @@ fn segment(packet: &[u8]) -> Option<(Ports, bool)> {
 }
 
 impl Stack {
-    /// The stack for a guest with hardware address `mac`.
+    /// Returns the stack for a guest with MAC address `mac`.
     pub fn new(mac: [u8; 6]) -> Self {
         let mut pipe = Pipe {
             mac,
@@ -120,7 +121,7 @@ impl Stack {
         config.random_seed = RandomState::new().build_hasher().finish();
         let mut interface = Interface::new(config, &mut pipe, Time::ZERO);
         interface.update_ip_addrs(|addresses| {
-            // The list is empty and has room for one.
+            // The list is empty and has room for one address.
             let _ = addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(GATEWAY_IP, PREFIX_LEN)));
         });
         let sockets = SocketSet::new(Vec::new());
@@ -133,7 +134,7 @@ impl Stack {
         Time::from_micros(micros as i64)
     }
 
-    /// Begins a connection to a port of the guest.
+    /// Opens a connection to a port of the guest.
     pub fn connect(&mut self, port: u16, spare: &mut Spare) -> Option<Handle> {
         let local = self.free_port()?;
         let mut socket = spare.take();
@@ -146,8 +147,8 @@ impl Stack {
         Some(Handle { socket: self.sockets.add(socket), ports: (local, port) })
     }
 
-    /// Lets the guest's connection come about, once [`Socket::pause_synack`] allows it. None when
-    /// it is on its way already.
+    /// Accepts a connection from the guest, once [`Socket::pause_synack`] allows it. `None` when it
+    /// is being established already.
     pub fn accept(&mut self, opening: Opening, spare: &mut Spare) -> Option<Handle> {
         let known = self.tcp().any(|socket| {
             socket.local_endpoint().is_some_and(|local| local.port == opening.to)
@@ -166,7 +167,7 @@ impl Stack {
         self.sockets.iter().map(|(_, smoltcp::socket::Socket::Tcp(socket))| socket)
     }
 
-    /// A port of the gateway that no connection uses.
+    /// Returns a port of the gateway that no connection uses.
     fn free_port(&mut self) -> Option<u16> {
         for _ in EPHEMERAL..=u16::MAX {
             let port = self.next_port;
@@ -180,12 +181,12 @@ impl Stack {
         None
     }
 
-    /// A connection.
+    /// Returns the socket of a connection.
     pub fn get(&mut self, handle: Handle) -> &mut Socket<'static> {
         self.sockets.get_mut(handle.socket)
     }
 
-    /// Whether the guest leaves what it was sent on a connection unanswered, and has for too long.
+    /// Whether the guest has left data on a connection unacknowledged for too long.
     pub fn is_unanswered(&self, handle: Handle, now: Instant) -> bool {
         let socket = self.sockets.get::<Socket<'_>>(handle.socket);
         let has_more = socket.send_queue() > 0
@@ -198,25 +199,25 @@ impl Stack {
         since.is_some_and(|since| self.time(now) >= since + PATIENCE)
     }
 
-    /// Whether nothing more is to be said on a connection.
+    /// Whether a connection is over in both directions.
     pub fn is_over(&self, handle: Handle) -> bool {
         let socket = self.sockets.get::<Socket<'_>>(handle.socket);
         match socket.state() {
             State::Closed => socket.remote_endpoint().is_none(),
-            // Its port is not used again for so long that nothing has to wait here.
+            // Ports are reused so late that nothing has to wait in this state.
             State::TimeWait => true,
             _ => false,
         }
     }
 
-    /// Forgets a connection.
+    /// Removes a connection.
     pub fn remove(&mut self, handle: Handle, spare: &mut Spare) {
         let smoltcp::socket::Socket::Tcp(socket) = self.sockets.remove(handle.socket);
         self.pipe.asked.remove(&handle.ports);
         spare.put(socket);
     }
 
-    /// A frame from the guest that was looked at.
+    /// Queues a packet from the guest that was inspected.
     pub fn push(&mut self, frame: Frame) {
         if let Some(((guest, gateway), _)) = segment(frames::payload(&frame)) {
             self.pipe.asked.remove(&(gateway, guest));
@@ -224,14 +225,14 @@ impl Stack {
         self.pipe.inward.push_back(frame);
     }
 
-    /// Takes in what the guest has sent.
+    /// Handles the queued packets from the guest.
     pub fn receive(&mut self, now: Instant) {
         let time = self.time(now);
         let Self { interface, sockets, pipe, .. } = self;
         while interface.poll_ingress_single(time, pipe, sockets) != PollIngressSingleResult::None {}
     }
 
-    /// Sends what there is to send to VM `vm`; answers when there may be more.
+    /// Sends the stack's packets to VM `vm`. Returns when the next ones may be due.
     pub fn send(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) -> Option<Instant> {
         let time = self.time(now);
         let Self { interface, sockets, pipe, epoch, .. } = self;
@@ -243,7 +244,7 @@ impl Stack {
         pipe.outward.drain(..).for_each(|frame| out.send(vm, frame));
         let at = interface.poll_at(time, sockets)?;
         let at = *epoch + std::time::Duration::from_micros(at.total_micros().max(0) as u64);
-        // What is due and was not sent has found no room.
+        // Packets that are due and were not sent have found no room.
         Some(at.max(now + RETRY))
     }
 }
@@ -268,7 +269,7 @@ impl Device for Pipe {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = MTU;
-        // Those of frames from the guest were checked and counted.
+        // Checksums of packets from the guest were verified when they were inspected.
         capabilities.checksum.ipv4 = Checksum::Tx;
         capabilities.checksum.tcp = Checksum::Tx;
         capabilities

@@ -1,4 +1,5 @@
-//! Guests that send anything at all, and how long connections live.
+//! Tests of the `user` uplink with guests that send anything at all, and of how long connections
+//! live.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +15,7 @@ use super::*;
 use crate::net::publish::{Bound, Target, bind_any};
 use crate::net::{GATEWAY_IP, GUEST_IP, Wire};
 
-/// Numbers that look random and are the same in every run.
+/// Pseudo-random numbers that are the same in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -35,7 +36,7 @@ struct Bench {
     uplink: UserUplink,
     wire: Wire,
     poll: Poll,
-    /// Accepts nothing: its connections wait.
+    /// A listener that never accepts: its connections wait.
     server: TcpListener,
 }
 
@@ -63,7 +64,7 @@ impl Bench {
         self.uplink.transmit(vm, frame.into(), &mut self.wire.outlet());
     }
 
-    /// Lets the uplink do what there is to do; answers what VM `vm` was sent.
+    /// Runs one turn of the uplink. Returns the packets sent to VM `vm`.
     fn turn(&mut self, vm: u32) -> Vec<Frame> {
         self.turn_at(vm, Instant::now())
     }
@@ -72,7 +73,8 @@ impl Bench {
         self.turn_until(vm, now).0
     }
 
-    /// The same; returns also when the uplink wants its next turn.
+    /// Runs one turn at time `now`. Returns the packets sent to VM `vm`, and when the uplink is
+    /// due next.
     fn turn_until(&mut self, vm: u32, now: Instant) -> (Vec<Frame>, Option<Instant>) {
         let next = self.pass(now);
         let mut frames = VecDeque::new();
@@ -80,7 +82,8 @@ impl Bench {
         (frames.into(), next)
     }
 
-    /// The same; what VMs were sent waits for them.
+    /// Runs one turn at time `now`, leaving packets for VMs in their queues. Returns when the
+    /// uplink is due next.
     fn pass(&mut self, now: Instant) -> Option<Instant> {
         let mut events = Events::with_capacity(64);
         self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
@@ -107,8 +110,8 @@ fn segment(from: u16, to: u16, seq: u32, flags: u8, body: &[u8]) -> Vec<u8> {
 
 const SYN: u8 = 2;
 
-/// A frame that some guest might send: mostly well-formed, often damaged, with checksums that are
-/// right all the same.
+/// Returns a frame that some guest might send: mostly well-formed, often damaged, with checksums
+/// that are right all the same.
 fn frame(dice: &mut Dice, open: u16) -> Vec<u8> {
     let port = if dice.below(2) == 0 { open } else { dice.below(65_536) as u16 };
     let len = dice.below(80);
@@ -130,7 +133,7 @@ fn frame(dice: &mut Dice, open: u16) -> Vec<u8> {
     if dice.below(4) == 0 {
         frame.truncate(dice.below(frame.len() + 1));
     }
-    // So that damage gets as far as it can.
+    // Long enough for the damage to be inspected.
     frame.resize(frame.len().max(14), 0);
     frame[6..12].copy_from_slice(&MAC);
     if let Ok(mut packet) = Ipv4Packet::new_checked(&mut frame[14..]) {
@@ -164,7 +167,7 @@ fn no_frame_breaks_the_stack_or_opens_more_than_it_may() {
     for reason in [DropReason::Malformed, DropReason::Unreachable, DropReason::Connections] {
         assert!(drops.get(reason) > 0, "{reason:?}");
     }
-    // None of that was about the neighbour.
+    // Nothing of that concerned the neighbour.
     assert!(bench.uplink.seats[1].is_none());
     assert_eq!(bench.wire.counts(1), crate::net::Counts::default());
 }
@@ -210,7 +213,7 @@ fn a_guest_that_starts_again_leaves_no_connection_behind() {
     bench.uplink.reset(0, &mut wire.outlet());
     assert_eq!(bench.uplink.conns.iter().flatten().count(), 0);
     assert_eq!(bench.uplink.free.len(), 10);
-    // What waits in the list of those to be served is nobody any more.
+    // The queue of VMs to be served may still name this one.
     assert!(bench.turn(0).is_empty());
 }
 
@@ -224,8 +227,8 @@ fn is_closed(mut client: &TcpStream) -> bool {
     }
 }
 
-/// `room` clients for `target`, of whom the third has said something, and more who want their place:
-/// `gone` have to go.
+/// Connects `room` clients to `target`, the third of which sends something, and then more clients
+/// that want their places: the connections in `gone` have to end.
 fn silent_clients_give_way(target: Target, room: usize, gone: &[usize]) {
     let mut bound = bind_any(1, 80).pop().unwrap();
     bound.target = target;
@@ -242,10 +245,10 @@ fn silent_clients_give_way(target: Target, room: usize, gone: &[usize]) {
         bench.turn(0);
     }
     let connections = |bench: &Bench| bench.uplink.conns.iter().flatten().count();
-    // A turn of the loop takes some connections only.
+    // One turn accepts a limited number of connections.
     (0..room).for_each(|_| _ = bench.turn(0));
     assert_eq!(connections(&bench), room);
-    // Nobody wants their place.
+    // No other client waits for their places.
     (0..5).for_each(|_| _ = bench.turn_at(0, later(5)));
     assert!(clients.iter().all(|client| !is_closed(client)));
 
@@ -264,13 +267,13 @@ fn silent_clients_of_a_vm_give_way_to_others() {
 
 #[test]
 fn clients_that_name_no_vm_give_way_to_others() {
-    // Half a request names none either.
+    // Half a request names no VM either.
     silent_clients_give_way(Target::ByName, 256, &[0, 1, 2]);
 }
 
 const MINUTES: Duration = Duration::from_secs(60);
 
-/// All kinds of connections, each with its name.
+/// Returns connections of all kinds, each with its name.
 fn pairs(world: &mut World) -> Vec<(&'static str, Pair)> {
     let mut pairs = vec![
         ("a client's", world.by_client()),
@@ -288,7 +291,7 @@ fn pairs(world: &mut World) -> Vec<(&'static str, Pair)> {
 fn idle_connections_stay() {
     let mut world = World::new();
     let mut pairs = pairs(&mut world);
-    // As long as a client that keeps its connection alive pauses, and for very long.
+    // Pauses as long as those of a client that keeps its connection alive, and very long ones.
     for minutes in [1, 5, 60] {
         world.run(minutes * MINUTES);
         for (name, pair) in &mut pairs[..2] {
@@ -327,7 +330,7 @@ fn idle_connections_that_one_side_has_closed_stay_open_for_the_other() {
     }
 }
 
-/// So many bytes that host, gateway and guest together do not hold them.
+/// More bytes than host, gateway and guest together can buffer.
 fn much(dice: &mut Dice) -> Vec<u8> {
     dice.bytes(12 << 20)
 }
@@ -338,7 +341,7 @@ fn a_client_that_reads_nothing_for_minutes_loses_nothing() {
     let mut pair = world.by_client();
     let bytes = much(&mut Dice(5));
     let mut sent = 0;
-    // Until no more goes out, and minutes after that.
+    // Until no more is sent, and for minutes after that.
     for _ in 0..10 * 60 {
         while let n @ 1.. = world.guest.socket(&pair).send_slice(&bytes[sent..]).unwrap() {
             sent += n;
@@ -407,7 +410,7 @@ fn a_guest_that_stands_still_for_a_moment_goes_on_where_it_was() {
         assert_eq!(world.guest.take(pair), b"hello", "{name}");
         world.speak(pair);
     }
-    // Idle connections ask nothing of it.
+    // Idle connections do not need the guest to respond.
     world.paused = true;
     world.run(60 * MINUTES);
     world.paused = false;
@@ -423,7 +426,7 @@ fn a_guest_that_acknowledges_nothing_is_given_up_and_its_clients_are_told() {
     let mut pairs = pairs(&mut world);
     let mut idle = world.by_client();
     world.speak(&mut idle);
-    // That a client has said all is to be acknowledged as well.
+    // The end of a client's data has to be acknowledged as well.
     let ended = world.by_client();
     world.paused = true;
     for (_, pair) in &mut pairs {
@@ -431,7 +434,7 @@ fn a_guest_that_acknowledges_nothing_is_given_up_and_its_clients_are_told() {
     }
     ended.host.shutdown(std::net::Shutdown::Write).unwrap();
     pairs.push(("one that ends", ended));
-    // A client that comes now.
+    // A client that connects now.
     pairs.push(("a new one", world.begin()));
     world.run(Duration::from_secs(29));
     for (name, pair) in &mut pairs {
@@ -447,7 +450,7 @@ fn a_guest_that_acknowledges_nothing_is_given_up_and_its_clients_are_told() {
     world.paused = false;
     world.run(MINUTES);
     world.speak(&mut idle);
-    // Nothing of the others is left.
+    // Nothing is left of the others.
     assert_eq!(world.bench.uplink.conns.iter().flatten().count(), 1);
 }
 
@@ -456,7 +459,7 @@ fn a_guest_for_which_there_is_no_room_is_given_up_as_well() {
     let mut world = World::new();
     let mut pair = world.by_client();
     world.paused = true;
-    // Its queue is full, so that nothing more can be sent, and nothing is to be acknowledged.
+    // The VM's queue is full, so that nothing can be sent and nothing is to be acknowledged.
     while world.bench.wire.outlet().room(0) > 0 {
         world.bench.wire.outlet().send(0, vec![0; 60].into());
     }

@@ -1,5 +1,5 @@
-//! An uplink, a guest with a TCP/IP stack of its own, and a clock that the test sets. Clients and
-//! servers of the host are real.
+//! Test bench of the `user` uplink: a guest with a TCP/IP stack of its own, and a clock that the
+//! test sets. Clients and servers on the host are real.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -16,9 +16,9 @@ use super::{Bench, MAC};
 use crate::net::publish::bind_any;
 use crate::net::{Frame, GATEWAY_IP, GUEST_IP, PREFIX_LEN};
 
-/// Longest time between two looks at everything.
+/// Longest step of the clock.
 const STEP: Duration = Duration::from_secs(1);
-/// Looks at one moment: more would be a storm of frames.
+/// Largest number of rounds at one time: more would be a packet storm.
 const LOOKS: usize = 10_000;
 
 /// The two ends of a connection.
@@ -27,8 +27,7 @@ pub struct Pair {
     guest: SocketHandle,
 }
 
-/// A stream that neither waits nor keeps small pieces back until others were acknowledged, for which
-/// the system takes real time.
+/// Returns a non-blocking stream without Nagle's delay, which would take real time.
 fn plain(host: TcpStream) -> TcpStream {
     host.set_nonblocking(true).unwrap();
     host.set_nodelay(true).unwrap();
@@ -38,7 +37,7 @@ fn plain(host: TcpStream) -> TcpStream {
 pub struct World {
     pub bench: Bench,
     pub guest: Guest,
-    /// The guest does nothing.
+    /// Whether the guest does nothing.
     pub paused: bool,
     published: SocketAddr,
     now: Instant,
@@ -52,12 +51,13 @@ impl World {
         Self { bench, guest: Guest::new(), paused: false, published, now: Instant::now() }
     }
 
-    /// Lets everything happen that happens at this moment; answers when something is due next.
+    /// Exchanges packets until nothing more happens at this time. Returns when something is due
+    /// next.
     pub fn exchange(&mut self) -> Instant {
         for _ in 0..LOOKS {
             let waits = self.bench.wire.has_inbound(0);
             let (frames, due) = if self.paused {
-                // What it is sent stays where it is.
+                // Packets for the paused guest stay queued.
                 (Vec::new(), self.bench.pass(self.now))
             } else {
                 self.bench.turn_until(0, self.now)
@@ -77,7 +77,7 @@ impl World {
         panic!("frames go to and fro");
     }
 
-    /// Lets time pass.
+    /// Advances the clock by `time`.
     pub fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -96,21 +96,21 @@ impl World {
         }
     }
 
-    /// A connection that a client begins.
+    /// Opens a connection from a client, not yet accepted.
     pub fn begin(&mut self) -> Pair {
         let guest = self.guest.listen();
         let host = plain(TcpStream::connect(self.published).unwrap());
         Pair { host, guest }
     }
 
-    /// One that a client has made.
+    /// Returns an established connection from a client.
     pub fn by_client(&mut self) -> Pair {
         let pair = self.begin();
         self.established(&pair);
         pair
     }
 
-    /// One that the guest has made.
+    /// Returns an established connection from the guest.
     pub fn by_guest(&mut self) -> Pair {
         let guest = self.guest.connect(self.bench.port());
         self.run(Duration::from_millis(10));
@@ -131,7 +131,7 @@ impl World {
         self.run_until("it is established", |world| state(world) == State::Established);
     }
 
-    /// Both ends hear each other.
+    /// Checks that each end receives what the other sends.
     pub fn speak(&mut self, pair: &mut Pair) {
         pair.host.write_all(b"ping").unwrap();
         self.run_until("the guest hears", |world| {
@@ -147,14 +147,14 @@ impl World {
         });
     }
 
-    /// Whether neither end of a silent connection was told that it is over.
+    /// Whether neither end of a silent connection has seen its end.
     pub fn is_whole(&mut self, pair: &mut Pair) -> bool {
         let open = matches!(pair.host.peek(&mut [0]), Err(e) if e.kind() == ErrorKind::WouldBlock)
             || matches!(pair.host.peek(&mut [0]), Ok(1..));
         open && (self.paused || self.guest.socket(pair).state() == State::Established)
     }
 
-    /// Reads what is there.
+    /// Reads the bytes that are there.
     pub fn read(&mut self, host: &mut TcpStream, to: &mut Vec<u8>) -> std::io::Result<()> {
         match host.read_to_end(to) {
             Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(()),
