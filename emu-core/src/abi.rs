@@ -1,8 +1,9 @@
 //! The contract between host and device: a VM's state and the reasons it stops.
 //!
-//! Everything here is `#[repr(C)]` with sized integers and without padding, so that the host build
-//! and the GPU build agree on every offset, and a value is its bytes. On the host `zerocopy` sees to
-//! that, and to it that bytes from a device are a value. Change [`VERSION`] with any change of layout.
+//! The host build and the GPU build must agree on every offset, and VMs are copied between them as
+//! bytes. So everything here is `#[repr(C)]` with sized integers and without padding. On the host,
+//! `zerocopy` checks that at compile time, and checks that bytes from a device are a valid value.
+//! Any change of layout must change [`VERSION`].
 
 use crate::csr::Csrs;
 use crate::dev::Devices;
@@ -14,8 +15,8 @@ use crate::tlb::{FirstTlb, InsnTlb, SecondTlb};
 /// Layout version; host and device refuse to work together when it differs.
 pub const VERSION: u32 = 5;
 
-/// One VM at rest, in the order of use: hot (every instruction), warm (traps and CSRs), cold
-/// (devices). Guest RAM is not part of it.
+/// The state of one VM, without its RAM and disk. Fields are ordered by how often they are used:
+/// hot (every instruction), warm (traps and CSRs), cold (devices).
 #[derive(Clone)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -23,13 +24,13 @@ pub const VERSION: u32 = 5;
 )]
 #[repr(C)]
 pub struct Vm {
-    /// Touched by every instruction; small enough for a GPU's shared memory.
+    /// The part that every instruction uses, small enough for a GPU's shared memory.
     pub hot: Hot,
-    /// Everything else.
+    /// The part that traps, CSRs and devices use.
     pub sys: System,
 }
 
-/// What traps, CSRs and devices work on.
+/// The platform: clock, CSRs, devices, and the L2 TLB.
 #[derive(Clone)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -39,8 +40,8 @@ pub struct Vm {
 pub struct System {
     /// Time and retired instructions.
     pub clock: Clock,
-    /// `clock.retired` until which no device and no timer wants anything, if nothing is done that
-    /// sets it to zero. Not part of the architectural state.
+    /// The value of `clock.retired` until which no device and no timer needs attention. An
+    /// instruction that may change that sets it to zero. Not part of the architectural state.
     pub(crate) quiet_until: u64,
     /// Control and status registers.
     pub csr: Csrs,
@@ -48,22 +49,23 @@ pub struct System {
     pub dev: Devices,
     /// The memory map.
     pub kind: MachineKind,
-    /// Non-zero when supervisor calls are answered by the built-in SBI instead of trapping to
-    /// M-mode firmware.
+    /// Non-zero when ECALLs from S-mode go to the built-in SBI instead of trapping to M-mode
+    /// firmware.
     pub sbi: u32,
     /// Non-zero while the hart waits for an interrupt.
     pub waiting: u32,
-    /// Non-zero when a frame was replaced since the instruction loop last looked.
+    /// Non-zero when a frame was replaced since the instruction loop last checked.
     pub(crate) replaced: u32,
-    /// Cached translations for instructions. Not part of the architectural state.
+    /// The TLB for instruction fetches. Not part of the architectural state.
     pub itlb: InsnTlb,
-    /// Cached translations for data, behind [`Hot::tlb`].
+    /// The L2 TLB for data, behind the L1 in [`Hot::tlb`].
     pub dtlb: SecondTlb,
-    /// `clock.retired` when a trap vector last trapped to itself, to notice endless traps.
+    /// The value of `clock.retired` when a trap vector last trapped to itself, to detect endless
+    /// traps.
     pub trap_loop: u64,
 }
 
-/// Registers and cached translations.
+/// The hart's registers and its L1 TLB.
 #[derive(Clone)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -77,9 +79,9 @@ pub struct Hot {
     pub pc: u32,
     /// Virtual address of the LR reservation; odd when there is none.
     pub reservation: u32,
-    /// What the TLB checks depend on: privilege, SUM, MPRV.
+    /// What TLB lookups depend on: privilege, SUM, MPRV.
     pub ctx: Context,
-    /// Cached translations for data. Not part of the architectural state.
+    /// The L1 TLB for data. Not part of the architectural state.
     pub tlb: FirstTlb,
 }
 
@@ -108,9 +110,9 @@ pub struct Exit {
 )]
 #[repr(u32)]
 pub enum ExitCode {
-    /// The budget is used up; runnable.
+    /// The budget is used up. The VM can run on at once.
     Budget = 0,
-    /// Waiting for an interrupt; run again at [`Vm::wake_at`] or when there is input.
+    /// The hart waits for an interrupt; run again at [`Vm::wake_at`] or when there is input.
     Idle = 1,
     /// The port has no room for output; run again when it has been drained.
     Stalled = 2,

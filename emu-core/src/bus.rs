@@ -1,4 +1,4 @@
-//! What lies behind guest-physical addresses that are not RAM.
+//! The bus: accesses to guest-physical addresses that are not RAM go to a device's registers.
 
 use crate::abi::Hot;
 use crate::dev::finisher;
@@ -40,12 +40,12 @@ fn route(map: &Map, addr: u32) -> Option<Device> {
     map.rtc.offset(addr).map(Device::Rtc)
 }
 
-/// The bits that an access of `size` bytes carries.
+/// Returns the mask of the bits that an access of `size` bytes transfers.
 const fn mask(size: u32) -> u32 {
     if size < 4 { (1 << (8 * size)) - 1 } else { u32::MAX }
 }
 
-/// No device answers at this address, or not to this size.
+/// The error of an access that no device handles. It becomes an access fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NoDevice;
 

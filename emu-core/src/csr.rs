@@ -1,7 +1,8 @@
 //! Control and status registers.
 //!
-//! One table says what each number shows: a constant, a masked view of a stored word, or one of
-//! the few registers with behaviour. Privilege and read-only follow from the number's bits.
+//! One table defines what each CSR number accesses: a constant, a masked view of a stored register,
+//! or one of the few registers with side effects. The required privilege, and whether the CSR is
+//! read-only, follow from the number's bits.
 
 use crate::abi::{Hot, NO_RESERVATION, System};
 use crate::mmu::Privilege;
@@ -62,7 +63,7 @@ pub mod number {
     pub const MIP: u32 = 0x344;
 }
 
-/// Stored words.
+/// CSRs that are stored as they are.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -90,7 +91,7 @@ pub enum Word {
 }
 const WORDS: usize = Word::Satp as usize + 1;
 
-/// Registers with behaviour of their own.
+/// CSRs with side effects, or whose value is computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Special {
     Mstatus,
@@ -112,9 +113,9 @@ enum Special {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum View {
-    /// Reads as a constant; writes are ignored where the number allows them.
+    /// A CSR that reads as a constant. Writes are ignored if the number allows them.
     Fixed(u32),
-    /// A stored word of which the masked bits can be written.
+    /// A stored CSR, and the mask of its writable bits.
     Word(Word, u32),
     Special(Special),
 }
@@ -182,13 +183,13 @@ const fn view(number: u32) -> Option<View> {
 #[repr(C)]
 pub struct Csrs {
     words: [u32; WORDS],
-    /// `mip` bits that software set.
+    /// The `mip` bits that software has set.
     mip_soft: u32,
-    /// `mip` bits that devices drive.
+    /// The `mip` bits that devices and the timer drive.
     pub mip_lines: u32,
     /// `mcycle` minus retired instructions; the value itself while inhibited.
     cycle: u64,
-    /// `minstret`, likewise.
+    /// `minstret` minus retired instructions; the value itself while inhibited.
     instret: u64,
     /// Physical memory protection.
     pub pmp: Pmp,
@@ -208,14 +209,14 @@ impl Csrs {
         reserved: 0,
     };
 
-    /// A stored word.
+    /// Returns a stored CSR.
     #[inline]
     pub fn get(&self, word: Word) -> u32 {
         // Always there; `get` spares the GPU build a panic.
         self.words.get(word as usize).copied().unwrap_or(0)
     }
 
-    /// Replaces a stored word; for the trap unit, which keeps to legal values.
+    /// Sets a stored CSR without masking. Only for callers that write legal values, such as traps.
     #[inline]
     pub fn set(&mut self, word: Word, value: u32) {
         if let Some(slot) = self.words.get_mut(word as usize) {
@@ -223,7 +224,7 @@ impl Csrs {
         }
     }
 
-    /// `mip`: what software set and what devices drive.
+    /// Returns `mip`: the bits that software has set and those that devices drive.
     #[inline]
     pub fn mip(&self) -> u32 {
         self.mip_soft | self.mip_lines
@@ -249,7 +250,7 @@ impl Csrs {
     }
 }
 
-/// A CSR instruction is illegal here.
+/// The error of a CSR instruction that raises an illegal-instruction exception.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IllegalCsr;
 
@@ -277,20 +278,20 @@ fn with_high(v: u64, new: u32) -> u64 {
     u64::from(new) << 32 | v & 0xffff_ffff
 }
 
-/// What may be another way after a CSR was written.
+/// What a write to a CSR may have changed for the instruction loop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Nothing that the instruction loop relies on.
+    /// Nothing that the loop relies on.
     Nothing,
-    /// Which interrupts are to be taken.
+    /// Which interrupts are pending and enabled.
     Interrupts,
-    /// How addresses are translated, or anything else.
+    /// Address translation, or anything else that the loop relies on.
     Translation,
 }
 
 impl System {
-    /// Executes a CSR instruction. `operand` is `None` when nothing is written. Answers the old
-    /// value and what may have changed.
+    /// Executes a CSR instruction. `operand` is `None` when the instruction does not write. Returns
+    /// the old value and what may have changed.
     ///
     /// `clock.retired` must not yet count this instruction.
     pub fn csr_access(

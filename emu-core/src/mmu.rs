@@ -59,7 +59,7 @@ impl AccessType {
 /// Mask of the page number in an address.
 pub const PAGE_MASK: u32 = !((1 << FRAME_SHIFT) - 1);
 
-/// The hart's state that translation depends on, kept ready for the TLB comparison.
+/// The part of the hart's state that translation depends on, in the form that TLB lookups need.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -98,7 +98,7 @@ mod pte {
     pub const D: u32 = 1 << 7;
 }
 
-/// The result of a walk: where a page is and who may do what.
+/// The result of a page-table walk: the page's physical address and its permissions.
 struct Leaf {
     /// Physical page number, up to 22 bits.
     ppn: u32,
@@ -266,7 +266,8 @@ impl System {
         Ok(new)
     }
 
-    /// Lets a store through that only met decoded instructions, which are dropped.
+    /// Handles a store that missed the TLB only because its frame has decoded instructions: drops
+    /// these and returns the frame. Returns `None` if the store missed for another reason.
     pub(crate) fn store_to_code<M: Ram>(
         &mut self,
         hot: &mut Hot,
@@ -346,7 +347,7 @@ impl System {
         deny::ALL & !allowed | superpage
     }
 
-    /// The frame that instructions at `va` are fetched from, and its decoded instructions.
+    /// Returns the frame that instructions at `va` are fetched from, and its decoded instructions.
     #[inline]
     pub(crate) fn fetch_page<M: Ram>(
         &mut self,
@@ -396,20 +397,20 @@ impl System {
         Ok((page, frame))
     }
 
-    /// Whether a frame was replaced since this was last asked: whoever holds one looks it up
-    /// again.
+    /// Returns whether a page was given another frame since the last call. A caller that holds a
+    /// frame must then look it up again.
     pub(crate) fn take_replaced(&mut self) -> bool {
         core::mem::take(&mut self.replaced) != 0
     }
 
-    /// Forgets all cached translations.
+    /// Drops all cached translations.
     pub fn flush_tlbs(&mut self, hot: &mut Hot) {
         hot.tlb.flush();
         self.dtlb.flush();
         self.itlb.flush();
     }
 
-    /// SFENCE.VMA; `None` orders all addresses.
+    /// Executes SFENCE.VMA for the address `va`, or for all addresses if it is `None`.
     pub(crate) fn sfence_vma(&mut self, hot: &mut Hot, va: Option<u32>) {
         hot.reservation = NO_RESERVATION;
         match va {

@@ -32,7 +32,7 @@ const SPEC_VERSION: u32 = 2 << 24;
 /// Not a registered id: "pxvm".
 const IMPL_ID: u32 = 0x7078_766d;
 const IMPL_VERSION: u32 = 1;
-/// Most bytes that one DBCN call moves; callers repeat the call for the rest.
+/// The most bytes that one DBCN call transfers. Callers repeat the call for the remaining bytes.
 const DBCN_BYTES_MAX: u32 = 64;
 
 /// Error codes.
@@ -52,13 +52,13 @@ fn arg(hot: &Hot, n: usize) -> u32 {
 }
 
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
-    /// Answers an environment call from S-mode: `a7` extension, `a6` function, `a0`... arguments;
-    /// `a0` error and `a1` value.
+    /// Executes an SBI call, an ECALL from S-mode. `a7` holds the extension, `a6` the function, and
+    /// `a0` onwards the arguments. Sets `a0` to the error code and `a1` to the value.
     pub(crate) fn sbi_call(&mut self, hot: &mut Hot) -> Result<(), Trap> {
         let (extension, function) = (arg(hot, 7), arg(hot, 6));
         self.port.at(self.sys.clock.retired);
         if extension <= eid::LEGACY_SHUTDOWN {
-            // Legacy calls answer in a0 alone.
+            // Legacy calls return a value in a0 and leave a1 unchanged.
             hot.x[10] = self.legacy(hot, extension)?;
             return Ok(());
         }
@@ -130,7 +130,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         self.sys.clock.set_timecmp(ticks);
     }
 
-    /// Whether a hart mask names hart 0, and nothing that does not exist.
+    /// Returns whether a hart mask selects hart 0, or an error if it selects a hart that does not
+    /// exist.
     fn names_hart(hot: &Hot) -> Result<bool, Error> {
         match (arg(hot, 0), arg(hot, 1)) {
             (_, u32::MAX) => Ok(true),

@@ -1,9 +1,9 @@
-//! Watching a run, at no cost when nobody watches.
+//! Traces of execution, which cost nothing in a build that does not use them.
 
-/// What an instruction did, for a commit log. Methods are called in program order; a build with
-/// [`NoTrace`] contains none of them.
+/// A receiver of what each instruction did, such as a commit log. Its methods are called in program
+/// order. Code that is compiled for [`NoTrace`] contains no call of them.
 pub trait Trace {
-    /// Whether anybody watches; guards what would cost something to find out.
+    /// Whether the trace is used. Guards code that computes something only for the trace.
     const ENABLED: bool = true;
 
     /// A register was written (never `x0`).
@@ -26,7 +26,7 @@ pub trait Trace {
     fn trap(&mut self, _pc: u32, _cause: u32, _tval: u32) {}
 }
 
-/// Watches nothing.
+/// A trace that records nothing.
 #[derive(Debug, Default)]
 pub struct NoTrace;
 

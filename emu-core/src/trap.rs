@@ -40,8 +40,9 @@ pub mod cause {
 
 /// Why an instruction did not complete.
 ///
-/// Either the guest traps, or the machine stops before the instruction took effect
-/// ([`Trap::Stall`], to be repeated later) or for good ([`Trap::Fault`]).
+/// The guest takes an exception ([`Trap::Exception`]), or the VM stops before the instruction has
+/// had any effect, so that it can be repeated later ([`Trap::Stall`], [`Trap::NoFrame`]), or the VM
+/// stops for good ([`Trap::Fault`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trap {
     /// A synchronous exception.
@@ -78,7 +79,7 @@ const PRIORITY: [(u32, u32); 6] =
     [(irq::MEI, 11), (irq::MSI, 3), (irq::MTI, 7), (irq::SEI, 9), (irq::SSI, 1), (irq::STI, 5)];
 
 impl System {
-    /// The interrupt to take now, as its cause without the interrupt bit.
+    /// Returns the interrupt to take now, if any, as its cause without the interrupt bit.
     pub(crate) fn pending_interrupt(&self, hot: &Hot) -> Option<u32> {
         let pending = self.csr.mip() & self.csr.get(Word::Mie);
         if pending == 0 {

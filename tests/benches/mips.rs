@@ -307,7 +307,7 @@ impl Fleet {
     }
 }
 
-/// Runs to the line that says the guest serves; answers how many instructions that took.
+/// Runs until the guest prints [`READY`], and returns how many instructions that took.
 fn boot(m: &mut TestMachine) -> Option<u64> {
     for _ in 0..4000 {
         let exit = m.run(50_000);

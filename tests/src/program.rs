@@ -439,8 +439,8 @@ fn random_entry(rng: &mut Prng, page: u32) -> u32 {
 }
 
 fn random_superpage(rng: &mut Prng) -> u32 {
-    // With neither R nor X it would be a pointer to a table; QEMU answers one outside of RAM with
-    // a page fault.
+    // With neither R nor X the entry would be a pointer to a table. QEMU raises a page fault, and
+    // not the access fault of the specification, for a table outside of RAM.
     let bits = random_bits(rng) & !pte::X | pte::R;
     match rng.below(6) {
         0 => pte::leaf(u64::from(SCRATCH), bits),

@@ -25,7 +25,8 @@ const CPU: &str =
 const RAM_SIZE: u64 = 16 << 20;
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Runs `image` from the start of RAM until it powers off, and answers as many bytes of RAM.
+/// Runs `image` from the start of RAM until it powers off, and returns what RAM then holds in its
+/// place, as many bytes as the image has.
 ///
 /// RAM is a file in `dir` that QEMU maps, so nothing needs to be transferred.
 pub fn run(image: &[u8], dir: &Path) -> io::Result<Vec<u8>> {

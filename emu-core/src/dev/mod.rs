@@ -2,7 +2,7 @@
 //! (`irq`). None of them waits, and none touches anything but its own state, guest RAM through
 //! [`crate::mem::Dma`] and the VM's [`crate::port::Port`].
 
-/// Which accesses a register answers.
+/// Which accesses a register supports.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     /// Reads only.

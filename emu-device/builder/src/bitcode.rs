@@ -1,12 +1,12 @@
-//! The device crate as LLVM bitcode.
+//! Compiles the device crate to LLVM bitcode.
 
 use crate::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds package `package` of the workspace at `workspace` for the host, with feature `device`,
-/// some more, and profile `device`, and answers the bitcode file. `out` is a target directory of
-/// its own: the outer cargo holds the lock of the usual one.
+/// Builds a package of a workspace for the host, with profile `device` and the features `device`
+/// and `features`, and returns the path of the bitcode file. `out` must not be the target directory
+/// of the outer cargo, which holds its lock.
 pub fn emit(
     workspace: &Path,
     package: &str,

@@ -16,16 +16,16 @@ pub use ptx::{Options, emit as ptx};
 
 use std::path::{Path, PathBuf};
 
-/// The oldest cards that run the PTX: Turing. Older ones lack independent scheduling of the
-/// threads of a warp, on which VMs that run apart depend.
+/// The oldest architecture that the PTX is for: Turing. It schedules the threads of a warp
+/// independently, which lanes that have diverged and wait for each other depend on.
 pub const CPU: &str = "sm_75";
-/// PTX version: what drivers since CUDA 11.8 read.
+/// The PTX version, which drivers since CUDA 11.8 can load.
 pub const FEATURES: &str = "+ptx78";
 /// Entry points, the only symbols that the PTX exports.
 pub const ENTRIES: [&str; 4] = ["pxvm_step", "pxvm_start", "pxvm_release", "pxvm_digest"];
 
-/// Builds package `emu-device` of the workspace at `workspace` to PTX, with more cargo features than
-/// `device`, in target directory `out`.
+/// Builds package `emu-device` of the workspace at `workspace` to PTX, with more cargo features
+/// than `device`, in target directory `out`.
 ///
 /// The same sources and the same toolchain give the same text.
 pub fn build(workspace: &Path, features: &[String], out: &Path) -> Result<String, Error> {

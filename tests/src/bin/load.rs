@@ -1,9 +1,11 @@
-//! Asks machines for their pages, as many and as fast as it is told, for the scripts in `tests/net`
-//! and `tests/gpu`. Machine I answers at 127.0.0.1:PORT+I, or by way of the control API. Every
-//! request is a connection of its own, and an answer counts only if it is the whole page of the
-//! right machine.
+//! A load generator: requests web pages from machines, for the scripts in `tests/net` and
+//! `tests/gpu`.
 //!
-//! Needs nothing beside itself, so it can be carried to where machines run.
+//! Machine I is reached at 127.0.0.1:PORT+I, or through the control API. Every request is a
+//! connection of its own, and a response counts only if it is the complete page of the right
+//! machine.
+//!
+//! The program needs no other file, so it can be copied to where the machines run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -81,7 +83,7 @@ impl Request {
         Ok(Self { vm, stream, begun, request: Some(way.request(vm)), answer })
     }
 
-    /// Goes on with it; answers whether it is over.
+    /// Continues the request. Returns whether it has ended.
     fn step(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
         if let Some(request) = &self.request {
             match self.stream.write(request) {
@@ -292,7 +294,7 @@ impl Load {
         }
     }
 
-    /// Tells what became of all requests; answers whether each was answered.
+    /// Prints the outcome of all requests. Returns whether at least one succeeded and none failed.
     fn report(&self, outcomes: &[Outcome], wall: Duration) -> bool {
         let good: Vec<&Outcome> = outcomes.iter().filter(|o| o.error.is_none()).collect();
         let machines = good.iter().map(|o| o.vm).collect::<BTreeSet<_>>().len();

@@ -256,7 +256,8 @@ fn many_pages_of_code_that_change_are_told_apart() {
     assert_eq!(m.x(S3), expected);
 }
 
-/// Two machines over one image: a function that answers 1 and a program that patches it.
+/// Makes two machines that share an image: a function that returns 1, and a program that patches
+/// it.
 fn fleet_of_two() -> [TestMachine; 2] {
     let mut page = [0; 4096];
     let words = Asm::build(RAM, |a| {

@@ -124,7 +124,8 @@ fn frames_go_back_to_the_pool_with_their_machine() {
     assert_eq!(frames.private_in_use(), 0);
 }
 
-/// Runs with room for `room` bytes at a time; answers the output and the state at the end.
+/// Runs a machine whose port has room for `room` bytes at a time. Returns its output, its state at
+/// the end, and how often it stalled.
 fn printed(mut m: TestMachine, room: u32) -> (Vec<u8>, StateHash, usize) {
     m.port.output_room = 0;
     let mut stalls = 0;

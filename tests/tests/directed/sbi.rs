@@ -25,7 +25,7 @@ fn call(extension: u32, function: u32, args: [u32; 3]) -> TestMachine {
     m
 }
 
-/// What a call answers in `a0` and `a1`.
+/// Executes an SBI call and returns `a0` and `a1`.
 fn answer(extension: u32, function: u32, args: [u32; 3]) -> (u32, u32) {
     let mut m = call(extension, function, args);
     m.run_out();

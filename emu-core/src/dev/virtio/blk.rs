@@ -46,7 +46,7 @@ mod status {
 const HEADER_LEN: usize = 16;
 /// The status byte behind it.
 const STATUS_LEN: u32 = 1;
-/// Answer to GET_ID.
+/// The device ID that GET_ID returns.
 const ID: [u8; 20] = *b"pxvm\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// `struct virtio_blk_config` after the capacity: size_max, seg_max, geometry, blk_size.
@@ -80,7 +80,7 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
             lengths.readable.checked_sub(HEADER_LEN as u64),
             lengths.writable.checked_sub(STATUS_LEN.into()),
         ) else {
-            // Without room for a status there is no way to answer.
+            // Without room for the status byte, the request cannot be completed.
             return Err(QueueError::Broken);
         };
         let answer = Request { queue, head, out_len, in_len }.execute(io, capacity)?;
@@ -106,7 +106,7 @@ struct Request<'a> {
     in_len: u64,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 struct Answer {
     status: u8,
     /// Bytes written to the guest, from the first writable one.
@@ -137,7 +137,7 @@ impl Request<'_> {
                 Some((at, len)) => self.write(io, at, len),
                 None => Ok(Answer::new(status::IOERR)),
             },
-            // Writes reach the disk before they are answered.
+            // Writes reach the disk before their request completes, so there is nothing to flush.
             request_type::FLUSH => Ok(Answer::new(status::OK)),
             request_type::GET_ID => self.get_id(&mut io.ram),
             _ => Ok(Answer::new(status::UNSUPP)),
@@ -208,7 +208,7 @@ fn disk_range(sector: u64, len: u64, capacity: u64) -> Option<(u64, u32)> {
     Some((sector.checked_mul(SECTOR_SIZE.into())?, len as u32))
 }
 
-/// `done`, unless the disk said otherwise.
+/// Returns `done`, or the outcome of a failed access to the disk or to RAM.
 fn answer(outcome: Result<(), DmaError>, done: Answer) -> Result<Answer, QueueError> {
     match outcome {
         Ok(()) => Ok(done),
@@ -233,7 +233,7 @@ mod tests {
     const STATUS: u64 = BUFFERS + 0x100;
     const DATA: u64 = BUFFERS + 0x1000;
     const SECTORS: u64 = 64;
-    /// What the status byte is before an answer.
+    /// The value of the status byte before the request completes.
     const NONE: u8 = 0xff;
 
     /// Every sector is filled with its number.

@@ -7,8 +7,8 @@ use crate::mem::Memory;
 pub(super) const QUEUE_COUNT: u32 = 1;
 pub(super) const FEATURES: u64 = feature::COMMON;
 
-/// A request is answered with at most this much, so that a guest cannot keep the host busy.
-/// A driver that wants more asks again (section 5.4.6).
+/// The most bytes that a request returns, so that a guest cannot keep the host busy. A driver that
+/// wants more makes another request (section 5.4.6).
 const BYTES_MAX: usize = 64;
 
 pub(super) fn serve<M: Memory, D: Memory, P>(
