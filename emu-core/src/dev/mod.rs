@@ -1,6 +1,8 @@
-//! Devices: pure state machines with a guest side (`read`, `write` of registers) and a level
-//! (`irq`). None of them waits, and none touches anything but its own state, guest RAM through
-//! [`crate::mem::Dma`] and the VM's [`crate::port::Port`].
+//! Devices, as pure state machines.
+//!
+//! The guest drives a device through its registers (`read`, `write`), and the device drives an
+//! interrupt line (`irq`). No device waits, and none touches anything but its own state, guest RAM
+//! through [`crate::mem::Dma`] and the VM's [`crate::port::Port`].
 
 /// Which accesses a register supports.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +37,7 @@ macro_rules! registers {
         enum $Registers { $($(#[$reg_doc])* $Name,)* }
 
         impl $Registers {
-            /// The register that a load from `offset` reads.
+            /// Returns the register that a load from `offset` reads, if there is one.
             const fn for_read(offset: u32) -> Option<Self> {
                 match Self::at(offset) {
                     Some((register, access)) if access.reads() => Some(register),
@@ -43,7 +45,7 @@ macro_rules! registers {
                 }
             }
 
-            /// The register that a store to `offset` writes.
+            /// Returns the register that a store to `offset` writes, if there is one.
             const fn for_write(offset: u32) -> Option<Self> {
                 match Self::at(offset) {
                     Some((register, access)) if access.writes() => Some(register),
@@ -93,7 +95,8 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// All devices after reset; those that the host must attach (net, disk) are absent.
+    /// Makes all devices in their state after reset, without those that the host must attach
+    /// (network, disk).
     pub const fn new(kind: MachineKind) -> Self {
         Self {
             clint: clint::Clint::RESET,

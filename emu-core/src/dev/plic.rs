@@ -1,7 +1,7 @@
 //! Platform-level interrupt controller (RISC-V PLIC specification 1.0).
 //!
-//! Sources are level-triggered. A gateway hands one request at a time to the core and looks at
-//! its line again when a handler completes it.
+//! Sources are level-triggered. A gateway forwards one request at a time to the core, and samples
+//! its line again when a handler has completed that request.
 //!
 //! | Offset      | Registers                                        |
 //! |-------------|--------------------------------------------------|
@@ -12,7 +12,7 @@
 
 /// Words in a bit map of all sources.
 const WORDS: usize = 3;
-/// Sources there can be, with source 0 that does not exist.
+/// How many sources there can be, counting source 0, which does not exist.
 const SOURCES: usize = WORDS * 32;
 /// Interrupt targets: one hart's M and S mode.
 const CONTEXTS: usize = 2;
@@ -38,12 +38,12 @@ type Bits = [u32; WORDS];
 )]
 #[repr(C)]
 pub struct Plic {
-    /// Requests not yet claimed.
+    /// The requests that have not been claimed.
     pending: Bits,
     enable: [Bits; CONTEXTS],
-    /// Requests claimed and not yet complete; never pending at the same time.
+    /// The requests that have been claimed and not completed. They are never pending as well.
     claimed: Bits,
-    /// The lines.
+    /// The levels of the interrupt lines.
     level: Bits,
     priority: [u8; SOURCES],
     threshold: [u8; CONTEXTS],
@@ -51,7 +51,7 @@ pub struct Plic {
     sources: u16,
 }
 
-/// A register, by what its offset says.
+/// A register, as decoded from its offset.
 enum Register {
     Priority(usize),
     Pending(usize),
@@ -87,7 +87,7 @@ impl Register {
 }
 
 impl Plic {
-    /// A controller with sources 1 to `sources` (at most 95), none enabled.
+    /// Makes a controller with sources 1 to `sources` (at most 95), none enabled.
     pub const fn new(sources: u32) -> Self {
         let highest = SOURCES as u32 - 1;
         Self {
@@ -113,14 +113,15 @@ impl Plic {
         }
     }
 
-    /// Whether `context` is to be interrupted: it has an enabled request above its threshold.
+    /// Returns whether `context` is interrupted, because it has an enabled request with a priority
+    /// above its threshold.
     pub fn pending(&self, context: u32) -> bool {
         let context = context as usize;
         let threshold = self.threshold.get(context).copied().unwrap_or(u8::MAX);
         self.best(context).is_some_and(|(_, priority)| priority > threshold)
     }
 
-    /// A load from `offset`. Reading a claim register claims.
+    /// Loads from the register at `offset`. Reading a claim register claims a request.
     pub fn read(&mut self, offset: u32) -> u32 {
         match Register::at(offset) {
             Some(Register::Priority(source)) => {
@@ -138,7 +139,7 @@ impl Plic {
         }
     }
 
-    /// A store of `value` to `offset`. Writing a claim register completes.
+    /// Stores `value` to the register at `offset`. Writing a claim register completes a request.
     pub fn write(&mut self, offset: u32, value: u32) {
         match Register::at(offset) {
             Some(Register::Priority(source)) => {
@@ -164,7 +165,8 @@ impl Plic {
         }
     }
 
-    /// The threshold does not matter for a claim (specification, chapter 7).
+    /// Claims the request of highest priority. The threshold has no effect on claims
+    /// (specification, chapter 7).
     fn claim(&mut self, context: usize) -> u32 {
         let Some((source, _)) = self.best(context) else { return 0 };
         let bit = Bit::of(source);
@@ -185,7 +187,8 @@ impl Plic {
         }
     }
 
-    /// The enabled request of highest priority and that priority; the lowest source of a tie.
+    /// Returns the enabled request of highest priority, and that priority. Of requests with the
+    /// same priority it returns the one with the lowest source number.
     fn best(&self, context: usize) -> Option<(u32, u8)> {
         let enable = self.enable.get(context)?;
         let mut best = None;
@@ -219,7 +222,7 @@ impl Plic {
     }
 }
 
-/// One source's place in a bit map; out of range it reads as zero.
+/// The position of a source's bit in a bit map. Bits out of range read as zero.
 #[derive(Clone, Copy)]
 struct Bit {
     word: usize,

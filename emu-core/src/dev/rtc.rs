@@ -1,7 +1,7 @@
 //! Goldfish real-time clock: wall-clock time in nanoseconds and one alarm.
 //!
-//! Wall-clock time is the guest's own time plus an epoch that the host sets, so the clock needs
-//! no input while it runs.
+//! Wall-clock time is the guest's `time` plus an epoch that the host sets at the start, so the
+//! device needs no input from the host while the VM runs.
 
 registers! {
     /// Registers and their offsets (Linux, `include/clocksource/timer-goldfish.h`).
@@ -45,11 +45,11 @@ pub struct Rtc {
 }
 
 impl Rtc {
-    /// After power-on: 1970, no alarm.
+    /// The state after power-on: the time is 1970, and no alarm is set.
     pub const RESET: Self =
         Self { epoch_ns: 0, alarm_ns: 0, time_high: 0, armed: 0, irq_enabled: 0, irq_pending: 0 };
 
-    /// A load from `offset` at guest time `guest_ns`.
+    /// Loads from the register at `offset`, at guest time `guest_ns`.
     pub fn read(&mut self, offset: u32, guest_ns: u64) -> u32 {
         let Some(register) = Register::for_read(offset) else { return 0 };
         match register {
@@ -67,7 +67,7 @@ impl Rtc {
         }
     }
 
-    /// A store of `value` to `offset` at guest time `guest_ns`.
+    /// Stores `value` to the register at `offset`, at guest time `guest_ns`.
     pub fn write(&mut self, offset: u32, value: u32, guest_ns: u64) {
         let Some(register) = Register::for_write(offset) else { return };
         match register {
@@ -100,12 +100,13 @@ impl Rtc {
         }
     }
 
-    /// Level of the interrupt line.
+    /// Returns the level of the interrupt line.
     pub const fn irq(&self) -> bool {
         self.irq_pending & self.irq_enabled != 0
     }
 
-    /// Guest time in nanoseconds at which the alarm will interrupt, for a machine that sleeps.
+    /// Returns the guest time in nanoseconds at which the alarm will interrupt, so that a machine
+    /// that waits for an interrupt can be woken then.
     pub const fn next_alarm(&self) -> Option<u64> {
         if self.armed != 0 && self.irq_enabled != 0 {
             Some(self.alarm_ns.saturating_sub(self.epoch_ns))

@@ -1,9 +1,10 @@
 //! 16550A UART, as Linux's 8250 driver and OpenSBI use it.
 //!
-//! Lines are infinitely fast: the transmitter is always empty, and a store to THR that the host
-//! has no room for does not happen yet ([`Trap::Stall`]), so the guest cannot see how fast the
-//! host drains. Input waits in the port until the receive FIFO has room, so it cannot overrun
-//! except in loopback. Baud rate and line format are kept and have no effect.
+//! The guest must not be able to observe how fast the host drains output. So the line is infinitely
+//! fast: the transmitter is always empty, and if the host has no room for the byte of a store to
+//! THR, the store does not happen yet ([`Trap::Stall`]) and is repeated later. Input waits in the
+//! port until the receive FIFO has room, so it cannot overrun except in loopback. Baud rate and
+//! line format are stored and have no effect.
 
 use crate::port::Port;
 use crate::trap::Trap;
@@ -56,7 +57,7 @@ mod fcr {
     pub const FIFO_ENABLE: u8 = 1 << 0;
     pub const RCVR_RESET: u8 = 1 << 1;
     pub const TRIGGER_SHIFT: u8 = 6;
-    /// What is kept; the reset bits act once.
+    /// The bits that are stored. The reset bits act once and are not.
     pub const MASK: u8 = FIFO_ENABLE | 0b11 << TRIGGER_SHIFT;
     /// Bytes in the receive FIFO that raise "received data available".
     pub const TRIGGER_LEVELS: [u8; 4] = [1, 4, 8, 14];
@@ -154,7 +155,8 @@ impl Register {
         }
     }
 
-    /// LSR and MSR can be written for factory tests only; such stores do nothing.
+    /// Returns the register that a store to `offset` writes. Stores to LSR and MSR are for factory
+    /// tests only, so they have no effect here.
     const fn for_write(offset: u32, dlab: bool) -> Option<Self> {
         match offset {
             offset::DATA if dlab => Some(Self::Dll),
@@ -196,7 +198,7 @@ pub struct Uart {
 }
 
 impl Uart {
-    /// After master reset.
+    /// The state after master reset.
     pub const RESET: Self = Self {
         rx: [0; FIFO_SIZE as usize],
         rx_head: 0,
@@ -213,7 +215,7 @@ impl Uart {
         thr_empty: 0,
     };
 
-    /// A load from `offset`.
+    /// Loads from the register at `offset`.
     pub fn read(&mut self, offset: u32, port: &mut impl Port) -> u32 {
         let Some(register) = Register::for_read(offset, self.dlab()) else { return 0 };
         u32::from(match register {
@@ -235,9 +237,9 @@ impl Uart {
         })
     }
 
-    /// A store of the low byte of `value` to `offset`.
+    /// Stores the low byte of `value` to the register at `offset`.
     ///
-    /// [`Trap::Stall`] leaves everything as it was; the store is to be repeated.
+    /// If it returns [`Trap::Stall`], nothing has changed, and the store must be repeated later.
     pub fn write(&mut self, offset: u32, value: u32, port: &mut impl Port) -> Result<(), Trap> {
         let value = value as u8;
         let Some(register) = Register::for_write(offset, self.dlab()) else { return Ok(()) };
@@ -255,7 +257,7 @@ impl Uart {
         Ok(())
     }
 
-    /// Takes input from the port while the receiver has room. The rest stays in the port.
+    /// Takes input from the port while the receiver has room. Further input stays in the port.
     pub fn poll(&mut self, port: &mut impl Port) {
         if self.mcr & mcr::LOOP != 0 {
             return;
@@ -266,18 +268,19 @@ impl Uart {
         }
     }
 
-    /// Takes a byte of input from the receiver, or else from the port: for firmware calls that
-    /// read the console beside the UART's driver, so that input stays in order.
+    /// Takes a byte of input from the receiver or, if that is empty, from the port. Firmware calls
+    /// that read the console use it, so that input stays in order when the guest also has a UART
+    /// driver.
     pub fn take(&mut self, port: &mut impl Port) -> Option<u8> {
         if self.rx_len != 0 { Some(self.pop()) } else { port.console_get() }
     }
 
-    /// Level of the interrupt line. As in QEMU, OUT2 does not gate it.
+    /// Returns the level of the interrupt line. As in QEMU, OUT2 does not gate it.
     pub const fn irq(&self) -> bool {
         self.interrupt() != iir::NONE
     }
 
-    /// The interrupt of highest priority, as IIR shows it.
+    /// Returns the pending interrupt of highest priority, in IIR's encoding.
     const fn interrupt(&self) -> u8 {
         if self.ier & ier::ELSI != 0 && self.overrun != 0 {
             iir::RECEIVER_LINE_STATUS
@@ -353,8 +356,8 @@ impl Uart {
         self.msr = lines | self.msr & msr::DELTAS | changed >> msr::DELTA_SHIFT;
     }
 
-    /// A byte arrives whether there is room or not: the FIFO keeps what it has, RBR alone is
-    /// overwritten.
+    /// Receives a byte, even without room for it. A full FIFO then drops the new byte, whereas
+    /// without FIFO the new byte overwrites RBR.
     fn receive(&mut self, byte: u8) {
         if self.rx_len >= self.rx_size() {
             self.overrun = lsr::OE;
@@ -374,7 +377,7 @@ impl Uart {
         }
     }
 
-    /// The oldest byte; zero when there is none.
+    /// Takes the oldest byte; zero when there is none.
     fn pop(&mut self) -> u8 {
         if self.rx_len == 0 {
             return 0;
@@ -404,7 +407,7 @@ impl Uart {
     }
 }
 
-/// In loopback the modem control outputs drive the modem status inputs.
+/// Returns the modem status inputs in loopback, where the modem control outputs drive them.
 const fn looped_lines(mcr: u8) -> u8 {
     let mut lines = 0;
     if mcr & mcr::RTS != 0 {

@@ -62,8 +62,8 @@ pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
     (word >> (at % 4 * 8)) as u8
 }
 
-/// Serves requests. All of them can be repeated after [`QueueError::NoFrame`], because a request
-/// is done when its status is.
+/// Processes requests. After [`QueueError::NoFrame`] the call can be repeated, because a request
+/// counts as done only once its status is written.
 pub(super) fn serve<M: Memory, D: Memory, P>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
@@ -96,7 +96,7 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
     Ok(Progress::Done)
 }
 
-/// A request whose chain is sound.
+/// A request whose chain has been validated.
 struct Request<'a> {
     queue: &'a Queue,
     head: u16,
@@ -198,8 +198,8 @@ impl Request<'_> {
     }
 }
 
-/// Where `len` bytes from `sector` lie on the disk, if they are whole sectors inside it and not
-/// more than a request may have.
+/// Returns the byte range of `len` bytes from `sector` on the disk, if they are whole sectors
+/// inside the disk and not more than a request may have.
 fn disk_range(sector: u64, len: u64, capacity: u64) -> Option<(u64, u32)> {
     let end = sector.checked_add(len / u64::from(SECTOR_SIZE))?;
     if !len.is_multiple_of(SECTOR_SIZE.into()) || len > DATA_MAX.into() || end > capacity {

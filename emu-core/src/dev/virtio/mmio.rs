@@ -151,7 +151,7 @@ pub(super) struct Transport {
     driver_features_sel: u32,
     queue_sel: u32,
     config_generation: u32,
-    /// Queues with work left over, by bit.
+    /// A bit map of the queues with unfinished work.
     pub(super) deferred: u32,
 }
 
@@ -170,7 +170,8 @@ impl Transport {
         }
     }
 
-    /// Whether buffers may be used: the driver is up and has not broken the rules.
+    /// Returns whether the device may use buffers: the driver is up and has not violated the
+    /// specification.
     pub(super) const fn is_live(&self) -> bool {
         self.status & (status::DRIVER_OK | status::DEVICE_NEEDS_RESET) == status::DRIVER_OK
     }
@@ -186,7 +187,7 @@ impl Transport {
         }
     }
 
-    /// Stops service until the driver resets the device (section 2.1.2).
+    /// Stops the device until the driver resets it (section 2.1.2).
     pub(super) const fn fail(&mut self) {
         self.status |= status::DEVICE_NEEDS_RESET;
         self.deferred = 0;
@@ -234,8 +235,8 @@ impl Transport {
         }
     }
 
-    /// A store to Status other than zero. A driver never clears a bit (section 2.1.1), so a
-    /// store that would is ignored, as is one that skips a step.
+    /// Handles a store to Status other than zero. A driver must not clear a bit (section 2.1.1), so
+    /// a store that would is ignored, as is one that skips a step of the initialisation.
     fn write_status(&mut self, value: u32) {
         let value = value & status::DRIVER_BITS;
         let before = self.status & status::DRIVER_BITS;
@@ -259,7 +260,7 @@ impl Transport {
 }
 
 impl Virtio {
-    /// A load of `size` bytes from `offset`.
+    /// Loads `size` bytes from the register at `offset`.
     pub fn read(&self, offset: u32, size: u32) -> u32 {
         if offset >= CONFIG_BASE {
             return self.read_config(offset - CONFIG_BASE, size);
@@ -292,9 +293,9 @@ impl Virtio {
         }
     }
 
-    /// A store of `size` bytes to `offset`.
+    /// Stores `size` bytes to the register at `offset`.
     ///
-    /// [`Trap::NoFrame`] leaves a state in which the same store can be repeated.
+    /// If it returns [`Trap::NoFrame`], the same store can be repeated.
     pub fn write<M: Memory, D: Memory, P: Port>(
         &mut self,
         offset: u32,
@@ -334,7 +335,7 @@ impl Virtio {
         Ok(())
     }
 
-    /// A device reset by the driver: what the host attached stays.
+    /// Resets the device, as the driver requests it. What the host has attached stays.
     fn reset(&mut self) {
         let config_generation = self.transport.config_generation;
         self.transport = Transport::new(self.transport.device_id);
@@ -377,7 +378,7 @@ impl Virtio {
         }
     }
 
-    /// The selected queue, if its registers may be written now.
+    /// Returns the selected queue, if its registers may be written now.
     fn stopped(&mut self) -> Option<&mut super::Queue> {
         self.selected_mut().filter(|queue| !queue.is_ready())
     }

@@ -1,11 +1,14 @@
-//! virtio devices (virtio 1.2) behind the MMIO transport, in three layers: the register file
-//! ([`mmio`]), the split virtqueue ([`queue`]) and the devices proper ([`net`], [`rng`], [`blk`]).
+//! Virtio devices (virtio 1.2) behind the MMIO transport.
 //!
-//! A driver that breaks the rules of the ring gets DEVICE_NEEDS_RESET and no further service
-//! until it resets the device. Nothing it writes reaches beyond its own machine.
+//! They have three layers: the transport's registers ([`mmio`]), the split virtqueue ([`queue`])
+//! and the devices themselves ([`net`], [`rng`], [`blk`]).
 //!
-//! Work is done when the driver notifies a queue. What cannot be done then (the host has no room
-//! for a frame, or the slice's work is used up) is left over for [`Virtio::poll`].
+//! A driver that violates the rules of the ring gets DEVICE_NEEDS_RESET, and the device does
+//! nothing more until the driver resets it. Nothing that a driver writes can reach another VM.
+//!
+//! A device processes a queue when the driver notifies it. If it cannot finish, because the host
+//! has no room for an Ethernet frame or the slice's budget of work is used up, [`Virtio::poll`]
+//! continues later.
 
 pub mod blk;
 #[cfg(any(test, feature = "test-util"))]
@@ -43,10 +46,10 @@ pub mod feature {
     pub(super) const COMMON: u64 = VERSION_1 | EVENT_IDX;
 }
 
-/// Most queues that a device has.
+/// The most queues that a device has.
 const QUEUES: usize = 2;
 
-/// What a device reaches outside its own state.
+/// What a device may access besides its own state.
 pub struct Io<'a, M, D, P> {
     /// Guest RAM.
     pub ram: Dma<'a, M>,
@@ -58,7 +61,7 @@ pub struct Io<'a, M, D, P> {
     pub rng: &'a mut ChaCha,
 }
 
-/// What the device shows in its configuration space. Which fields count depends on the device.
+/// The contents of a device's configuration space. Each type of device uses some of the fields.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -74,7 +77,7 @@ pub struct Config {
     pub link: u16,
 }
 
-/// What a network card has done, for the host to read. A driver's reset does not clear it.
+/// Statistics of a network device, for the host to read. A driver's reset does not clear them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -82,22 +85,23 @@ pub struct Config {
 )]
 #[repr(C)]
 pub struct Counters {
-    /// Frames put into the guest's buffers.
+    /// Ethernet frames that were delivered to the guest.
     pub rx_frames: u64,
-    /// Frames dropped on the way to the guest: no driver, or a buffer too small.
+    /// Ethernet frames to the guest that were dropped, because no driver was up or its buffer was
+    /// too small.
     pub rx_drops: u64,
-    /// Frames taken from the guest.
+    /// Ethernet frames that the guest sent.
     pub tx_frames: u64,
-    /// Runt and giant frames of the guest.
+    /// Ethernet frames from the guest that were dropped, because they were runts or giants.
     pub tx_drops: u64,
 }
 
-/// Why a device stopped before it had done all it was asked for.
+/// Why a device stopped before it had processed all available buffers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Deferred {
-    /// The port has no room; go on when the host has drained it.
+    /// The port has no room. The device continues when the host has drained it.
     Port,
-    /// The slice's work is used up; go on in the next slice.
+    /// The slice's budget of work is used up. The device continues in the next slice.
     Work,
 }
 
@@ -111,11 +115,12 @@ pub enum Deferred {
 pub struct Virtio {
     transport: Transport,
     queues: [Queue; QUEUES],
-    /// Configuration space.
+    /// The contents of the configuration space.
     pub config: Config,
     /// Statistics.
     pub counters: Counters,
-    /// Outside the transport: a driver's reset does not renew it.
+    /// How much work the device may do in this slice. Apart from the transport, because a driver's
+    /// reset must not renew it.
     work: Work,
     /// Keeps what follows aligned.
     reserved: u32,
@@ -154,20 +159,22 @@ impl Virtio {
         }
     }
 
-    /// Which device this is, of [`device_id`].
+    /// Returns the type of the device, one of [`device_id`].
     pub const fn device_id(&self) -> u32 {
         self.transport.device_id
     }
 
-    /// Level of the interrupt line.
+    /// Returns the level of the interrupt line.
     pub const fn irq(&self) -> bool {
         self.transport.interrupt_status != 0
     }
 
-    /// Why work is left over that only [`Virtio::poll`] continues, if there is any.
+    /// Returns why the device has unfinished work, which [`Virtio::poll`] continues; `None` if it
+    /// has none.
     ///
-    /// A machine that executes no instruction until it is done makes a notification atomic: the
-    /// guest then sees neither how fast the host drains nor where slices end.
+    /// A machine must not execute instructions while there is some. A notification is then atomic
+    /// for the guest, which can observe neither how fast the host drains output nor where slices
+    /// end.
     pub const fn deferred(&self) -> Option<Deferred> {
         if self.transport.deferred == 0 {
             None
@@ -178,7 +185,7 @@ impl Virtio {
         }
     }
 
-    /// Plugs the network cable in or out and tells the driver.
+    /// Sets the link of a network device up or down, and interrupts the driver if that changes it.
     pub const fn set_link(&mut self, up: bool) {
         let link = if up { net::LINK_UP } else { 0 };
         if self.config.link != link {
@@ -187,9 +194,9 @@ impl Virtio {
         }
     }
 
-    /// Continues left-over work and delivers frames from the port, to be called between slices.
+    /// Continues unfinished work and delivers Ethernet frames from the port. Called between slices.
     ///
-    /// [`Trap::NoFrame`] leaves a state from which the same call goes on.
+    /// If it returns [`Trap::NoFrame`], the same call can be repeated and continues.
     pub fn poll<M: Memory, D: Memory, P: Port>(
         &mut self,
         io: &mut Io<'_, M, D, P>,
@@ -213,7 +220,7 @@ impl Virtio {
         Ok(())
     }
 
-    /// Serves the buffers that the driver made available in queue `index`.
+    /// Processes the buffers that the driver made available in queue `index`.
     fn serve<M: Memory, D: Memory, P: Port>(
         &mut self,
         index: u32,

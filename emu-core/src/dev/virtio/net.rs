@@ -1,4 +1,4 @@
-//! virtio-net (section 5.1): one queue pair, no offloads.
+//! virtio-net (section 5.1), with one queue pair and no offloads.
 
 use super::queue::{Progress, Queue, QueueError, SIZE_MAX, Work};
 use super::{Config, Counters, Io, feature};
@@ -33,7 +33,7 @@ pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
     config.mac.iter().chain(&link).nth(at).copied().unwrap_or(0)
 }
 
-/// Copies frames of the guest to the port until the queue is empty or the port is full.
+/// Copies Ethernet frames from the guest to the port, until the queue is empty or the port is full.
 pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
@@ -70,15 +70,18 @@ pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
     Ok(Progress::Done)
 }
 
-/// Length of the frame in a buffer of `len` bytes, if it is neither runt nor giant.
+/// Returns the length of the Ethernet frame in a buffer of `len` bytes, if it is neither a runt nor
+/// a giant.
 fn frame_len(len: u64) -> Option<u32> {
     let len = u32::try_from(len).ok()?.checked_sub(HEADER_LEN)?;
     (FRAME_MIN..=FRAME_MAX).contains(&len).then_some(len)
 }
 
-/// Copies frames from the port to the guest until one of them has no more.
+/// Copies Ethernet frames from the port to the guest, until there is no further frame or no further
+/// buffer.
 ///
-/// A frame leaves the port only when it is in the guest's buffer, so a repeated call loses none.
+/// A frame is removed from the port only when it is in the guest's buffer, so a repeated call loses
+/// none.
 pub(super) fn receive<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
@@ -120,7 +123,7 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
     Ok(Progress::Done)
 }
 
-/// Writes what stands at byte `at` of header and frame.
+/// Fills a chunk with what is at byte `at` of header and Ethernet frame.
 fn fill(port: &mut impl Port, at: u32, piece: &mut [u8]) {
     let in_header = HEADER_LEN.saturating_sub(at).min(piece.len() as u32);
     let Some((header, frame)) = piece.split_at_mut_checked(in_header as usize) else { return };
@@ -132,7 +135,8 @@ fn fill(port: &mut impl Port, at: u32, piece: &mut [u8]) {
     }
 }
 
-/// Drops frames for a guest whose driver is not up, so that it later starts with fresh ones.
+/// Drops Ethernet frames for a guest whose driver is not up, so that it does not receive stale ones
+/// later.
 pub(super) fn discard(port: &mut impl Port, counters: &mut Counters) {
     for _ in 0..SIZE_MAX {
         if port.net_rx_len().is_none() {

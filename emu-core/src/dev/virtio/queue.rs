@@ -1,15 +1,16 @@
 //! The device half of a split virtqueue (section 2.7).
 //!
-//! Every index, address and length comes from the driver. Indexes are checked against the queue's
-//! size, ranges against RAM by [`Dma`], and a chain has at most as many descriptors as the queue.
+//! Every index, address and length comes from the driver and must be checked: indexes against the
+//! queue's size, ranges against RAM (by [`Dma`]), and the length of a chain against the number of
+//! descriptors.
 
 use super::mmio::AddressHalf;
 use crate::mem::{Dma, DmaError, Memory};
 
-/// Most descriptors in a queue.
+/// The most descriptors in a queue.
 ///
-/// Small on purpose: Linux fills the whole receive queue with buffers of 2 KiB, which become
-/// private frames of every VM. It needs more than 19 descriptors to transmit at all.
+/// It is small on purpose. Linux fills the whole receive queue with buffers of 2 KiB, which become
+/// private frames of every VM, but needs more than 19 descriptors to transmit at all.
 pub const SIZE_MAX: u16 = 64;
 
 /// Descriptor flags (section 2.7.5).
@@ -40,7 +41,7 @@ const EVENT: u64 = 2;
 /// Why a queue could not be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum QueueError {
-    /// The driver broke the rules; the device needs a reset.
+    /// The driver violated the specification, and the device needs a reset.
     Broken,
     /// No private frame is left; repeat later.
     NoFrame,
@@ -55,12 +56,12 @@ impl From<DmaError> for QueueError {
     }
 }
 
-/// How far a device came with a queue.
+/// Whether a device has finished processing a queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
-    /// All it can do for now.
+    /// The device has done all that it can for now.
     Done,
-    /// Something is left over.
+    /// The device has unfinished work.
     Deferred,
 }
 
@@ -83,7 +84,7 @@ pub struct Queue {
     ready: u16,
 }
 
-/// What a chain consists of.
+/// The number of buffers in a descriptor chain, and their lengths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lengths {
     /// Number of buffers.
@@ -94,10 +95,10 @@ pub struct Lengths {
     pub writable: u64,
 }
 
-/// How much work a device may still do in this slice.
+/// The budget of work that a device may still do in this slice.
 ///
-/// Other machines share the processor, and a few instructions of a guest can ask for a lot of
-/// copying. What goes beyond waits for the next slice.
+/// A few instructions of a guest can request a lot of copying, and other VMs share the CPU. Work
+/// beyond the budget waits for the next slice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "zerocopy",
@@ -109,20 +110,20 @@ pub struct Work {
 }
 
 impl Work {
-    /// Data moved in a slice.
+    /// The bytes that a device may copy in a slice.
     const BYTES_MAX: u32 = 128 * 1024;
-    /// What it costs to look at a descriptor, in bytes that could have been moved.
+    /// The cost of reading a descriptor, in bytes of copying.
     const SEGMENT_COST: u32 = 64;
 
-    /// A whole slice's.
+    /// The budget of a whole slice.
     pub const FULL: Self = Self { bytes_left: Self::BYTES_MAX };
 
-    /// Whether nothing is left.
+    /// Returns whether the budget is used up.
     pub const fn is_used_up(&self) -> bool {
         self.bytes_left == 0
     }
 
-    /// Accounts for a chain. The last one may go beyond what was left.
+    /// Charges a chain to the budget. The last chain may exceed what was left.
     pub const fn spend(&mut self, lengths: &Lengths, bytes: u32) {
         let cost = lengths.segments.saturating_mul(Self::SEGMENT_COST).saturating_add(bytes);
         self.bytes_left = self.bytes_left.saturating_sub(cost);
@@ -139,13 +140,13 @@ struct Segment {
 /// A walk along a chain.
 struct Chain {
     next: Option<u16>,
-    /// Descriptors it may still have; ends a cycle.
+    /// How many more descriptors the chain may have, so that a cycle ends.
     left: u16,
     writable: bool,
 }
 
 impl Chain {
-    /// The next buffer. Readable buffers come before writable ones (section 2.7.4.2).
+    /// Returns the next buffer. Readable buffers come before writable ones (section 2.7.4.2).
     fn next<M: Memory>(
         &mut self,
         queue: &Queue,
@@ -181,23 +182,24 @@ impl Queue {
     pub const RESET: Self =
         Self { desc: 0, avail: 0, used: 0, size: SIZE_MAX, avail_idx: 0, used_idx: 0, ready: 0 };
 
-    /// Whether the driver has set it up.
+    /// Returns whether the driver has set the queue up.
     pub const fn is_ready(&self) -> bool {
         self.ready != 0
     }
 
-    /// How many buffers were used so far, modulo 2^16.
+    /// Returns how many buffers have been used so far, modulo 2^16.
     pub const fn used_idx(&self) -> u16 {
         self.used_idx
     }
 
-    /// The driver's QueueNum. A size that no queue can have is kept as zero and refused later.
+    /// Sets the size from the driver's QueueNum. An invalid size is stored as zero and refused
+    /// later.
     pub(super) fn set_size(&mut self, size: u32) {
         self.size = u16::try_from(size).unwrap_or(0);
     }
 
-    /// One half of an area's address. The descriptor area, the driver area (available ring) and
-    /// the device area (used ring) cannot move while the queue is ready.
+    /// Sets one half of an area's address. The descriptor area, the driver area (available ring)
+    /// and the device area (used ring) cannot be moved while the queue is ready.
     pub(super) const fn set_address(&mut self, half: AddressHalf, value: u32) {
         half.store(
             match half {
@@ -209,7 +211,7 @@ impl Queue {
         );
     }
 
-    /// Starts the queue, if its size, alignment and place in RAM are right.
+    /// Starts the queue, if its size is valid and its areas are aligned and in RAM.
     pub(super) fn start<M: Memory>(&mut self, ram: &Dma<'_, M>) -> Result<(), QueueError> {
         let size = u64::from(self.size);
         let fits = |addr: u64, align: u64, len: u64| {
@@ -233,9 +235,9 @@ impl Queue {
         self.ready = 0;
     }
 
-    /// How many chains wait to be served: at most the queue's size.
+    /// Returns how many available chains have not been taken, at most the queue's size.
     ///
-    /// Makes the used ring private as well, so that [`Queue::complete`] cannot run out of frames
+    /// It also makes the used ring private, so that [`Queue::complete`] cannot run out of frames
     /// after the device has acted on a chain.
     pub fn available<M: Memory>(&self, ram: &mut Dma<'_, M>) -> Result<u16, QueueError> {
         let idx = ram.read_u16(self.avail.wrapping_add(RING_IDX))?;
@@ -249,14 +251,14 @@ impl Queue {
         Ok(count)
     }
 
-    /// The first descriptor of the chain to serve next. Call it only when one is available.
+    /// Returns the head of the next available chain. Must be called only when there is one.
     pub fn head<M: Memory>(&self, ram: &Dma<'_, M>) -> Result<u16, QueueError> {
         let slot = u64::from(self.avail_idx & self.mask());
         let at = self.avail.wrapping_add(RING_HEADER + slot * AVAIL_ELEM);
         Ok(ram.read_u16(at)?)
     }
 
-    /// Checks the whole chain and adds up its buffers.
+    /// Validates a whole chain, and returns the lengths of its buffers.
     pub fn measure<M: Memory>(&self, ram: &Dma<'_, M>, head: u16) -> Result<Lengths, QueueError> {
         let mut lengths = Lengths { segments: 0, readable: 0, writable: 0 };
         let mut chain = self.chain(head);
@@ -273,8 +275,9 @@ impl Queue {
         Ok(lengths)
     }
 
-    /// Calls `f` with each piece of `len` bytes from byte `at` of the chain's readable part
-    /// (position in the range, bytes). The range must lie inside that part.
+    /// Calls `f` with each contiguous chunk of the `len` bytes from byte `at` of the chain's
+    /// readable part: the chunk's position in the range, and its bytes. The range must lie inside
+    /// that part.
     pub fn read_with<M: Memory>(
         &self,
         ram: &Dma<'_, M>,
@@ -296,7 +299,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Like [`Queue::read_with`], for the writable part.
+    /// Calls `f` like [`Queue::read_with`], with chunks of the writable part to fill.
     pub fn write_with<M: Memory>(
         &self,
         ram: &mut Dma<'_, M>,
@@ -321,7 +324,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Gives the chain back with `written` bytes. Visible after [`Queue::publish`].
+    /// Returns a chain to the driver, with `written` bytes. The driver sees it after
+    /// [`Queue::publish`].
     pub fn complete<M: Memory>(
         &mut self,
         ram: &mut Dma<'_, M>,
@@ -337,8 +341,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Shows the driver all buffers completed since `used_idx` was `before`. Says whether the
-    /// driver wants an interrupt for them.
+    /// Makes the buffers that were completed since `used_idx` was `before` visible to the driver.
+    /// Returns whether the driver wants an interrupt for them.
     pub fn publish<M: Memory>(
         &self,
         ram: &mut Dma<'_, M>,
@@ -376,7 +380,7 @@ impl Queue {
     }
 }
 
-/// A range of a chain's readable or writable part, cut from its segments one after the other.
+/// A range of a chain's readable or writable part, taken from its segments one after the other.
 struct Window {
     /// Bytes to skip before the range.
     skip: u64,
@@ -395,7 +399,8 @@ impl Window {
         self.left == 0
     }
 
-    /// What the range takes of `segment`: address, length, position in the range.
+    /// Returns the part of `segment` that is in the range: its address, length, and position in the
+    /// range.
     fn cut(&mut self, segment: &Segment) -> Option<(u64, u32, u32)> {
         let skipped = self.skip.min(u64::from(segment.len));
         self.skip -= skipped;
