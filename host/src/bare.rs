@@ -1,4 +1,5 @@
-//! Bare-metal programs: M-mode ELF files that end through `tohost` (HTIF) or the test finisher.
+//! Bare-metal programs: M-mode ELF executables that end through `tohost` (HTIF) or the test
+//! finisher, such as riscv-tests.
 
 use std::fmt;
 use std::path::Path;
@@ -22,27 +23,27 @@ use crate::image::{Role, load};
 use crate::machine::Fleet;
 use crate::units::Size;
 
-/// Instructions between two looks at `tohost`.
+/// Instructions between two polls of `tohost`.
 const SLICE: u32 = 4096;
-/// Instructions in which the second half of a 64-bit `tohost` is surely written.
+/// Instructions within which the second half of a 64-bit `tohost` is written.
 const SETTLE: u32 = 32;
-/// Longest text that a program prints at once.
+/// Longest text that a program can print at once.
 const PRINT_MAX: u32 = 64 << 10;
 
 /// How a program ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum End {
-    /// It reported success.
+    /// The program reported success.
     Passed,
-    /// It reported failure, with the number of the test that failed or an exit status.
+    /// The program reported failure, with the number of the test that failed or an exit status.
     Failed(u32),
-    /// It ran for as many instructions as it was given.
+    /// The program reached its limit of instructions.
     Limit,
-    /// It waits for an interrupt that never comes.
+    /// The program waits for an interrupt that never comes.
     Stuck,
-    /// It asked for a reset.
+    /// The program requested a reset.
     Reset,
-    /// It cannot go on.
+    /// The VM cannot go on.
     Faulted(Reason),
 }
 
@@ -59,26 +60,26 @@ impl fmt::Display for End {
     }
 }
 
-/// Bare-metal programs, each in a machine of its own.
+/// Bare-metal programs, each in a VM of its own.
 pub struct Bare {
     place: Place,
     programs: Vec<Program>,
 }
 
-/// Where programs run.
+/// Where programs run: on the CPU or a GPU.
 enum Place {
     Cpu { guests: Vec<(Guest, CpuPort)>, lane: Lane },
     Cuda(Box<Group>),
 }
 
-/// What the loop needs of the machines.
+/// What the run loop needs of the VMs, on the CPU or a GPU.
 trait Target {
-    /// Runs each of `vms` to its next multiple of `slice` instructions; answers how it stopped
+    /// Runs each of `vms` to its next multiple of `slice` instructions. Returns how each VM stopped
     /// and what it printed on the UART.
     fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError>;
-    /// Reads RAM; `false` outside of it.
+    /// Reads RAM. Returns `false` outside of it.
     fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError>;
-    /// Writes a word of RAM that the guest has written before; `false` when it is none.
+    /// Writes a word of RAM that the guest has written before. Returns `false` for any other.
     fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError>;
 
     fn read_u32(&mut self, vm: u32, addr: u64) -> Result<Option<u32>, CudaError> {
@@ -88,7 +89,7 @@ trait Target {
     }
 }
 
-/// Programs on the CPU, watched.
+/// Programs on the CPU, with a trace of their instructions.
 struct OnCpu<'a, T> {
     guests: &'a mut [(Guest, CpuPort)],
     lane: &'a mut Lane,
@@ -100,7 +101,7 @@ impl<T: Trace> Target for OnCpu<'_, T> {
         let turns = vms.iter().map(|&vm| {
             let (guest, port) = &mut self.guests[vm as usize];
             let exit = guest.session(self.lane).slice(port, slice, self.trace);
-            // Their network leads nowhere.
+            // Their network cards are not connected.
             (exit, std::mem::take(&mut port.output))
         });
         Ok(turns.collect())
@@ -131,9 +132,9 @@ impl Target for Group {
     }
 }
 
-/// What [`Bare::run`] passes on while programs run.
+/// Receives what programs print while they run.
 pub trait Output {
-    /// Text that a program printed.
+    /// Handles text that a program printed.
     fn print(&mut self, vm: u32, text: &[u8]);
 }
 
@@ -143,7 +144,7 @@ impl Output for Vec<u8> {
     }
 }
 
-/// What the program left in `tohost`.
+/// A program's request in `tohost`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum ToHost {
     Nothing,
@@ -154,7 +155,7 @@ enum ToHost {
 }
 
 impl ToHost {
-    /// HTIF: 8 bits of device, 8 of command, 48 of payload.
+    /// Decodes HTIF: 8 bits of device, 8 of command, 48 of payload.
     fn decode(value: u64) -> Self {
         const PAYLOAD: u64 = (1 << 48) - 1;
         const SYSCALL: u64 = 0;
@@ -170,18 +171,18 @@ impl ToHost {
 }
 
 impl Bare {
-    /// Reads a program from a file.
+    /// Loads a program from a file.
     pub fn load(path: &Path) -> Result<Program, Error> {
         Ok(load(Role::Program, path, |bytes| elf::parse(&bytes))?)
     }
 
-    /// Puts programs into machines.
+    /// Returns VMs on the CPU with these programs.
     pub fn new(programs: Vec<Program>, kind: MachineKind, memory: Size) -> Result<Self, Error> {
         let fleet = fleet(&programs, kind, memory)?;
         check_count(fleet.count, fleet.plan.memory)?;
         let base = &fleet.base;
         let lane = Lane::new()?;
-        // A frame for every page, as long as the host has memory for it.
+        // A frame for every page, up to the host's free memory.
         let most = host::memory_available().0 / u64::from(FRAME_SIZE);
         let frames = (u64::from(base.ram_pages()) * u64::from(fleet.count)).min(most);
         let frames = frames.min(u64::from(u32::MAX) / 2) as u32;
@@ -194,8 +195,8 @@ impl Bare {
         Ok(Self { place: Place::Cpu { guests, lane }, programs })
     }
 
-    /// The same on a GPU, which [`Bare::into_gpu`] gives back: `lanes` machines a warp, as many
-    /// as is best when absent.
+    /// Returns VMs on a GPU with these programs, `lanes` VMs per warp; the best number when absent.
+    /// [`Bare::into_gpu`] returns the GPU.
     pub fn new_on(
         gpu: Box<dyn Gpu>,
         lanes: Option<u32>,
@@ -208,7 +209,7 @@ impl Bare {
         Ok(Self { place: Place::Cuda(Box::new(group)), programs })
     }
 
-    /// The GPU of programs on one.
+    /// Returns the GPU that the programs ran on, if they did.
     pub fn into_gpu(self) -> Option<Result<Box<dyn Gpu>, BackendError>> {
         match self.place {
             Place::Cpu { .. } => None,
@@ -216,7 +217,7 @@ impl Bare {
         }
     }
 
-    /// Instructions that each program has retired.
+    /// Returns how many instructions each program has retired.
     pub fn instrets(&mut self) -> Result<Vec<u64>, BackendError> {
         match &mut self.place {
             Place::Cpu { guests, .. } => {
@@ -226,7 +227,7 @@ impl Bare {
         }
     }
 
-    /// A fingerprint of the state of a program's machine, RAM included.
+    /// Returns a fingerprint of the state of a program's VM, RAM included.
     pub fn digest(&mut self, vm: u32) -> Result<u64, BackendError> {
         match &mut self.place {
             Place::Cpu { guests, lane } => {
@@ -240,8 +241,8 @@ impl Bare {
         }
     }
 
-    /// Runs until each program ends, `max` instructions at most, and tells how each did. On a GPU
-    /// `trace` is told nothing.
+    /// Runs until each program ends, `max` instructions at most, and returns how each ended.
+    /// `trace` gets nothing on a GPU.
     pub fn run<T: Trace>(
         &mut self,
         max: u64,
@@ -257,7 +258,8 @@ impl Bare {
         })
     }
 
-    /// The words of the first program from `begin_signature` to `end_signature`, if it has them.
+    /// Returns the words of the first program from `begin_signature` to `end_signature`, if it has
+    /// them.
     pub fn signature(&mut self) -> Result<Option<Vec<u32>>, BackendError> {
         let symbol = |name| self.programs.first().and_then(|program| program.symbol(name));
         let Some((begin, end)) = symbol("begin_signature").zip(symbol("end_signature")) else {
@@ -276,7 +278,7 @@ impl Bare {
     }
 }
 
-/// The fleet that programs are.
+/// Returns the fleet of these programs.
 fn fleet(programs: &[Program], kind: MachineKind, memory: Size) -> Result<Fleet, Error> {
     let payloads = programs.iter().map(|program| program.payload.clone()).collect();
     Ok(Fleet::several(kind, memory, payloads)?)
@@ -296,7 +298,7 @@ fn run(
         if running.is_empty() {
             break;
         }
-        // A power of two: machines stop at its multiples, wherever they run.
+        // A power of two, so that VMs stop at its multiples on every backend.
         let slice = 1 << left.min(SLICE.into()).ilog2();
         left -= u64::from(slice);
         let turns = target.turn(&running, slice)?;
@@ -309,7 +311,7 @@ fn run(
     Ok(ends.into_iter().map(|end| end.unwrap_or(End::Limit)).collect())
 }
 
-/// Passes on what a program printed, and tells whether it has ended.
+/// Passes on what a program printed. Returns how it ended, if it has.
 fn stopped(vm: u32, exit: Exit, printed: &[u8], output: &mut impl Output) -> Option<End> {
     if !printed.is_empty() {
         output.print(vm, printed);
@@ -325,7 +327,7 @@ fn stopped(vm: u32, exit: Exit, printed: &[u8], output: &mut impl Output) -> Opt
     }
 }
 
-/// Looks at a program's `tohost`, if it has one, and does what it asks for.
+/// Polls a program's `tohost`, if it has one, and executes the request there.
 fn serve_host(
     target: &mut impl Target,
     vm: u32,
@@ -336,7 +338,7 @@ fn serve_host(
     let Some(tohost) = program.symbol("tohost").map(u64::from) else { return Ok(None) };
     let mut request = read(target, vm, tohost)?;
     if request != ToHost::Nothing && goes_on {
-        // A 32-bit program writes it in two halves.
+        // A 32-bit program writes `tohost` in two halves.
         for (exit, printed) in target.turn(&[vm], SETTLE)? {
             if let Some(end) = stopped(vm, exit, &printed, output) {
                 return Ok(Some(end));
@@ -364,7 +366,7 @@ fn read(target: &mut impl Target, vm: u32, tohost: u64) -> Result<ToHost, CudaEr
     })
 }
 
-/// Does what a program asked for, and takes the request away.
+/// Executes a program's request and clears it.
 fn serve(
     target: &mut impl Target,
     vm: u32,
@@ -373,7 +375,7 @@ fn serve(
     fromhost: Option<u64>,
     output: &mut impl Output,
 ) -> Result<(), CudaError> {
-    // A request with wild addresses is answered like one that is not known: by nothing.
+    // A request with addresses outside of RAM is ignored, as an unknown one is.
     match request {
         ToHost::Character(byte) => output.print(vm, &[byte]),
         ToHost::SystemCall(at) => system_call(target, vm, at, output)?,
@@ -388,8 +390,8 @@ fn serve(
     Ok(())
 }
 
-/// Eight 64-bit words: number and arguments, on return the result first. Nothing happens when it
-/// is not known or points outside of RAM.
+/// Executes an HTIF system call: eight 64-bit words with number and arguments, the first of which
+/// becomes the result. Ignores unknown calls and those that point outside of RAM.
 fn system_call(
     target: &mut impl Target,
     vm: u32,
@@ -422,7 +424,7 @@ mod tests {
 
     const TOHOST: u32 = 0x8000_1000;
 
-    /// `lui t0, 0x80001` and then `code`, with `tohost` at 0x8000_1000.
+    /// Returns the program `lui t0, 0x80001` followed by `code`, with `tohost` at 0x8000_1000.
     fn program(code: &[u32]) -> Program {
         let code = [&[0x8000_12b7], code].concat();
         let bytes: Vec<u8> = code.iter().flat_map(|w| w.to_le_bytes()).collect();

@@ -1,14 +1,14 @@
-//! Exit codes of `pxvm`, and what an error becomes when it reaches the user.
+//! Exit codes of `pxvm`, and the sentence that the user sees for an error.
 
 use std::error::Error as StdError;
 use std::process::ExitCode;
 
-/// How `pxvm` ended.
+/// Exit code of `pxvm`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Code {
-    /// The condition was met by all VMs; the tests passed; the command did its job.
+    /// All VMs met the condition; the tests passed; the command did its job.
     Success,
-    /// Anything not named by another code.
+    /// A failure that no other code names.
     Failure,
     /// Wrong usage or bad input. Nothing was started.
     Usage,
@@ -16,14 +16,14 @@ pub enum Code {
     Timeout,
     /// A guest faulted or failed.
     Guest,
-    /// Ended by Ctrl-C or SIGTERM.
+    /// Ctrl-C or SIGTERM ended `pxvm`.
     Interrupted,
     /// A command in a guest ended with this status.
     Status(u8),
 }
 
 impl Code {
-    /// The number that the system is told.
+    /// The process's exit status for this code.
     pub fn number(self) -> u8 {
         match self {
             Self::Success => 0,
@@ -37,7 +37,7 @@ impl Code {
     }
 }
 
-/// What the exit codes of a command mean, as its help says.
+/// Returns a command's help text on exit codes.
 pub fn help(meanings: &[(Code, &str)]) -> String {
     let mut text = String::from("Exit codes:");
     for (code, meaning) in meanings {
@@ -52,53 +52,53 @@ impl From<Code> for ExitCode {
     }
 }
 
-/// Everything that can go wrong in `pxvm`, by module.
+/// Any error of `pxvm`, by module.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An input file is not what it must be.
+    /// An input file is invalid.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),
-    /// The images do not fit the machine.
+    /// The images do not fit the VM.
     #[error(transparent)]
     Plan(#[from] crate::machine::PlanError),
-    /// The device tree does not fit the machine.
+    /// The device tree does not fit the VM.
     #[error(transparent)]
     Tree(#[from] crate::dtb::TreeError),
-    /// The backend could not be made or failed.
+    /// The backend could not be made, or failed.
     #[error(transparent)]
     Backend(#[from] crate::backend::BackendError),
-    /// The network cannot be made as it was asked for.
+    /// The network cannot be set up.
     #[error(transparent)]
     Net(#[from] crate::net::NetError),
-    /// The address of the API cannot be had.
+    /// The address of the API cannot be used.
     #[error(transparent)]
     Bind(#[from] crate::api::BindError),
-    /// The fleet's socket cannot be used, or no fleet is there.
+    /// The fleet's socket cannot be used, or no fleet runs there.
     #[error(transparent)]
     Socket(#[from] crate::api::socket::SocketError),
-    /// A running fleet refuses something, or is gone.
+    /// A running fleet refused a request, or has ended.
     #[error(transparent)]
     Client(#[from] crate::client::ClientError),
-    /// Options that do not go together.
+    /// Options contradict each other.
     #[error("{0}")]
     Usage(String),
     /// A file or terminal could not be used.
     #[error("cannot {action}")]
     Io {
-        /// What was tried.
+        /// What was attempted.
         action: String,
-        /// What the system said.
+        /// The host's error.
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// An input or output error while doing `action`.
+    /// Returns an error of input or output while doing `action`.
     pub fn io(action: impl Into<String>, source: std::io::Error) -> Self {
         Self::Io { action: action.into(), source }
     }
 
-    /// The exit code for this error.
+    /// Returns the exit code for this error.
     pub fn code(&self) -> Code {
         match self {
             Self::Image(_) | Self::Plan(_) | Self::Tree(_) | Self::Usage(_) => Code::Usage,
@@ -113,7 +113,7 @@ impl Error {
     }
 }
 
-/// An error and its causes as one sentence.
+/// Returns an error and its causes as one sentence.
 pub fn sentence(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

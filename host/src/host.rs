@@ -1,17 +1,17 @@
-//! What the host machine has.
+//! Properties of the host: memory, cores, random numbers.
 
 use rustix::rand::GetRandomFlags;
 
 use crate::units::Size;
 
-/// Memory that programs can still get without swapping.
+/// Returns the memory that programs can still get without swapping.
 pub fn memory_available() -> Size {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    // Without the file (not Linux), half of a small machine.
+    // Without the file (the host is not Linux): half of a small host's memory.
     meminfo(&info, "MemAvailable:").unwrap_or(Size::mib(4096))
 }
 
-/// All memory.
+/// Returns the size of the host's memory.
 pub fn memory_total() -> Option<Size> {
     meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
 }
@@ -22,14 +22,14 @@ fn meminfo(text: &str, key: &str) -> Option<Size> {
     Some(Size(kib << 10))
 }
 
-/// Threads that run at once.
+/// Returns how many threads run at once.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Bytes that nobody guesses.
+/// Returns random bytes of cryptographic quality.
 pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
-    // So few come whole (getrandom(2)).
+    // Up to this length getrandom(2) is never interrupted.
     const { assert!(N <= 256) };
     let mut bytes = [0; N];
     rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;

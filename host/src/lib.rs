@@ -1,9 +1,9 @@
 //! pxvm as a library: from images to a running fleet.
 //!
-//! [`image`] reads files, [`machine`] puts a fleet together from them, a [`backend`] steps it,
-//! [`engine`] runs it until the user's condition, [`console`], [`progress`] and [`report`] show
-//! what happens. [`api`] lets others see and steer a running fleet, and [`client`] is such another
-//! one. [`commands`] is what the program `pxvm` does with all that.
+//! [`image`] reads files, [`machine`] assembles a fleet from them, a [`backend`] executes it,
+//! [`engine`] runs it until the user's condition; [`console`], [`progress`] and [`report`] show
+//! what happens. [`api`] is the HTTP API of a running fleet, and [`client`] uses it. [`commands`]
+//! are the subcommands of the program `pxvm`.
 
 pub mod api;
 pub mod backend;

@@ -11,7 +11,7 @@ use pxvm::{commands, exit, signals, stdio};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    // Before anything that could start a thread.
+    // To be called before anything that could start a thread.
     driver::keep_compiled_in(&cache::gpu());
     let cli = Cli::parse();
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];

@@ -1,4 +1,5 @@
-//! The fleet line: on a terminal one line that changes, otherwise a plain line now and then.
+//! Progress of a fleet on standard error: a line that is redrawn on a terminal, otherwise a plain
+//! line at intervals.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -12,30 +13,30 @@ use crate::engine::Counts;
 use crate::stdio::{self, say};
 use crate::sync::lock;
 
-/// How often a plain line is printed, if anything changed.
+/// Interval of plain lines, if anything changed.
 const PLAIN_EVERY: Duration = Duration::from_secs(1);
 
-/// The bar on the terminal, if there is one; other output must step around it.
+/// The progress bar on the terminal, if there is one; other output must not overwrite it.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Shows how a fleet does, on standard error.
+/// Shows the progress of a fleet on standard error.
 #[derive(Debug)]
 pub struct Progress {
     shown: bool,
     bar: Option<ProgressBar>,
-    /// What was last shown, and when.
+    /// State that was last shown, and when.
     last: Option<(Counts, Duration)>,
-    /// For the current speed.
+    /// Instructions and time of the last update, to compute the current speed.
     before: (u64, Duration),
 }
 
 impl Progress {
-    /// Shows nothing: a console has the terminal.
+    /// Returns a progress display that shows nothing, because a console has the terminal.
     pub fn hidden() -> Self {
         Self { shown: false, bar: None, last: None, before: (0, Duration::ZERO) }
     }
 
-    /// One line for the fleet.
+    /// Returns a display with one line for the fleet.
     pub fn fleet() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
@@ -78,12 +79,12 @@ impl Progress {
         }
     }
 
-    /// Prints a message beside the line.
+    /// Prints a message without disturbing the line.
     pub fn say(&self, text: &str) {
         say(text);
     }
 
-    /// Leaves the final state of the fleet, with the average speed.
+    /// Prints the final state of the fleet, with the average speed.
     pub fn finish(&mut self, counts: Counts, totals: Totals, elapsed: Duration) {
         self.clear();
         if self.shown {
@@ -108,7 +109,7 @@ impl Drop for Progress {
 
 fn line(counts: Counts, mips: f64, elapsed: Duration) -> String {
     let Counts { booting, ready, paused, halted, faulted, stopped } = counts;
-    // Those that only a user can bring about.
+    // Shown only if a user has caused them.
     let asked = [(paused, "paused"), (stopped, "stopped")].into_iter().filter(|(n, _)| *n > 0);
     let asked: String = asked.map(|(n, state)| format!(", {n} {state}")).collect();
     format!(
@@ -118,7 +119,7 @@ fn line(counts: Counts, mips: f64, elapsed: Duration) -> String {
     )
 }
 
-/// Standard error, around the fleet line.
+/// Standard error, written without disturbing the fleet's line.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stderr;
 

@@ -26,11 +26,11 @@ pub struct BootReport {
     pub halted: u32,
     /// VMs that failed.
     pub faulted: u32,
-    /// From the start of the fleet to its end.
+    /// Time from the start of the fleet to its end.
     pub wall_seconds: f64,
-    /// Retired by all VMs.
+    /// Instructions retired by all VMs.
     pub instructions: u64,
-    /// Millions of instructions a second and VM.
+    /// Millions of instructions a second, for each VM.
     pub mips_per_vm: f64,
     /// Billions of instructions a second, all VMs together.
     pub total_gips: f64,
@@ -38,28 +38,28 @@ pub struct BootReport {
     pub shared_frames: u32,
     /// 4 KiB frames that belong to single VMs.
     pub private_frames: u32,
-    /// What the network did; none without one.
+    /// Network statistics; absent without a network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetReport>,
-    /// Where the console logs are.
+    /// Folder of the console logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console_dir: Option<String>,
-    /// The VMs.
+    /// Reports of the VMs.
     pub vms: Vec<VmReport>,
 }
 
-/// What the network did.
+/// Network statistics.
 #[derive(Clone, Debug, Serialize)]
 pub struct NetReport {
-    /// All VMs together.
+    /// Counters of all VMs together.
     #[serde(flatten)]
     pub counts: Counts,
-    /// Processor time of the network thread.
+    /// Processor time of the network thread, in seconds.
     pub cpu_seconds: f64,
 }
 
 impl NetReport {
-    /// Sums up what went over the wire, and tells the log.
+    /// Sums up the network's counters, and writes the sums to the log.
     pub fn new(wire: &Wire, cpu: Duration) -> Self {
         let counts = wire.total();
         let frames = counts.tx_frames + counts.rx_frames;
@@ -74,29 +74,29 @@ impl NetReport {
     }
 }
 
-/// One VM in [`BootReport`].
+/// Report of one VM in [`BootReport`].
 #[derive(Clone, Debug, Serialize)]
 pub struct VmReport {
-    /// Its number.
+    /// Number of the VM.
     pub id: u32,
-    /// What it was doing.
+    /// State of the VM at the end.
     pub state: State,
-    /// Instructions it retired.
+    /// Instructions that the VM retired.
     pub instret: u64,
-    /// Instructions it had retired when it was ready, rounded up to a slice (32,768).
+    /// Instructions that the VM had retired when it was ready, rounded up to a slice (32,768).
     pub ready_instret: Option<u64>,
-    /// How often it started again.
+    /// Number of the VM's resets.
     pub resets: u32,
-    /// Why it failed.
+    /// Why the VM failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What its network card did, if anything.
+    /// Counters of the VM's network card, if it did anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Counts>,
 }
 
 impl BootReport {
-    /// Sums up a run.
+    /// Returns the report of a run.
     pub fn new(
         backend: &dyn Backend,
         outcome: &Outcome,

@@ -1,5 +1,5 @@
-//! Signals: what ends `pxvm` does so in order, and what stops it leaves a terminal that can be
-//! used meanwhile.
+//! Signal handling: termination signals end `pxvm` in order, and job control restores the terminal
+//! while `pxvm` is stopped.
 
 use std::io;
 use std::sync::Mutex;
@@ -13,16 +13,17 @@ use crate::console::terminal;
 use crate::exit::Code;
 use crate::sync::lock;
 
-/// What the command does when it is to end; without one the program just ends.
+/// Action on a termination signal; without one the program just ends.
 type OnInterrupt = Box<dyn FnMut() + Send>;
 
 static ON_INTERRUPT: Mutex<Option<OnInterrupt>> = Mutex::new(None);
 
-/// Listens to signals from now on, on a thread of its own.
+/// Starts a thread that handles signals.
 pub fn listen() -> io::Result<()> {
-    // A file that may not grow further (RLIMIT_FSIZE) is an error of the write, not our end.
+    // Exceeding the limit of file size (RLIMIT_FSIZE) is then an error of the write and does not
+    // end the program.
     let mut all = vec![SIGINT, SIGTERM, SIGQUIT, SIGTSTP, SIGCONT, SIGXFSZ];
-    // `nohup` asks for that.
+    // `nohup` ignores SIGHUP on purpose.
     if !is_ignored(SIGHUP) {
         all.push(SIGHUP);
     }
@@ -31,7 +32,7 @@ pub fn listen() -> io::Result<()> {
     thread::Builder::new().name("signals".into()).spawn(work).map(drop)
 }
 
-/// Has `action` done when a signal asks the program to end, in place of ending it.
+/// Sets what a termination signal does instead of ending the program.
 pub fn on_interrupt(action: impl FnMut() + Send + 'static) {
     *lock(&ON_INTERRUPT) = Some(Box::new(action));
 }
@@ -41,11 +42,11 @@ fn obey(signal: i32) {
         SIGXFSZ => {}
         SIGTSTP => {
             terminal::suspend();
-            // It returns when the program goes on; should it fail, the program never stopped.
+            // Returns when the program is continued; if it fails, the program never stopped.
             let _ = low_level::emulate_default_handler(SIGTSTP);
             terminal::resume();
         }
-        // Also after a stop that nobody is told of (SIGSTOP).
+        // Continued, perhaps after a stop that cannot be caught (SIGSTOP).
         SIGCONT => terminal::resume(),
         _ => match &mut *lock(&ON_INTERRUPT) {
             Some(action) => action(),
@@ -54,13 +55,13 @@ fn obey(signal: i32) {
     }
 }
 
-/// Ends the program as interrupted, at once.
+/// Ends the program at once, as interrupted.
 pub fn end() -> ! {
     terminal::restore();
     low_level::exit(Code::Interrupted.number().into())
 }
 
-/// Whether the program was started with a signal ignored.
+/// Whether a signal was ignored when the program was started.
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

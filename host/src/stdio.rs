@@ -1,8 +1,8 @@
-//! Standard output and standard error.
+//! Standard output and standard error, also where they are non-blocking.
 //!
-//! Both may be shared with programs that have made them non-blocking, and then a write can say
-//! "not now". That is neither an end nor an error: the writers here wait. They have no buffer, so
-//! that nothing is lost or written twice when a write fails half way.
+//! Both may be shared with programs that have made them non-blocking, and then a write can return
+//! "would block". That is neither an end nor an error: the writers here wait and try again. They
+//! have no buffer, so that nothing is lost or written twice when a write fails half way.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,17 +26,17 @@ impl Write for Stdout {
     }
 }
 
-/// Writes some bytes, as soon as that can be done.
+/// Writes some bytes, as soon as that is possible. Returns how many.
 pub fn write(to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     patiently(to, PollFlags::OUT, || rustix::io::write(to, bytes))
 }
 
-/// Reads some bytes, as soon as there are any; none at the end.
+/// Reads some bytes, as soon as there are any. Returns 0 at the end.
 pub fn read(from: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     patiently(from, PollFlags::IN, || rustix::io::read(from, &mut *buffer))
 }
 
-/// Does `work` until it says something else than "again".
+/// Repeats `work` while it returns "would block" or "interrupted".
 fn patiently(
     file: BorrowedFd<'_>,
     ready: PollFlags,
@@ -54,8 +54,8 @@ fn patiently(
     }
 }
 
-/// Prints to standard output. Returns whether somebody still reads it: that `pxvm ps | head` has
-/// enough after some lines is no error.
+/// Prints to standard output. Returns whether the reader is still there: it is no error that in
+/// `pxvm ps | head` it leaves early.
 pub fn print(bytes: &[u8]) -> io::Result<bool> {
     match Stdout.write_all(bytes) {
         Ok(()) => Ok(true),
@@ -64,14 +64,14 @@ pub fn print(bytes: &[u8]) -> io::Result<bool> {
     }
 }
 
-/// Prints a line to standard error, beside the line that shows how a fleet does.
+/// Prints a line to standard error, without disturbing the fleet's progress line.
 pub fn say(text: &str) {
-    // Without standard error there is nobody to tell.
+    // Without standard error nobody can read this.
     let _ = progress::Stderr.write_all(format!("{text}\n").as_bytes());
 }
 
-/// Whether standard error may have colours: on a terminal that has them, unless `NO_COLOR` is set
-/// (<https://no-color.org>).
+/// Whether standard error may have colours: it is a terminal that has them, and `NO_COLOR` is not
+/// set (<https://no-color.org>).
 pub fn has_colours() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");

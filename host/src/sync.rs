@@ -1,9 +1,9 @@
-//! Locks that outlive whoever held them.
+//! Mutexes that ignore poisoning.
 
 use std::sync::{Mutex, MutexGuard};
 
-/// Locks, also after a thread that held the lock has panicked: what it guards is whole between any
-/// two changes, and the others go on.
+/// Locks a mutex, even if a thread panicked while holding it: the data is consistent between any
+/// two changes, and the other threads go on.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -1,21 +1,22 @@
-//! A commit log in the format of Spike's `--log-commits`, one line a retired instruction:
+//! Instruction trace: a commit log in the format of Spike's `--log-commits`, one line per retired
+//! instruction:
 //!
 //! ```text
 //! core   0: 3 0x80000004 (0x00028067) x1  0x80000008 mem 0x80001000
 //! ```
 //!
-//! Differences: CSRs that a trap or a return changes by the way are not listed, and neither are
-//! interrupts and exceptions (Spike has those in `-l`).
+//! Differences: CSRs that a trap or a return changes implicitly are not listed, and neither are
+//! interrupts and exceptions (Spike lists those with `-l`).
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use emu_core::trace::Trace;
 
-/// Writes a line for each instruction.
+/// Writes a line for each retired instruction.
 pub struct CommitLog<W> {
     out: W,
-    /// What the current instruction did so far: registers, loads, stores, CSRs.
+    /// Effects of the current instruction so far: registers, loads, stores, CSRs.
     regs: String,
     loads: String,
     stores: String,
@@ -24,7 +25,7 @@ pub struct CommitLog<W> {
 }
 
 impl<W: Write> CommitLog<W> {
-    /// A log to `out`.
+    /// Returns a log that writes to `out`.
     pub fn new(out: W) -> Self {
         Self {
             out,
@@ -36,7 +37,7 @@ impl<W: Write> CommitLog<W> {
         }
     }
 
-    /// Writes what is left; the first error of the run, if there was one.
+    /// Flushes the log. Returns the first error of the run, if there was one.
     pub fn finish(mut self) -> io::Result<W> {
         match self.error.take() {
             Some(error) => Err(error),
@@ -92,7 +93,7 @@ impl<W: Write> Trace for CommitLog<W> {
     }
 }
 
-/// The names of the CSRs that the machine has.
+/// Returns the name of a CSR that the machine has.
 fn csr_name(number: u32) -> Option<&'static str> {
     const PMPCFG: [&str; 4] = ["pmpcfg0", "pmpcfg1", "pmpcfg2", "pmpcfg3"];
     const PMPADDR: [&str; 16] = [

@@ -1,4 +1,4 @@
-//! Sizes as people write them.
+//! Sizes in bytes as people write them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,12 +8,12 @@ use std::str::FromStr;
 pub struct Size(pub u64);
 
 impl Size {
-    /// `n` binary megabytes.
+    /// Returns `n` MiB.
     pub const fn mib(n: u64) -> Self {
         Self(n << 20)
     }
 
-    /// The size as an option takes it, like `24M`.
+    /// Returns the size as an option takes it, such as `24M`.
     pub fn option(self) -> String {
         match self.0.trailing_zeros() {
             _ if self.0 == 0 => "0".into(),

@@ -1,12 +1,12 @@
 //! Runs a command in the shell of a VM, by way of its console.
 //!
-//! All that a console shows is one stream of bytes: echo, prompts, output, whatever the kernel has
-//! to say. So the output is put between two lines that nobody else prints: their words are typed
-//! apart, and put together by the shell only. The command is typed in short lines of plain
-//! characters, which no line editor completes, cuts or changes, each when the one before was
-//! taken.
+//! Everything that a console shows is one stream of bytes: echo, prompts, output, messages of the
+//! kernel. The output is therefore enclosed by two lines that nothing else prints: they are typed
+//! in parts, which only the shell joins. The command is typed in short lines of plain characters,
+//! which no line editor completes, cuts or changes, each once the shell has taken the one before.
 //!
-//! Nothing is typed unless a shell waits for it ([`prompt`]) and nobody else is at it (`turn`).
+//! Nothing is typed unless a shell waits for a command ([`prompt`]) and no other `pxvm exec` is at
+//! work (`turn`).
 
 pub mod prompt;
 mod turn;
@@ -25,74 +25,74 @@ use turn::Turn;
 use super::{Client, ClientError, Follow};
 use crate::exit::Code;
 
-/// Characters of the command in one line. Busybox takes lines of 1024.
+/// Characters of the command per line. Busybox takes lines of 1024.
 const PIECE: usize = 200;
-/// How often a VM that says nothing is looked at.
+/// Interval at which the state of a silent VM is checked.
 const LOOK: Duration = Duration::from_secs(2);
-/// Ctrl-U: forgets what somebody has typed and not sent.
+/// Ctrl-U: discards a line that somebody has typed and not sent.
 const KILL_LINE: &str = "\x15";
-/// Ctrl-C, and Ctrl-\ for those that do not listen to it.
+/// Ctrl-C, and Ctrl-\ for programs that ignore it.
 const INTERRUPTS: [&str; 2] = ["\x03", "\x1c"];
-/// How long a command has to end by each.
+/// Time limit for a command to end after each of these keys.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(3);
-/// How long a shell that is ready has to show its prompt.
+/// Time limit for a shell to show its prompt once the VM is ready.
 const PROMPT_PATIENCE: Duration = Duration::from_secs(5);
-/// Output that pauses so long has come to its end, so that what looks like a prompt is one.
+/// Pause after which output counts as complete, so that what looks like a prompt is one.
 const QUIET: Duration = Duration::from_millis(50);
-/// How often it is looked whether another command has ended.
+/// Interval at which the end of another command is checked for.
 const TURN_EVERY: Duration = Duration::from_millis(50);
-/// Most bytes of a command.
+/// Longest command, in bytes.
 const COMMAND_MAX: usize = 64 << 10;
 
-/// A command did not come to its end.
+/// Why a command did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// The shell does not answer.
+    /// The shell does not respond.
     #[error("the shell of vm{0} does not answer; `pxvm console {0}` shows what it is at")]
     NoShell(u32),
     /// No shell waits for a command.
     #[error("{}", not_at_prompt(*.vm, .line))]
     NoPrompt {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// What its console shows in place of a prompt.
+        /// Line that the console shows in place of a prompt.
         line: String,
     },
-    /// Another command runs there.
+    /// Another `pxvm exec` is at work on the VM.
     #[error("another `pxvm exec` is at work on vm{0}")]
     Busy(u32),
-    /// It took too long.
+    /// The command took too long.
     #[error("the command did not end in time{}", .0.told())]
     Timeout(Left),
-    /// The user ended it.
+    /// The user interrupted the command.
     #[error("interrupted{}", .0.told())]
     Interrupted(Left),
-    /// The VM has ended, or started again.
+    /// The VM has ended or was reset.
     #[error("vm{vm} {what}, so that its shell does not answer")]
     Ended {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// What happened.
+        /// What happened to the VM.
         what: String,
     },
-    /// The VM is in no state to run a command.
+    /// The VM's state does not allow it to run a command.
     #[error("vm{vm} is {state}; {}", advice(.vm, .state))]
     WrongState {
-        /// Which VM.
+        /// Number of the VM.
         vm: u32,
-        /// Its state.
+        /// State of the VM.
         state: String,
     },
-    /// The VM says more than is read.
+    /// The VM writes faster than its output is read, or the fleet has ended.
     #[error("the fleet has gone, or the output came faster than it was read")]
     Lost,
-    /// It cannot be typed.
+    /// The command cannot be typed.
     #[error("{0}")]
     Command(&'static str),
 }
 
 impl ExecError {
-    /// The exit code for it.
+    /// Returns the exit code for this error.
     pub fn code(&self) -> Code {
         match self {
             Self::NoShell(_) | Self::Timeout(_) | Self::Busy(_) => Code::Timeout,
@@ -104,12 +104,12 @@ impl ExecError {
     }
 }
 
-/// What is left in the VM of a command that was given up.
+/// What a command that was given up has left in the VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Left {
-    /// Nothing: the shell waits for the next one.
+    /// Nothing: the shell waits for the next command.
     Nothing,
-    /// It goes on, although it was asked to end.
+    /// The command goes on, although it was interrupted.
     Running(u32),
 }
 
@@ -142,31 +142,32 @@ fn advice(vm: &u32, state: &str) -> String {
     }
 }
 
-/// How a command is run.
+/// Options of a command.
 pub struct Options<'a> {
-    /// How long it may take, with all that comes before.
+    /// Time limit of the command, with all that precedes it.
     pub timeout: Duration,
-    /// What a line with a prompt looks like.
+    /// Pattern of a line with a prompt.
     pub prompt: Regex,
-    /// Rings when the user wants it to end.
+    /// Notified when the user interrupts the command.
     pub interrupt: &'a Notify,
 }
 
-/// What is typed to run a command, and what to look for.
+/// Script that is typed to run a command, and the marks in its output.
 #[derive(Debug)]
 struct Script {
     /// Lines; each is typed when the mark of the one before was seen.
     lines: Vec<String>,
-    /// What tells that each but the last was taken.
+    /// Marks that show that each line but the last was taken.
     marks: Vec<String>,
     begin: String,
     end: String,
-    /// Shows that the shell waits again, after a command that was given up.
+    /// Line to type, and mark to expect, to see that the shell waits again after a command was
+    /// given up.
     back: (String, String),
 }
 
 impl Script {
-    /// `nonce` is a word that nobody knows.
+    /// Returns the script for `command`. `nonce` is a word that cannot be guessed.
     fn new(command: &str, nonce: &str) -> Result<Self, ExecError> {
         if command.len() > COMMAND_MAX {
             return Err(ExecError::Command("the command is longer than 64 KiB"));
@@ -177,17 +178,17 @@ impl Script {
         let say = |what: &str| format!("printf '\\n%s%s\\n' PXVM- {nonce}-{what}");
         let mark = |what: &str| format!("PXVM-{nonce}-{what}");
         let var = format!("x{nonce}");
-        // An empty one is taken, too.
+        // An empty command is allowed, too.
         let mut lines = vec![format!("{KILL_LINE}{var}=; {}", say("0"))];
         for (i, piece) in pieces(command).into_iter().enumerate() {
-            // A substitution loses line ends at its end, so it gets another one.
+            // A command substitution strips trailing line ends, so one more is added.
             lines.push(format!(
                 "{var}=\"${var}$(printf '{piece}x')\"; {var}=\"${{{var}%x}}\"; {}",
                 say(&(i + 1).to_string())
             ));
         }
         let marks = (0..lines.len()).map(|i| mark(&i.to_string())).collect();
-        // The blank: some shells have options of `eval`, too.
+        // The blank is needed because some shells have options of `eval`, too.
         lines.push(format!(
             "{}; (eval \" ${var}\") </dev/null 2>&1; \
              printf '%s%s %d\\n' PXVM- {nonce}-end $?; unset {var}",
@@ -198,7 +199,7 @@ impl Script {
     }
 }
 
-/// A text as a format of printf, in pieces, of plain characters only.
+/// Returns a text as formats of printf, in pieces, of plain characters only.
 fn pieces(text: &str) -> Vec<String> {
     let mut all = vec![String::new()];
     for byte in text.bytes() {
@@ -206,7 +207,7 @@ fn pieces(text: &str) -> Vec<String> {
             all.push(String::new());
         }
         let Some(piece) = all.last_mut() else { continue };
-        // Some shells take a format that begins with a dash for options.
+        // Some shells take a format that begins with a dash for an option.
         let option = piece.is_empty() && byte == b'-';
         let plain =
             (byte.is_ascii_graphic() || byte == b' ') && !b"'\\%!\"`$".contains(&byte) && !option;
@@ -220,7 +221,7 @@ fn pieces(text: &str) -> Vec<String> {
     all
 }
 
-/// Finds the output of a command in what a console shows.
+/// Parser that finds the output of a command in what a console shows.
 #[derive(Debug)]
 struct Reader {
     begin: Vec<u8>,
@@ -229,7 +230,7 @@ struct Reader {
     rest: Vec<u8>,
 }
 
-/// What was found.
+/// What the parser found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Found {
     output: Vec<u8>,
@@ -240,7 +241,7 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
-/// The number in a line, when the line is there.
+/// Returns the number in a line, once the line is complete.
 fn status(line: &[u8]) -> Option<u8> {
     let line = &line[..find(line, b"\r\n")?];
     std::str::from_utf8(line).ok()?.trim().parse().ok()
@@ -248,7 +249,8 @@ fn status(line: &[u8]) -> Option<u8> {
 
 impl Reader {
     fn new(script: &Script) -> Self {
-        // Terminals put a return before each line's end. The end comes right behind the output.
+        // Terminals put a carriage return before each line feed. The end mark comes right behind
+        // the output.
         let begin = format!("{}\r\n", script.begin).into_bytes();
         let end = script.end.clone().into_bytes();
         Self { begin, end, begun: false, rest: Vec::new() }
@@ -270,7 +272,7 @@ impl Reader {
             }
         }
         let rest = &self.rest;
-        // Only what could be the beginning of the end waits.
+        // Only bytes that could be the beginning of the end mark are held back.
         let begins = |&at: &usize| self.end.starts_with(&rest[at..]);
         let (until, status) = match find(rest, &self.end) {
             Some(at) => (at, status(&rest[at + self.end.len()..])),
@@ -283,10 +285,11 @@ impl Reader {
     }
 }
 
-/// Output as the command wrote it: without the returns that the terminal has added.
+/// Filter that restores output as the command wrote it: without the carriage returns that the
+/// terminal has added.
 #[derive(Debug, Default)]
 struct Plain {
-    /// A return whose next byte is not known.
+    /// Whether a carriage return is held back until the next byte is known.
     held: bool,
 }
 
@@ -305,13 +308,13 @@ impl Plain {
         out
     }
 
-    /// What was held when the output ended.
+    /// Returns what was held back when the output ended.
     fn finish(&mut self) -> &'static [u8] {
         if std::mem::take(&mut self.held) { b"\r" } else { b"" }
     }
 }
 
-/// Runs a command; `take` gets its output as it comes. Returns its status.
+/// Runs a command; `take` receives its output as it comes. Returns its exit status.
 pub async fn run(
     client: &Client,
     vm: u32,
@@ -365,7 +368,7 @@ async fn wait_for_turn(client: &Client, vm: u32, end: Instant) -> Result<Turn, C
     }
 }
 
-/// A conversation with a shell.
+/// A dialogue with a shell by its console.
 struct Talk<'a> {
     client: &'a Client,
     vm: u32,
@@ -392,12 +395,12 @@ impl Talk<'_> {
         if line.has_prompt() {
             return Ok(());
         }
-        // A fleet keeps what fits; where nothing is left of what a VM has said, nothing speaks
-        // against a shell, which says something when it is greeted.
+        // A fleet keeps a limited history; if nothing is left of a VM's output, there may be a
+        // shell, which a greeting makes print a prompt.
         if forgotten {
             self.say("").await?;
         }
-        // One that boots takes its time.
+        // A VM that boots needs time.
         let mut ready = about["state"] == "ready";
         let mut patience = Instant::now() + PROMPT_PATIENCE;
         loop {
@@ -421,7 +424,7 @@ impl Talk<'_> {
         }
     }
 
-    /// Types a script and reads what comes of it.
+    /// Types a script and reads its output.
     async fn run(
         &mut self,
         script: &Script,
@@ -446,7 +449,7 @@ impl Talk<'_> {
         }
     }
 
-    /// Ends the command as somebody at the keyboard would. Returns what is left of it.
+    /// Ends the command as a person at the keyboard would. Returns what is left of it.
     async fn give_up(&mut self, script: &Script) -> Left {
         let (line, mark) = &script.back;
         for key in INTERRUPTS {
@@ -474,7 +477,7 @@ impl Talk<'_> {
         let mark = format!("\n{mark}\r");
         let mut heard = Vec::new();
         while find(&heard, mark.as_bytes()).is_none() {
-            // A mark may come in two pieces.
+            // A mark may arrive in two pieces.
             let old = heard.len().saturating_sub(mark.len());
             heard.drain(..old);
             heard.extend(self.hear(ExecError::NoShell(self.vm)).await?);
@@ -482,7 +485,7 @@ impl Talk<'_> {
         Ok(())
     }
 
-    /// What the console shows next. `late` is what is wrong when nothing comes in time.
+    /// Returns the next output of the console, or `late` when none comes in time.
     async fn hear(&mut self, late: ExecError) -> Result<Vec<u8>, ClientError> {
         loop {
             let now = Instant::now();
@@ -490,7 +493,7 @@ impl Talk<'_> {
                 return Err(late.into());
             }
             let look = (now + LOOK).min(self.end);
-            // Between lines only: half a line would be in the way of what comes next.
+            // Interrupted between lines only: half a line would be in the way of what comes next.
             let next = tokio::select! {
                 next = timeout_at(look, self.follow.next()) => next,
                 () = self.interrupt.notified() => {
@@ -506,7 +509,7 @@ impl Talk<'_> {
         }
     }
 
-    /// What is known of the VM, if it is the same and alive.
+    /// Returns the API's description of the VM, if it is still the same start of it and alive.
     async fn look(&self) -> Result<Value, ClientError> {
         let vm = self.vm;
         let about = self.client.get(&format!("/api/v1/vms/{vm}")).await?;
@@ -530,7 +533,7 @@ mod tests {
         Script::new("echo hi", "abc").unwrap()
     }
 
-    /// What a console shows of a script, with `output` from the command.
+    /// Returns what a console shows of a script, with `output` from the command.
     fn shown(output: &str, status: u8) -> Vec<u8> {
         let script = script();
         let mut text = String::from("vm3:~# ");
@@ -585,7 +588,7 @@ mod tests {
         assert!(script.lines.iter().all(|line| plain(line) && line.is_ascii()));
     }
 
-    /// A shell at a terminal of its own.
+    /// A shell on a pseudo-terminal.
     struct Shell {
         child: std::process::Child,
         terminal: std::fs::File,
@@ -593,7 +596,7 @@ mod tests {
     }
 
     impl Shell {
-        /// Starts one; nothing when it is not installed.
+        /// Starts a shell; `None` when it is not installed.
         fn start(program: &[&str]) -> Option<Self> {
             use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
             use std::process::Stdio;
@@ -611,7 +614,7 @@ mod tests {
             Some(Self { child, terminal: terminal.into(), line })
         }
 
-        /// Reads until `done` finds something in what came.
+        /// Reads until `done` returns a value for the output so far.
         fn hear<T>(&mut self, mut done: impl FnMut(&[u8]) -> Option<T>) -> T {
             use std::io::Read;
             let mut buffer = [0; 4096];
@@ -665,7 +668,7 @@ mod tests {
             &["busybox", "sh", "-i"],
             &["zsh", "-f", "-i"],
         ];
-        // Dashes where a piece begins, at the first and at others.
+        // Dashes where a piece begins, at the first and at later ones.
         let dashes = format!("-x || echo {}", "-".repeat(3 * PIECE));
         let special = "printf '%s' \"it's 100% \\\\ \" '$HOME' '!'; exit 7";
         let mut tried = 0;

@@ -1,4 +1,4 @@
-//! `pxvm` as a client of a fleet that runs already: HTTP over the fleet's Unix socket.
+//! Client of a running fleet: HTTP over the fleet's Unix socket.
 
 pub mod exec;
 
@@ -17,41 +17,41 @@ use tokio::net::UnixStream;
 use crate::api::socket::{self, SocketError};
 use crate::exit::Code;
 
-/// How long a fleet has for the beginning of an answer; more than it gives itself.
+/// Time limit for a response to begin; longer than the fleet's own.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// Largest answer with JSON.
+/// Largest JSON response.
 const ANSWER_MAX: usize = 16 << 20;
 
-/// A fleet does not do what it was asked for.
+/// Why a request to a fleet failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// It cannot be found.
+    /// The fleet cannot be found.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// It refuses.
+    /// The fleet refuses the request.
     #[error("{message}")]
     Refused {
-        /// With this status.
+        /// HTTP status of the refusal.
         status: StatusCode,
-        /// And this reason.
+        /// Sentence that gives the reason.
         message: String,
     },
-    /// It has ended meanwhile.
+    /// The fleet has ended meanwhile.
     #[error("the fleet has gone")]
     Gone(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It says something else than what a fleet says.
+    /// The response is not one of a fleet that this version knows.
     #[error("the fleet gives an answer that this version of pxvm does not know")]
     Strange,
-    /// It did not answer.
+    /// The fleet did not respond.
     #[error("the fleet did not answer")]
     Silent,
-    /// A command in a guest did not come to its end.
+    /// A command in a guest did not finish.
     #[error(transparent)]
     Exec(#[from] exec::ExecError),
 }
 
 impl ClientError {
-    /// The exit code for it.
+    /// Returns the exit code for this error.
     pub fn code(&self) -> Code {
         match self {
             Self::Socket(e) if e.is_usage() => Code::Usage,
@@ -85,12 +85,12 @@ impl Client {
         Ok(Self { path: socket::find(&socket::folder(), name)? })
     }
 
-    /// Its socket.
+    /// Returns the path of the fleet's socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Asks for something, which begins to be answered with success.
+    /// Sends a request. Returns the response once it has begun with success.
     async fn ask(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
         let answer = tokio::time::timeout(PATIENCE, self.send(request)).await;
         let response = answer.map_err(|_| ClientError::Silent)??;
@@ -100,7 +100,7 @@ impl Client {
         let status = response.status();
         let body: Value = serde_json::from_slice(&whole(response).await?).unwrap_or_default();
         let message = body["error"]["message"].as_str().unwrap_or("the fleet refuses");
-        // Sentences stand alone there; here they follow `pxvm: `.
+        // Sentences of the API stand alone; here they follow `pxvm: `.
         let message = message.trim_end_matches('.').to_owned();
         Err(ClientError::Refused { status, message })
     }
@@ -119,20 +119,20 @@ impl Client {
         request.map_err(|_| ClientError::Strange)
     }
 
-    /// A JSON answer.
+    /// Sends GET and returns the JSON of the response.
     pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
         let request = Self::request(Method::GET, path, Body::empty())?;
         parse(self.ask(request).await?).await
     }
 
-    /// Posts JSON, or nothing; a JSON answer.
+    /// Sends POST with JSON or an empty body, and returns the JSON of the response.
     pub async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let body = body.map_or_else(Body::empty, |body| body.to_string().into());
         let request = Self::request(Method::POST, path, body)?;
         parse(self.ask(request).await?).await
     }
 
-    /// What a VM has said, and how much came before it.
+    /// Returns the kept output of a VM, and how many bytes came before it.
     pub async fn console(&self, vm: u32) -> Result<(u64, Vec<u8>), ClientError> {
         let path = format!("/api/v1/vms/{vm}/console");
         let response = self.ask(Self::request(Method::GET, &path, Body::empty())?).await?;
@@ -147,7 +147,7 @@ impl Client {
         Ok(Follow { offset, body: response.into_body() })
     }
 
-    /// Types at a VM's console; waits while the VM does not read.
+    /// Sends console input to a VM; waits while the VM does not read.
     pub async fn type_at(&self, vm: u32, bytes: &[u8]) -> Result<(), ClientError> {
         const PIECE: usize = 4096;
         const AGAIN: Duration = Duration::from_millis(50);
@@ -178,25 +178,25 @@ async fn parse(response: Response<Incoming>) -> Result<Value, ClientError> {
     serde_json::from_slice(&whole(response).await?).map_err(|_| ClientError::Strange)
 }
 
-/// How much a VM has said before what is answered.
+/// Returns how many bytes the VM had written before the body of a response.
 fn offset(response: &Response<Incoming>) -> Result<u64, ClientError> {
     let offset = response.headers().get("x-pxvm-offset");
     offset.and_then(|v| v.to_str().ok()?.parse().ok()).ok_or(ClientError::Strange)
 }
 
-/// A console that is followed.
+/// A followed console.
 pub struct Follow {
     offset: u64,
     body: Incoming,
 }
 
 impl Follow {
-    /// Bytes that the VM has said before what comes first.
+    /// Returns how many bytes the VM had written before the first that follows.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// What comes next; nothing when the fleet has ended, or was not listened to.
+    /// Returns the next output; `None` when the fleet has ended, or this client was cut off.
     pub async fn next(&mut self) -> Option<Vec<u8>> {
         loop {
             let frame = self.body.frame().await?.ok()?;
@@ -207,7 +207,7 @@ impl Follow {
     }
 }
 
-/// Runs something that waits for a fleet's answers.
+/// Runs a future that waits for responses of a fleet.
 pub fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }

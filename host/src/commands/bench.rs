@@ -1,4 +1,4 @@
-//! `pxvm bench`.
+//! `pxvm bench`: measures the speed of fleets.
 
 mod program;
 
@@ -26,9 +26,9 @@ use crate::stdio;
 const COUNTS_CPU: [u32; 3] = [1, 16, 64];
 const COUNTS_CUDA: [u32; 3] = [1, 256, 8448];
 const LANES_MAX: u32 = 32;
-/// Between the last machine that is ready and the look at idle ones: boots end in that time.
+/// Time from the last VM that is ready to the measurement of idle ones, for boots to end.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Between two looks at the fleet's frames.
+/// Interval at which the fleet's frames are sampled.
 const GLANCE: Duration = Duration::from_millis(50);
 const FRAME: u64 = emu_core::mem::FRAME_SIZE as u64;
 
@@ -40,7 +40,7 @@ struct Row {
     packing: Packing,
     #[serde(flatten)]
     measured: Option<Measured>,
-    /// Why it was not measured, or what was wrong.
+    /// Why the line was not measured, or what went wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
     #[serde(skip)]
@@ -55,17 +55,17 @@ struct Measured {
     instructions: u64,
     mips_per_vm: f64,
     total_gips: f64,
-    /// On a GPU.
+    /// Number of launches on a GPU.
     launches: Option<u64>,
-    /// The time in which the GPU ran them.
+    /// Device time of the launches.
     #[serde(rename = "device_seconds", serialize_with = "maybe_seconds")]
     device: Option<Duration>,
-    /// The part of the time in which it did not. Nothing is lost by that when machines idle.
+    /// Share of the time in which the GPU ran no launch. That is no loss when VMs are idle.
     launch_overhead: Option<f64>,
-    /// Of all the host's cores.
+    /// Processor time on all the host's cores.
     #[serde(rename = "host_cpu_seconds", serialize_with = "seconds")]
     host: Duration,
-    /// Most private frames that were in use, and what each VM takes besides.
+    /// Memory per VM: the largest number of private frames in use, and what each VM needs besides.
     memory_per_vm: u64,
     shared_frames: u32,
 }
@@ -82,7 +82,7 @@ fn maybe_seconds<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok,
 struct Report<'a> {
     version: &'static str,
     backend: &'static str,
-    /// What it runs on.
+    /// Device that runs the fleets.
     device: &'a str,
     /// Accelerators that this build leaves out.
     without: &'a [&'static str],
@@ -113,7 +113,7 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
         (given, _) => given,
     };
     let bench = Bencher { cuda, ready, args: &args };
-    // Images that are wrong are told before anything runs.
+    // Images are checked before anything runs.
     for &count in counts {
         for &workload in &args.workload {
             bench.fleet(workload, count)?;
@@ -139,7 +139,7 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
                 };
                 let line = row.line();
                 rows.push(row);
-                // Nobody waits for the others.
+                // Printed at once, without waiting for the other lines.
                 if !args.json && !print(&line)? {
                     break 'all;
                 }
@@ -157,12 +157,12 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
     }
 }
 
-/// A guest that failed outweighs one that was slow.
+/// Returns the worst exit code: a guest that failed outweighs one that was slow.
 fn worst(codes: impl Iterator<Item = Code>) -> Code {
     codes.max_by_key(|&code| code.number()).unwrap_or(Code::Success)
 }
 
-/// Returns whether somebody still reads it.
+/// Prints a text. Returns whether standard output is still read.
 fn print(text: &str) -> Result<bool, Error> {
     stdio::print(text.as_bytes()).map_err(printing)
 }
@@ -183,7 +183,7 @@ impl Bencher<'_> {
         }
     }
 
-    /// Measures one combination. What goes wrong for this one alone is in the row.
+    /// Measures one combination. An error of this one alone is part of the row.
     fn row(&self, workload: Workload, count: u32, packing: Packing) -> Result<Row, Error> {
         let row = |measured, note, code| Row { workload, count, packing, measured, note, code };
         let fleet = self.fleet(workload, count)?;
@@ -226,7 +226,7 @@ impl Bencher<'_> {
         })
     }
 
-    /// Makes room, and has a GPU run something, so that its driver is done with preparations.
+    /// Allocates a fleet, and runs something on a GPU, so that its driver has finished its set-up.
     fn place(&self, fleet: &Fleet, packing: Packing) -> Result<Place, Error> {
         if !self.cuda {
             check_count(fleet.count, fleet.plan.memory)?;
@@ -253,13 +253,13 @@ fn does_not_fit(error: &Error) -> bool {
 enum Trouble {
     /// The backend failed.
     Backend(BackendError),
-    /// Time was up.
+    /// The time limit was reached.
     Time,
-    /// A guest did what it should not.
+    /// A guest did something unexpected.
     Guest(String),
 }
 
-/// A moment of a run.
+/// A sample of a run.
 #[derive(Clone, Copy)]
 struct Moment {
     at: Instant,
@@ -268,7 +268,7 @@ struct Moment {
     host: Duration,
 }
 
-/// A fleet that is looked at while it runs.
+/// A fleet that is observed while it runs.
 struct Watch {
     backend: Arc<dyn Backend>,
     begun: Moment,
@@ -277,7 +277,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Starts a fleet; time runs from there.
+    /// Starts a fleet; its time runs from here.
     fn start<E>(
         timeout: Duration,
         start: impl FnOnce() -> Result<Arc<dyn Backend>, E>,
@@ -290,7 +290,7 @@ impl Watch {
         Ok(Self { backend, begun, limit, frames: 0 })
     }
 
-    /// The next event before `end`.
+    /// Returns the next event before `end`, if there is one.
     fn next(&mut self, end: Instant) -> Result<Option<Event>, Trouble> {
         loop {
             let look = end.min(Instant::now() + GLANCE);
@@ -307,7 +307,7 @@ impl Watch {
         }
     }
 
-    /// The next event, which must come.
+    /// Returns the next event, which must come before the time limit.
     fn expect(&mut self) -> Result<Event, Trouble> {
         let limit = self.limit;
         self.next(limit)?.ok_or(Trouble::Time)
@@ -360,7 +360,7 @@ impl Watch {
         Ok((start, Moment::of(self.backend.as_ref())))
     }
 
-    /// Lets time pass in which no machine may end.
+    /// Waits for `time`; no VM may end meanwhile.
     fn pass(&mut self, time: Duration) -> Result<(), Trouble> {
         let now = Instant::now();
         let end = now.checked_add(time).ok_or(Trouble::Time)?;
@@ -398,7 +398,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // The next fleet begins when this one stands still.
+        // The next fleet starts when this one has stopped.
         self.backend.stop();
         self.backend.events().iter().for_each(drop);
     }
@@ -415,12 +415,12 @@ impl Moment {
     }
 }
 
-/// What this process has had of the host's cores.
+/// Returns the processor time of this process.
 fn cpu_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
-/// The table's head; [`Row::line`] has the same columns.
+/// Head of the table; [`Row::line`] has the same columns.
 const HEAD: &str = "workload     VMs  packing  seconds  MIPS a VM      GIPS  launches  overhead  \
     GPU busy  host CPU  KiB a VM";
 
@@ -435,7 +435,7 @@ impl Row {
                 part.map_or_else(|| "-".to_owned(), |part| format!("{:.1} %", 100.0 * part))
             };
             let busy = m.device.map(|device| device.as_secs_f64() / wall);
-            // What a GPU does not do for machines that rest is no overhead.
+            // Time in which a GPU has nothing to do because VMs are idle is no overhead.
             let overhead = m.launch_overhead.filter(|_| self.workload != Workload::Idle);
             line += &format!(
                 "  {wall:>7.2}  {:>9.2}  {:>8.3}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}",
@@ -504,7 +504,8 @@ mod tests {
     #[test]
     fn a_wrong_result_is_told_and_not_measured() {
         let mut fleet = program::fleet(65).unwrap();
-        // `addi s0,s0,1` adds 2: every VM has its neighbour's seed, the last one a new one.
+        // `addi s0,s0,1` adds 2 instead: every VM has its neighbour's seed, and the last one a new
+        // seed.
         let at = emu_core::mem::FRAME_SIZE as usize + 4 * 4 + 2;
         fleet.base.frames[at] += 0x10;
         let Err(Trouble::Guest(what)) = cpu(fleet).compute(65) else { panic!("not noticed") };

@@ -1,4 +1,4 @@
-//! `pxvm boot`.
+//! `pxvm boot`: boots a fleet.
 
 use std::io;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ use crate::report::{BootReport, NetReport, print_json};
 use crate::signals;
 use crate::stdio::say;
 
-/// Signals after which a fleet that has not ended yet is not waited for.
+/// Number of signals after which the program does not wait any longer for the fleet to end.
 const INSISTING: u32 = 3;
 
 /// Boots a fleet and runs it until the condition.
@@ -63,8 +63,8 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let uplink = network::uplink(&networking, capacity, running.backend, steering.address())?;
     let device = running.device.unwrap_or_default();
     let options = cuda::Options { device, lanes: running.lanes };
-    // A GPU that is asked for and cannot be used is told before images are looked for; loading the
-    // program into one that can takes seconds the first time, and comes after.
+    // A GPU that cannot be used is reported before images are searched; loading the program into
+    // one that can takes seconds the first time, and comes later.
     let wanted = wants_gpu(running.backend, options.device)?;
     if !wanted {
         on_cpu(running.device, running.lanes)?;
@@ -141,8 +141,8 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     Ok(outcome.verdict.code())
 }
 
-/// Gives a fleet a seed of its own, and returns it, unless the user or the clock asks for runs that
-/// are equal.
+/// Gives a fleet a random seed, and returns it, unless the user or the clock requires runs to be
+/// equal.
 fn draw_seed(guest: &mut Guest, clock: ClockSource) -> Result<Option<u64>, Error> {
     if guest.seed.is_none() && clock == ClockSource::Host {
         let seed =
@@ -153,17 +153,17 @@ fn draw_seed(guest: &mut Guest, clock: ClockSource) -> Result<Option<u64>, Error
     Ok(None)
 }
 
-/// What `--ready-pattern` says.
+/// Parses `--ready-pattern`.
 pub(super) fn ready_pattern(text: &str) -> Result<ReadyPattern, Error> {
     ReadyPattern::new(text).map_err(|e| {
-        // The last of its lines says what is wrong; the others draw where.
+        // The last line of the error says what is wrong; the others show where.
         let what = e.to_string().lines().last().unwrap_or_default().to_owned();
         let what = what.trim_start_matches("error: ");
         Error::Usage(format!("--ready-pattern is no regular expression: {what}"))
     })
 }
 
-/// Where a fleet runs, with room made for it.
+/// The backend of a fleet, with its memory reserved.
 pub(super) enum Place {
     Cpu,
     Cuda(DeviceFleet, cuda::Options),
@@ -185,7 +185,7 @@ pub(super) fn wants_gpu(choice: BackendChoice, device: u32) -> Result<bool, Erro
     }
 }
 
-/// Takes the GPU; `None` when it does not work and need not.
+/// Opens the GPU; `None` when it does not work and is not required.
 pub(super) fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
     match cuda::open(device, &super::say) {
         Ok(gpu) => Ok(Some(gpu)),
@@ -211,19 +211,19 @@ pub(super) fn start(
     })
 }
 
-/// Where consoles and progress go.
+/// Terminal UI of a fleet (`Stage`): where consoles and progress are shown.
 struct Stage {
     sink: Box<dyn Sink>,
     progress: Progress,
-    /// The terminal belongs to the guest.
+    /// Whether the terminal belongs to the guest's console.
     interactive: bool,
     raw: Option<RawMode>,
-    /// The folder of the logs, if there are any.
+    /// Folder of the console logs, if there are any.
     logs: Option<PathBuf>,
 }
 
 impl Stage {
-    /// For a fleet of up to `count`.
+    /// Returns the terminal UI of a fleet of up to `count` VMs.
     fn new(running: &Running, count: u32) -> Result<Self, Error> {
         let on_screen = count == 1 && !running.json;
         let logs = match &running.console_dir {
@@ -250,7 +250,8 @@ impl Stage {
         Ok(Self { sink, progress, interactive, raw: None, logs })
     }
 
-    /// Listens to the user from now on. Others may send controls, too.
+    /// Starts to handle the user's input. Returns the inputs of the run, to which others may send
+    /// controls, too.
     fn inputs(
         &mut self,
         count: u32,
@@ -259,8 +260,8 @@ impl Stage {
         let (sender, controls) = bounded(CONTROLS_MAX);
         let (ender, end) = bounded(1);
         let on_signal = ender.clone();
-        // Ending takes its time, and a second Ctrl-C changes nothing. But whoever insists is heard,
-        // also when a terminal that takes nothing more has stopped everything.
+        // Ending takes time, and a second Ctrl-C changes nothing. But repeated signals end the
+        // program even when a blocked terminal has stopped everything.
         let mut insisting = 0;
         signals::on_interrupt(move || {
             insisting += 1;
@@ -271,11 +272,12 @@ impl Stage {
         if self.interactive {
             self.raw = Some(RawMode::enter().map_err(|e| Error::io("set up the terminal", e))?);
         }
-        // A fleet has no input; a person at the keyboard of a run with --json has none either.
+        // A fleet of several VMs has no console input; neither has a person at the keyboard of a
+        // run with --json.
         let piped = !io::IsTerminal::is_terminal(&io::stdin());
         let typed = if self.interactive || (count == 1 && (piped || !running.json)) {
             let helper = sender.clone();
-            // What does not fit now was asked for before.
+            // A full channel holds the same request already.
             let act = move |action| match action {
                 Action::Leave => drop(ender.try_send(Verdict::Left)),
                 Action::Help => drop(helper.try_send(Control::Help)),

@@ -1,4 +1,4 @@
-//! The commands that act on a fleet that runs already.
+//! Client commands: those that act on a fleet that runs already.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use crate::report::print_json;
 use crate::signals;
 use crate::stdio::{print, say};
 
-/// VMs in one answer.
+/// VMs in one response.
 const PAGE: u64 = 1000;
-/// VMs that are acted on at a time.
+/// VMs on which commands are executed at a time.
 const SIDE_BY_SIDE: usize = 32;
-/// Output of a command that is kept for its report.
+/// Output of a command that is kept for the report.
 const OUTPUT_MAX: usize = 16 << 20;
-/// Bytes that are typed at a time.
+/// Bytes of console input that are sent at a time.
 const TYPED_AT_ONCE: usize = 4096;
 
 fn run<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -39,7 +39,7 @@ pub fn ps(args: Ps) -> Result<Code, Error> {
     let client = Client::find(fleet.as_deref())?;
     let (fleet, vms) = run(async {
         let mut fleet = client.get("/api/v1/fleet").await?;
-        // Only asked for when somebody draws it.
+        // The history is needed only where it is drawn.
         fleet.as_object_mut().and_then(|fleet| fleet.remove("history"));
         let state = state.map(|state| format!("&state={state}")).unwrap_or_default();
         let mut vms = Vec::new();
@@ -114,12 +114,12 @@ pub fn act(args: Act, what: &str) -> Result<Code, Error> {
     let client = Client::find(fleet.as_deref())?;
     let done = run(async {
         let count = client.get("/api/v1/fleet").await?["count"].as_u64().unwrap_or(0) as u32;
-        // Those that were named must be able to; of all, those that are.
+        // VMs that were named must be able to execute the command; `all` means those that are.
         let mut vms = Vec::new();
         for ids in ids {
             let (range, named) = match ids {
                 Ids::All => (0..count, false),
-                // One that is missing is told once, however long the range.
+                // A missing VM is reported once, however long the range.
                 Ids::Range(first, last) => {
                     (first..last.min(count.max(first)).saturating_add(1), true)
                 }
@@ -265,7 +265,7 @@ pub fn console(args: Console) -> Result<Code, Error> {
     let Console { id, fleet } = args;
     let client = Client::find(fleet.as_deref())?;
     let interactive = terminal::is_interactive();
-    // What is refused is told before the terminal is changed.
+    // A refusal is printed before the terminal's mode is changed.
     run(async { Ok(client.get(&format!("/api/v1/vms/{id}")).await?) })?;
     if interactive {
         say("pxvm: Ctrl-A x leaves, Ctrl-A h helps");
@@ -304,7 +304,7 @@ pub fn console(args: Console) -> Result<Code, Error> {
         };
         tokio::select! {
             shown = show => shown,
-            // The end of a pipe is none: only a signal or a person ends it.
+            // The end of a pipe does not end the console: only a signal or a person does.
             Some(code) = end.recv() => Ok(Some(code)),
         }
     })?;
@@ -316,7 +316,7 @@ pub fn console(args: Console) -> Result<Code, Error> {
     Ok(left.unwrap_or(Code::Success))
 }
 
-/// Types what comes from standard input, no faster than the VM reads it.
+/// Sends standard input to the VM, no faster than the VM reads it.
 fn type_all(client: &Client, id: u32, typed: &Typed) {
     loop {
         let bytes = typed.take(TYPED_AT_ONCE);

@@ -1,4 +1,4 @@
-//! `pxvm conform`.
+//! `pxvm conform`: runs the riscv-tests.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::stdio::print;
 use crate::sync::lock;
 use crate::units::Size;
 
-/// RAM of each test's machine.
+/// RAM of each test's VM.
 const MEMORY: Size = Size::mib(16);
 /// Groups of riscv-tests that apply to this machine.
 const GROUPS: [&str; 5] = ["rv32ui", "rv32um", "rv32ua", "rv32si", "rv32mi"];
@@ -46,7 +46,7 @@ enum Verdict {
 struct Line {
     name: String,
     result: Verdict,
-    /// Why it failed or was skipped.
+    /// Why the test failed or was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
     instructions: u64,
@@ -101,7 +101,7 @@ pub fn conform(args: Conform) -> Result<Code, Error> {
     Ok(code)
 }
 
-/// Files as they are given; in folders those that are named like riscv-tests.
+/// Collects tests: files as they are given; in folders those with names of riscv-tests.
 fn collect(path: &Path, tests: &mut Vec<Test>) -> io::Result<()> {
     if !std::fs::metadata(path)?.is_dir() {
         tests.push(Test { path: path.into(), skip: None });
@@ -119,7 +119,7 @@ fn collect(path: &Path, tests: &mut Vec<Test>) -> io::Result<()> {
     Ok(())
 }
 
-/// `None` for what is no test, otherwise why it is skipped, if so.
+/// Returns `None` for the name of no test, otherwise why the test is skipped, if it is.
 fn classify(name: &str) -> Option<Option<String>> {
     let mut parts = name.splitn(3, '-');
     let (group, environment, rest) = (parts.next()?, parts.next()?, parts.next()?);
@@ -146,7 +146,7 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Runs every test, on several threads; results are in the order of `tests`.
+/// Runs every test on several threads. Returns the results in the order of `tests`.
 fn run_all(tests: &[Test], threads: usize, max: u64) -> Vec<Line> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(tests.len()));
@@ -169,7 +169,7 @@ fn run_all(tests: &[Test], threads: usize, max: u64) -> Vec<Line> {
     done.into_iter().map(|(_, line)| line).collect()
 }
 
-/// The same on a GPU, one after the other.
+/// Runs every test on a GPU, one after the other.
 fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Line>, Error> {
     let mut lines = Vec::with_capacity(tests.len());
     for test in tests {
@@ -177,7 +177,7 @@ fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Lin
             lines.push(line);
             continue;
         }
-        // What cannot be a program here fails before it gets the GPU.
+        // A file that is no program fails before it gets the GPU.
         let program = Bare::load(&test.path);
         let program = match program {
             Ok(program) => program,
@@ -229,7 +229,7 @@ fn judge(name: String, bare: &mut Bare, max: u64) -> Result<Line, Error> {
 }
 
 impl Line {
-    /// A test that ran; `detail` says why it failed, if it did.
+    /// Returns the line of a test that ran; `detail` says why it failed, if it did.
     fn new(name: String, detail: Option<String>, instructions: u64) -> Self {
         let result = if detail.is_none() { Verdict::Passed } else { Verdict::Failed };
         Self { name, result, detail, instructions }

@@ -1,4 +1,4 @@
-//! `pxvm doctor`.
+//! `pxvm doctor`: checks the host.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -21,14 +21,14 @@ use crate::stdio::print;
 
 const TUN: &str = "/dev/net/tun";
 
-/// One thing that was looked at.
+/// One check of the host.
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,
     ok: bool,
-    /// What was found.
+    /// What the check found.
     found: String,
-    /// What to do if it should be otherwise.
+    /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     advice: Option<String>,
 }
@@ -39,7 +39,7 @@ struct Report {
     checks: Vec<Check>,
 }
 
-/// Tells what this host has.
+/// Prints what this host has and what is missing.
 pub fn doctor(args: Doctor) -> Result<Code, Error> {
     let mut checks = vec![cores(), memory(), guest_image(), cuda()];
     checks.extend(programs());
@@ -104,7 +104,7 @@ fn cuda() -> Check {
     }
 }
 
-/// The GPU's program, loaded on each kind of card, so that it is compiled ahead of the first fleet.
+/// Loads the GPU's program on each kind of card, so that it is compiled ahead of the first fleet.
 fn programs() -> Vec<Check> {
     if cuda::has_ptx().is_err() {
         return Vec::new();
@@ -160,7 +160,8 @@ fn tap() -> Check {
     tap_check(device.map(drop), admin)
 }
 
-/// What follows from how the driver's device was opened, and from the right to make interfaces.
+/// Returns the check of TAP, from the result of opening the driver's device and the right to make
+/// interfaces.
 fn tap_check(device: io::Result<()>, admin: bool) -> Check {
     let name = "TAP network";
     let (ok, found, advice) = match (device, admin) {

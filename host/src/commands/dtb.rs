@@ -1,4 +1,4 @@
-//! `pxvm dtb`.
+//! `pxvm dtb`: prints a VM's device tree.
 
 use super::printing;
 use crate::backend::ClockSource;
@@ -21,7 +21,7 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
     {
         assemble(&options)?.blob(vm, 0)
     } else {
-        // No image: the tree without an initrd, and with a ROM only if one was given.
+        // Images are not loaded: the tree has no initrd, and a ROM only if one was given.
         plan::ram(options.kind, options.memory)?;
         let disk = options.disk.as_ref().map(|path| disk::disk(path)).transpose()?;
         let memory = options.memory.0 as u32;
@@ -38,7 +38,7 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
         let bootargs = bootargs(vm, given.as_deref(), root, link, &options.append);
         Some(tree.blob(&Chosen { bootargs, initrd: None, rng_seed: [0; SEED_WORDS] }))
     };
-    // A fleet that is booted always has a tree.
+    // A fleet that boots always has a tree.
     let blob = blob.unwrap_or_default();
     match file {
         Some(path) => std::fs::write(&path, blob)

@@ -1,4 +1,4 @@
-//! `pxvm completions` and `pxvm man`: made from the command line's own description.
+//! `pxvm completions` and `pxvm man`, generated from clap's description of the command line.
 
 use clap::CommandFactory;
 

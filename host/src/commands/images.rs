@@ -1,4 +1,4 @@
-//! `pxvm images`.
+//! `pxvm images`: lists the guest images in the cache.
 
 use std::fs;
 use std::io;
@@ -25,11 +25,11 @@ struct Listing {
 #[derive(Debug, Serialize)]
 struct Image {
     name: String,
-    /// What the name is a link to.
+    /// Target of the image's link, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     link: Option<PathBuf>,
     default: bool,
-    /// How it differs from what was built.
+    /// How the image differs from what was built.
     #[serde(skip_serializing_if = "Option::is_none")]
     damage: Option<String>,
     files: Vec<File>,
@@ -83,7 +83,7 @@ fn list(folder: &Path) -> io::Result<Vec<Image>> {
         let entry = entry?;
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().into_owned();
-        // Hidden folders are builds under way.
+        // Hidden folders are builds in progress.
         if !path.is_dir() || name.starts_with('.') {
             continue;
         }

@@ -1,4 +1,4 @@
-//! What the commands do, one file each.
+//! Implementation of the subcommands, one file each.
 
 mod bench;
 mod boot;
@@ -17,7 +17,7 @@ use crate::backend::cuda::{self, gpu::Gpu};
 use crate::cli::{BackendChoice, Command, Where};
 use crate::exit::{Code, Error};
 
-/// Does what the command line says.
+/// Executes the command of the command line.
 pub fn run(command: Command) -> Result<Code, Error> {
     match command {
         Command::Boot(args) => boot::boot(*args),
@@ -41,17 +41,17 @@ pub fn run(command: Command) -> Result<Code, Error> {
     }
 }
 
-/// What printing to standard output failed with, as our error.
+/// Turns an error of printing to standard output into ours.
 fn printing(source: std::io::Error) -> Error {
     Error::io("write to standard output", source)
 }
 
-/// Tells on standard error what takes time.
+/// Prints what takes time, on standard error.
 fn say(text: &str) {
     crate::stdio::say(&format!("pxvm: {text}"));
 }
 
-/// Machines run on the CPU: refuses what only a GPU has.
+/// Refuses options of a GPU for VMs that run on the CPU.
 fn on_cpu(device: Option<u32>, lanes: Option<u32>) -> Result<(), Error> {
     let given = [("--device", device.is_some()), ("--lanes", lanes.is_some())];
     match given.into_iter().find(|(_, given)| *given) {
@@ -63,7 +63,7 @@ fn on_cpu(device: Option<u32>, lanes: Option<u32>) -> Result<(), Error> {
     }
 }
 
-/// The GPU that a bare-metal program is to run on, if any.
+/// Returns the GPU that a bare-metal program is to run on, if any.
 fn gpu_for(place: Where) -> Result<Option<Box<dyn Gpu>>, Error> {
     match place.backend {
         BackendChoice::Auto | BackendChoice::Cpu => on_cpu(place.device, None).map(|()| None),

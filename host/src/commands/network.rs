@@ -1,4 +1,4 @@
-//! Puts a fleet's network together from the options.
+//! Network set-up: makes a fleet's network from the options.
 
 use std::net::SocketAddr;
 
@@ -12,8 +12,8 @@ use crate::net::tap::TapUplink;
 use crate::net::user::{self, HostPorts, UserUplink};
 use crate::net::{NetError, Network, Uplink, Wire, publish};
 
-/// What the network cards are connected to; ports are bound and interfaces made here, before
-/// anything else is done but that the control API was bound to `api`.
+/// Returns the uplink of the network cards. This binds ports and makes interfaces, before anything
+/// else happens except that the control API was bound to `api`.
 pub fn uplink(
     options: &Networking,
     count: u32,
@@ -47,7 +47,7 @@ pub fn uplink(
             }
             let (publish, http) = (&options.publish, options.publish_http);
             let bound = publish::bind(count, publish, http, &host_ports)?;
-            // Where they have no room in the network, VMs have no names for each other.
+            // Where the VMs have no room in the network, they have no names for each other.
             let peers = addresses().ok();
             let options = user::Options { count, bound, host_ports, macs, peers };
             (Box::new(UserUplink::new(options)), mesh)
@@ -62,7 +62,7 @@ pub fn uplink(
     Ok(Some(Box::new(Switch::new(uplink, addresses, count, rules))))
 }
 
-/// Refuses options that another choice of `--net` has.
+/// Refuses options that belong to another choice of `--net`.
 fn check(options: &Networking, choice: &NetChoice) -> Result<(), Error> {
     let user = ("--net user", *choice == NetChoice::User);
     let any = ("--net user or tap", *choice != NetChoice::None);
@@ -80,8 +80,8 @@ fn check(options: &Networking, choice: &NetChoice) -> Result<(), Error> {
     }
 }
 
-/// Begins the file of `--pcap`. What was in it is gone then, so this comes after whatever else
-/// may refuse to start.
+/// Starts the capture file of `--pcap`. This truncates the file, so it comes after everything else
+/// that may refuse to start.
 pub fn capture(options: &Networking, count: u32, wire: &Wire) -> Result<Option<Capture>, Error> {
     let Some(path) = &options.pcap else { return Ok(None) };
     let all: Vec<u32> = (0..count).collect();
@@ -91,16 +91,16 @@ pub fn capture(options: &Networking, count: u32, wire: &Wire) -> Result<Option<C
     Ok(Some(capture))
 }
 
-/// Ends the file; returns what is to be told about it.
+/// Ends the capture file. Returns what is to be printed about it.
 pub fn finish(capture: Capture) -> Option<String> {
-    // An error was told when it happened.
+    // An error was printed when it happened.
     let Summary { written, missed } = capture.finish().ok()?;
     (missed > 0).then(|| {
         format!("the capture has {written} frames; for {missed} others writing was too slow")
     })
 }
 
-/// How this program gets to the machines' ports.
+/// Returns how this program connects to the VMs' ports.
 pub fn reach(options: &Networking, network: Option<&Network>) -> Reach {
     match (network, &options.net) {
         (None, _) => Reach::None,
@@ -109,14 +109,14 @@ pub fn reach(options: &Networking, network: Option<&Network>) -> Reach {
     }
 }
 
-/// The machines' addresses, if they have some that others see.
+/// Returns the VMs' outside addresses, if they have any.
 pub fn addresses(options: &Networking, count: u32) -> Option<Addresses> {
     let tap = matches!(options.net, Some(NetChoice::Tap(_)));
     let addresses = Addresses::new(options.net_subnet, count, options.net_mac.into());
     addresses.ok().filter(|_| tap || options.net_mesh)
 }
 
-/// Where the machines are, if they have addresses that others see.
+/// Returns a text that says which outside addresses the VMs have, if any.
 pub fn places(options: &Networking, count: u32) -> Option<String> {
     let addresses = addresses(options, count)?;
     let (first, last) = (addresses.ip(0), count - 1);

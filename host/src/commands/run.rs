@@ -1,4 +1,4 @@
-//! `pxvm run`.
+//! `pxvm run`: runs bare-metal programs.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -15,23 +15,23 @@ use crate::report::print_json;
 use crate::stdio::{print, say};
 use crate::trace::CommitLog;
 
-/// Longest line of a program's that is shown in one piece beside those of others.
+/// Longest line that is printed in one piece beside those of other programs.
 const LINE_MAX: usize = 1024;
 /// Output of a program that is kept for the report.
 const KEPT_MAX: usize = 1 << 20;
 
-/// One machine in the report.
+/// One VM in the report.
 #[derive(Debug, Serialize)]
 struct Line {
     id: usize,
     program: String,
     passed: bool,
-    /// How it ended.
+    /// How the program ended.
     end: String,
     instructions: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     digest: Option<String>,
-    /// What it printed, as far as that is text.
+    /// Output of the program; bytes that are not text are replaced.
     output: String,
 }
 
@@ -60,7 +60,7 @@ pub fn run(args: Run) -> Result<Code, Error> {
         Some(gpu) => ("cuda", Bare::new_on(gpu, args.lanes, programs, machine, memory)?),
     };
     let mut shown = Shown::new(&args);
-    // A file that cannot be written ends; the program goes on, and its end is told first.
+    // If the trace file cannot be written, the program goes on, and its end is reported first.
     let (ends, traced) = match &args.trace {
         None => (bare.run(args.max_instructions, &mut NoTrace, &mut shown), Ok(())),
         Some(path) => {
@@ -103,7 +103,7 @@ pub fn run(args: Run) -> Result<Code, Error> {
     traced.and(signed).map(|()| code)
 }
 
-/// Writes the signature of the only program.
+/// Writes the signature of the only program to a file.
 fn sign(bare: &mut Bare, program: &Path, path: &Path) -> Result<(), Error> {
     let words = bare.signature()?.ok_or_else(|| {
         let program = program.display();
@@ -114,7 +114,7 @@ fn sign(bare: &mut Bare, program: &Path, path: &Path) -> Result<(), Error> {
     lines.and_then(|()| out.flush()).map_err(|e| cannot_write(path, e))
 }
 
-/// A program that failed outweighs one that did not end.
+/// Returns the worst exit code: a program that failed outweighs one that did not end.
 fn worst(ends: &[End]) -> Code {
     let all = |good: &[End]| ends.iter().all(|end| good.contains(end));
     match () {
@@ -124,12 +124,12 @@ fn worst(ends: &[End]) -> Code {
     }
 }
 
-/// Shows at once what programs print, so that one that hangs has said what it said: as it comes
-/// from one alone, in lines with the machine's name from several.
+/// Prints the programs' output at once, so that all output of one that hangs is seen: as it comes
+/// from a single program, in lines with the VM's name from several.
 struct Shown {
     json: bool,
     alone: bool,
-    /// Of each program: all that it printed for the report, else what is no whole line yet.
+    /// Output of each program: all of it for the report, else the incomplete last line.
     kept: Vec<Vec<u8>>,
 }
 
@@ -139,7 +139,7 @@ impl Shown {
         Self { json: args.json, alone: count == 1, kept: vec![Vec::new(); count] }
     }
 
-    /// What is left.
+    /// Prints the rest.
     fn finish(mut self) -> Vec<String> {
         if !self.json {
             for vm in 0..self.kept.len() {
@@ -149,7 +149,7 @@ impl Shown {
         self.kept.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
     }
 
-    /// Shows the whole lines that there are, or all.
+    /// Prints the complete lines, or everything.
     fn lines(&mut self, vm: usize, all: bool) {
         let kept = &mut self.kept[vm];
         let whole = match kept.iter().rposition(|&byte| byte == b'\n') {
@@ -159,7 +159,7 @@ impl Shown {
         let text: Vec<u8> = kept.drain(..whole).collect();
         let mut shown = String::new();
         for line in String::from_utf8_lossy(&text).lines() {
-            // What would move the terminal's cursor is not of one machine alone.
+            // Control characters that move the cursor would disturb the other VMs' lines.
             let line =
                 line.trim_end_matches('\r').replace(|c: char| c.is_control() && c != '\t', "?");
             shown += &format!("vm{vm}| {line}\n");
@@ -169,7 +169,7 @@ impl Shown {
 }
 
 fn out(bytes: &[u8]) {
-    // The programs go on without it.
+    // The programs go on without the output.
     let _ = print(bytes);
 }
 

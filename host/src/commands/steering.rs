@@ -1,5 +1,5 @@
-//! By what a running fleet is seen and steered: an address for browsers and programs, a socket for
-//! `pxvm`. Both are bound before anything boots.
+//! API server set-up (`Steering`): binds the address for browsers and programs, and the Unix socket
+//! for `pxvm` commands. Both are bound before anything boots.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use crate::engine::Hub;
 use crate::exit::{Error, sentence};
 use crate::net::Wire;
 
-/// What was bound.
+/// The bound address and socket of a fleet's API.
 pub struct Steering {
-    /// The fleet's name.
+    /// Name of the fleet.
     pub name: String,
     public: Option<(Listener, Access)>,
     socket: Option<Socket>,
 }
 
 impl Steering {
-    /// Binds what the options ask for.
+    /// Binds the address and the socket that the options name.
     pub fn bind(options: &Controlling) -> Result<Self, Error> {
         let name = options.name.clone();
         let name = name.unwrap_or_else(|| format!("fleet-{}", std::process::id()));
         let socket = match Socket::bind(&socket::folder(), &name) {
             Ok(socket) => Some(socket),
-            // A fleet that nobody named runs without, if need be.
+            // A fleet without a name of its own may run without a socket.
             Err(error) if options.name.is_none() => {
                 tracing::warn!("`pxvm ps` and such will not find this fleet: {}", sentence(&error));
                 None
@@ -50,17 +50,17 @@ impl Steering {
         Ok(Self { name, public: Some((listener, access)), socket })
     }
 
-    /// Where the dashboard and the API are.
+    /// Returns the address of the dashboard and the API.
     pub fn address(&self) -> Option<SocketAddr> {
         self.public.as_ref().map(|(listener, _)| listener.address())
     }
 
-    /// Where a browser finds the dashboard.
+    /// Returns the URL of the dashboard for a browser.
     pub fn url(&self) -> Option<String> {
         self.public.as_ref().map(|(_, access)| access.url())
     }
 
-    /// Serves the fleet from now on.
+    /// Starts to serve the fleet.
     pub fn serve(self, hub: &Arc<Hub>, wire: &Arc<Wire>, about: About) -> Result<Server, Error> {
         let (hub, wire) = (Arc::clone(hub), Arc::clone(wire));
         Server::start(hub, wire, about, self.public, self.socket)

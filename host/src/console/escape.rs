@@ -1,39 +1,39 @@
-//! The escape key of an interactive console: Ctrl-A, as in QEMU.
+//! Escape key of an interactive console: Ctrl-A, as in QEMU.
 
 /// Ctrl-A.
 const ESCAPE: u8 = 0x01;
 
-/// What Ctrl-A h shows.
+/// Help text of Ctrl-A h.
 pub const HELP: &str = "\
 Ctrl-A h       this help\r
 Ctrl-A x       leave: the machine is switched off\r
 Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
 ";
 
-/// The same at the console of a machine of a fleet that runs by itself.
+/// Help text of Ctrl-A h at the console of a fleet that runs in another process.
 pub const HELP_ATTACHED: &str = "\
 Ctrl-A h       this help\r
 Ctrl-A x       leave: the machine goes on\r
 Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
 ";
 
-/// What the user asked pxvm for.
+/// Action of an escape sequence.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
-    /// Leave.
+    /// Leave the console.
     Leave,
     /// Show [`HELP`].
     Help,
 }
 
-/// Finds the escape key in what is typed.
+/// Finds escape sequences in keyboard input.
 #[derive(Debug, Default)]
 pub struct Escape {
     pending: bool,
 }
 
 impl Escape {
-    /// Splits what was typed in bytes for the guest and actions, in order.
+    /// Splits input into bytes for the guest and actions, in order.
     pub fn feed(&mut self, typed: &[u8]) -> (Vec<u8>, Vec<Action>) {
         let (mut guest, mut actions) = (Vec::new(), Vec::new());
         for &byte in typed {

@@ -1,7 +1,7 @@
-//! Standard input, on its way to a guest.
+//! Standard input as console input for a guest.
 //!
-//! A thread reads it. What was read and not taken yet is bounded: then the thread reads no
-//! further, and whoever writes to the pipe waits.
+//! A thread reads it. The number of bytes read and not yet taken is bounded: at the bound the
+//! thread reads no further, and the writer of the pipe blocks.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,17 +15,17 @@ use super::escape::{Action, Escape};
 use crate::stdio;
 use crate::sync::lock;
 
-/// Bytes of a pipe that wait for a guest.
+/// Bytes from a pipe that may wait for a guest.
 const PIPED_MAX: usize = 64 << 10;
-/// The same for a terminal, more than anybody types ahead of a guest that does not read: the key
-/// that leaves must get through.
+/// Bytes from a terminal that may wait for a guest: more than anybody types ahead, because the key
+/// that leaves the console must get through.
 const TYPED_MAX: usize = 1 << 20;
 
-/// Bytes that were read and wait.
+/// Queue of bytes that were read.
 #[derive(Debug)]
 pub struct Typed {
     shared: Arc<Shared>,
-    /// Rings when something was added.
+    /// Waker: receives when bytes were added.
     pub bell: Receiver<()>,
 }
 
@@ -39,11 +39,11 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     bytes: VecDeque<u8>,
-    /// Nobody takes them any more.
+    /// Whether the reader of the queue has gone.
     closed: bool,
 }
 
-/// Where they come from.
+/// Source of bytes.
 #[derive(Debug)]
 struct Keyboard {
     shared: Arc<Shared>,
@@ -51,12 +51,12 @@ struct Keyboard {
 }
 
 impl Typed {
-    /// Standard input that has nothing to say.
+    /// Returns a source without any input.
     pub fn nothing() -> Self {
         queue(0).1
     }
 
-    /// Takes the oldest bytes, up to so many.
+    /// Takes the oldest bytes, at most `max`.
     pub fn take(&self, max: usize) -> Vec<u8> {
         let mut queue = lock(&self.shared.queue);
         let len = queue.bytes.len().min(max);
@@ -66,7 +66,7 @@ impl Typed {
         taken
     }
 
-    /// Whether nothing waits.
+    /// Whether no bytes wait.
     pub fn is_empty(&self) -> bool {
         lock(&self.shared.queue).bytes.is_empty()
     }
@@ -80,7 +80,7 @@ impl Drop for Typed {
 }
 
 impl Keyboard {
-    /// Adds bytes as there is room for them; `false` when nobody wants them.
+    /// Queues bytes as there is room for them. Returns `false` when the reader has gone.
     fn push(&self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let mut queue = lock(&self.shared.queue);
@@ -96,7 +96,7 @@ impl Keyboard {
             queue.bytes.extend(now);
             bytes = later;
             drop(queue);
-            // It rings already when it is full.
+            // A full channel has a wake-up pending already.
             let _ = self.bell.try_send(());
         }
         true
@@ -109,14 +109,14 @@ fn queue(max: usize) -> (Keyboard, Typed) {
     (Keyboard { shared: Arc::clone(&shared), bell: ring }, Typed { shared, bell })
 }
 
-/// Reads standard input to its end on a thread of its own. At a terminal the escape key is taken
-/// out, and `act` is told what it asks for.
+/// Reads standard input to its end on a thread of its own. At a terminal, escape sequences are
+/// removed and their actions passed to `act`.
 pub fn read(interactive: bool, mut act: impl FnMut(Action) + Send + 'static) -> io::Result<Typed> {
     let (keyboard, typed) = queue(if interactive { TYPED_MAX } else { PIPED_MAX });
     let reader = move || {
         let mut escape = Escape::default();
         let mut buffer = [0; 4096];
-        // The end of a pipe is not the end of the guest, and a terminal that is gone is an end.
+        // The end of a pipe does not end the guest, and a lost terminal counts as an end.
         while let Ok(n @ 1..) = stdio::read(io::stdin().as_fd(), &mut buffer) {
             let read = &buffer[..n];
             let goes_on = if interactive {

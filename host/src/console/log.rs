@@ -1,11 +1,11 @@
-//! Consoles in files: `vm0.log`, `vm1.log`, ..., for their owner's eyes only.
+//! Console logs: one file per VM (`vm0.log`, `vm1.log`, ...), readable only by their owner.
 //!
-//! Files are opened to append and closed again, so that a fleet may be larger than the number of
-//! files a process may have open. Bytes wait in memory until there are many, or until a flush.
+//! Files are opened to append and closed again, so that a fleet may have more VMs than a process
+//! may have open files. Bytes wait in memory until there are many, or until a flush.
 //!
-//! A guest decides how much it writes, so a file is bounded: one that is full becomes `vm0.log.1`,
-//! in place of an earlier one, and a new file begins. A file that cannot be written ends; the fleet
-//! goes on without it.
+//! A guest decides how much it writes, so the size is limited: a full file becomes `vm0.log.1`, in
+//! place of an earlier one, and a new file begins (log rotation). A log that cannot be written
+//! ends; the fleet goes on without it.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -19,55 +19,56 @@ use crate::machine::fleet;
 use crate::stdio::say;
 use crate::units::Size;
 
-/// Bytes that wait for a VM before they are written.
+/// Bytes of a VM that may wait before they are written.
 const BUFFER_MAX: usize = 8 << 10;
-/// Rights on a file: the owner's to read and write.
+/// Permissions of a file: the owner reads and writes.
 const MODE: u32 = 0o600;
 
-/// Where console output goes.
+/// Destination of console output.
 pub trait Sink {
-    /// Takes output of a VM.
+    /// Writes output of a VM.
     fn write(&mut self, vm: u32, bytes: &[u8]) -> Result<(), Closed>;
-    /// Leaves nothing in memory.
+    /// Writes all bytes that wait in memory.
     fn flush(&mut self);
 }
 
-/// Whoever read the consoles has left.
+/// Error: the reader of the consoles has gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Closed;
 
-/// One file a VM.
+/// Log files of a fleet.
 #[derive(Debug)]
 pub struct Logs {
     dir: PathBuf,
     /// Largest size of a file.
     max: Size,
     logs: HashMap<u32, Log>,
-    /// Those that may have bytes waiting.
+    /// VMs that may have bytes waiting.
     dirty: Vec<u32>,
-    /// Whether the user knows that a file could not be written.
+    /// Whether the user was warned that a file could not be written.
     told: bool,
 }
 
-/// The file of one VM.
+/// The log file of one VM.
 #[derive(Debug, Default)]
 struct Log {
     waiting: Vec<u8>,
     /// Bytes in the file.
     written: u64,
-    /// It could not be written, and nothing more is.
+    /// Whether the file could not be written; nothing more is.
     ended: bool,
 }
 
 impl Logs {
-    /// Logs in `dir`, which is made if it is missing; earlier logs of these VMs are removed.
+    /// Returns logs in `dir`, which is made if it is missing; earlier logs of these VMs are
+    /// removed.
     pub fn new(dir: &Path, count: u32, max: Size) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let logs =
             Self { dir: dir.into(), max, logs: HashMap::new(), dirty: Vec::new(), told: false };
         for vm in 0..count {
             let file = options().write(true).truncate(true).open(logs.path(vm))?;
-            // It may be older than this run.
+            // The file may be left from an earlier run.
             if file.metadata()?.is_file() {
                 file.set_permissions(Permissions::from_mode(MODE))?;
             }
@@ -79,17 +80,17 @@ impl Logs {
         Ok(logs)
     }
 
-    /// Where the log of a VM is.
+    /// Returns the path of a VM's log.
     pub fn path(&self, vm: u32) -> PathBuf {
         self.dir.join(fleet::name(vm) + ".log")
     }
 
-    /// Where what came before it is.
+    /// Returns the path of a VM's rotated log.
     fn older(&self, vm: u32) -> PathBuf {
         self.dir.join(fleet::name(vm) + ".log.1")
     }
 
-    /// Writes what waits for a VM's file.
+    /// Writes the waiting bytes of a VM to its file.
     fn write_out(&mut self, vm: u32) {
         let (path, older) = (self.path(vm), self.older(vm));
         let Some(log) = self.logs.get_mut(&vm) else { return };
@@ -149,7 +150,7 @@ impl Sink for Logs {
     }
 }
 
-/// A name for the logs of a run that starts now: `20261120-101500-4711`.
+/// Returns a name for the logs of a run that starts now: `20261120-101500-4711`.
 pub fn run_name() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (year, month, day) = civil((now / 86_400) as i64);
@@ -157,8 +158,8 @@ pub fn run_name() -> String {
     format!("{year:04}{month:02}{day:02}-{h:02}{m:02}{s:02}-{}", std::process::id())
 }
 
-/// The date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date
-/// algorithms").
+/// Returns the date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-compatible low-level
+/// date algorithms").
 fn civil(days: i64) -> (i64, i64, i64) {
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
@@ -200,7 +201,7 @@ mod tests {
         let kept = [fs::read(logs.older(0)).unwrap(), fs::read(logs.path(0)).unwrap()].concat();
         assert_eq!(kept, all[100..]);
         drop(logs);
-        // The next run begins anew.
+        // The next run starts with new logs.
         let logs = Logs::new(dir.path(), 1, Size(100)).unwrap();
         assert_eq!(fs::read(logs.path(0)).unwrap(), b"");
         assert!(!logs.older(0).exists());

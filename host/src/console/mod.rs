@@ -1,4 +1,5 @@
-//! Guests' consoles: keyboard and screen, log files, and the line that says a guest is ready.
+//! Guests' consoles: keyboard input, screen output, log files, and the pattern that shows that a
+//! guest is ready.
 
 pub mod escape;
 pub mod keyboard;

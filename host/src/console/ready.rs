@@ -1,4 +1,4 @@
-//! Tells from a VM's console when it is ready.
+//! Ready detection: matches lines of a VM's console against a pattern.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use regex::bytes::Regex;
 /// Longest line that is matched; the rest of a longer one is ignored.
 const LINE_MAX: usize = 1024;
 
-/// What a line must match. Cheap to copy.
+/// Pattern of a line that shows that a VM is ready. Cheap to copy.
 #[derive(Clone, Debug)]
 pub struct ReadyPattern(Arc<Regex>);
 
 impl ReadyPattern {
-    /// What the guest image of this project prints when its web server listens.
+    /// Line that this project's guest image prints when its web server listens.
     pub const DEFAULT: &str = "PXVM READY";
 
-    /// Compiles a regular expression.
+    /// Compiles a regular expression into a pattern.
     pub fn new(pattern: &str) -> Result<Self, regex::Error> {
         Ok(Self(Arc::new(Regex::new(pattern)?)))
     }
 }
 
-/// Puts one VM's console output together to lines and matches each.
+/// Splits one VM's console output into lines and matches each.
 #[derive(Clone, Debug)]
 pub struct ReadyMatcher {
     pattern: ReadyPattern,
@@ -29,12 +29,12 @@ pub struct ReadyMatcher {
 }
 
 impl ReadyMatcher {
-    /// Starts at the beginning of a line.
+    /// Returns a matcher at the beginning of a line.
     pub fn new(pattern: ReadyPattern) -> Self {
         Self { pattern, line: Vec::new() }
     }
 
-    /// Takes more output; `true` when it completed a line that matches.
+    /// Handles more output. Returns `true` when it completed a line that matches.
     pub fn feed(&mut self, bytes: &[u8]) -> bool {
         let mut found = false;
         for piece in bytes.split_inclusive(|&b| b == b'\n') {

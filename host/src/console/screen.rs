@@ -1,4 +1,4 @@
-//! The console of a single VM on standard output.
+//! The console of a single VM, on standard output.
 
 use std::io::{self, Write};
 
@@ -6,16 +6,16 @@ use super::log::{Closed, Logs, Sink};
 use crate::exit::sentence;
 use crate::stdio::{Stdout, say};
 
-/// Standard output, and a log file if one was asked for.
+/// Sink for standard output, and a log file if there is one.
 #[derive(Debug, Default)]
 pub struct Screen {
     log: Option<Logs>,
-    /// Standard output is a file that could not be written, and nothing more is.
+    /// Whether standard output is a file that could not be written; nothing more is.
     ended: bool,
 }
 
 impl Screen {
-    /// Standard output and `log`.
+    /// Returns a sink for standard output and `log`.
     pub fn new(log: Option<Logs>) -> Self {
         Self { log, ended: false }
     }

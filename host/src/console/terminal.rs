@@ -1,4 +1,4 @@
-//! The terminal that a console is shown at.
+//! Raw mode of the terminal that shows a console.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -10,7 +10,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr}
 
 use crate::sync::lock;
 
-/// The terminal's settings while it is in raw mode, and those from before.
+/// Settings of the terminal in raw mode, and those from before.
 struct Modes {
     before: Termios,
     raw: Termios,
@@ -18,8 +18,8 @@ struct Modes {
 
 static MODES: Mutex<Option<Modes>> = Mutex::new(None);
 
-/// Raw mode: every key goes to the guest. Dropping it restores the terminal; a panic does, too, and
-/// so do signals ([`crate::signals`]).
+/// Raw mode of the terminal: every key goes to the guest. Dropping this restores the terminal, and
+/// so do a panic and signals ([`crate::signals`]).
 #[derive(Debug)]
 pub struct RawMode(());
 
@@ -50,45 +50,46 @@ impl Drop for RawMode {
     }
 }
 
-/// Ends raw mode, if there is one.
+/// Ends raw mode, if it is on.
 pub fn restore() {
     if let Some(modes) = lock(&MODES).take() {
         put(&modes.before);
     }
 }
 
-/// Gives the terminal back while the program stands still.
+/// Restores the terminal while the program is stopped (job control).
 pub fn suspend() {
     if let Some(modes) = &*lock(&MODES) {
         put(&modes.before);
     }
 }
 
-/// Takes it again.
+/// Enters raw mode again after the program was stopped.
 pub fn resume() {
     if let Some(modes) = &*lock(&MODES) {
         put(&modes.raw);
     }
 }
 
-/// Changes the terminal, if it is ours: a job in the background that tries to is stopped.
+/// Sets the terminal's mode, if this program is in its foreground: the kernel stops a background
+/// job that tries to.
 fn put(termios: &Termios) {
     let stdin = io::stdin();
-    // It has no foreground when it does not control us; then nobody minds.
+    // A terminal that does not control this program has no foreground, and changing it is allowed.
     if tcgetpgrp(stdin.as_fd()).is_ok_and(|foreground| foreground != getpgrp()) {
         return;
     }
-    // There is nobody to tell if the terminal is gone.
+    // If the terminal is gone, nothing can be restored.
     let _ = set(termios);
 }
 
-/// At once: what was typed already is for the guest, too, and a terminal that shows nothing more
-/// keeps nobody from leaving.
+/// Sets the mode at once: keys that were typed already are for the guest, too, and waiting for
+/// output could hang on a terminal that displays nothing more.
 fn set(termios: &Termios) -> io::Result<()> {
     Ok(tcsetattr(io::stdin(), OptionalActions::Now, termios)?)
 }
 
-/// Whether a person sits at standard input and output.
+/// Whether standard input and output are a terminal.
 pub fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }

@@ -5,7 +5,7 @@ use emu_core::layout::{MachineKind, Map, Region, virtio_slot};
 
 use super::{Shape, Template, cells, set, strings};
 
-/// Names of nodes that others refer to.
+/// Phandles: numbers of nodes that others refer to.
 mod phandle {
     pub const CPU_INTC: u32 = 1;
     pub const PLIC: u32 = 2;
@@ -20,13 +20,13 @@ mod local {
     pub const M_EXTERNAL: u32 = 11;
 }
 
-/// What the finisher takes for "power off" and "reset".
+/// Values that the test finisher takes for "power off" and "reset".
 mod finisher {
     pub const PASS: u32 = 0x5555;
     pub const RESET: u32 = 0x7777;
 }
 
-/// The tree of `shape`, with an empty `/chosen` but for `stdout-path`.
+/// Returns the tree of `shape`; its `/chosen` has nothing but `stdout-path`.
 pub fn emit(shape: &Shape) -> Template {
     let map = shape.kind.map();
     let mut tree = DeviceTree::new();
@@ -147,7 +147,7 @@ fn plic(map: &Map) -> DeviceTreeNode {
     set(&mut node, "#address-cells", 0u32);
     set(&mut node, "#interrupt-cells", 1u32);
     set(&mut node, "interrupt-controller", Vec::<u8>::new());
-    // One line a context, in the order of the contexts.
+    // One entry per PLIC context, in their order.
     let mut contexts = vec![(map.plic_context_s, local::S_EXTERNAL)];
     contexts.extend(map.plic_context_m.map(|m| (m, local::M_EXTERNAL)));
     contexts.sort_unstable();

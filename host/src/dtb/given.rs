@@ -1,7 +1,8 @@
-//! A device tree given by the user: kept as it is, but refused when it is for another machine.
+//! A device tree from the user (`--dtb`): used as it is, but refused when it is for another
+//! machine.
 //!
-//! The crate `fdt` reads it. As that crate trusts what it reads, and cannot write, `dtoolkit` checks
-//! the blob first and changes it afterwards.
+//! The crate `fdt` reads the tree. Because it trusts its input and cannot write, `dtoolkit`
+//! validates the blob first and changes it afterwards.
 
 use std::ops::Range;
 
@@ -14,18 +15,18 @@ use fdt::node::FdtNode;
 use super::{BLOB_MAX, Shape, Template, TreeError, set};
 use crate::units::Size;
 
-/// Reads `blob` and checks that it fits `shape`.
+/// Parses `blob` and checks that it fits `shape`.
 pub fn parse(blob: &[u8], shape: &Shape) -> Result<Template, TreeError> {
     if blob.len() > BLOB_MAX {
         return Err(TreeError::TooLarge(blob.len()));
     }
-    // A file may be padded after the blob.
+    // The file may be padded behind the blob.
     let blob = match blob.get(4..8).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize) {
         Some(size) if size < blob.len() => &blob[..size],
         _ => blob,
     };
     let mut tree = DeviceTree::from_fdt(&Checked::new(blob).map_err(TreeError::Blob)?);
-    // What is written anew has nothing in it that `fdt` could stumble over.
+    // A blob that was encoded again has nothing that `fdt` could fail on.
     let blob = tree.to_dtb();
     let fdt = Fdt::new(&blob).map_err(|e| TreeError::Misfit(e.to_string()))?;
     let given = Given { fdt, shape };
@@ -42,20 +43,21 @@ pub fn parse(blob: &[u8], shape: &Shape) -> Result<Template, TreeError> {
     Ok(Template { tree, reserved })
 }
 
-/// How deep devices are looked for.
+/// Depth to which devices are searched.
 const DEPTH_MAX: usize = 8;
 
-/// A tree that is looked at.
+/// The user's tree while it is checked.
 struct Given<'a> {
     fdt: Fdt<'a>,
     shape: &'a Shape,
 }
 
-/// A node of it.
+/// A node of the tree.
 type Node<'b, 'a> = FdtNode<'b, 'a>;
 
 impl Given<'_> {
-    /// Returns the memory that it reserves and the paths of devices that are not there.
+    /// Checks the tree. Returns the memory that it reserves, and the paths of devices that the
+    /// machine does not have.
     fn check(&self) -> Result<(Vec<Range<u64>>, Vec<String>), String> {
         self.check_cpu()?;
         let root = self.fdt.find_node("/").ok_or("it has no root")?;
@@ -83,8 +85,8 @@ impl Given<'_> {
         }
     }
 
-    /// The tree must have all memory of the machine, as images lie at both ends of it, and none
-    /// beside.
+    /// Checks that the tree has all memory of the machine, because images lie at both ends of it,
+    /// and no other memory.
     fn check_memory(&self, root: Node<'_, '_>) -> Result<(), String> {
         let is_memory = |node: &Node<'_, '_>| text(*node, "device_type") == "memory";
         let mut given: Vec<Range<u64>> = root.children().filter(is_memory).flat_map(reg).collect();
@@ -114,7 +116,7 @@ impl Given<'_> {
         Ok(())
     }
 
-    /// Returns what neither images nor the tree may lie in.
+    /// Returns the ranges in which neither images nor the tree may lie.
     fn reserved(&self) -> Result<Vec<Range<u64>>, String> {
         let block = self.fdt.memory_reservations().map(|r| {
             let start = r.address() as u64;
@@ -129,8 +131,8 @@ impl Given<'_> {
         Ok(reserved)
     }
 
-    /// Looks for devices below `parent` whose registers are at addresses where the machine has
-    /// nothing: a driver that touches them ends the guest. `windows` says where children are.
+    /// Finds devices below `parent` with registers at addresses where the machine has none: a
+    /// driver that accesses them ends the guest. `windows` maps the children's addresses.
     fn devices(
         &self,
         parent: Node<'_, '_>,
@@ -157,7 +159,7 @@ impl Given<'_> {
         }
     }
 
-    /// Whether the machine has something at an address.
+    /// Whether the machine has a device or memory at an address.
     fn has(&self, at: u64) -> bool {
         let map = self.shape.kind.map();
         let ram = Region { base: map.ram_base, size: self.shape.memory };
@@ -168,7 +170,7 @@ impl Given<'_> {
     }
 }
 
-/// Where addresses of a bus are seen by the hart.
+/// A window of a bus: where the hart sees its addresses.
 #[derive(Clone, Copy)]
 struct Window {
     from: u64,
@@ -176,7 +178,7 @@ struct Window {
     len: u64,
 }
 
-/// Returns the address at which the hart sees one of a bus.
+/// Returns the address at which the hart sees an address of a bus.
 fn seen(windows: &[Window], at: u64) -> Option<u64> {
     windows.iter().find_map(|window| {
         let offset = at.checked_sub(window.from).filter(|offset| *offset < window.len)?;
@@ -184,7 +186,7 @@ fn seen(windows: &[Window], at: u64) -> Option<u64> {
     })
 }
 
-/// Returns where the hart sees addresses of the bus `node`, if it does.
+/// Returns the windows through which the hart sees the bus `node`, if it does.
 fn inner_windows(
     parent: Node<'_, '_>,
     node: Node<'_, '_>,
@@ -207,7 +209,7 @@ fn inner_windows(
     Some(ranges.chunks_exact((from + to + len).max(1)).filter_map(one).collect())
 }
 
-/// Refuses widths of addresses and sizes that `fdt` and we cannot read.
+/// Refuses address and size cells that `fdt` and this module cannot read.
 fn check_cells(node: Node<'_, '_>) -> Result<(), String> {
     for name in ["#address-cells", "#size-cells"] {
         if let Some(cells) = node.property(name)
@@ -231,7 +233,7 @@ fn text<'a>(node: Node<'_, 'a>, name: &str) -> &'a str {
     node.property(name).and_then(|property| property.as_str()).unwrap_or_default()
 }
 
-/// What the property `reg` says.
+/// Returns the ranges of the property `reg`.
 fn reg<'a>(node: Node<'_, 'a>) -> impl Iterator<Item = Range<u64>> + 'a {
     node.reg().into_iter().flatten().map(|region| {
         let start = region.starting_address as u64;
@@ -239,7 +241,7 @@ fn reg<'a>(node: Node<'_, 'a>) -> impl Iterator<Item = Range<u64>> + 'a {
     })
 }
 
-/// A number of one or two cells.
+/// Returns the number in one or two cells.
 fn number(cells: &[u8]) -> Option<u64> {
     [4, 8].contains(&cells.len()).then(|| cells.iter().fold(0, |n, &b| n << 8 | u64::from(b)))
 }
@@ -264,7 +266,7 @@ mod tests {
         }
     }
 
-    /// The tree of `SHAPE`, changed.
+    /// Returns the tree of `SHAPE` after a change.
     fn changed(change: impl FnOnce(&mut DeviceTreeNode)) -> Vec<u8> {
         let mut tree = emit(&SHAPE).tree;
         change(&mut tree.root);
@@ -355,7 +357,7 @@ mod tests {
             set(bus, "ranges", cells(&[0, 0x1000_0000, 0x1_0000]));
             add(bus, "serial@0", 0);
             add(bus, "virtio@8000", 0x8000);
-            // Not seen by the hart at all.
+            // On a bus that the hart does not see.
             add(bus, "far@20000", 0x2_0000);
         });
         let tree = parse(&blob, &SHAPE).unwrap().tree;

@@ -1,6 +1,6 @@
-//! The device tree: emitted for the machine and its fleet, or given by the user.
+//! The device tree of a VM: generated for the machine, or given by the user.
 //!
-//! `dts/*.dts` are the sources for people; a test compares them with what is emitted here and
+//! `dts/*.dts` are sources for human readers; a test compares them with the generated trees and
 //! with `emu_core::layout`.
 
 mod emit;
@@ -21,16 +21,16 @@ pub const BLOB_MAX: usize = 64 << 10;
 /// Words of `rng-seed`.
 pub const SEED_WORDS: usize = 8;
 
-/// A device tree that cannot be used.
+/// Why a device tree cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
-    /// Not a blob, or a damaged one.
+    /// The file is not a valid blob.
     #[error("the device tree is no valid blob")]
     Blob(#[source] dtoolkit::error::FdtParseError),
-    /// A blob larger than [`BLOB_MAX`].
+    /// The blob is larger than [`BLOB_MAX`].
     #[error("the device tree has {0} bytes, the limit is {BLOB_MAX}")]
     TooLarge(usize),
-    /// It describes a machine that is not this one.
+    /// The tree describes another machine.
     #[error("the device tree does not fit the machine: {0}")]
     Misfit(String),
 }
@@ -40,35 +40,35 @@ pub enum TreeError {
 pub struct Shape {
     /// The memory map.
     pub kind: MachineKind,
-    /// Bytes of RAM.
+    /// Size of RAM in bytes.
     pub memory: u32,
-    /// Bytes of ROM, a power of two; zero without one.
+    /// Size of the ROM in bytes, a power of two; zero without one.
     pub rom: u32,
-    /// Whether there is a disk.
+    /// Whether the machine has a disk.
     pub disk: bool,
 }
 
-/// A fleet's device tree. VMs differ in `/chosen` only.
+/// The device tree of a fleet. VMs differ in `/chosen` only.
 #[derive(Clone, Debug)]
 pub struct Template {
     tree: DeviceTree,
-    /// Memory that the kernel leaves alone.
+    /// Memory that the tree reserves.
     reserved: Vec<Range<u64>>,
 }
 
-/// What `/chosen` says to one VM.
+/// Contents of `/chosen` for one VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chosen {
     /// The kernel's command line.
     pub bootargs: String,
-    /// Where the initrd lies.
+    /// Addresses of the initrd.
     pub initrd: Option<Range<u32>>,
-    /// Start value of the kernel's random numbers.
+    /// Seed of the kernel's random numbers.
     pub rng_seed: [u32; SEED_WORDS],
 }
 
 impl Template {
-    /// The blob for one VM: the tree, and in it what `chosen` says instead of what it said.
+    /// Returns the blob for one VM: the tree with `chosen` in place of its own values.
     pub fn blob(&self, chosen: &Chosen) -> Vec<u8> {
         let mut tree = self.tree.clone();
         if tree.root.child("chosen").is_none() {
@@ -91,12 +91,12 @@ impl Template {
         tree.to_dtb()
     }
 
-    /// Memory that neither images nor the tree may lie in.
+    /// Returns the memory in which neither images nor the tree may lie.
     pub fn reserved(&self) -> &[Range<u64>] {
         &self.reserved
     }
 
-    /// The command line that the tree brings along.
+    /// Returns the command line in the tree.
     pub fn bootargs(&self) -> Option<String> {
         let mut line = value(self.tree.root.child("chosen")?, "bootargs")?;
         line.pop_if(|last| *last == 0);
@@ -104,7 +104,7 @@ impl Template {
     }
 }
 
-/// A blob as source text.
+/// Returns the source text of a blob.
 pub fn text(blob: &[u8]) -> Result<String, TreeError> {
     Ok(Fdt::new(blob).map_err(TreeError::Blob)?.to_string())
 }

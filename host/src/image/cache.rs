@@ -1,5 +1,5 @@
-//! Where `buildroot/build` leaves guest images, where they are looked for, and whether they are
-//! still what was built.
+//! The cache of guest images: where `buildroot/build` puts images, which one is the default, and
+//! whether they are undamaged.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -8,42 +8,42 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// The list of an image's files and of what they are made from.
+/// Manifest of an image: its files, and what they were built from.
 const MANIFEST: &str = "manifest.txt";
-/// The line of the manifest behind which the files are.
+/// Line of the manifest that precedes the list of files.
 const FILES: &str = "# sha256, bytes, file";
 
-/// The image that is used when no kernel is named.
+/// Image that is used when no kernel is named.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DefaultImage {
     /// The kernel.
     pub kernel: PathBuf,
     /// The root file system as an initrd.
     pub initrd: PathBuf,
-    /// The same as a ROM, to be executed in place.
+    /// The root file system as a ROM, to be executed in place.
     pub rom: PathBuf,
 }
 
-/// Why there is no default image.
+/// Why there is no usable default image.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// None was built.
+    /// No image was built.
     #[error(
         "no guest image in {}; run `buildroot/build` to make one (about 5 minutes), \
          or name a kernel with --kernel",
         .0.display()
     )]
     Missing(PathBuf),
-    /// What is there is not what was built.
+    /// The image is damaged.
     #[error(
         "the guest image in {} is damaged: {damage}; run `buildroot/build` to make it again, \
          or name a kernel with --kernel",
         folder.display()
     )]
     Damaged {
-        /// The image's folder.
+        /// Folder of the image.
         folder: PathBuf,
-        /// How it differs.
+        /// How the image differs from the one that was built.
         damage: Damage,
     },
 }
@@ -51,24 +51,24 @@ pub enum CacheError {
 /// How an image differs from the one that was built.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
-    /// A file of it is gone.
+    /// A file is missing.
     #[error("{0} is missing")]
     Gone(String),
-    /// A file has another size or other bytes.
+    /// A file has another size or other contents.
     #[error("{0} is not the file that was built")]
     Changed(String),
-    /// The manifest does not name a file that is there or must be.
+    /// The manifest does not list a file that is there, or must be.
     #[error("{MANIFEST} does not list {0}")]
     Unlisted(String),
-    /// The manifest has something that is no entry.
+    /// The manifest has a malformed line.
     #[error("{MANIFEST} is cut short or overwritten at `{0}`")]
     Garbled(String),
-    /// The system does not give it to us.
+    /// A file cannot be read.
     #[error("{0} cannot be read ({1})")]
     Unreadable(String, io::Error),
 }
 
-/// The cache: `$PXVM_CACHE`, `$XDG_CACHE_HOME/pxvm` or `~/.cache/pxvm`.
+/// Returns the cache folder: `$PXVM_CACHE`, `$XDG_CACHE_HOME/pxvm` or `~/.cache/pxvm`.
 pub fn root() -> PathBuf {
     if let Some(dir) = dir_from_env("PXVM_CACHE") {
         return dir;
@@ -76,7 +76,8 @@ pub fn root() -> PathBuf {
     xdg("XDG_CACHE_HOME", ".cache")
 }
 
-/// Where state that outlives a run goes: `$XDG_STATE_HOME/pxvm` or `~/.local/state/pxvm`.
+/// Returns the folder for state that outlives a run: `$XDG_STATE_HOME/pxvm` or
+/// `~/.local/state/pxvm`.
 pub fn state() -> PathBuf {
     xdg("XDG_STATE_HOME", ".local/state")
 }
@@ -91,17 +92,18 @@ fn dir_from_env(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
-/// The folder of images: one folder each, by the hash of its inputs, and the link `default`.
+/// Returns the folder of images. It has one folder for each, named by the hash of its inputs, and
+/// the link `default`.
 pub fn images() -> PathBuf {
     root().join("images")
 }
 
-/// What was compiled for GPUs.
+/// Returns the folder of programs compiled for GPUs.
 pub fn gpu() -> PathBuf {
     root().join("gpu")
 }
 
-/// The default image, whose files are as they were built.
+/// Returns the default image, after checking that its files are undamaged.
 pub fn default_image() -> Result<DefaultImage, CacheError> {
     default_in(&images())
 }
@@ -122,13 +124,13 @@ fn default_in(images: &Path) -> Result<DefaultImage, CacheError> {
     image().map_err(|damage| CacheError::Damaged { damage, folder: folder.clone() })
 }
 
-/// Looks at every file of an image; `Err` is the first thing that is wrong.
+/// Checks every file of an image. The error is the first damage found.
 pub fn check(folder: &Path) -> Result<(), Damage> {
     let manifest = Manifest::read(folder)?;
     for name in manifest.files.keys() {
         manifest.checked(name)?;
     }
-    // A manifest that lost its last lines lists less than there is.
+    // A manifest without its last lines lists fewer files than there are.
     for name in names(folder).map_err(|e| Damage::Unreadable("the folder".to_owned(), e))? {
         if name != MANIFEST && !manifest.files.contains_key(&name) {
             return Err(Damage::Unlisted(name));
@@ -137,7 +139,7 @@ pub fn check(folder: &Path) -> Result<(), Damage> {
     Ok(())
 }
 
-/// The names of a folder's files, in order.
+/// Returns the names of a folder's files, in order.
 pub fn names(folder: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -150,7 +152,7 @@ pub fn names(folder: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The length of a file and its sha256 in hexadecimal digits.
+/// Returns the length of a file, and its SHA-256 in hexadecimal.
 pub fn digest(path: &Path) -> io::Result<(u64, String)> {
     let mut hash = Sha256::new();
     let bytes = io::copy(&mut File::open(path)?, &mut HashWriter(&mut hash))?;
@@ -169,10 +171,10 @@ impl io::Write for HashWriter<'_> {
     }
 }
 
-/// The files of an image as they were built.
+/// Manifest of an image.
 struct Manifest {
     folder: PathBuf,
-    /// Length and sha256 of each.
+    /// Length and SHA-256 of each file.
     files: BTreeMap<String, (u64, String)>,
 }
 
@@ -197,7 +199,7 @@ impl Manifest {
         Ok(Self { folder: folder.to_owned(), files })
     }
 
-    /// The path of a file that is as it was built.
+    /// Returns the path of a file after checking that it is undamaged.
     fn checked(&self, name: &str) -> Result<PathBuf, Damage> {
         let entry = self.files.get(name).ok_or_else(|| Damage::Unlisted(name.to_owned()))?;
         let path = self.folder.join(name);

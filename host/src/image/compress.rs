@@ -8,7 +8,7 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 
 use super::{LIMIT, Problem};
 
-/// A compressed format, told by its first bytes.
+/// A compression format, recognised by its first bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
     /// RFC 1952.
@@ -96,7 +96,8 @@ pub fn decompress(format: Format, bytes: &[u8], limit: u64) -> Result<(Vec<u8>, 
     }
 }
 
-/// Decompresses one piece into `out`, which may end up with more than `limit` bytes, but only one.
+/// Decompresses one piece to the end of `out`, which may then have one byte more than `limit`, but
+/// no more.
 fn piece<'a>(
     format: Format,
     bytes: &'a [u8],
@@ -119,7 +120,7 @@ fn piece<'a>(
     }
 }
 
-/// The same for a frame of Zstandard.
+/// Decompresses a frame of Zstandard to the end of `out`.
 fn frame<'a>(bytes: &'a [u8], room: u64, out: &mut Vec<u8>) -> io::Result<&'a [u8]> {
     let mut rest = bytes;
     // The window is part of what is decompressed, so it needs no limit of its own.

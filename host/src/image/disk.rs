@@ -5,11 +5,11 @@ use std::path::Path;
 use super::{ImageError, Problem, Role, load};
 
 const SECTOR: usize = 512;
-/// Formats of disks that have to be unpacked, by their first bytes.
+/// Disk image formats that must be converted first, by their first bytes.
 const FORMATS: [(&[u8], &str); 3] =
     [(b"QFI\xfb", "qcow2"), (b"KDMV", "vmdk"), (b"vhdxfile", "vhdx")];
 
-/// The contents of the disk at `path`.
+/// Returns the contents of the disk image at `path`.
 pub fn disk(path: &Path) -> Result<Vec<u8>, ImageError> {
     load(Role::Disk, path, parse)
 }

@@ -1,4 +1,4 @@
-//! 32-bit RISC-V ELF executables.
+//! Loader for 32-bit RISC-V ELF executables.
 
 use goblin::elf::header::{
     EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_RISCV, ET_EXEC,
@@ -9,41 +9,41 @@ use goblin::elf::{Elf, header};
 use super::{LIMIT, Payload, Problem, Segment};
 use crate::units::Size;
 
-/// The code needs compressed instructions somewhere.
+/// ELF flag: the code contains compressed instructions.
 const EF_RISCV_RVC: u32 = 0x1;
-/// Which floating-point registers the calls use; zero for none.
+/// ELF flags: floating-point registers of the calling convention; zero for none.
 const EF_RISCV_FLOAT_ABI: u32 = 0x6;
-/// The section with build attributes.
+/// Type of the section with build attributes.
 const SHT_RISCV_ATTRIBUTES: u32 = 0x7000_0003;
-/// Only 16 registers.
+/// ELF flag: the code uses only 16 registers (RV32E).
 const EF_RISCV_RVE: u32 = 0x8;
 
 /// A loaded executable.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Program {
-    /// What goes where, at physical addresses.
+    /// Segments at their physical addresses.
     pub payload: Payload,
-    /// Names and addresses of its symbols.
+    /// Names and addresses of symbols.
     pub symbols: Vec<(String, u32)>,
 }
 
 impl Program {
-    /// The address of a symbol.
+    /// Returns the address of a symbol.
     pub fn symbol(&self, name: &str) -> Option<u32> {
         self.symbols.iter().find(|(n, _)| n == name).map(|&(_, addr)| addr)
     }
 }
 
-/// Whether the file claims to be an ELF file.
+/// Whether the file has the magic number of ELF.
 pub fn is_elf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\x7fELF")
 }
 
 /// Whether the code cannot start without compressed instructions.
 ///
-/// The header's flag alone does not tell: a test that holds one compressed instruction, behind a
-/// check of `misa`, has it too. So the flag counts only together with the build attributes, or
-/// with a compressed instruction at the entry.
+/// The ELF flag alone does not show it: a test with one compressed instruction, behind a check of
+/// `misa`, has it too. The flag counts only together with the build attributes, or with a
+/// compressed instruction at the entry point.
 fn needs_compressed(elf: &Elf<'_>, bytes: &[u8], payload: &Payload) -> bool {
     if elf.header.e_flags & EF_RISCV_RVC == 0 {
         return false;
@@ -63,7 +63,8 @@ fn needs_compressed(elf: &Elf<'_>, bytes: &[u8], payload: &Payload) -> bool {
     })
 }
 
-/// Refuses what is not for a 32-bit RISC-V machine without compressed or floating-point code.
+/// Refuses executables for other machines than a 32-bit RISC-V without compressed and
+/// floating-point code.
 fn check_target(bytes: &[u8]) -> Result<(), Problem> {
     let class = bytes.get(EI_CLASS).copied().unwrap_or(0);
     let machine = match (bytes.get(EI_DATA), bytes.get(18..20)) {
@@ -90,7 +91,7 @@ fn check_target(bytes: &[u8]) -> Result<(), Problem> {
     }
 }
 
-/// Reads an executable: where its segments go (physical addresses) and its symbols.
+/// Parses an executable into segments at physical addresses, and symbols.
 pub fn parse(bytes: &[u8]) -> Result<Program, Problem> {
     check_target(bytes)?;
     let elf = Elf::parse(bytes)
@@ -106,7 +107,7 @@ pub fn parse(bytes: &[u8]) -> Result<Program, Problem> {
     let mut entry = None;
     let mut total = 0;
     for header in elf.program_headers.iter().filter(|h| h.p_type == PT_LOAD && h.p_memsz != 0) {
-        // A 32-bit file: every field below fits u32.
+        // In a 32-bit file every field below fits u32.
         let (addr, virt, size) =
             (header.p_paddr as u32, header.p_vaddr as u32, header.p_memsz as u32);
         if header.p_filesz > header.p_memsz || u64::from(addr) + u64::from(size) > 1 << 32 {
@@ -163,7 +164,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::image::testing::damage;
 
-    /// A minimal ELF32 executable with one segment.
+    /// Returns a minimal ELF32 executable with one segment.
     pub fn sample(machine: u16, class: u8, flags: u32, code: &[u8]) -> Vec<u8> {
         let mut out = vec![0x7f, b'E', b'L', b'F', class, 1, 1];
         out.resize(16, 0);

@@ -101,7 +101,7 @@ fn archive_len(bytes: &[u8], offset: usize) -> Result<usize, Problem> {
     Ok(bytes.len())
 }
 
-/// An eight-digit hexadecimal field.
+/// Returns the value of an eight-digit hexadecimal field.
 fn hex(header: &[u8], at: usize) -> Option<usize> {
     let digits = std::str::from_utf8(header.get(at..at + 8)?).ok()?;
     u32::from_str_radix(digits, 16).ok().map(|n| n as usize)

@@ -1,4 +1,5 @@
-//! Kernels and firmware: RISC-V `Image`, the same compressed, ELF; firmware also as a raw binary.
+//! Loader for kernels and firmware: RISC-V `Image` (plain or compressed) and ELF; firmware also as
+//! a raw binary.
 
 use std::path::Path;
 
@@ -16,15 +17,15 @@ mod field {
 const RISCV_MAGIC2: &[u8] = b"RSC\x05";
 const ARM64_MAGIC: &[u8] = b"ARM\x64";
 
-/// What the kernel's build puts into `text_offset`: one large page of the MMU it is built for.
+/// Value of `text_offset` in an rv64 kernel: one large page of its MMU.
 const TEXT_OFFSET_RV64: u64 = 0x20_0000;
 
-/// The kernel at `path`: `Image`, compressed `Image`, or ELF.
+/// Returns the kernel at `path`: `Image`, compressed `Image`, or ELF.
 pub fn kernel(path: &Path) -> Result<Payload, ImageError> {
     load(Role::Kernel, path, |bytes| parse_kernel(compress::expand(bytes)?))
 }
 
-/// The firmware at `path`: ELF or a raw binary that runs at the start of RAM.
+/// Returns the firmware at `path`: ELF, or a raw binary that runs at the start of RAM.
 pub fn firmware(path: &Path) -> Result<Payload, ImageError> {
     load(Role::Firmware, path, |bytes| {
         let bytes = compress::expand(bytes)?;
@@ -37,7 +38,7 @@ pub fn firmware(path: &Path) -> Result<Payload, ImageError> {
     })
 }
 
-/// Reads a decompressed kernel.
+/// Parses a decompressed kernel.
 pub fn parse_kernel(bytes: Vec<u8>) -> Result<Payload, Problem> {
     if elf::is_elf(&bytes) {
         return Ok(elf::parse(&bytes)?.payload);
@@ -58,9 +59,9 @@ fn u64_at(bytes: &[u8], range: std::ops::Range<usize>) -> u64 {
     bytes.get(range).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// The header does not say how wide the kernel's registers are. Two things tell: `text_offset`,
-/// which the build sets to 4 MiB on rv32 and 2 MiB on rv64, and the first instruction, which is
-/// the compressed `c.li s4,-13` ("MZ") when the kernel was built with the C extension and EFI.
+/// Parses an `Image`. Its header does not state XLEN, so this looks at two things: `text_offset`,
+/// which the build sets to 4 MiB on rv32 and 2 MiB on rv64, and the first instruction, which is the
+/// compressed `c.li s4,-13` ("MZ") when the kernel was built with the C extension and EFI.
 fn parse_image(bytes: Vec<u8>) -> Result<Payload, Problem> {
     if u64_at(&bytes, field::TEXT_OFFSET) == TEXT_OFFSET_RV64 {
         return Err(Problem::Architecture(
@@ -85,7 +86,7 @@ fn parse_image(bytes: Vec<u8>) -> Result<Payload, Problem> {
     Ok(Payload::flat(bytes, size as u32))
 }
 
-/// Names the well-known formats of other processors and boot loaders.
+/// Refuses well-known formats of other processors and boot loaders by their names.
 fn refuse_foreign(bytes: &[u8]) -> Result<(), Problem> {
     let at = |offset: usize, magic: &[u8]| bytes.get(offset..offset + magic.len()) == Some(magic);
     let name = if at(0x38, ARM64_MAGIC) {

@@ -1,7 +1,7 @@
-//! Files that go into a guest: kernels, initrds, ROMs, firmware, programs, disks.
+//! Loaders for guest files: kernels, initrds, ROMs, firmware, programs, disks.
 //!
-//! Nothing here trusts a file: sizes are limited, every offset is checked, and a file that cannot
-//! work is refused with one sentence that says why.
+//! No file is trusted: sizes are limited, every offset is checked, and a file that cannot work is
+//! refused with one sentence that says why.
 
 pub mod cache;
 pub mod compress;
@@ -21,10 +21,10 @@ use rustix::fs::OFlags;
 
 use crate::units::Size;
 
-/// Largest file that is read, and largest size that a compressed one may have expanded.
+/// Largest file that is read, and largest size of a decompressed one.
 pub const LIMIT: Size = Size::mib(1024);
 
-/// What a file is used as.
+/// Role of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
     /// The operating system's kernel.
@@ -57,68 +57,68 @@ impl fmt::Display for Role {
     }
 }
 
-/// A file that cannot be used.
+/// Error of a file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{role} {}", path.display())]
 pub struct ImageError {
-    /// What it was meant to be.
+    /// Role of the file.
     pub role: Role,
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Problem of the file.
     #[source]
     pub problem: Problem,
 }
 
-/// What is wrong with a file.
+/// Problem of a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// The system does not give it to us.
+    /// The host cannot read the file.
     #[error("cannot be read")]
     Read(#[source] io::Error),
-    /// There is nothing in it.
+    /// The file is empty.
     #[error("the file is empty")]
     Empty,
-    /// A directory, a pipe, a device.
+    /// The file is not a regular one but a directory, a pipe or a device.
     #[error("not a regular file but {0}")]
     NotAFile(&'static str),
-    /// Larger than [`LIMIT`], as it is or decompressed.
+    /// The file is larger than [`LIMIT`], as it is or decompressed.
     #[error("larger than {LIMIT}, the limit for an image, as it is or decompressed")]
     TooLarge,
-    /// Ends before its contents do.
+    /// The file ends before its contents do.
     #[error("truncated: {0}")]
     Truncated(String),
-    /// Compressed data that does not decompress.
+    /// Compressed data is damaged.
     #[error("its {format} data is damaged")]
     Damaged {
-        /// How it is compressed.
+        /// Compression format.
         format: compress::Format,
-        /// What the decompressor said.
+        /// The decompressor's error.
         source: io::Error,
     },
-    /// A known compression that is not supported.
+    /// The compression format is not supported.
     #[error("compressed with {0}, which is not supported; use gzip, xz or zstd")]
     Compression(&'static str),
-    /// For another processor.
+    /// The file is for another processor.
     #[error("{0}; this machine is 32-bit RISC-V (rv32ima)")]
     Architecture(String),
-    /// Not any format that is known.
+    /// The format is unknown.
     #[error("{0}")]
     Format(String),
 }
 
 impl Problem {
-    /// Names the file that has this problem.
+    /// Adds the file's role and path to the problem.
     pub fn of(self, role: Role, path: &Path) -> ImageError {
         ImageError { role, path: path.into(), problem: self }
     }
 }
 
-/// Reads a regular file of at most [`LIMIT`].
+/// Returns the contents of a regular file of at most [`LIMIT`].
 pub fn read(path: &Path) -> Result<Vec<u8>, Problem> {
-    // Before it is opened: a socket cannot be, with a reason that helps nobody.
+    // Checked before opening, because opening a socket fails with an error that helps nobody.
     check_regular(&std::fs::metadata(path).map_err(Problem::Read)?)?;
-    // It may be another file by now, and opening a pipe must not wait for somebody who writes.
+    // The path may name another file by now, and opening a pipe must not wait for its writer.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
@@ -153,7 +153,7 @@ fn check_regular(meta: &Metadata) -> Result<(), Problem> {
     }))
 }
 
-/// Loads with `parse` the file at `path`, and names the file in any error.
+/// Loads the file at `path` with `parse`, and adds its name to any error.
 pub fn load<T>(
     role: Role,
     path: &Path,
@@ -162,7 +162,7 @@ pub fn load<T>(
     read(path).and_then(parse).map_err(|problem| problem.of(role, path))
 }
 
-/// A piece of a program in guest memory.
+/// A segment of a program in guest memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Segment {
     /// First address.
@@ -174,41 +174,41 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// One past the last address, which may be 4 GiB.
+    /// Returns one past the last address, which may be 4 GiB.
     pub fn end(&self) -> u64 {
         u64::from(self.addr) + u64::from(self.size)
     }
 }
 
-/// Something that is put into memory and started.
+/// A program or image that is loaded into memory and started.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Payload {
-    /// Its pieces; at least one.
+    /// Segments; at least one.
     pub segments: Vec<Segment>,
-    /// Where it starts.
+    /// Address of the first instruction.
     pub entry: u32,
-    /// Whether the addresses are linked in; otherwise they count from wherever it is put.
+    /// Whether the addresses are fixed by linking; otherwise they count from the load address.
     pub fixed: bool,
 }
 
 impl Payload {
-    /// A flat image that runs at any suitable address and needs `size` bytes of memory.
+    /// Returns a flat image that runs at any suitable address and needs `size` bytes of memory.
     pub fn flat(bytes: Vec<u8>, size: u32) -> Self {
         let size = size.max(bytes.len() as u32);
         Self { segments: vec![Segment { addr: 0, bytes, size }], entry: 0, fixed: false }
     }
 
-    /// First address.
+    /// Returns the first address.
     pub fn start(&self) -> u32 {
         self.segments.iter().map(|s| s.addr).min().unwrap_or(0)
     }
 
-    /// One past the last address.
+    /// Returns one past the last address.
     pub fn end(&self) -> u64 {
         self.segments.iter().map(Segment::end).max().unwrap_or(0)
     }
 
-    /// The same, moved so that `start()` becomes `base` plus its offset in a page.
+    /// Returns the payload moved so that `start()` becomes `base` plus its offset in a page.
     pub fn moved_to(mut self, base: u32) -> Self {
         let delta = base.wrapping_sub(self.start() & !0xfff);
         for segment in &mut self.segments {
@@ -221,13 +221,13 @@ impl Payload {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! Seeded random bytes for the loaders' tests.
+    //! Seeded random damage for the loaders' tests.
 
-    /// A small deterministic generator (xorshift64*).
+    /// A small deterministic generator of pseudo-random numbers (xorshift64*).
     pub struct Random(pub u64);
 
     impl Random {
-        /// The next number.
+        /// Returns the next number.
         pub fn next(&mut self) -> u64 {
             self.0 ^= self.0 >> 12;
             self.0 ^= self.0 << 25;
@@ -235,7 +235,7 @@ pub(crate) mod testing {
             self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
         }
 
-        /// A number below `n`.
+        /// Returns a number below `n`.
         pub fn below(&mut self, n: usize) -> usize {
             (self.next() % n as u64) as usize
         }

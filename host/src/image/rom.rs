@@ -11,8 +11,8 @@ use crate::units::Size;
 /// First word of a cramfs, the root file system that is executed in place. Its size comes next.
 const CRAMFS: u32 = 0x28cd_3d45;
 
-/// The contents of a machine's `window` with the ROM at `path` in it: the image, and zeros up to a
-/// power of two, because Linux maps no other size.
+/// Returns the contents of a machine's ROM `window` with the image at `path`, padded with zeros to
+/// a power of two, because Linux maps no other size.
 pub fn rom(path: &Path, window: Region) -> Result<Vec<u8>, ImageError> {
     load(Role::Rom, path, |bytes| fill(bytes, window))
 }

@@ -1,4 +1,4 @@
-//! Reads and checks all images of a fleet and puts the fleet together. Nothing runs yet.
+//! Assembles a fleet: reads and checks all its images. Nothing runs yet.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::exit::Error;
 use crate::image::{self, Role, cache, disk, initrd, kernel, rom};
 use crate::units::Size;
 
-/// What a fleet is made of.
+/// Options of a fleet's guests.
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
     /// Number of VMs.
@@ -37,20 +37,20 @@ pub struct GuestOptions {
     pub dtb: Option<PathBuf>,
     /// A disk image that all VMs share; what each writes is its own.
     pub disk: Option<PathBuf>,
-    /// What [`bootargs`] adds to the kernel's command line.
+    /// Parameters that [`bootargs`] adds to the kernel's command line.
     pub append: String,
-    /// All randomness of the fleet comes from this number.
+    /// Seed of all randomness of the fleet.
     pub seed: u64,
     /// Whether guests' clocks show the host's time.
     pub host_time: bool,
-    /// Hardware addresses of the network cards.
+    /// MAC addresses of the network cards.
     pub macs: Macs,
     /// Whether network cards are connected to anything.
     pub link: Link,
 }
 
 impl Default for GuestOptions {
-    /// One `virt` machine with 24 MiB and the default image.
+    /// Returns the options of one `virt` machine with 24 MiB and the default image.
     fn default() -> Self {
         Self {
             count: 1,
@@ -71,7 +71,7 @@ impl Default for GuestOptions {
     }
 }
 
-/// Puts a fleet together.
+/// Assembles a fleet.
 pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
     let kind = options.kind;
     ram(kind, options.memory)?;
@@ -136,7 +136,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
     })
 }
 
-/// Refuses a command line that our kernel would cut, and warns when another may.
+/// Refuses a command line that the default kernel would cut, and warns when another kernel might.
 fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), Error> {
     let (len, most) = (bootargs.len(), cmdline::LEN_MAX);
     if len <= most {
@@ -155,7 +155,7 @@ fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a fleet boots from.
+/// Images that a fleet boots from.
 struct Images {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
@@ -172,7 +172,7 @@ fn images(options: &GuestOptions) -> Result<Images, Error> {
     if initrd.is_some() || rom.is_some() {
         return Ok(Images { kernel, initrd, rom });
     }
-    // A tree that was given need not know of a ROM.
+    // A device tree from the user need not describe a ROM.
     let has_rom = options.kind.map().rom.size != 0 && options.dtb.is_none();
     Ok(if has_rom {
         Images { kernel, initrd: None, rom: Some(image.rom) }

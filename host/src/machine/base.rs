@@ -1,4 +1,5 @@
-//! The base image: what all VMs of a fleet have in common, once, as frames.
+//! The base image: the frames (4 KiB of guest memory each) that all VMs of a fleet share,
+//! copy-on-write.
 
 use std::collections::HashMap;
 
@@ -8,28 +9,29 @@ use crate::image::Segment;
 
 const FRAME: usize = FRAME_SIZE as usize;
 
-/// Frames that a fleet shares, and which page of RAM, ROM or disk each one backs.
+/// Shared frames of a fleet, and the page of RAM, ROM or disk that each one backs.
 #[derive(Clone, Debug, Default)]
 pub struct BaseImage {
     /// Contents of the frames, frame 0 (all zero) first.
     pub frames: Vec<u8>,
-    /// How many frames RAM and ROM have, frame 0 included; those of the disk follow.
+    /// Number of frames of RAM and ROM, frame 0 included; those of the disk follow.
     pub ram_shared: u32,
-    /// For each page of RAM, its frame; a row for each program.
+    /// Frame of each page of RAM (initial page table); one row per program.
     pub rows: Vec<Vec<u32>>,
-    /// For each page of the ROM, its frame; empty without a ROM.
+    /// Frame of each page of the ROM; empty without a ROM.
     pub rom: Vec<u32>,
-    /// For each page of the disk, its frame; empty without a disk.
+    /// Frame of each page of the disk; empty without a disk.
     pub disk: Vec<u32>,
     /// Length of the disk in bytes.
     pub disk_len: u64,
 }
 
 impl BaseImage {
-    /// Lays out `contents` in `memory` bytes of RAM that start at `ram_base`, and `rom` and `disk`.
+    /// Returns the base image with `contents` in `memory` bytes of RAM from `ram_base` on, `rom`
+    /// and `disk`.
     ///
     /// Segments must lie in RAM and not overlap; `Plan` guarantees both. Pages that are all zero
-    /// are frame 0, and equal pages within kernel and initrd are not looked for: there are few.
+    /// share frame 0. Equal pages within kernel and initrd are not merged, because there are few.
     pub fn new(
         ram_base: u32,
         memory: u32,
@@ -50,8 +52,8 @@ impl BaseImage {
         base
     }
 
-    /// The same for several programs, each of which has RAM of its own. Equal pages of theirs are
-    /// one frame.
+    /// Returns the base image of several programs, each of which has RAM of its own. Equal pages of
+    /// different programs are merged into one frame.
     pub fn several<'a>(
         ram_base: u32,
         memory: u32,
@@ -68,12 +70,12 @@ impl BaseImage {
         base
     }
 
-    /// Pages of RAM.
+    /// Returns the number of pages of RAM.
     pub fn ram_pages(&self) -> u32 {
         self.rows.first().map_or(0, |row| row.len() as u32)
     }
 
-    /// Pages of RAM and disk.
+    /// Returns the number of pages of RAM and disk.
     pub fn pages(&self) -> u32 {
         self.ram_pages() + self.disk.len() as u32
     }
@@ -105,7 +107,7 @@ impl BaseImage {
         self.rows.push(row);
     }
 
-    /// Number of shared frames, the zero frame included.
+    /// Returns the number of shared frames, the zero frame included.
     pub fn shared(&self) -> u32 {
         (self.frames.len() >> FRAME_SHIFT) as u32
     }

@@ -1,12 +1,12 @@
-//! The kernel's command line: what it says by default, and how `--append` changes that.
+//! The kernel's command line: its default parameters, and how `--append` changes them.
 
 use super::fleet::{Link, Root, name};
 
-/// Longest command line that Linux takes on RISC-V, in bytes. It cuts what is longer.
+/// Longest command line that Linux accepts on RISC-V, in bytes. It cuts longer ones.
 pub const LEN_MAX: usize = 1023;
 
-/// Parameters that are not repeated: one in `--append` replaces those of its row. Linux itself takes
-/// the last of most of them, but the first `ip=`, and all consoles.
+/// Parameters that occur once: one in `--append` replaces those of its row. Linux itself uses the
+/// last one of most of them, but the first `ip=`, and every `console=`.
 const ROWS: [&[&str]; 9] = [
     &["console"],
     &["quiet", "debug", "loglevel"],
@@ -18,16 +18,17 @@ const ROWS: [&[&str]; 9] = [
     &["panic"],
     &[HOST],
 ];
-/// A VM's name, for the guest's init.
+/// Parameter with the VM's name, for the guest's init.
 const HOST: &str = "pxvm.host";
 
-/// The command line of VM `vm`: the defaults or those of a given tree, without what `append`
-/// replaces, and then `append`.
+/// Returns the command line of VM `vm`: the defaults or those of the user's device tree, without
+/// what `append` replaces, followed by `append`.
 ///
-/// All guests of a fleet have the same address; who talks to the outside rewrites it there.
+/// All guests of a fleet have the same IPv4 address; the network translates it where they talk to
+/// the outside.
 pub fn bootargs(vm: u32, tree: Option<&str>, root: Root, link: Link, append: &str) -> String {
     let host = name(vm);
-    // What follows `--` is for the guest's init.
+    // Words behind `--` are for the guest's init.
     let added: Vec<&str> = words(append).take_while(|word| *word != "--").collect();
     let replaced = |key: &str| added.iter().any(|word| alike(key, self::key(word)));
     let line = match tree {
@@ -42,34 +43,34 @@ pub fn bootargs(vm: u32, tree: Option<&str>, root: Root, link: Link, append: &st
     kept.chain(append.map(str::to_owned)).collect::<Vec<_>>().join(" ")
 }
 
-/// The command line of a VM with this name, when nobody says more. Another root than ours has its
-/// own type and init.
+/// Returns the default command line of a VM with this name. A root file system other than the
+/// default image's has its own type and init.
 fn defaults(host: &str, root: Root, link: Link, other_root: bool) -> String {
     let root = match root {
-        // A kernel that freed the initrd would write to it: each VM had its own copy then.
+        // A kernel that freed the initrd would write to it, and each VM would get its own copy.
         Root::Initrd => "retain_initrd",
         Root::Rom if other_root => "",
         Root::Rom => "root=mtd0 rootfstype=cramfs ro init=/init",
     };
     let ip = match link {
         Link::Up => format!("ip=10.0.2.15::10.0.2.2:255.255.255.0:{host}:eth0:off"),
-        // A kernel that is given an address waits two minutes for the link.
+        // A kernel with an IPv4 address waits two minutes for the link to come up.
         Link::Down => String::new(),
     };
     format!("console=ttyS0 quiet {root} {ip} panic=1 {HOST}={host}")
 }
 
-/// Whether a parameter of the second name replaces one of the first.
+/// Whether a parameter with the second name replaces one with the first.
 fn alike(one: &str, other: &str) -> bool {
     ROWS.iter().any(|row| row.contains(&one) && row.contains(&other))
 }
 
-/// The name of the parameter that a word sets.
+/// Returns the name of the parameter that a word sets.
 fn key(word: &str) -> &str {
     word.split_once('=').map_or(word, |(name, _)| name)
 }
 
-/// The words of a command line as Linux separates them: by white space that is not in quotes.
+/// Returns the words of a command line as Linux separates them: by white space outside of quotes.
 fn words(line: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     let gap = move |c: char| {
@@ -115,7 +116,7 @@ mod tests {
             assert!(!line.contains(gone) && line.contains(left), "{append}: {line}");
             assert!(line.ends_with(&format!(" {append}")), "{line}");
         }
-        // Not parameters of the kernel, or others.
+        // Not parameters of the kernel, or different ones.
         for append in ["-- ip=dhcp", "x=\"a ip=dhcp b\"", "ipx=1", "rootwait"] {
             assert_eq!(rom(append), format!("{} {append}", rom("")));
         }

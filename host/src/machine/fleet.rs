@@ -1,4 +1,4 @@
-//! A fleet: one base image, and what is each VM's own: its device tree, addresses and seeds.
+//! A fleet before it starts: the base image, and each VM's own device tree, addresses and seeds.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,84 +16,84 @@ use crate::image::Payload;
 use crate::units::Size;
 
 const SECTOR: u64 = 512;
-/// Unix time at guest time zero when time is not the host's: the start of 2026.
+/// Unix time at guest time zero when guests do not see the host's time: the start of 2026.
 const FIXED_EPOCH_NS: u64 = 1_767_225_600 * 1_000_000_000;
 
-/// Everything that is known about a fleet before it starts.
+/// Description of a fleet before it starts.
 #[derive(Clone, Debug)]
 pub struct Fleet {
     /// Number of VMs.
     pub count: u32,
-    /// Where things lie in each VM.
+    /// Memory layout of each VM.
     pub plan: Plan,
-    /// What the VMs have in common.
+    /// Frames that the VMs share.
     pub base: BaseImage,
-    /// The device tree; none for bare-metal programs.
+    /// The device tree; `None` for bare-metal programs.
     pub tree: Option<Template>,
-    /// Where the root file system is.
+    /// Location of the root file system.
     pub root: Root,
-    /// What [`bootargs`] adds to each kernel's command line.
+    /// Parameters that [`bootargs`] adds to each kernel's command line.
     pub append: String,
-    /// All randomness of the fleet comes from this number.
+    /// Seed of all randomness of the fleet.
     pub seed: u64,
     /// Whether guests' clocks show the host's time; otherwise the same time in every run.
     pub host_time: bool,
-    /// Hardware addresses.
+    /// MAC addresses of the network cards.
     pub macs: Macs,
     /// Whether network cards are connected to anything.
     pub link: Link,
-    /// Where VM `i` begins, in row `i` of the base image. Empty when all run the same: then they
-    /// have row 0 and the plan's entry.
+    /// Entry point of each VM, with the row of the same index in the base image. Empty when all VMs
+    /// run the same program: they then have row 0 and the plan's entry.
     pub entries: Vec<u32>,
 }
 
-/// One VM before its first instruction.
+/// Initial state of a VM, before its first instruction.
 #[derive(Clone)]
 pub struct Staged {
-    /// Its row of the base image.
+    /// Index of the VM's row in the base image.
     pub row: u32,
-    /// Its state.
+    /// State of hart and devices.
     pub vm: Vm,
-    /// Pages of RAM that are its own from the start, with their contents.
+    /// Pages of RAM that are private from the start, with their contents.
     pub pages: Vec<(u32, Box<[u8; FRAME_SIZE as usize]>)>,
 }
 
-/// Where the kernel is told to find its root file system.
+/// Location of the root file system, for the kernel's command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Root {
-    /// In the initrd, if anywhere.
+    /// The root file system is in the initrd, if anywhere.
     Initrd,
-    /// In the ROM.
+    /// The root file system is in the ROM.
     Rom,
 }
 
-/// The link of all network cards. It is the same as long as a fleet runs.
+/// Link state of all network cards. It does not change while a fleet runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Link {
-    /// There is a network.
+    /// The cards are connected to a network.
     #[default]
     Up,
-    /// There is none.
+    /// The cards are not connected.
     Down,
 }
 
-/// The name of a VM, also its host name: `vm3`.
+/// Returns the name of a VM, which is also its host name: `vm3`.
 pub fn name(vm: u32) -> String {
     format!("vm{vm}")
 }
 
-/// Whose a hardware address is.
+/// Whether VMs share a MAC address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Macs {
-    /// All VMs have VM 0's, so that guests are identical.
+    /// All VMs have the MAC address of VM 0, so that guests are identical.
     #[default]
     Same,
-    /// Each VM has its own.
+    /// Each VM has its own MAC address.
     Each,
 }
 
 impl Macs {
-    /// The hardware address of a VM's network card: locally administered, "px", then a number.
+    /// Returns the MAC address of a VM's network card: locally administered, "px", then a number.
     pub fn of(self, vm: u32) -> [u8; 6] {
         let number = if self == Self::Each { vm } else { 0 };
         let [_, b2, b1, b0] = number.to_be_bytes();
@@ -102,7 +102,7 @@ impl Macs {
 }
 
 impl Fleet {
-    /// Bare-metal machines that all run one program.
+    /// Returns a fleet of bare-metal VMs that all run one program.
     pub fn bare(
         count: u32,
         kind: MachineKind,
@@ -114,7 +114,7 @@ impl Fleet {
         Ok(Self::made_of(count, plan, base, Vec::new()))
     }
 
-    /// Bare-metal machines, one for each program.
+    /// Returns a fleet of bare-metal VMs, one for each program.
     pub fn several(
         kind: MachineKind,
         memory: Size,
@@ -126,7 +126,7 @@ impl Fleet {
         let plans = plans.collect::<Result<Vec<Plan>, PlanError>>()?;
         let contents = plans.iter().map(|plan| &plan.contents[..]);
         let base = BaseImage::several(kind.map().ram_base, memory.0 as u32, contents);
-        // What the others have in common with it: all but contents and entry.
+        // The plans differ only in contents and entry.
         match plans.into_iter().next() {
             Some(plan) => Ok(Self::made_of(count, plan, base, entries)),
             None => Self::bare(0, kind, memory, Payload::flat(Vec::new(), 0)),
@@ -149,13 +149,14 @@ impl Fleet {
         }
     }
 
-    /// Most bytes that a VM's device tree takes, for [`super::plan::Inputs::tree_len`], when no
+    /// Returns the size of a VM's largest device tree, for [`super::plan::Inputs::tree_len`], if no
     /// command line is longer than `bootargs`.
     pub fn tree_len(tree: &Template, bootargs: String) -> usize {
         tree.blob(&Chosen { bootargs, initrd: Some(0..0), rng_seed: [0; SEED_WORDS] }).len()
     }
 
-    /// The device tree of a VM that is started, or started again after `earlier` instructions.
+    /// Returns the device tree of a VM that starts after `earlier` instructions, which are those
+    /// before its last reset.
     pub fn blob(&self, vm: u32, earlier: u64) -> Option<Vec<u8>> {
         let tree = self.tree.as_ref()?;
         let given = tree.bootargs();
@@ -164,8 +165,8 @@ impl Fleet {
         Some(tree.blob(&Chosen { bootargs, initrd: self.plan.initrd.clone(), rng_seed }))
     }
 
-    /// VM `vm` before its first instruction, which should follow soon. It has retired `earlier`
-    /// instructions before it was started again.
+    /// Returns VM `vm` before its first instruction, which should follow soon. `earlier` is the
+    /// number of instructions that it retired before its last reset.
     pub fn stage(&self, vm: u32, earlier: u64) -> Staged {
         let plan = &self.plan;
         let (row, entry) = match self.entries.get(vm as usize) {
@@ -197,7 +198,8 @@ impl Fleet {
         Staged { row, vm: state, pages: self.own_pages(vm, earlier) }
     }
 
-    /// The pages with the device tree. They hold nothing else: `plan` gives it whole pages.
+    /// Returns the pages with the device tree. They hold nothing else, because `plan` gives it
+    /// whole pages.
     fn own_pages(&self, vm: u32, earlier: u64) -> Vec<(u32, Box<[u8; FRAME_SIZE as usize]>)> {
         let Some(blob) = self.blob(vm, earlier) else { return Vec::new() };
         let first = (self.plan.tree - self.plan.kind.map().ram_base) >> FRAME_SHIFT;
@@ -209,8 +211,8 @@ impl Fleet {
         (first..).zip(pages).collect()
     }
 
-    /// Random words for one purpose of one VM, a function of the fleet's seed. They differ from
-    /// start to start, as a reset must not bring old keys back: `earlier` tells starts apart.
+    /// Returns random words for one purpose of one VM, derived from the fleet's seed. `earlier`
+    /// makes them differ from start to start, because a reset must not bring old keys back.
     fn randomness(&self, vm: u32, earlier: u64, purpose: Purpose) -> [u32; SEED_WORDS] {
         let halves = |n: u64| (n as u32, (n >> 32) as u32);
         let ((low, high), (start, start_high)) = (halves(self.seed), halves(earlier));
@@ -225,12 +227,12 @@ impl Fleet {
     }
 }
 
-/// What randomness is for.
+/// Purpose of random words.
 #[derive(Clone, Copy)]
 enum Purpose {
-    /// `rng-seed` in the device tree.
+    /// The property `rng-seed` in the device tree.
     Kernel = 1,
-    /// virtio-rng.
+    /// The device virtio-rng.
     Device = 2,
 }
 

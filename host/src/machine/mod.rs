@@ -1,8 +1,8 @@
-//! From images to VMs at their first instruction.
+//! Machine set-up: from image files to VMs at their first instruction.
 //!
-//! [`assemble`](mod@assemble) reads the images, [`plan`] decides where everything lies, [`base`] lays
-//! it out once as the frames that the fleet shares, [`fleet`] says what is each VM's own,
-//! [`cmdline`] what its kernel is told.
+//! [`assemble`](mod@assemble) reads the images, [`plan`] decides the memory layout, [`base`] lays
+//! the images out once as the frames that the fleet shares, [`fleet`] makes each VM's own state,
+//! [`cmdline`] the kernel's command line.
 
 pub mod assemble;
 pub mod base;

@@ -1,4 +1,4 @@
-//! Where kernel, initrd, firmware and device tree lie in guest memory.
+//! Memory layout: where kernel, initrd, firmware and device tree lie in guest memory.
 //!
 //! ```text
 //! RAM base            kernel (S-mode under the built-in SBI)
@@ -7,7 +7,7 @@
 //! below the top       initrd, boot information for firmware, device tree, 64 KiB of room
 //! ```
 //!
-//! Those below the top lie lower where a given device tree reserves memory for others.
+//! What lies below the top moves down where the user's device tree reserves memory.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,21 +17,21 @@ use emu_core::layout::MachineKind;
 use crate::image::{Payload, Segment};
 use crate::units::Size;
 
-/// Where the kernel lies above firmware, and the alignment that an rv32 kernel needs.
+/// Offset of the kernel above firmware, and the alignment that an rv32 kernel needs.
 pub const KERNEL_ALIGN: u32 = 4 << 20;
 /// Room above the device tree: firmware lets it grow in place.
 const TREE_ROOM: u64 = 64 << 10;
-/// Memory that a kernel needs beside the images to get anywhere at all. What it needs to be of
-/// use depends on the guest: the one of this project serves with 8 MiB in total.
+/// Memory that a kernel needs besides the images to boot at all. How much it needs to be useful
+/// depends on the guest: this project's serves with 8 MiB in total.
 const WORKING_MEMORY: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 
-/// What has to be placed.
+/// Images and sizes to lay out.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// The memory map.
     pub kind: MachineKind,
-    /// Bytes of RAM.
+    /// Size of RAM.
     pub memory: Size,
     /// The kernel.
     pub kernel: Payload,
@@ -39,13 +39,13 @@ pub struct Inputs {
     pub initrd: Option<Vec<u8>>,
     /// M-mode firmware; without it the built-in SBI serves the kernel.
     pub firmware: Option<Payload>,
-    /// Memory that the device tree reserves for others.
+    /// Memory that the device tree reserves.
     pub reserved: Vec<Span>,
-    /// Most bytes that a VM's device tree takes.
+    /// Largest size of a VM's device tree, in bytes.
     pub tree_len: usize,
 }
 
-/// Which mode a VM starts in.
+/// Privilege mode in which a VM starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
     /// S-mode, under the built-in SBI.
@@ -54,83 +54,83 @@ pub enum Mode {
     Machine,
 }
 
-/// Who lies where. What the fleet has in common is in `contents`.
+/// Memory layout of a VM. `contents` is what the fleet shares.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The memory map.
     pub kind: MachineKind,
-    /// Bytes of RAM.
+    /// Size of RAM in bytes.
     pub memory: u32,
-    /// Common contents of RAM, not overlapping.
+    /// Shared contents of RAM; segments do not overlap.
     pub contents: Vec<Segment>,
-    /// First instruction.
+    /// Address of the first instruction.
     pub entry: u32,
-    /// Mode at the first instruction.
+    /// Privilege mode at the first instruction.
     pub mode: Mode,
-    /// Where each VM's device tree goes.
+    /// Address of each VM's device tree.
     pub tree: u32,
-    /// Where the initrd lies.
+    /// Addresses of the initrd.
     pub initrd: Option<Range<u32>>,
-    /// Where OpenSBI's `fw_dynamic` finds the next stage.
+    /// Address of the `fw_dynamic_info` with which OpenSBI finds the next stage.
     pub next_stage: Option<u32>,
 }
 
-/// Images that do not fit the machine.
+/// Why the images do not fit the machine.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// More memory than the map has room for, or not whole pages.
+    /// The memory size exceeds the map, or is not a multiple of a page.
     #[error("--memory {0}: {1}")]
     Memory(Size, String),
-    /// The images need more than there is.
+    /// The images need more memory.
     #[error("--memory {have} is too small: with {what} it takes {need}; give --memory {suggest}M")]
     TooSmall {
-        /// What was given.
+        /// Memory size of the option.
         have: Size,
-        /// What has to fit.
+        /// Names of the images.
         what: String,
-        /// The least that fits.
+        /// Smallest memory that is enough.
         need: Size,
-        /// The same, in MiB, rounded up.
+        /// Smallest memory that is enough, in MiB, rounded up.
         suggest: u64,
     },
-    /// Linked to an address that is not RAM.
+    /// An image is linked to an address outside RAM.
     #[error("{what} wants {range}, outside of memory ({ram})")]
     Outside {
-        /// What does not fit.
+        /// Name of the image.
         what: &'static str,
-        /// Where it wants to be.
+        /// Addresses that it is linked to.
         range: Span,
-        /// Where memory is.
+        /// Addresses of RAM.
         ram: Span,
     },
-    /// The device tree reserves memory that something has to be in.
+    /// The device tree reserves memory that an image is linked to.
     #[error("{what} is at {range}, but the device tree reserves {reserved}")]
     Taken {
-        /// What is there.
+        /// Name of the image.
         what: &'static str,
-        /// Its place.
+        /// Addresses of the image.
         range: Span,
-        /// What is reserved.
+        /// The reserved range.
         reserved: Span,
     },
     /// The device tree reserves too much memory.
     #[error("the device tree reserves so much memory that {what} has no place ({need} in a row)")]
     Reserved {
-        /// What has no place.
+        /// Name of the image without a place.
         what: &'static str,
-        /// How long it is.
+        /// Size of the image.
         need: Size,
     },
-    /// Two things want the same memory.
+    /// Two images overlap.
     #[error("{a} at {at_a} and {b} at {at_b} overlap; more --memory may help")]
     Overlap {
-        /// One of them.
+        /// Name of the first image.
         a: &'static str,
-        /// Its place.
+        /// Addresses of the first image.
         at_a: Span,
-        /// The other.
+        /// Name of the second image.
         b: &'static str,
-        /// Its place.
+        /// Addresses of the second image.
         at_b: Span,
     },
 }
@@ -160,7 +160,7 @@ impl Span {
     }
 }
 
-/// The machine's RAM, checked against its map.
+/// Returns the RAM of a machine, checked against its memory map.
 pub fn ram(kind: MachineKind, memory: Size) -> Result<Span, PlanError> {
     let map = kind.map();
     let refuse = |why: String| Err(PlanError::Memory(memory, why));
@@ -177,9 +177,9 @@ pub fn ram(kind: MachineKind, memory: Size) -> Result<Span, PlanError> {
     Ok(Span { start, end: start + memory.0 })
 }
 
-/// Puts a payload to `base` unless it is linked to addresses in RAM.
+/// Moves a payload to `base` unless it is linked to addresses in RAM.
 fn settle(payload: Payload, base: u64, ram: Span) -> Payload {
-    // A kernel's ELF has load addresses that count from 0 or are virtual.
+    // The load addresses of a kernel's ELF count from 0 or are virtual.
     let in_ram = payload.end() > ram.start && u64::from(payload.start()) >= ram.start;
     if payload.fixed && in_ram && u64::from(payload.start()) < ram.end {
         payload
@@ -188,7 +188,7 @@ fn settle(payload: Payload, base: u64, ram: Span) -> Payload {
     }
 }
 
-/// Places everything, or says why it does not fit.
+/// Returns the memory layout, or an error that says what does not fit.
 pub fn plan(inputs: Inputs) -> Result<Plan, PlanError> {
     let ram = ram(inputs.kind, inputs.memory)?;
     let up = |n: u64| n.next_multiple_of(PAGE);
@@ -267,7 +267,7 @@ pub fn plan(inputs: Inputs) -> Result<Plan, PlanError> {
     })
 }
 
-/// A bare-metal program at its own addresses.
+/// Returns the layout of a bare-metal program at its own addresses.
 pub fn bare(kind: MachineKind, memory: Size, program: Payload) -> Result<Plan, PlanError> {
     let ram = ram(kind, memory)?;
     check(&[("the program", Span::of(&program))], ram)?;
@@ -297,7 +297,8 @@ fn check(places: &[(&'static str, Span)], ram: Span) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// The highest whole pages from `floor` to `below` that have `len` bytes and nothing reserved.
+/// Returns the highest whole pages from `floor` to `below` that have `len` bytes and nothing
+/// reserved.
 fn highest(len: u64, below: u64, floor: u64, reserved: &[Span]) -> Option<u64> {
     let mut end = below;
     if len == 0 {
@@ -306,7 +307,7 @@ fn highest(len: u64, below: u64, floor: u64, reserved: &[Span]) -> Option<u64> {
     loop {
         let start = end.checked_sub(len).filter(|&start| start >= floor)?;
         let wanted = Span { start, end };
-        // Each round is below one span more: no more rounds than spans.
+        // Each round goes below one more span, so there are no more rounds than spans.
         match reserved.iter().filter(|span| span.overlaps(&wanted)).map(|span| span.start).min() {
             Some(taken) => end = taken / PAGE * PAGE,
             None => return Some(start),
@@ -361,7 +362,7 @@ mod tests {
         let span = |start, end| Span { start, end };
         let placed = |reserved| plan(Inputs { reserved, ..inputs() });
         let plain = placed(Vec::new()).unwrap();
-        // Nothing is in the way of the initrd, the whole top of the tree, a part of both.
+        // Reserved: nothing; the whole top, which moves the tree; a part, which moves both.
         for (reserved, tree, initrd) in [
             (vec![span(0x8100_0000, 0x8110_0000)], plain.tree, plain.initrd.clone()),
             (

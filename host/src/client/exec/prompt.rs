@@ -1,64 +1,65 @@
-//! Tells from what a console shows whether a shell waits there for a command.
+//! Prompt detection: finds out from a console's output whether a shell waits there for a command.
 //!
-//! Typing is no way to find out: an editor takes every key for an order. So the line that the
-//! cursor is in must look like a prompt.
+//! Typing is no way to find out, because an editor takes every key for a command. So the line that
+//! the cursor is in must look like a prompt.
 
 use regex::bytes::Regex;
 
-/// Longest line that is looked at.
+/// Longest line that is matched.
 const LINE_MAX: usize = 1024;
 
-/// The line that the cursor of a console is in, as far as that can be told without a terminal.
+/// Line that the cursor of a console is in, as well as it can be known without emulating a
+/// terminal.
 #[derive(Debug)]
 pub struct Line {
     text: Vec<u8>,
-    /// What was there before the cursor went elsewhere.
+    /// Contents of the line before the cursor moved elsewhere.
     before: Vec<u8>,
     state: State,
-    /// A return came: either the line ends, or it is written anew.
+    /// Whether a carriage return came: the line either ends or is written again.
     returned: bool,
     prompt: Regex,
     kernel: Regex,
 }
 
-/// Where in an escape sequence (ECMA-48) the bytes are.
+/// State within an escape sequence (ECMA-48).
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum State {
     Text,
     Escape,
-    /// A control sequence, with its parameters.
+    /// Within a control sequence, with its parameters.
     Control(Vec<u8>),
-    /// A title or the like, to its end.
+    /// Within a title or the like, up to its end.
     Command,
-    /// One more byte, which chooses a character set.
+    /// One more byte follows, which selects a character set.
     Charset,
 }
 
 impl Line {
-    /// What the prompt of a shell looks like: up to three words, a sign, and a blank. After `#`
-    /// and `$` somebody may have begun to type.
+    /// Default pattern of a shell's prompt: up to three words, a sign, and a blank. Behind `#` and
+    /// `$` somebody may have begun to type.
     pub const DEFAULT: &str = r"^\S*( \S+){0,2} ?([#$]( |$)|% ?$)";
 
-    /// An empty line. `prompt` is what a line with a prompt matches.
+    /// Returns an empty line. `prompt` matches a line with a prompt.
     pub fn new(prompt: Regex) -> Self {
-        // Whatever is known is text; the pattern is fixed and valid.
+        // The pattern is fixed and valid, so that the fallback is never used.
         let kernel = Regex::new(r"\[ *[0-9]+\.[0-9]{6}\]").unwrap_or_else(|_| prompt.clone());
         let (text, before) = (Vec::new(), Vec::new());
         Self { text, before, state: State::Text, returned: false, prompt, kernel }
     }
 
-    /// Whether it has a prompt.
+    /// Whether the line has a prompt.
     pub fn has_prompt(&self) -> bool {
         self.prompt.is_match(&self.text)
     }
 
-    /// What people see there, or near it.
+    /// Returns the line as people see it, or nearly so.
     pub fn text(&self) -> String {
         let text = if self.text.is_empty() { &self.before } else { &self.text };
         String::from_utf8_lossy(text).trim().chars().take(40).collect()
     }
 
-    /// Takes more of what the console shows.
+    /// Handles more output of the console.
     pub fn feed(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|&byte| self.take(byte));
     }
@@ -79,19 +80,19 @@ impl Line {
                     parameters.push(byte);
                     State::Control(parameters)
                 }
-                // Colours, questions, and what editing a line takes.
+                // Colours, queries, and what line editing uses.
                 b'm' | b'n' | b'K' | b'J' | b'C' | b'D' | b'P' | b'@' | b'X' => State::Text,
-                // Pastes and how the cursor looks.
+                // Bracketed paste, and the shape of the cursor.
                 b'h' | b'l' if [&b"?2004"[..], b"?25", b"?12", b"?1"].contains(&&*parameters) => {
                     State::Text
                 }
-                // The cursor goes elsewhere, or to another screen.
+                // The cursor moves elsewhere, or to another screen.
                 _ => self.clear(),
             },
             State::Command => match byte {
                 0x07 => State::Text,
                 0x1b => State::Escape,
-                // It was none.
+                // Not a complete sequence.
                 b'\n' => self.clear(),
                 _ => State::Command,
             },
@@ -112,7 +113,7 @@ impl Line {
         match byte {
             0x1b => self.state = State::Escape,
             b'\r' => self.returned = true,
-            // What the kernel says behind a prompt takes nothing from it.
+            // A message of the kernel behind a prompt does not hide the prompt.
             b'\n' => match self.kernel.find(&self.text).map(|said| said.start()) {
                 Some(at) => self.text.truncate(at),
                 None => drop(self.clear()),
@@ -146,14 +147,14 @@ mod tests {
             "\u{1b}[?2004h\u{1b}]0;title\u{7}\u{1b}[01;32mme@host\u{1b}[00m:\u{1b}[01;34m~\u{1b}[00m$ ",
             "host% ",
             "output\r\n\r\nvm0:~# ",
-            // Somebody has begun to type, or corrects it.
+            // Somebody has begun to type, or corrects what was typed.
             "vm0:~# half a li",
             "vm0:~# lx\u{8} \u{8}s",
             "old\rvm0:~# ",
-            // An editor was left, the screen was cleared.
+            // An editor was closed, or the screen was cleared.
             "\u{1b}[24;1H\u{1b}[K\u{1b}[?1049lvm0:~# ",
             "\u{1b}[H\u{1b}[Jvm0:~# ",
-            // The kernel speaks.
+            // The kernel prints a message.
             "vm0:~# [   12.345678] random: crng init done\r\n",
             "vm0:~# [    1.000000] one\r\n[    2.000000] two\r\n",
         ] {

@@ -1,23 +1,23 @@
-//! Whose turn it is at a VM's console: one command at a time.
+//! Mutual exclusion at a VM's console: one `pxvm exec` at a time.
 //!
-//! A lock on a file beside the fleet's socket, which is there as long as somebody holds it or waits
-//! for it, and which the system gives back when its owner dies.
+//! The lock is on a file beside the fleet's socket. The file is there as long as a process holds
+//! the lock or waits for it, and the kernel releases the lock when its owner dies.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The right to type.
+/// The right to type at a VM's console.
 #[derive(Debug)]
 pub struct Turn {
     path: PathBuf,
-    /// Locked until it is closed.
+    /// Lock file; locked until it is closed.
     _file: File,
 }
 
 impl Turn {
-    /// Takes it, unless somebody else has it. `socket` is the fleet's.
+    /// Takes the lock, unless another process has it. `socket` is the fleet's.
     pub fn take(socket: &Path, vm: u32) -> io::Result<Option<Self>> {
         let path = socket.with_extension(format!("vm{vm}"));
         let mut options = File::options();
@@ -27,7 +27,7 @@ impl Turn {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // The one before has removed its file, and this may be that file.
+        // The previous owner has removed its file, and this may be that file.
         let same = fs::metadata(&path).is_ok_and(|m| Some(m.ino()) == ino(&file));
         Ok(same.then_some(Self { path, _file: file }))
     }
@@ -39,7 +39,7 @@ fn ino(file: &File) -> Option<u64> {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // Nobody is left to tell.
+        // A file that cannot be removed does no harm.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,7 +1,8 @@
-//! The guest program of the workload `compute`, and what it must come to.
+//! The guest program of the workload `compute`, and its expected results.
 //!
-//! Each VM fills a table of its own with sums of random numbers. The seed is from the address of
-//! its network card, so that neighbours compute different things along the same path.
+//! Each VM fills a table of its own with sums of pseudo-random numbers. The seed comes from the MAC
+//! address of its network card, so that neighbours compute different values with the same control
+//! flow.
 
 use emu_core::layout::{MachineKind, VIRT, virtio_slot};
 
@@ -10,9 +11,9 @@ use crate::image::{Payload, Segment};
 use crate::machine::Fleet;
 use crate::units::Size;
 
-/// Rounds of the loop.
+/// Iterations of the loop.
 const ROUNDS: u32 = 1 << 20;
-/// Seeds there are: VM `i` has that of VM `i % SEEDS`.
+/// Number of seeds: VM `i` has that of VM `i % SEEDS`.
 const SEEDS: u32 = 64;
 /// Words of the table, which is the second page of RAM.
 const TABLE: usize = 512;
@@ -22,13 +23,13 @@ const ZERO: u32 = 0;
 const T0: u32 = 5;
 const T1: u32 = 6;
 const T2: u32 = 7;
-/// The random number.
+/// Register of the random number.
 const S0: u32 = 8;
-/// The checksum.
+/// Register of the checksum.
 const S1: u32 = 9;
-/// Rounds left.
+/// Register of the remaining iterations.
 const S2: u32 = 18;
-/// The table.
+/// Register of the table's address.
 const S3: u32 = 19;
 
 const fn lui(d: u32, value: u32) -> u32 {
@@ -71,7 +72,7 @@ const fn sw(value: u32, a: u32) -> u32 {
 const fn sb(value: u32, a: u32) -> u32 {
     0x0023 | a << 15 | value << 20
 }
-/// To an instruction so many words before this one.
+/// Branches to the instruction `words` words before this one.
 const fn bne_back(a: u32, b: u32, words: u32) -> u32 {
     let offset = (4 * words).wrapping_neg();
     0x1063 | a << 15 | b << 20 | (offset >> 5 & 0x3f) << 25 | (offset >> 1 & 0xf) << 8 | 0x8000_0080
@@ -88,7 +89,7 @@ const PROGRAM: [u32; 33] = [
     addi(S0, S0, 1),
     addi(S1, ZERO, 0),
     lui(S2, ROUNDS),
-    // The loop: a step of xorshift32, a word of the table by it, the sum there and here.
+    // The loop: a step of xorshift32, then a word of the table and the checksum are updated.
     slli(T0, S0, 13),
     xor(S0, S0, T0),
     srli(T0, S0, 17),
@@ -103,7 +104,7 @@ const PROGRAM: [u32; 33] = [
     sw(S1, T1),
     addi(S2, S2, -1),
     bne_back(S2, ZERO, 13),
-    // Four bytes for the console, low one first.
+    // Four bytes for the console, the low one first.
     lui(T0, VIRT.uart.base),
     sb(S1, T0),
     srli(S1, S1, 8),
@@ -118,7 +119,7 @@ const PROGRAM: [u32; 33] = [
     sw(T1, T0),
 ];
 
-/// A fleet that computes.
+/// Returns a fleet that computes.
 pub fn fleet(count: u32) -> Result<Fleet, Error> {
     let addr = VIRT.ram_base;
     let bytes: Vec<u8> = PROGRAM.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -128,7 +129,7 @@ pub fn fleet(count: u32) -> Result<Fleet, Error> {
     Ok(Fleet::bare(count, MachineKind::Virt, MEMORY, payload)?)
 }
 
-/// What VM `i` must print, at index `i % len`.
+/// Returns the results: VM `i` must print the one at index `i % len`.
 pub fn results() -> Vec<[u8; 4]> {
     (1..=SEEDS).map(|seed| result(seed).to_le_bytes()).collect()
 }
