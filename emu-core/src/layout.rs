@@ -69,9 +69,9 @@ pub mod virtio_slot {
 pub struct Map {
     /// First address of RAM.
     pub ram_base: u32,
-    /// Most RAM the map has room for, in bytes.
+    /// The most RAM that the map has room for, in bytes.
     pub ram_max: u32,
-    /// Where a ROM lies, from its first address; as much of it as a VM has.
+    /// The region for a ROM. A VM's ROM starts at its first address and may be smaller.
     pub rom: Region,
     /// Core-local interruptor: `msip`, `mtimecmp`, `mtime`.
     pub clint: Region,
@@ -97,7 +97,7 @@ pub struct Map {
     pub rtc_irq: u32,
     /// virtio-mmio transports, by [`virtio_slot`].
     pub virtio: [VirtioSlot; virtio_slot::COUNT],
-    /// Ticks of `time` a second.
+    /// Ticks of `time` per second.
     pub timebase: u32,
 }
 
@@ -161,7 +161,7 @@ impl MachineKind {
 }
 
 impl Map {
-    /// Every window but RAM, absent ones with size zero.
+    /// Returns every region but RAM. Absent ones have size zero.
     pub const fn windows(&self) -> [Region; 9] {
         [
             self.rom,

@@ -100,19 +100,19 @@ mod pte {
 
 /// The result of a page-table walk: the page's physical address and its permissions.
 struct Leaf {
-    /// Physical page number, up to 22 bits.
+    /// The physical page number, up to 22 bits.
     ppn: u32,
-    /// PTE bits that apply to the page; a page without translation has all of them.
+    /// The PTE bits that apply to the page. Without translation, these are all but U.
     bits: u32,
     superpage: bool,
 }
 
-/// Where an access goes.
+/// What an access reaches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
-    /// RAM, or ROM unless it is for a store; for stores the frame is private.
+    /// A frame of RAM or, for loads and fetches, of ROM. For stores the frame is private.
     Ram(Frame),
-    /// Anything else, by physical address.
+    /// The physical address of anything else.
     Mmio(u32),
 }
 
@@ -142,7 +142,7 @@ impl System {
         ctx.store |= deny::CODE;
     }
 
-    /// The privilege of loads and stores: `mstatus.MPP` under MPRV.
+    /// Returns the privilege of loads and stores, which is `mstatus.MPP` when MPRV is set.
     fn data_privilege(&self, hot: &Hot) -> Privilege {
         let status = self.csr.get(Word::Mstatus);
         if status & mstatus::MPRV == 0 {
@@ -173,7 +173,8 @@ impl System {
         mode && leaf.bits & need != 0
     }
 
-    /// Walks the page table. Sets A, and D for stores, as the specification's hardware scheme.
+    /// Walks the page table. Sets the A bit, and the D bit for stores: the scheme in which hardware
+    /// updates them.
     fn walk<M: Ram>(
         &mut self,
         hot: &mut Hot,
@@ -197,7 +198,7 @@ impl System {
             }
             let ppn = entry >> 10;
             if entry & (pte::R | pte::X) == 0 {
-                // A pointer to the next level: D, A and U are reserved there.
+                // The entry points to the next level. D, A and U are reserved in such an entry.
                 if entry & (pte::D | pte::A | pte::U) != 0 {
                     return Err(access.page_fault(va));
                 }
@@ -228,7 +229,8 @@ impl System {
         Err(access.page_fault(va))
     }
 
-    /// The RAM page of a page table, checked as an implicit supervisor access.
+    /// Returns the page of RAM that holds a page table, after checking PMP as for an implicit
+    /// access from S-mode.
     fn ram_page<M: Memory>(
         &self,
         ram: &M,
@@ -246,13 +248,14 @@ impl System {
         }
     }
 
-    /// The frame of the ROM at a physical address. Page tables cannot lie there.
+    /// Returns the ROM's frame at a physical address. Page tables cannot be in ROM, so walks do not
+    /// use this.
     fn rom_frame<M: Ram>(&self, ram: &M, physical: u64) -> Option<Frame> {
         let offset = self.kind.map().rom.offset(u32::try_from(physical).ok()?)?;
         ram.rom(offset >> FRAME_SHIFT)
     }
 
-    /// Makes a RAM page private, dropping translations to the frame it had.
+    /// Makes a page of RAM private, and drops translations to the frame it had.
     fn private<M: Memory>(&mut self, hot: &mut Hot, ram: &mut M, page: u32) -> Result<Frame, Trap> {
         let old = ram.frame(page).unwrap_or(Frame::ZERO);
         if ram.is_private(old) {

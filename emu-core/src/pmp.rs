@@ -1,7 +1,7 @@
 //! Physical memory protection (privileged specification, section 3.7).
 //!
-//! The granularity is one 4 KiB page (G = 10), so that a page has one set of permissions and a
-//! cached translation can carry it. NA4 regions therefore do not exist.
+//! The granularity is one 4 KiB page (G = 10), so that all of a page has the same permissions, and
+//! a TLB entry can include them. NA4 regions therefore do not exist.
 
 /// Number of entries.
 pub const ENTRIES: usize = 16;
@@ -47,15 +47,15 @@ impl Access {
 pub struct Pmp {
     cfg: [u8; ENTRIES],
     addr: [u32; ENTRIES],
-    /// Non-zero when some entry is not off; most guests never set one.
+    /// Non-zero when an entry is not OFF, which most guests never do.
     active: u32,
 }
 
 impl Pmp {
-    /// All entries off.
+    /// The state after reset: all entries are OFF.
     pub const RESET: Self = Self { cfg: [0; ENTRIES], addr: [0; ENTRIES], active: 0 };
 
-    /// Entry 0 covers everything and allows it, as firmware sets it for an operating system.
+    /// The state in which firmware starts an operating system: entry 0 allows every access.
     pub const OPEN: Self = {
         let mut open = Self::RESET;
         open.cfg[0] = cfg::NAPOT | cfg::R | cfg::W | cfg::X;
@@ -72,7 +72,7 @@ impl Pmp {
         self.addr.get(i).copied().unwrap_or(0)
     }
 
-    /// Reads `pmpcfg<n>`: entries 4n to 4n+3.
+    /// Reads `pmpcfg<n>`, which holds entries 4n to 4n+3.
     pub fn read_cfg(&self, n: usize) -> u32 {
         u32::from_le_bytes([0, 1, 2, 3].map(|i| self.cfg_of(4 * n + i)))
     }
@@ -97,7 +97,7 @@ impl Pmp {
         self.active = u32::from(self.cfg.iter().any(|c| c & cfg::A != 0));
     }
 
-    /// Reads `pmpaddr<i>`: the bits below the granularity read as the entry's mode demands.
+    /// Reads `pmpaddr<i>`. Bits below the granularity read as the entry's mode requires.
     pub fn read_addr(&self, i: usize) -> u32 {
         let low = (1 << GRAIN_BITS) - 1;
         if self.cfg_of(i) & cfg::A == cfg::NAPOT {
@@ -107,7 +107,7 @@ impl Pmp {
         }
     }
 
-    /// Writes `pmpaddr<i>`, unless it or a locked TOR entry above it forbids that.
+    /// Writes `pmpaddr<i>`, unless the entry or a TOR entry above it is locked.
     pub fn write_addr(&mut self, i: usize, value: u32) {
         let above = self.cfg_of(i + 1);
         let locked =
@@ -117,8 +117,8 @@ impl Pmp {
         }
     }
 
-    /// What `machine` mode (or else S and U mode) may do with the page at physical address
-    /// `addr`. The lowest-numbered matching entry decides.
+    /// Returns the permissions of the page at physical address `addr`, for M-mode if `machine` is
+    /// true and for S and U mode otherwise. The lowest-numbered matching entry decides.
     pub fn check(&self, addr: u64, machine: bool) -> Access {
         if self.active == 0 && machine {
             return Access::ALL;

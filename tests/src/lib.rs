@@ -1,5 +1,5 @@
-//! What pxvm's cross-crate suites are built from: a machine to try things on, an assembler,
-//! a fingerprint of a machine's state, generators of random programs, and oracles.
+//! The building blocks of pxvm's cross-crate tests: a machine for tests, an assembler, a
+//! fingerprint of a machine's state, generators of random programs, and oracles.
 //!
 //! The tests themselves are in `tests/`, the benchmarks in `benches/`.
 

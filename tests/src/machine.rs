@@ -1,4 +1,4 @@
-//! A machine to try things on: RAM, console, trap handlers that stand still, and shortcuts.
+//! A machine for tests: a VM with RAM, a console, trap handlers that loop for ever, and helpers.
 
 use std::rc::Rc;
 
@@ -57,9 +57,10 @@ pub const fn to_s(cause: u32, epc: u32, tval: u32) -> Option<Taken> {
     Some(Taken { to: Privilege::Supervisor, cause, epc, tval })
 }
 
-/// A VM with everything around it.
+/// A VM with its memory, port and clock.
 pub struct TestMachine {
-    /// Its state. It caches frames of this machine's memory, so it must stay here.
+    /// The VM's state. It caches frames of this machine's memory, so it must not be moved to
+    /// another machine.
     pub vm: Vm,
     /// Console and network.
     pub port: MockPort,
@@ -75,7 +76,8 @@ impl Default for TestMachine {
 }
 
 impl TestMachine {
-    /// A `virt` machine in M-mode at [`RAM`], both trap vectors set, memory zero, PMP open.
+    /// Makes a `virt` machine in M-mode at [`RAM`], with both trap vectors set, memory zero and PMP
+    /// open.
     pub fn new() -> Self {
         let frames = Frames::new(&[], PRIVATE);
         Self::on(&frames, Vec::new())
@@ -93,11 +95,11 @@ impl TestMachine {
         Self::with_space(Space::with_rom(frames, pages, rom, Vec::new()))
     }
 
-    /// As [`TestMachine::new`], with the given memory and disk.
+    /// Makes a machine as [`TestMachine::new`] does, with the given memory and disk.
     pub fn with_space(space: Space) -> Self {
         let mut vm = Vm::new(MachineKind::Virt);
         vm.boot_machine(RAM, 0, 0);
-        // As firmware leaves it: without an entry S and U mode could not do anything.
+        // PMP is as firmware leaves it. Without an entry, S and U mode could not access anything.
         vm.sys.csr.pmp = Pmp::OPEN;
         let mut m = Self { vm, port: MockPort::default(), now: Now::Instret, space };
         m.set_csr(csr::MTVEC, M_HANDLER);
@@ -105,14 +107,14 @@ impl TestMachine {
         m
     }
 
-    /// A machine with `f`'s program at [`RAM`], followed by a jump to itself.
+    /// Makes a machine with `f`'s program at [`RAM`], followed by a jump to itself.
     pub fn program(f: impl FnOnce(&mut Asm)) -> Self {
         let mut m = Self::new();
         m.load(f);
         m
     }
 
-    /// A machine in S-mode under the built-in SBI with `f`'s program.
+    /// Makes a machine in S-mode under the built-in SBI, with `f`'s program.
     pub fn supervisor(f: impl FnOnce(&mut Asm)) -> Self {
         let mut m = Self::new();
         m.vm.boot_supervisor(RAM, 0, 0);
@@ -153,18 +155,18 @@ impl TestMachine {
         self.run_traced(budget, &mut NoTrace)
     }
 
-    /// Executes long enough for any program of a test that stands still at its end.
+    /// Executes enough instructions for any test's program to reach the loop at its end.
     pub fn run_out(&mut self) -> Exit {
         self.run(RUN)
     }
 
-    /// [`TestMachine::run`], watched.
+    /// Executes as [`TestMachine::run`] does, and reports every instruction to a trace.
     pub fn run_traced(&mut self, budget: u32, trace: &mut impl Trace) -> Exit {
         let Self { vm, port, now, space } = self;
         space.with(|ram, disk| Machine::new(vm, ram, disk, port).run_traced(budget, *now, trace))
     }
 
-    /// The trap that was caught, if a handler has been reached.
+    /// Returns the trap that was caught, if a handler has been reached.
     pub fn taken(&self) -> Option<Taken> {
         let (to, [cause, epc, tval]) = match self.vm.hot.pc {
             M_HANDLER => (Privilege::Machine, [csr::MCAUSE, csr::MEPC, csr::MTVAL]),
@@ -174,7 +176,7 @@ impl TestMachine {
         Some(Taken { to, cause: self.csr(cause), epc: self.csr(epc), tval: self.csr(tval) })
     }
 
-    /// A register.
+    /// Returns a register.
     pub fn x(&self, r: Reg) -> u32 {
         self.vm.hot.x[r as usize]
     }
@@ -185,7 +187,7 @@ impl TestMachine {
         self
     }
 
-    /// A CSR as M-mode reads it.
+    /// Reads a CSR as M-mode does.
     pub fn csr(&self, number: u32) -> u32 {
         let mut vm = self.vm.clone();
         vm.sys.set_privilege(&mut vm.hot, Privilege::Machine);
@@ -243,13 +245,13 @@ impl TestMachine {
         self.write(at, &bytes)
     }
 
-    /// Fingerprint of the machine's state.
+    /// Returns the fingerprint of the machine's state.
     pub fn hash(&mut self) -> StateHash {
         let vm = &self.vm;
         self.space.with(|ram, _| state_hash(vm, ram))
     }
 
-    /// Whether the page at `at` has a private frame.
+    /// Returns whether the page at `at` has a private frame.
     pub fn is_private(&mut self, at: u32) -> bool {
         self.space.with(|ram, _| {
             ram.frame((at - RAM) / FRAME_SIZE).is_some_and(|frame| ram.is_private(frame))

@@ -1,7 +1,7 @@
-//! What tests need from the computer they run on, and what happens where it is missing.
+//! Checks for what tests need from the computer they run on, and skips tests whose needs it lacks.
 //!
-//! A test that misses something says so on standard error and is skipped. Under `PXVM_NO_SKIP=1`,
-//! which CI sets, it fails instead, unless `expected-skips.txt` names what is missing.
+//! A skipped test says on standard error what is missing. With `PXVM_NO_SKIP=1`, which CI sets, it
+//! fails instead, unless `expected-skips.txt` names what is missing.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -19,7 +19,8 @@ pub fn skip(need: &str, advice: impl Display) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let strict = std::env::var_os("PXVM_NO_SKIP").is_some_and(|v| !v.is_empty());
     assert!(!strict || is_expected(need), "skipped: {test} needs {need}: {advice}");
-    // Not `eprintln!`, of which the test harness shows nothing when a test passes.
+    // This writes to the stream itself, because the test harness hides what `eprintln!` prints in a
+    // test that passes.
     let _ = writeln!(std::io::stderr(), "skipped: {test} needs {need}: {advice}");
 }
 

@@ -1,5 +1,6 @@
-//! Hostile guests beside good ones: the good ones come to the same end, bit for bit, as beside
-//! quiet ones. On the CPU, on an emulated GPU, and under the schedulers of both backends.
+//! Isolation of VMs: good guests that run beside hostile ones end in the same state, bit for bit,
+//! as beside quiet ones. The tests run on the CPU, on an emulated GPU, and under the schedulers of
+//! both backends.
 #![expect(clippy::tests_outside_test_module, reason = "the whole crate is a test")]
 
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ const MEMORY: Size = Size(guests::MEMORY as u64);
 const INSTRUCTIONS: u64 = 1 << 22;
 const GPU_MEMORY: Size = Size::mib(512);
 
-/// Good guests at odd places, and the others between them, so that they share warps.
+/// Returns the other guests with a good one after each, so that good and other guests share warps.
 fn mixed(others: &[Guest]) -> Vec<Guest> {
     let good = good(6);
     let pairs = others.iter().zip(good.iter().cycle());

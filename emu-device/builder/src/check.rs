@@ -2,7 +2,7 @@
 
 use crate::ENTRIES;
 
-/// Everything that is wrong with a PTX text, in words.
+/// Returns everything that is wrong with a PTX text, as sentences for people.
 pub fn problems(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     if !text.lines().any(|l| l.starts_with(".target") && !l.contains("debug")) {
@@ -12,7 +12,8 @@ pub fn problems(text: &str) -> Vec<String> {
         if line.contains(".extern .func") {
             found.push(format!("a function that does not exist: `{line}`"));
         }
-        // Memory of a thread alone has no use for atomics: an address space was guessed wrong.
+        // Atomic accesses to a thread's local memory make no sense. If there are some, LLVM has
+        // inferred a wrong address space.
         if line.contains("atom") && line.contains(".local") {
             found.push(format!("an atomic on local memory: `{line}`"));
         }
@@ -28,8 +29,8 @@ pub fn problems(text: &str) -> Vec<String> {
     found
 }
 
-/// Places that end the whole launch instead of one VM: calls of panicking functions that the
-/// optimiser could not prove unreachable.
+/// Finds calls of panicking functions, which the optimiser could not prove unreachable. A panic
+/// ends the whole launch instead of one VM, so there must be none.
 pub fn traps(text: &str) -> usize {
     text.lines().filter(|l| l.trim_start().starts_with("trap;")).count()
 }

@@ -1,4 +1,4 @@
-//! What LLVM leaves in the text although it can be seen to be of no use.
+//! Removes useless instructions that LLVM leaves in the PTX.
 
 /// Drops branches on `x & mask > mask`, which are never taken: range checks of jump tables whose
 /// index was masked. LLVM keeps them because its NVPTX back end replaces the `unreachable` behind
@@ -16,7 +16,7 @@ pub fn drop_dead_branches(text: &str) -> String {
     out
 }
 
-/// Whether `branch` depends on `test`, which compares what `and` has just masked.
+/// Returns whether `branch` depends on `test`, which compares what `and` has just masked.
 fn never_taken(and: &str, test: &str, branch: &str) -> bool {
     let operands = |line: &str, mnemonic: &str| -> Option<Vec<String>> {
         let rest = line.trim().strip_prefix(mnemonic)?.strip_suffix(';')?;

@@ -1,4 +1,4 @@
-//! From host bitcode to PTX text.
+//! Compiles host bitcode to PTX text.
 
 use crate::Error;
 use crate::llvm::{Llvm, Module, Value, message};
@@ -16,7 +16,7 @@ const RELOC_PIC: c_int = 2;
 const CODE_MODEL_DEFAULT: c_int = 0;
 const EMIT_ASSEMBLY: c_int = 0;
 
-/// What to make of a bitcode file.
+/// How to compile a bitcode file.
 pub struct Options<'a> {
     /// Target architecture, such as `sm_75`.
     pub cpu: &'a str,
@@ -26,7 +26,7 @@ pub struct Options<'a> {
     pub intrinsics: &'a str,
     /// Names of the entry points.
     pub entries: &'a [&'a str],
-    /// Where to leave the optimised module as text, for a look.
+    /// The file to write the optimised module to as text, for inspection.
     pub keep_ir: Option<&'a Path>,
 }
 
@@ -83,7 +83,7 @@ unsafe fn emit_with(llvm: &Llvm, bitcode: &Path, options: &Options<'_>) -> Resul
         );
         let layout = (llvm.LLVMCreateTargetDataLayout)(machine);
 
-        // With debug info the PTX says `.target …, debug`, and ptxas then does not optimise.
+        // With debug info the PTX would contain `.target …, debug`, and ptxas would not optimise.
         (llvm.LLVMStripModuleDebugInfo)(module);
         (llvm.LLVMSetTarget)(module, triple.as_ptr());
         (llvm.LLVMSetModuleDataLayout)(module, layout);
@@ -132,7 +132,8 @@ unsafe fn emit_with(llvm: &Llvm, bitcode: &Path, options: &Options<'_>) -> Resul
     }
 }
 
-/// Entry points become kernels, everything else internal; what only the host understands goes.
+/// Prepares a module for the device: makes kernels of the entry points and everything else
+/// internal, and removes what only the host understands.
 // SAFETY of a call: the handles come from `llvm` and are alive.
 unsafe fn retarget(llvm: &Llvm, module: Module, options: &Options<'_>) {
     // SAFETY: see `emit`.
@@ -158,7 +159,7 @@ unsafe fn retarget(llvm: &Llvm, module: Module, options: &Options<'_>) {
             }
             function = (llvm.LLVMGetNextFunction)(function);
         }
-        // Keeps symbols alive for the host's linker; on the device it keeps them from going.
+        // This keeps symbols alive for the host's linker. On the device it would keep unused ones.
         for list in [c"llvm.used", c"llvm.compiler.used"] {
             let global = (llvm.LLVMGetNamedGlobal)(module, list.as_ptr());
             if !global.0.is_null() {
@@ -205,7 +206,7 @@ unsafe fn name(llvm: &Llvm, value: Value) -> String {
     }
 }
 
-/// The name of a function that is called and does not exist.
+/// Returns the name of a function that is called but not defined, if there is one.
 // SAFETY of a call: the handles come from `llvm` and are alive.
 unsafe fn undefined(llvm: &Llvm, module: Module) -> Option<String> {
     // SAFETY: see `emit`.

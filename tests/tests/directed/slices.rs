@@ -11,7 +11,7 @@ use emu_core::abi::ExitCode;
 use emu_core::csr::{irq, mstatus};
 use emu_core::dev::virtio::driver::Prng;
 
-/// Runs until `budget` is used up or the machine is off.
+/// Runs a machine until `budget` is used up or it has powered off.
 fn in_slices(m: &mut TestMachine, budget: u32, mut next: impl FnMut() -> u32) -> StateHash {
     let mut left = budget;
     while left > 0 {
