@@ -1,4 +1,4 @@
-//! The control API and the client commands, with the real guest.
+//! Tests of the control API and the client commands, with the real guest.
 
 mod common;
 
@@ -25,14 +25,14 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(90);
 
-    /// A fleet with its API at a free port, ended with the test.
+    /// A fleet with its API at a free port. It ends with the test.
     struct Fleet {
         child: Child,
         runtime: TempDir,
         host: String,
     }
 
-    /// An answer.
+    /// An HTTP response.
     struct Answer {
         status: u16,
         head: String,
@@ -61,7 +61,7 @@ mod tests {
     }
 
     impl Fleet {
-        /// Boots `options`; returns when the API answers.
+        /// Boots `options`. Returns when the API responds.
         fn boot(options: &str) -> Self {
             let runtime = tempfile::tempdir().unwrap();
             let args = format!(
@@ -82,7 +82,7 @@ mod tests {
             Self { child, runtime, host }
         }
 
-        /// The same, when all its machines are ready.
+        /// Boots `options`. Returns when all VMs are ready.
         fn ready(options: &str, count: u64) -> Self {
             let fleet = Self::boot(options);
             fleet.wait(|| fleet.get("/api/v1/fleet").json()["states"]["ready"] == count);
@@ -103,7 +103,7 @@ mod tests {
             stream
         }
 
-        /// What is answered to a request with these headers besides `Host`.
+        /// Returns the response to a request with these headers besides `Host`.
         fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
             let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
             let own = [("Host", self.host.as_str())];
@@ -116,7 +116,7 @@ mod tests {
             }
             let mut stream = self.connect();
             stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-            // Whoever is refused at the head may not read the body.
+            // A server that refuses the head may not read the body.
             let _ = stream.write_all(body);
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer);
@@ -143,7 +143,7 @@ mod tests {
             self.get(&format!("/api/v1/vms/{id}/console")).text()
         }
 
-        /// A client command on this fleet.
+        /// Runs a client command on this fleet.
         fn client(&self, args: &[&str]) -> (i32, String, String) {
             let mut command: Command = pxvm(args);
             run(command.env("XDG_RUNTIME_DIR", self.runtime.path()))
@@ -173,7 +173,7 @@ mod tests {
         let paused = act("pause");
         assert_eq!((paused.status, &paused.json()["state"]), (200, &json!("paused")));
         refused("pause", "paused");
-        // It stands still while the other one works.
+        // A paused VM retires nothing while the other one works.
         let before = fleet.vm(1)["instret"].clone();
         let (code, out, err) = fleet.client(&["exec", "0", "--", "seq 1 5000 | tail -1"]);
         assert_eq!((code, out.as_str()), (0, "5000\n"), "{err}");
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!((typed.status, typed.code().as_str()), (409, "wrong_state"));
         assert_eq!(fleet.get("/api/v1/vms/1/snapshot").status, 409);
         assert_eq!(fleet.get("/vms/1/http/80/").status, 503);
-        // In a frame of the page it is a page.
+        // In a frame of the dashboard, the error is a page.
         let html = fleet.ask("GET", "/vms/1/http/80/", &[("Accept", "text/html,*/*")], b"");
         assert_eq!(html.header("Content-Type"), Some("text/html; charset=utf-8"));
         assert!(html.text().contains("vm1 is stopped") && html.status == 503, "{}", html.text());
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(listed["vms"].as_array().unwrap().len(), 1);
     }
 
-    /// Method, path, headers, body; status and code of the answer.
+    /// Method, path, headers and body of a request; status and code of the response.
     type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16, &'a str);
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
             ("POST", "/vms/0/http/80/", endless, "", 413, "too_large"),
             ("PUT", "/vms/0/http/80/", &[], "", 405, "method_not_allowed"),
         ];
-        // However it arrives.
+        // However the head arrives.
         for length in [1 << 10, 60 << 10, 65 << 10, 70 << 10, 100 << 10, 150 << 10, 250 << 10] {
             let head = [("X-Long", &huge[..length])];
             let answer = fleet.ask("GET", "/api/v1/fleet", &head, b"");
@@ -288,7 +288,7 @@ mod tests {
             let found = (answer.status, answer.code());
             assert_eq!(found, (*status, (*code).to_owned()), "{method} {path}: {}", answer.text());
         }
-        // None of that has hurt it.
+        // None of that has damaged the VM.
         assert_eq!(fleet.client(&["exec", "0", "--", "echo fine"]).1, "fine\n");
     }
 
@@ -346,14 +346,14 @@ mod tests {
         }
         let refused = fleet.get("/api/v1/vms/0/ticket");
         assert_eq!((refused.status, refused.header("WWW-Authenticate")), (401, Some("Bearer")));
-        // The dashboard is no secret, and makes no cookie of the token.
+        // The dashboard is public, and does not put the token into a cookie.
         for path in ["/".to_owned(), format!("/?token={token}"), "/assets/js/main.js".to_owned()] {
             let page = fleet.get(&path);
             assert_eq!((page.status, page.header("Set-Cookie")), (200, None), "{path}");
         }
         let cookie = format!("pxvm_token={token}");
         assert_eq!(fleet.ask("GET", "/api/v1/fleet", &[("Cookie", &cookie)], b"").status, 401);
-        // What browsers load without our headers has a ticket, for that page only.
+        // Browsers load parts of a page without our headers, but with a ticket for that page only.
         let with = |path: &str| fleet.ask("GET", path, &[("Authorization", &bearer)], b"");
         fleet.wait(|| with("/api/v1/vms/0").json()["state"] == "ready");
         let ticket = with("/api/v1/vms/0/ticket").json()["path"].as_str().unwrap().to_owned();
@@ -366,11 +366,11 @@ mod tests {
             assert!([401, 403].contains(&status), "{path}: {status}");
         }
         assert_eq!(fleet.ask("POST", &ticket, &[], b"").status, 403);
-        // A browser that goes to a page itself is led there.
+        // A browser that navigates to a page itself is redirected to it.
         let navigates = [("Authorization", bearer.as_str()), ("Sec-Fetch-Mode", "navigate")];
         let led = fleet.ask("GET", "/vms/0/http/80/?a", &navigates, b"");
         assert_eq!((led.status, led.header("Location")), (307, Some(&*format!("{ticket}?a"))));
-        // A WebSocket of a page has no headers, but protocols.
+        // A WebSocket in a browser has no headers, but subprotocols.
         block_on(async {
             use tokio_tungstenite::tungstenite::client::IntoClientRequest;
             let url = format!("ws://{}/api/v1/vms/0/console/ws", fleet.host);
@@ -387,7 +387,7 @@ mod tests {
                 assert_eq!(chosen, good.then(|| "pxvm".parse().unwrap()));
             }
         });
-        // The owner needs none on the socket.
+        // On the socket the owner needs no token.
         assert_eq!(fleet.client(&["ps"]).0, 0);
     }
 
@@ -481,7 +481,7 @@ mod tests {
                     }
                 };
                 assert_eq!(heard, Some(code));
-                // What is too long is not read to its end, which resets the connection.
+                // A message that is too long is not read to its end, which resets the connection.
                 let end = socket.next().await;
                 assert!(end.is_none() || code == 1009, "{code}: {end:?}");
             }
@@ -489,7 +489,7 @@ mod tests {
         assert!(!fleet.console(0).contains('\u{fffd}'));
     }
 
-    /// A server in VM 0, at port 81: it switches protocols at `/101`, and leads away elsewhere.
+    /// Server in VM 0, at port 81: it switches protocols at `/101`, and redirects elsewhere.
     const LEADS_AWAY: &str = r#"printf '%s\n' '#!/bin/sh' 'read -r method path rest' \
         'while read -r line; do [ ${#line} -gt 1 ] || break; done' \
         'to=../../../../../../api/v1/vms/0/stop' \
@@ -522,7 +522,7 @@ mod tests {
             assert_eq!((refused.status, refused.code().as_str()), (502, "bad_gateway"));
             assert!(refused.text().contains(status), "{}", refused.text());
         }
-        // A VM that stands still does not answer, and nobody waits for it.
+        // A paused VM does not respond, and no client waits for it for long.
         fleet.post("/api/v1/vms/0/pause", None);
         let paused = fleet.get("/vms/0/http/80/");
         assert_eq!((paused.status, paused.code().as_str()), (503, "unavailable"));
@@ -538,10 +538,10 @@ mod tests {
         let maximum = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
         let fleet = Fleet::boot("--count 1 --token an-example-of-a-token");
-        // More than there is room for in all.
+        // More connections than there is room for.
         let strangers: Vec<_> = (0..1100).map(|_| fleet.connect()).collect();
         let mut owner = fleet.connect();
-        // They are let go after 30 s without a word, which nobody has to wait for.
+        // They are closed after 30 s of silence, which this test does not wait for.
         owner.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let request = format!(
             "HEAD /api/v1/fleet HTTP/1.1\r\nHost: {}\r\n\
@@ -559,14 +559,14 @@ mod tests {
             assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
         };
         ask();
-        // Who was silent longest has gone; the last ones have not.
+        // The connection that was silent longest was closed; the last ones were not.
         let is_open = |mut stream: &TcpStream| {
             stream.set_nonblocking(true).unwrap();
             stream.read(&mut [0]).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
         };
         fleet.wait(|| !is_open(&strangers[0]));
         assert!(is_open(strangers.last().unwrap()));
-        // Those who may are not touched by more of the others.
+        // Connections of authenticated clients are not closed for more strangers.
         let mut more = Vec::new();
         fleet.wait(|| {
             more.push(fleet.connect());
@@ -582,7 +582,7 @@ mod tests {
         }
         let fleet = Fleet::ready("--count 2", 2);
         const FLOOD: usize = 6 << 20;
-        // Two that read nothing, and have little room for what they do not read.
+        // Two clients that read nothing, and have small receive buffers.
         let lazy = || {
             let stream = fleet.connect();
             rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 64 << 10).unwrap();
@@ -601,7 +601,7 @@ mod tests {
             let mut quick = attach(&fleet.host, 0).await;
             let typed = "yes 0123456789012345678901234567890123456789012345678901234567890123\n";
             quick.send(Message::Text(typed.into())).await.unwrap();
-            // More than all buffers between take.
+            // More than all buffers on the way can hold.
             let mut heard = 0;
             while heard < FLOOD {
                 match quick.next().await.expect("the quick one is served").unwrap() {
@@ -611,7 +611,7 @@ mod tests {
                 }
             }
             quick.send(Message::Binary(b"\x03".as_ref().into())).await.unwrap();
-            // What it can still read, then the end.
+            // What the client can still read, then the end.
             let mut all = 0;
             let end = loop {
                 match slow.next().await {
@@ -645,16 +645,16 @@ mod tests {
         assert_eq!(fleet.get("/vms/0/http/80/nothing").status, 404);
         let redirect = fleet.get("/vms/0/http/80");
         assert_eq!((redirect.status, redirect.header("Location")), (308, Some("/vms/0/http/80/")));
-        // A hundred megabytes without a byte of memory.
+        // A file of a hundred megabytes that takes no memory.
         let script = "cd /run/www && dd if=/dev/zero of=big bs=1 count=0 seek=104857600 2>&1";
         let (code, out, err) = fleet.client(&["exec", "0", "--", script]);
         assert_eq!(code, 0, "{out}{err}");
         let big = fleet.get("/vms/0/http/80/big");
         assert_eq!((big.status, big.header("Content-Length")), (200, None));
-        // It comes in chunks, whose heads are not counted.
+        // The body comes in chunks, whose heads are not counted.
         let length = big.body.len();
         assert!((16 << 20..17 << 20).contains(&length), "{length}");
-        // Clients that go away take nothing with them.
+        // Clients that disconnect leave nothing behind.
         for _ in 0..60 {
             let mut stream = fleet.connect();
             let request =
@@ -704,7 +704,7 @@ mod tests {
         let (code, _, err) = fleet.client(&["exec", "0", "--", "poweroff -f"]);
         assert!(code == 4 && err.contains("vm0 is halted"), "{code} {err}");
         until("[0,3,");
-        // Those who watch are many, but not without bound; one that reads nothing costs nothing.
+        // The number of event streams is limited; one whose client reads nothing costs nothing.
         let watch = || {
             let mut stream = fleet.connect();
             stream.write_all(request.as_bytes()).unwrap();
@@ -734,7 +734,7 @@ mod tests {
         fleet.post("/api/v1/vms/2/resume", None);
         fleet.wait(|| fleet.console(2).contains("a2b"));
         assert!(!fleet.console(2).contains("c2d"));
-        // A machine that reads nothing has a bound.
+        // The input of a VM that reads nothing is limited.
         fleet.post("/api/v1/vms/2/pause", None);
         let bytes = [b'x'; 4096];
         let statuses =
@@ -787,7 +787,7 @@ mod tests {
         let (code, out, _) = fleet.client(&["exec", "0", "--json", "--", "echo $((6*7)); exit 9"]);
         let report: Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, report), (9, json!({ "id": 0, "status": 9, "output": "42\n" })));
-        // Several at a time share the console.
+        // Several commands at a time share the console.
         std::thread::scope(|scope| {
             let all: Vec<_> = (0..4)
                 .map(|i| scope.spawn(move || (i, exec(&format!("echo $(({i} * 10))")))))
@@ -817,7 +817,7 @@ mod tests {
         let (code, out, _) = fleet.client(&["resume", "all", "--json"]);
         let report: Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, &report["skipped"]), (0, &json!([0, 1, 2])));
-        // Those that are named must be able to.
+        // VMs that are named must be able to execute the command.
         let (code, _, err) = fleet.client(&["resume", "all", "2"]);
         assert!(code == 1 && err.contains("vm2 is ready; it cannot resume"), "{err}");
         let (code, _, err) = fleet.client(&["stop", "2-9"]);
@@ -837,7 +837,7 @@ mod tests {
         let (code, _, err) = fleet.client(&["ps", "--fleet", "other"]);
         assert!(code == 2 && err.contains("these do: lab"), "{err}");
 
-        // Standard input goes to the console, and what it says comes back.
+        // Standard input goes to the console, and its output comes back.
         let mut console = pxvm(["console", "1"])
             .env("XDG_RUNTIME_DIR", fleet.runtime.path())
             .stdin(Stdio::piped())
@@ -854,7 +854,7 @@ mod tests {
             seen += &String::from_utf8_lossy(&buffer[..n]);
         }
 
-        // A fleet that ends takes its socket along; clients hear of it.
+        // A fleet that ends removes its socket; clients notice.
         kill_process(Pid::from_child(&fleet.child), Signal::TERM).unwrap();
         assert_eq!(fleet.child.wait().unwrap().code(), Some(130));
         assert_eq!(console.wait().unwrap().code(), Some(0));
@@ -895,7 +895,7 @@ mod tests {
             person
         });
 
-        // A machine that does not read keeps nobody.
+        // A VM that does not read blocks no client.
         fleet.post("/api/v1/vms/1/pause", None);
         let mut person = console();
         person.see("PXVM READY host=vm1");
@@ -914,7 +914,7 @@ mod tests {
         }
         let fleet = Fleet::ready("--count 1", 1);
         let sleepers = || fleet.client(&["exec", "0", "--", "ps | grep -c '[s]leep 10'"]).1;
-        // Also one that does not listen to Ctrl-C, and in a loop.
+        // Also a command that ignores Ctrl-C, and in a loop.
         for (signal, command) in [
             (Signal::INT, "echo begun; sleep 1000"),
             (Signal::TERM, "echo begun; while true; do sleep 1000; done"),
@@ -965,12 +965,12 @@ mod tests {
         types("cat\n");
         fleet.wait(|| fleet.console(0).ends_with("cat\r\n"));
         unheard("cat");
-        // Whoever knows better may.
+        // The user may override the detection of a prompt.
         let (code, ..) = fleet.client(&["exec", "0", "--prompt", "", "--timeout", "1", "--", "x"]);
         assert_eq!(code, 3);
         types("\x03");
         assert_eq!(exec("echo fine").1, "fine\n");
-        // What the kernel says takes no prompt away.
+        // A message of the kernel does not hide the prompt.
         let line = "[   12.345678] kernel speaks";
         assert_eq!(exec(&format!("(sleep 1; echo '{line}' > /dev/console) &")).0, 0);
         fleet.wait(|| fleet.console(0).contains("] kernel speaks"));

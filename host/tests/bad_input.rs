@@ -1,4 +1,4 @@
-//! Bad input: one clear sentence, exit code 2, nothing started.
+//! Tests of bad input: one clear sentence, exit code 2, nothing started.
 
 mod common;
 
@@ -77,7 +77,7 @@ mod tests {
         bytes
     }
 
-    /// An executable with one segment at `addr`; its code is zeros, which look compressed.
+    /// Returns an executable with one segment at `addr`; its code is zeros, which look compressed.
     fn elf(class: u8, machine: u16, flags: u32, addr: u32, memory: u32) -> Vec<u8> {
         let mut out = vec![0x7f, b'E', b'L', b'F', class, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0];
         out.extend(machine.to_le_bytes());
@@ -94,7 +94,7 @@ mod tests {
         out
     }
 
-    /// Runs `pxvm` in `folder`: it must refuse with one sentence that has all of `words`.
+    /// Checks that `pxvm`, run in `folder`, refuses with one sentence that has all of `words`.
     fn refused(folder: &Path, args: &str, words: &[&str]) {
         let mut command = pxvm(args.split_ascii_whitespace());
         let state = folder.join("state");
@@ -136,7 +136,7 @@ mod tests {
         }
     }
 
-    /// The same for files that are not regular ones. A pipe that nobody writes to would let it wait.
+    /// The same for files that are not regular. Opening a pipe without a writer could block.
     #[test]
     fn files_that_are_not_regular() {
         let files = Files::new();
@@ -212,7 +212,7 @@ mod tests {
         ] {
             refused(files.0.path(), &format!("boot --kernel Image {args}"), words);
         }
-        // An old one survives a run that does not begin.
+        // An old file survives a run that does not start.
         let refusal = &["kernel missing"];
         refused(files.0.path(), "boot --kernel missing --pcap text", refusal);
         assert!(fs::metadata(files.path("text")).unwrap().len() > 0);

@@ -1,4 +1,4 @@
-//! `pxvm boot` with the real guest, when it has been built.
+//! Tests of `pxvm boot` with the real guest, if it has been built.
 
 mod common;
 
@@ -24,7 +24,7 @@ mod tests {
         pxvm(["boot", "--timeout", "100"].into_iter().chain(args.split_ascii_whitespace()))
     }
 
-    /// Boots from the initramfs instead of the ROM.
+    /// Returns a command that boots from the initramfs instead of the ROM.
     fn boot_initramfs(args: &str) -> Command {
         let mut command = boot(args);
         let image = default_image().expect("an image");
@@ -75,7 +75,7 @@ mod tests {
         assert!(text.contains("sum=42"), "{text}");
     }
 
-    /// What a VM says when `script` is typed at its shell; it must end with success.
+    /// Returns the output of a VM when `script` is typed at its shell; it must end with success.
     fn session(script: &str) -> String {
         session_of(boot(""), script)
     }
@@ -98,7 +98,7 @@ mod tests {
         let text = session(
             "grep r-xp /proc/self/maps; echo x > /file; echo ke''pt > ~/file && cat ~/file; poweroff\n",
         );
-        // The physical address in place of the offset in the file.
+        // The mapping shows the physical address in place of the offset in the file.
         let in_rom = |line: &str| line.contains(" r-xp 200") && line.ends_with(" /bin/busybox");
         assert!(text.lines().any(|line| in_rom(line.trim_end())), "{text}");
         assert!(text.contains("/file: Read-only file system") && text.contains("kept"), "{text}");
@@ -133,7 +133,7 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        // Around pages, where the format has an odd case: a last block that is whole.
+        // Around page sizes, where the format has an odd case: a last block that is whole.
         let sizes = [0, 1, 4095, 4096, 4097, 8192, 8193, 20_480];
         let mut list = String::from("dir /d 0755 0 0\n");
         let mut expected = Vec::new();
@@ -296,7 +296,7 @@ mod tests {
         terminal.make_nonblocking();
         terminal.type_keys("\recho sum=$((40+2))\r");
         terminal.see("sum=42");
-        // More than the terminal holds, and nobody looks.
+        // More output than the terminal holds, while nothing reads it.
         let eyes = std::sync::Arc::clone(&terminal.eyes);
         let closed = eyes.lock();
         terminal.type_keys("seq 1 5000; echo done=$((1+1))\r");
@@ -316,7 +316,7 @@ mod tests {
             return;
         }
         const ENOUGH: usize = 8 << 20;
-        // It is never ready, so that its input is held back for a while.
+        // The guest is never ready, so that its input is held back for a while.
         let mut child = boot("--ready-pattern xyzzy")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -326,7 +326,7 @@ mod tests {
         let mut pipe = child.stdin.take().unwrap();
         fcntl_setfl(&pipe, fcntl_getfl(&pipe).unwrap() | OFlags::NONBLOCK).unwrap();
         let (mut taken, mut refused) = (0, 0);
-        // Refused for a second: it waits.
+        // When the pipe has been full for a second, its reader waits.
         while taken < ENOUGH && refused < 50 {
             match pipe.write(&[b'x'; 4096]) {
                 Ok(n) => (taken, refused) = (taken + n, 0),
@@ -392,7 +392,7 @@ mod tests {
         let mut command = boot("--pcap");
         command.arg(&pcap).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        // Its head is there, and no frame.
+        // The file's header is there, and no packet.
         wait_for(|| std::fs::metadata(&pcap).is_ok_and(|m| m.len() > 50));
         let limit = Rlimit { current: Some(50), maximum: Some(50) };
         prlimit(Some(Pid::from_child(&child)), Resource::Fsize, limit).unwrap();

@@ -1,4 +1,4 @@
-//! The small commands.
+//! Tests of the small commands.
 
 mod common;
 
@@ -39,7 +39,7 @@ mod tests {
         assert!(said.contains(r#"Folder("/nowhere/else")"#) && !said.contains(&ours), "{said}");
         let (_, _, said) = run(doctor.env("CUDA_CACHE_DISABLE", "1"));
         assert!(said.contains("Nowhere") && !said.contains("Folder"), "{said}");
-        // Others can put programs there.
+        // Other users could put programs there.
         let shared = cache.path().join("gpu");
         fs::create_dir_all(&shared).unwrap();
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o777)).unwrap();
@@ -157,7 +157,7 @@ mod tests {
         assert!(one.starts_with("vm1| edcba") && two.starts_with("vm2| edcba"), "{stdout}");
         assert!(fault.starts_with("vm0: trap-loop cannot go on: "), "{stdout}");
         assert!(first.starts_with("vm1: clockwork passed, ") && first.contains(", digest "));
-        // They differ in the addresses of their network cards.
+        // The VMs differ in the MAC addresses of their network cards.
         assert_ne!(first.rsplit(' ').next(), second.rsplit(' ').next());
         assert_eq!(code, 4);
         let again = guests.run("wfi-storm clockwork clockwork --digest --max-instructions 100000");
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn colours_are_for_terminals_that_want_them() {
         let empty = tempfile::tempdir().unwrap();
-        // A warning on the way to a refusal: the fleet's socket cannot be made.
+        // A warning before a refusal: the fleet's socket cannot be made.
         let warned = || {
             let mut command = pxvm(["boot", "--kernel", "/nonexistent"]);
             command.env("XDG_RUNTIME_DIR", "/proc/pxvm").env("PXVM_CACHE", empty.path());

@@ -1,4 +1,5 @@
-//! The sources in `dts/`, the blob that is emitted and `emu_core::layout` describe one machine.
+//! Tests that the sources in `dts/`, the generated blob and `emu_core::layout` describe the same
+//! machine.
 
 mod common;
 
@@ -19,7 +20,8 @@ mod tests {
 
     const MEMORY: u32 = 24 << 20;
 
-    /// Every property by its path, references as the path of what they refer to.
+    /// Returns every property by its path, with phandles as the path of the node that they refer
+    /// to.
     fn properties(blob: &[u8]) -> BTreeMap<String, String> {
         let tree = DeviceTree::from_fdt(&Fdt::new(blob).unwrap());
         let mut nodes = Vec::new();
@@ -72,7 +74,7 @@ mod tests {
         dtb::emit(&Shape { kind, memory: MEMORY, rom, disk }).blob(&chosen)
     }
 
-    /// The source of a machine as a blob; `None` without the compiler.
+    /// Returns the blob of a machine's source; `None` without the device-tree compiler.
     fn compiled(name: &str) -> Option<Vec<u8>> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../dts/{name}.dts"));
         if !needs::program("dtc") {

@@ -1,4 +1,4 @@
-//! The cache of guest images: damage is seen by all who use it.
+//! Tests of the cache of guest images: every user of it detects damage.
 
 mod common;
 
@@ -18,10 +18,10 @@ mod tests {
     const BUILD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../buildroot/build");
     const BOOT: [&str; 5] = ["boot", "--until", "ready", "--timeout", "100"];
 
-    /// What befalls the image in a folder.
+    /// Damages the image in a folder.
     type Damage = fn(&Path);
 
-    /// Damages and what is said about them.
+    /// Damages, and the messages about them.
     const DAMAGES: [(Damage, &str); 8] = [
         (|dir| flip(&dir.join("Image")), "Image is not the file that was built"),
         (|dir| flip(&dir.join("rootfs.cramfs")), "rootfs.cramfs is not the file that was built"),
@@ -56,7 +56,7 @@ mod tests {
         fs::remove_file(path).unwrap();
     }
 
-    /// The first lines of a text, or with a negative number all but the last ones.
+    /// Keeps the first `count` lines of a text, or all but the last `-count` if it is negative.
     fn keep_lines(path: &Path, count: isize) {
         let text = fs::read_to_string(path).unwrap();
         let lines = text.split_inclusive('\n');
@@ -151,7 +151,7 @@ mod tests {
         if !has_image() {
             return;
         }
-        // From the steps in the cache, so that nothing is compiled.
+        // From the cached build steps, so that nothing is compiled.
         let (code, _, why) = run(Command::new(BUILD).arg("--check"));
         let built = (code == 0).then_some(()).ok_or(why);
         let Some(()) = needs::found("image of this checkout", built) else { return };

@@ -1,4 +1,5 @@
-//! What the user gives a guest: images, command lines, device trees, seeds. With the real kernel.
+//! Tests of what the user gives a guest: images, command lines, device trees, seeds. With the real
+//! kernel.
 
 mod common;
 
@@ -32,14 +33,15 @@ mod tests {
         pxvm(["boot", "--timeout", "100"].into_iter().chain(args.split_ascii_whitespace()))
     }
 
-    /// A file with these bytes.
+    /// Returns a file with these bytes.
     fn file(bytes: &[u8]) -> NamedTempFile {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         file
     }
 
-    /// What vm0 says when it runs `script` instead of an init, and what `pxvm` says.
+    /// Returns the output of VM 0 when it runs `script` instead of an init, and the messages of
+    /// `pxvm`.
     fn says(args: &str, append: &str, script: &str) -> (String, String) {
         let initrd = initrd_with(&format!("{script}\npoweroff -f"));
         let append = format!("rdinit=/script {append}");
@@ -60,10 +62,10 @@ mod tests {
         compress_to_vec(bytes, CompressionLevel::Fastest)
     }
 
-    /// The files that the tests' archives bring, found in the guest.
+    /// Script that prints the files of the tests' archives, as found in the guest.
     const LIST: &str = "cd /; echo found: $(cat one two three a 2>/dev/null)\npoweroff -f";
 
-    /// What [`LIST`] has found.
+    /// Returns what [`LIST`] has found.
     fn found(console: &str) -> Option<&str> {
         console.lines().find_map(|line| line.trim_end().strip_prefix("found: "))
     }
@@ -76,7 +78,7 @@ mod tests {
         found(&stdout).unwrap_or_else(|| panic!("it found nothing: {stdout}")).to_owned()
     }
 
-    /// The same, but these very bytes are in the guest's memory: the kernel unpacks them.
+    /// Returns the output of a guest with these very bytes as its initrd: the kernel unpacks them.
     fn with_raw_initrd(bytes: &[u8]) -> String {
         let place = file(&cpio(&[("place", 0o100_644, &vec![1; bytes.len()])]));
         let options = GuestOptions {
@@ -124,7 +126,7 @@ mod tests {
         let [one, two, three] = ["one", "two", "three"]
             .map(|name| cpio(&[(name, 0o100_644, format!("{name} ").as_bytes())]));
         let zeros = |n| vec![0; n];
-        // The kernel of the image has gzip, so it is the referee of all these.
+        // The image's kernel has gzip, so its own unpacking is the reference for these.
         for (pieces, expected) in [
             (vec![base.clone(), one.clone(), two.clone(), three.clone()], "one two three"),
             (vec![zeros(512), base.clone(), zeros(64), one.clone(), zeros(1000)], "one"),
@@ -136,7 +138,7 @@ mod tests {
             assert_eq!(with_raw_initrd(&bytes), expected, "{} bytes", bytes.len());
             assert_eq!(with_initrd(&bytes), expected, "{} bytes", bytes.len());
         }
-        // These it does not know. Here they are unpacked before it starts.
+        // The kernel does not know these formats. They are unpacked before it starts.
         let skip = b"\x50\x2a\x4d\x18\x03\0\0\0abc";
         let xz = include_bytes!("../src/image/testdata/archive.xz");
         for (pieces, expected) in [
@@ -192,14 +194,14 @@ mod tests {
         assert_eq!(code, 2, "{stderr}");
         assert!(stderr.contains("the tree's bootargs 5 bytes shorter"), "{stderr}");
 
-        // Another kernel may take more.
+        // Another kernel may accept more.
         let kernel = format!("--kernel {}", default_image().unwrap().kernel.display());
         let (console, stderr) = says(&kernel, &fill(LEN_MAX + 9), script);
         assert!(console.contains("bytes: 1024\r\n"), "{console}");
         assert!(stderr.contains("WARN") && stderr.contains("has 1032 bytes"), "{stderr}");
     }
 
-    /// What vm0 reads from its random number generator, and what `pxvm` says.
+    /// Returns what VM 0 reads from its random number generator, and the messages of `pxvm`.
     fn random(args: &str) -> (String, String) {
         let (console, stderr) = says(args, "", "echo random: $(head -c 16 /dev/hwrng | od -x)");
         let line = console.lines().find(|line| line.starts_with("random: "));
@@ -237,7 +239,7 @@ mod tests {
         }
         let script = "echo random: $(head -c 16 /dev/hwrng | od -x)\nreboot -f";
         let initrd = initrd_with(script);
-        // It fails after some starts, as it does not get ready.
+        // The VM fails after some starts, because it never becomes ready.
         let mut command = boot("--clock instret --until ready --ready-pattern xyzzy --initrd");
         let (code, console, stderr) =
             run(command.arg(initrd.path()).args(["--append", "rdinit=/script"]));
@@ -250,7 +252,7 @@ mod tests {
         assert!(starts > 2 && lines.len() == starts, "{console}");
     }
 
-    /// A node with these properties.
+    /// Returns a node with these properties.
     fn node(name: &str, properties: &[(&str, Vec<u8>)]) -> DeviceTreeNode {
         let mut node = DeviceTreeNode::new(name).unwrap();
         for (name, value) in properties {
@@ -267,8 +269,8 @@ mod tests {
         words.iter().flat_map(|word| word.to_be_bytes()).collect()
     }
 
-    /// A tree in the style of semu's own: devices on a bus that translates addresses, an initrd
-    /// where semu puts it, 512 MiB, and devices that this machine does not have.
+    /// Returns a tree in the style of semu's own: devices on a bus that translates addresses, an
+    /// initrd where semu puts it, 512 MiB, and devices that this machine does not have.
     fn semu_tree() -> Vec<u8> {
         let widths = |address, size| {
             vec![("#address-cells", cells(&[address])), ("#size-cells", cells(&[size]))]

@@ -1,4 +1,4 @@
-//! VMs among each other: real guests that ping, and that flood.
+//! Tests of VMs that talk to each other: real guests that ping, and that flood.
 
 mod common;
 
@@ -8,7 +8,8 @@ mod tests {
 
     use super::common::{Fleet, has_image, initrd_with, pxvm, tshark};
 
-    /// Each of two VMs pings its gateway and the other, and tells whether it was answered.
+    /// Boots two VMs, each of which pings its gateway and the other and prints whether there was a
+    /// reply.
     fn ping_each_other(flags: &str, tries: u32) -> (Fleet, String, String) {
         let initrd = initrd_with(&format!(
             "case $(uname -n) in vm0) peer=10.77.0.3 ;; *) peer=10.77.0.2 ;; esac
@@ -45,7 +46,7 @@ mod tests {
         assert!(a.contains("from 10.77.0.3"), "{a}");
         let report = fleet.stop();
         assert_eq!((drops(&report, 0, "isolated"), drops(&report, 1, "spoofed")), (0, 0));
-        // VM 1's answer and what it asks VM 0; nothing of VM 0's card.
+        // VM 1's replies and its own requests to VM 0; nothing of VM 0's card.
         let fields = ["frame.interface_name", "ip.src", "ip.dst", "icmp.checksum.status"];
         let Some(pings) = tshark(&file, "icmp.type == 0 && ip.addr == 10.77.0.2", &fields) else {
             return;

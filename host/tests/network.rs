@@ -1,4 +1,4 @@
-//! The network with the real guest and real clients, on loopback.
+//! Tests of the network with the real guest and real clients, on loopback.
 
 mod common;
 
@@ -17,7 +17,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// The first of `len` ports that are free, as far as one can know; no test gets another's.
+    /// Returns the first of `len` ports that are free, as well as one can know; no other test gets
+    /// them.
     fn free_ports(len: u16) -> u16 {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         const STEP: u16 = 16;
@@ -33,15 +34,15 @@ mod tests {
         }
     }
 
-    /// A running fleet, ended with the test.
+    /// A running fleet. It ends with the test.
     struct Fleet {
         child: Child,
         port: u16,
     }
 
     impl Fleet {
-        /// Boots machines with their web servers at `port` and on; `more` options. Returns when
-        /// all of them serve.
+        /// Boots VMs with their web servers published from `port` on, and with `more` options.
+        /// Returns when all of them serve.
         fn boot(count: u16, port: u16, more: &str) -> Self {
             let args = format!(
                 "boot --backend cpu --until never --timeout 200 --json --count {count} \
@@ -54,7 +55,7 @@ mod tests {
             fleet
         }
 
-        /// Waits until a machine serves.
+        /// Waits until a VM serves.
         fn wait(&self, vm: u16) {
             let limit = Instant::now() + PATIENCE;
             while let Err(e) = self.page(vm) {
@@ -71,18 +72,18 @@ mod tests {
             get(self.port + vm, "localhost")
         }
 
-        /// The machine's page, and that it is its own.
+        /// Checks that a VM serves its own page.
         fn check(&self, vm: u16) {
             let page = self.page(vm).unwrap_or_else(|e| panic!("vm{vm}: {e}"));
             assert!(page.contains(&format!("<title>vm{vm}</title>")), "{page}");
         }
 
-        /// Files that the process has open.
+        /// Returns the number of open files of the process.
         fn files(&self) -> usize {
             std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
         }
 
-        /// Ends the fleet as Ctrl-C does; answers its report.
+        /// Ends the fleet as Ctrl-C does. Returns its report.
         fn end(mut self) -> Value {
             let pid = Pid::from_child(&self.child);
             kill_process(pid, Signal::INT).unwrap();
@@ -106,12 +107,12 @@ mod tests {
         Ok(stream)
     }
 
-    /// The whole answer to one request.
+    /// Sends a GET and returns the whole response.
     fn get(port: u16, host: &str) -> io::Result<String> {
         ask(port, format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes())
     }
 
-    /// The whole answer to this request.
+    /// Sends this request and returns the whole response.
     fn ask(port: u16, request: &[u8]) -> io::Result<String> {
         let mut stream = connect(port)?;
         stream.write_all(request)?;
@@ -176,7 +177,7 @@ mod tests {
         fleet.check(0);
         fleet.check(1);
         fleet.end();
-        // The magic cookie of DHCP, and the option that says which message it is.
+        // The magic cookie of DHCP, and the option with the message type.
         let bytes = std::fs::read(capture).unwrap();
         let messages = |kind: u8| {
             let message = [0x63, 0x82, 0x53, 0x63, 53, 1, kind];
@@ -193,11 +194,11 @@ mod tests {
         }
         let fleet = Fleet::boot(4, free_ports(4), "");
         let before = fleet.files();
-        // They open and never speak.
+        // Clients that connect and send nothing.
         let silent: Vec<TcpStream> = (0..40).map(|_| fleet.connect(0).unwrap()).collect();
         for round in 0..25u16 {
             for vm in 1..4 {
-                // Gone before the answer, politely and not.
+                // Clients that disconnect before the response, in order and by a reset.
                 drop(fleet.connect(vm).unwrap());
                 let mut gone = fleet.connect(vm).unwrap();
                 gone.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
@@ -206,18 +207,18 @@ mod tests {
                 } else {
                     drop(gone);
                 }
-                // Has said all it has to say before the answer comes.
+                // A client that closes its side before the response comes.
                 let mut half = fleet.connect(vm).unwrap();
                 half.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
                 half.shutdown(Shutdown::Write).unwrap();
                 let mut answer = String::new();
                 half.read_to_string(&mut answer).unwrap();
                 assert!(answer.contains(&format!("<title>vm{vm}</title>")), "{answer}");
-                // What no server understands.
+                // Bytes that no server understands.
                 let mut noise = fleet.connect(vm).unwrap();
                 noise.write_all(&[0xff; 300]).unwrap();
                 let mut answer = Vec::new();
-                // nginx answers with an error or with a reset.
+                // nginx sends an error or resets the connection.
                 let _ = noise.read_to_end(&mut answer);
                 fleet.check(vm);
             }
@@ -256,7 +257,7 @@ mod tests {
         }
     }
 
-    /// What a machine says when `script` is typed at its shell.
+    /// Returns the output of a VM when `script` is typed at its shell.
     fn session(options: &str, script: &str) -> String {
         let args = format!("boot --backend cpu --timeout 100 {options}");
         let mut command = pxvm(args.split_ascii_whitespace());
@@ -271,7 +272,7 @@ mod tests {
         String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr)
     }
 
-    /// A web server with one answer; ends with the test.
+    /// Starts a web server with a single response; it ends with the test.
     fn serve_one() -> u16 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -297,7 +298,7 @@ mod tests {
         assert!(text.contains("from-the-host\r\nrc=0"), "{text}");
         assert!(text.contains("refused") && text.contains("rc=1"), "{text}");
         assert_eq!(text.matches("from-the-host\r\n").count(), 1, "{text}");
-        // Nothing without being asked.
+        // Nothing is reachable unless the user allows it.
         let text = session("", &format!("{}poweroff\n", get(open)));
         assert!(text.contains("refused") && !text.contains("from-the-host\r\n"), "{text}");
     }
@@ -314,7 +315,7 @@ mod tests {
         assert!(text.contains("can't connect to remote host (192.0.2.1)"), "{text}");
     }
 
-    /// One machine that serves at `port`, and by name at the next; and its keyboard.
+    /// Boots one VM that serves at `port`, and by name at the next. Returns it and its keyboard.
     fn with_keyboard(port: u16, more: &str) -> (Fleet, ChildStdin) {
         let args = format!(
             "boot --backend cpu --until never --timeout 100 --publish {port}:80 \
@@ -361,8 +362,8 @@ mod tests {
         }
     }
 
-    /// The only test of this that needs real time; the others are with the stack, by a clock of
-    /// their own.
+    /// The only test of this that needs real time; the others test the stack with a clock of their
+    /// own.
     #[test]
     fn idle_connections_and_clients_that_pause_are_not_cut() {
         const PAUSE: Duration = Duration::from_secs(35);
@@ -379,13 +380,13 @@ mod tests {
              wget -T 90 -qO x http://10.0.2.2:{port}/ && mv x copy\n"
         );
         stdin.write_all(script.as_bytes()).unwrap();
-        // The guest's client waits for its answer.
+        // The guest's client waits for its response.
         let (mut server, _) = listener.accept().unwrap();
         let _ = server.read(&mut [0; 512]).unwrap();
-        // A client of the guest asks for more than it reads.
+        // A client of the guest requests more than it reads.
         let mut reader = fleet.connect(0).unwrap();
         reader.write_all(b"GET /big HTTP/1.0\r\n\r\n").unwrap();
-        // Another one has not said anything.
+        // Another client has sent nothing.
         let mut silent = fleet.connect(0).unwrap();
         std::thread::sleep(PAUSE);
 
@@ -412,7 +413,7 @@ mod tests {
             return;
         }
         let (fleet, mut stdin) = with_keyboard(free_ports(2), "");
-        // A connection that is open when the machine goes breaks; it does not hang.
+        // A connection that is open when the VM ends breaks; it does not hang.
         let mut open = fleet.connect(0).unwrap();
         stdin.write_all(b"reboot -f\n").unwrap();
         let mut rest = Vec::new();
@@ -458,7 +459,7 @@ mod tests {
         let fleet = Fleet::boot(1, free_ports(1), "");
         let silent: Vec<TcpStream> = (0..48).map(|_| fleet.connect(0).unwrap()).collect();
         fleet.check(0);
-        // Of the others none had to go: it was not that all had had their time.
+        // None of the other connections was closed, so it was not a timeout of all.
         let gone = |mut client: &TcpStream| {
             client.set_nonblocking(true).unwrap();
             !matches!(client.read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
@@ -513,7 +514,7 @@ mod tests {
             assert!(text.contains("the dashboard and control API of this fleet"), "{text}");
             assert!(text.contains(&format!("leave {port} out")), "{text}");
         }
-        // Wherever it finds a free port.
+        // The dashboard's port may be any free one.
         let text = refused("--dashboard --net-host-ports 8080-8200");
         assert!(text.contains("the dashboard and control API of this fleet"), "{text}");
         let text = refused(&format!("--count 2 --publish {port}:80 --net-host-ports {}", port + 1));

@@ -1,4 +1,4 @@
-//! `--net tap` with real guests, in a network namespace that each test makes for itself.
+//! Tests of `--net tap` with real guests, in a network namespace that each test makes for itself.
 
 mod common;
 
@@ -12,17 +12,17 @@ mod tests {
 
     use super::common::{Fleet, has_image, initrd_with, pxvm, run, tshark};
 
-    /// A network of its own, with its own root. It goes when this does.
+    /// A network namespace with a root user of its own. Dropping this ends it.
     struct Namespace(Child);
 
     impl Namespace {
-        /// Says that the test is skipped when there cannot be one.
+        /// Makes a namespace; prints that the test is skipped when the host allows none.
         fn new() -> Option<Self> {
             if !["unshare", "nsenter", "ip"].iter().all(|name| needs::program(name)) {
                 return None;
             }
             let mut command = Command::new("unshare");
-            // It lives as long as its input is open.
+            // The process lives as long as its input is open.
             command.args(["--user", "--map-root-user", "--net", "cat"]).stdin(Stdio::piped());
             let child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn();
             let mut namespace = Self(child.expect("unshare starts"));
@@ -46,7 +46,7 @@ mod tests {
             Some(namespace)
         }
 
-        /// A command inside.
+        /// Returns a command to run inside the namespace.
         fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
             let mut command = Command::new("nsenter");
             let pid = self.0.id().to_string();
@@ -64,7 +64,7 @@ mod tests {
             self.run(line).0 == 0
         }
 
-        /// `pxvm` inside.
+        /// Returns `pxvm` to run inside the namespace.
         fn pxvm(&self, line: &str) -> Command {
             let outside = pxvm([""]);
             let mut command = self.command(outside.get_program());
@@ -104,7 +104,7 @@ mod tests {
             let (code, page, why) = host.run(&format!("curl -sS -m 30 http://{address}/"));
             assert!(code == 0 && page.contains(&format!("<title>vm{vm}</title>")), "{page}{why}");
         }
-        // Nobody has that address; what the kernel says about it is no VM's business.
+        // No VM has that address; messages of the kernel about it do not concern the VMs.
         assert!(!host.does("ping -c 1 -W 1 10.77.0.99"));
         let report = fleet.stop();
         for vm in 0..3 {
@@ -130,7 +130,7 @@ mod tests {
             let answer = format!("vm{vm}\t10.0.2.15\t1\t1\t1");
             assert!(shakes.contains(&syn) && shakes.contains(&answer), "{shakes:?}");
         }
-        // Linux writes some zeros as 0xffff, which is the same, and which tshark does not like.
+        // Linux writes some zeros as 0xffff, which is equivalent, but tshark reports it.
         let bad = "ip.checksum.status == 0 || icmp.checksum.status == 0 \
             || tcp.checksum.status == 0 && tcp.checksum != 0xffff";
         assert_eq!(tshark(&file, bad, &["frame.number"]).unwrap(), [""; 0]);
@@ -149,7 +149,7 @@ mod tests {
             sleep 9999";
         for (flag, peer, isolated) in [("--net-mesh", "peer=0", false), ("", "peer=1", true)] {
             let Some(host) = Namespace::new() else { return };
-            // A host that forwards is no way around either.
+            // A host that forwards does not connect the VMs either.
             let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
             assert_eq!(run(host.command("sh").args(["-c", forward])).0, 0);
             let initrd = initrd_with(script);
@@ -191,7 +191,7 @@ mod tests {
         let mut command = host.pxvm("boot --backend cpu --count 1 --append rdinit=/script --net");
         command.args(["tap", "--initrd"]).arg(initrd.path());
         let mut fleet = Fleet::start(command);
-        // The kernel counts what comes out of the interface.
+        // The kernel counts the packets that come out of the interface.
         let arrived = || {
             let (_, counted, _) = host.run("cat /proc/net/dev");
             let line = counted.lines().find(|line| line.contains("pxvm0:")).unwrap_or_default();
@@ -207,7 +207,7 @@ mod tests {
         let network = &report["vms"][0]["network"];
         let spoofed = network["drops"]["spoofed"].as_u64().unwrap_or(0);
         assert!(spoofed >= 6, "{report}");
-        // An answer to the kernel's ARP may have come since it was asked.
+        // A reply to the kernel's ARP may have been sent since the count was read.
         let sent = network["tx_frames"].as_u64().unwrap();
         assert!(frames > 0 && frames <= sent - spoofed, "{frames} of {report}");
     }
@@ -228,7 +228,7 @@ mod tests {
         let weak = |command: Command| {
             let mut weak = host.command("setpriv");
             weak.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
-            // Without `nsenter ... --`, of which the command has its own.
+            // Without `nsenter ... --`, because the command has its own.
             weak.args(command.get_args().skip_while(|a| *a != "--").skip(1));
             weak
         };
@@ -237,7 +237,7 @@ mod tests {
         let connect = "exec 3<> /dev/tcp/10.77.0.2/80";
         assert_eq!(run(host.command("timeout").args(["20", "bash", "-c", connect])).0, 0);
         fleet.stop();
-        // Another one would have to be made.
+        // Another interface would have to be made.
         let other = "boot --net tap=other --net-subnet 10.9.0.0/24";
         let (code, _, why) = run(&mut weak(host.pxvm(other)));
         assert!(code == 2 && why.contains("sudo ip tuntap add dev other mode tap"), "{why}");

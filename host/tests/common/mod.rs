@@ -1,4 +1,4 @@
-//! What the tests of the program share.
+//! What the tests of the program share: commands, fleets, archives, captures.
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 pub mod terminal;
@@ -14,33 +14,34 @@ use pxvm_tests::needs;
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 
-/// `pxvm` with these arguments, standard input empty, consoles in a folder of the target.
+/// Returns `pxvm` with these arguments, empty standard input, and console logs in a folder of the
+/// target.
 pub fn pxvm<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pxvm"));
     command.args(args).stdin(Stdio::null()).env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
-/// Runs it: exit code, standard output, standard error.
+/// Runs a command. Returns exit code, standard output and standard error.
 pub fn run(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().expect("pxvm starts");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     (status.code().unwrap_or(-1), text(&stdout), text(&stderr))
 }
 
-/// Runs it with a standard output that nobody reads: it must end well and complain of nothing.
+/// Runs a command whose standard output has no reader: it must succeed without a message.
 pub fn unread(command: &mut Command) {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let child = command.stdout(writer).stderr(Stdio::piped()).spawn().expect("pxvm starts");
-    // The pipe's last writer.
+    // This closes the last writer of the pipe.
     command.stdout(Stdio::null());
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), stderr.as_ref()), (Some(0), ""), "{command:?}");
 }
 
-/// Whether the guest image was built; says that the test is skipped when it was not.
+/// Whether the guest image was built; prints that the test is skipped when it was not.
 pub fn has_image() -> bool {
     match cache::default_image() {
         Err(why @ CacheError::Damaged { .. }) => panic!("{why}"),
@@ -48,14 +49,14 @@ pub fn has_image() -> bool {
     }
 }
 
-/// A fleet that runs until it is stopped, its consoles in a folder of its own.
+/// A running fleet whose console logs are in a folder of its own.
 pub struct Fleet {
     child: Child,
     consoles: TempDir,
 }
 
 impl Fleet {
-    /// Starts `pxvm boot` as `command` says, which reports in JSON.
+    /// Starts a `pxvm boot` command, with a report in JSON.
     pub fn start(mut command: Command) -> Self {
         let consoles = tempfile::tempdir().unwrap();
         command.args(["--until", "never", "--timeout", "200", "--json", "--console-dir"]);
@@ -63,13 +64,13 @@ impl Fleet {
         Self { child: command.spawn().expect("pxvm starts"), consoles }
     }
 
-    /// What a VM has said.
+    /// Returns the console output of a VM.
     pub fn console(&self, vm: u32) -> String {
         let log = self.consoles.path().join(format!("vm{vm}.log"));
         String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
     }
 
-    /// Waits until a VM has said something.
+    /// Waits until a VM's console output contains `text`.
     pub fn hear(&mut self, vm: u32, text: &str) {
         let start = Instant::now();
         while !self.console(vm).contains(text) {
@@ -80,7 +81,7 @@ impl Fleet {
         }
     }
 
-    /// Ends it as Ctrl-C does; answers its report.
+    /// Ends the fleet as Ctrl-C does. Returns its report.
     pub fn stop(self) -> Value {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -90,7 +91,7 @@ impl Fleet {
     }
 }
 
-/// A cpio archive of files: name, mode, contents.
+/// Returns a cpio archive of files: name, mode, contents.
 pub fn cpio(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     let mut archive = Vec::new();
     for &(name, mode, data) in files.iter().chain([&("TRAILER!!!", 0, &[][..])]) {
@@ -108,7 +109,7 @@ pub fn cpio(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     archive
 }
 
-/// The guest's root file system with a shell script that runs instead of its init, for
+/// Returns the guest's root file system with a shell script that runs instead of its init, for
 /// `--append rdinit=/script`.
 pub fn initrd_with(script: &str) -> NamedTempFile {
     let image = cache::default_image().expect("the guest image");
@@ -123,7 +124,7 @@ pub fn initrd_with(script: &str) -> NamedTempFile {
     file
 }
 
-/// What tshark finds in a capture; `None` without tshark.
+/// Returns what tshark finds in a capture; `None` without tshark.
 pub fn tshark(file: &Path, filter: &str, fields: &[&str]) -> Option<Vec<String>> {
     if !needs::program("tshark") {
         return None;

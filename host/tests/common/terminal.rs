@@ -1,4 +1,4 @@
-//! A person at a terminal.
+//! A program on a pseudo-terminal, and the person at it.
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 use std::fs::File;
@@ -17,20 +17,20 @@ use rustix::termios::{LocalModes, tcgetattr};
 /// Long enough for a busy host.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A program at a pseudo-terminal, and who sits at it.
+/// A program on a pseudo-terminal.
 pub struct Terminal {
     pub child: Child,
     keyboard: File,
-    /// The program's end, which it shares with us.
+    /// The program's end of the pseudo-terminal, which it shares with the test.
     shared: File,
     screen: Receiver<Vec<u8>>,
-    /// Nothing is read from the screen while somebody holds this.
+    /// While somebody holds this lock, the test reads nothing from the screen.
     pub eyes: Arc<Mutex<()>>,
     pub seen: String,
 }
 
 impl Terminal {
-    /// Starts a program with this terminal as standard input and output.
+    /// Starts a program with a pseudo-terminal as standard input and output.
     pub fn start(mut command: Command) -> Self {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&controller).unwrap();
@@ -69,18 +69,18 @@ impl Terminal {
         }
     }
 
-    /// Whether every key goes to the program.
+    /// Whether the terminal is in raw mode: every key goes to the program.
     pub fn is_raw(&self) -> bool {
         let modes = tcgetattr(&self.shared).unwrap().local_modes;
         !modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
 
-    /// Waits until it is so, or not.
+    /// Waits until the terminal is in raw mode, or is not.
     pub fn wait_raw(&self, raw: bool) {
         wait_for(|| self.is_raw() == raw);
     }
 
-    /// What another program that shares the terminal may do to all of them.
+    /// Makes the terminal non-blocking, as any program that shares it may do to all of them.
     pub fn make_nonblocking(&self) {
         let flags = fcntl_getfl(&self.shared).unwrap();
         fcntl_setfl(&self.shared, flags | OFlags::NONBLOCK).unwrap();
@@ -90,7 +90,7 @@ impl Terminal {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Whether the program stands still.
+    /// Whether the program is stopped (job control).
     pub fn is_stopped(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
@@ -100,7 +100,8 @@ impl Terminal {
         self.child.wait().unwrap().code()
     }
 
-    /// Signals end the program at its prompt in order, and stops give the terminal back.
+    /// Checks that signals end a program at its prompt in order, and that stopping it restores the
+    /// terminal.
     pub fn check_signals(start: impl Fn() -> Self) {
         for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
             let mut terminal = start();

@@ -1,4 +1,5 @@
-//! What a user asks of single VMs, over the emulated device and on the CPU: both obey alike.
+//! Tests of commands on single VMs, on the emulated device and on the CPU: both backends behave
+//! alike.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::units::Size;
 
 const LONG: Duration = Duration::from_secs(120);
 
-/// `jal x0, offset`
+/// Returns `jal x0, offset`.
 fn jump(offset: i32) -> u32 {
     let bits = offset as u32;
     (bits >> 20 & 1) << 31
@@ -22,7 +23,8 @@ fn jump(offset: i32) -> u32 {
         | 0x6f
 }
 
-/// Writes to a page, says that it is ready, and prints an x now and then for ever.
+/// Returns a program that writes to a page, prints that it is ready, and then prints an x at
+/// intervals for ever.
 fn busy() -> Vec<u32> {
     const STORE: [u32; 2] = [0x8000_1e37, 0x01ce_2023];
     let turn = [&print("x")[..], &work(1 << 16)].concat();
@@ -30,7 +32,7 @@ fn busy() -> Vec<u32> {
     [&STORE[..], &print("PXVM READY\n"), &turn, &[back]].concat()
 }
 
-/// The same for each kind of backend: `started` of two VMs.
+/// Runs `check` for each kind of backend, with `started` of two VMs.
 fn both(code: &[u32], started: u32, check: impl Fn(&dyn Backend)) {
     let settings = || Settings { started, ..settings(false, ClockSource::Instret) };
     check(&CpuBackend::start(fleet(2, code), settings()).unwrap());
@@ -41,7 +43,7 @@ fn next(backend: &dyn Backend) -> Event {
     backend.events().recv_timeout(LONG).expect("something happens")
 }
 
-/// Waits for an event of a VM, and sees that `still` says nothing meanwhile.
+/// Waits for an event of a VM, and checks that VM `still` has no events meanwhile.
 fn until(backend: &dyn Backend, vm: u32, still: Option<u32>, wanted: impl Fn(&EventKind) -> bool) {
     loop {
         let event = next(backend);
@@ -64,7 +66,7 @@ fn order(backend: &dyn Backend, vm: u32, order: Order) {
 fn inspect(backend: &dyn Backend, vm: u32) -> Option<Inspection> {
     let (sender, receiver) = mpsc::channel();
     backend.inspect(vm, Box::new(move |inspection| drop(sender.send(inspection)))).unwrap();
-    // Whoever listens to nothing else must not make the backend wait.
+    // A listener that waits for something else must not block the backend.
     loop {
         match receiver.recv_timeout(Duration::from_millis(1)) {
             Ok(inspection) => return inspection,
@@ -86,7 +88,7 @@ fn a_paused_vm_stands_still_and_goes_on_where_it_was() {
         for _ in 0..20 {
             until(backend, 1, Some(0), says_x);
         }
-        // Neither again nor input changes that.
+        // Neither the same command again nor input changes that.
         order(backend, 0, Order::Pause);
         backend.input(0, b"hello");
         assert_eq!(backend.waiting(0), 5);
@@ -96,7 +98,7 @@ fn a_paused_vm_stands_still_and_goes_on_where_it_was() {
         until(backend, 0, None, says_x);
         order(backend, 0, Order::Pause);
         assert!(backend.instret(0) > before);
-        // The receiver has room for one, and nobody reads it.
+        // The UART's receiver has room for one byte, and no guest reads it.
         assert_eq!(backend.waiting(0), 4, "{}", backend.name());
     });
 }
@@ -116,7 +118,7 @@ fn a_stopped_vm_gives_its_memory_back_and_can_be_started_again() {
         order(backend, 0, Order::Start);
         until(backend, 0, None, |kind| *kind == EventKind::Ready);
         assert!(backend.instret(0) >= before);
-        // It starts anew from the middle of its work, too, and its neighbour for the first time.
+        // A reset works in the middle of a VM's work, and starts its neighbour for the first time.
         order(backend, 0, Order::Start);
         backend.order(1, Order::Start).unwrap();
         until(backend, 0, None, |kind| *kind == EventKind::Ready);
@@ -124,7 +126,7 @@ fn a_stopped_vm_gives_its_memory_back_and_can_be_started_again() {
         order(backend, 0, Order::Pause);
         order(backend, 1, Order::Pause);
         assert_eq!(backend.totals().private_frames, 2);
-        // A paused one can be started and stopped.
+        // A paused VM can be reset and stopped.
         order(backend, 1, Order::Stop);
         order(backend, 0, Order::Start);
         until(backend, 0, Some(1), says_x);
@@ -143,7 +145,7 @@ fn a_vm_that_has_ended_obeys_only_to_start() {
         backend.order(0, Order::Start).unwrap();
         until(backend, 0, None, |kind| *kind == EventKind::Obeyed(Order::Start));
         until(backend, 0, None, halted);
-        // One that does not exist does nothing.
+        // A command on a VM that does not exist does nothing.
         backend.order(7, Order::Start).unwrap();
         backend.input(7, b"x");
         backend.order(0, Order::Start).unwrap();
@@ -182,7 +184,7 @@ fn a_vm_for_which_no_memory_is_left_is_told_as_that() {
         super::CudaBackend::start(device, fleet, settings, super::Options::default()).unwrap();
     order(&backend, 0, Order::Start);
     until(&backend, 0, None, says_x);
-    // There is one frame, and it is taken.
+    // There is one frame, and it is in use.
     order(&backend, 1, Order::Start);
     until(&backend, 1, None, |kind| *kind == EventKind::Faulted(Reason::NoMemory));
     order(&backend, 0, Order::Stop);

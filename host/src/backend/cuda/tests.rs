@@ -1,4 +1,4 @@
-//! The whole backend over the emulated device, against the CPU backend.
+//! Tests of the whole CUDA backend on the emulated device, compared with the CPU backend.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
@@ -24,7 +24,7 @@ use crate::net::wire::Message;
 use crate::net::{GATEWAY_MAC, Network, Wire, publish};
 use crate::units::Size;
 
-/// What happened to one VM: console, and everything else in order.
+/// Events of one VM: console output, and the others in order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct History {
     console: String,
@@ -37,7 +37,7 @@ pub(super) fn settings(until_ready: bool, clock: ClockSource) -> Settings {
     Settings { started, threads, clock, ready, until_ready, wire }
 }
 
-/// A fleet of bare-metal programs.
+/// Returns a fleet of VMs that run a bare-metal program.
 pub(super) fn fleet(count: u32, code: &[u32]) -> Fleet {
     let bytes: Vec<u8> = code.iter().flat_map(|w| w.to_le_bytes()).collect();
     let size = bytes.len() as u32;
@@ -52,7 +52,7 @@ pub(super) fn cuda(memory: Size, fleet: Fleet, settings: Settings) -> CudaBacken
     CudaBackend::start(device, fleet, settings, Options::default()).unwrap()
 }
 
-/// Listens until `enough`, then stops the backend and takes the rest.
+/// Receives events until `enough`, then stops the backend and receives the rest.
 fn listen(
     backend: &dyn Backend,
     mut enough: impl FnMut(&BTreeMap<u32, History>) -> bool,
@@ -101,7 +101,7 @@ pub(super) fn print(text: &str) -> Vec<u32> {
     [LUI_T0_UART].into_iter().chain(text.bytes().flat_map(put)).collect()
 }
 
-/// Runs `n` times through a loop of two instructions.
+/// Returns a loop of two instructions that runs `n` times.
 pub(super) fn work(n: u32) -> [u32; 3] {
     // lui t3, n >> 12; addi t3, t3, -1; bne t3, x0, -4
     [(n & 0xffff_f000) | 0xe37, 0xfffe_0e13, 0xfe0e_1ee3]
@@ -141,7 +141,7 @@ fn a_ready_vm_stands_still_when_that_was_all_that_was_asked() {
 
 #[test]
 fn a_vm_that_resets_for_ever_is_given_up_and_gives_its_frames_back() {
-    // A store makes a page private first.
+    // A store first makes a page private.
     let store = [0x8000_1e37, 0x01ce_2023];
     let code = [&store[..], &RESET].concat();
     let settings = settings(true, ClockSource::Instret);
@@ -153,7 +153,7 @@ fn a_vm_that_resets_for_ever_is_given_up_and_gives_its_frames_back() {
     assert_eq!(*last, EventKind::Faulted(Reason::BootLoop));
 }
 
-/// Writes to 200 pages. With 300 private frames, one VM can do that at a time.
+/// Program that writes to 200 pages. With 300 private frames, only one VM can do so at a time.
 /// `lui t3, 0x80001; lui t4, 200; lui t5, 1`, then
 /// `sw x0, 0(t3); add t3, t3, t5; sub t4, t4, t5; bne t4, x0, -12`.
 const PAGES: [u32; 7] =
@@ -187,7 +187,8 @@ fn when_frames_run_out_for_good_some_vms_end_and_one_goes_on() {
     assert!((1..4).contains(&ended), "{found:?}");
 }
 
-/// Runs a VM that prints for ever until the device is gone: what it printed, and the reason.
+/// Runs a VM that prints for ever until the device is gone. Returns how much it printed, and the
+/// error.
 fn until_gone(gpu: Emulated) -> (usize, BackendError) {
     // `lui t0, UART; li t1, 'x'`, then `sb t1, 0(t0); j .-4`.
     let fleet = fleet(1, &[LUI_T0_UART, li_t1(b'x'), SB_T1_UART, 0xffdf_f06f]);
@@ -204,7 +205,7 @@ fn until_gone(gpu: Emulated) -> (usize, BackendError) {
 
 #[test]
 fn a_lost_device_ends_the_run_with_the_reason_and_all_that_was_printed() {
-    // The first launch starts the VM; every other one lets it print.
+    // The first launch starts the VM; in every other one it prints.
     let (three, error) = until_gone(Emulated::new(Size::mib(64)).failing_after(4));
     assert!(error.to_string().contains("device lost"), "{error}");
     let (two, _) = until_gone(Emulated::new(Size::mib(64)).failing_after(3));
@@ -263,7 +264,7 @@ fn was_ready(history: &History) -> bool {
     history.events.iter().any(|e| e.1 == EventKind::Ready)
 }
 
-/// Asks a VM for a file; the answer with its head.
+/// Fetches a file from a VM. Returns the response with its head.
 fn fetch(port: u16, path: &str) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -291,7 +292,7 @@ fn sleeping_vms_are_woken_and_serve_pages() {
             assert!(page.contains(&format!("<title>vm{vm}</title>")), "{page}");
         };
         if ready {
-            // One after the other, then many at a time.
+            // One request after the other, then many at a time.
             [0, 1, 0, 1].into_iter().for_each(check);
             std::thread::scope(|scope| {
                 for client in 0..24 {
@@ -357,7 +358,7 @@ fn frames_go_in_and_out_when_time_is_instructions_too() {
         if !asked && was_ready(&all[&0]) {
             asked = true;
             wire.outlet().send(0, user::greeting(mac));
-            // The answer comes from a guest whose time flies.
+            // The response comes from a guest whose time runs fast.
             let limit = Instant::now() + Duration::from_secs(60);
             while heard.is_empty() && Instant::now() < limit {
                 std::thread::yield_now();
