@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: subcommands, options and help texts, with clap.
 
 mod client;
 
@@ -70,7 +70,7 @@ const MAN_EXAMPLES: &str = "Examples:\n  \
         pxvm man | man -l -\n  \
         pxvm man --dir ~/.local/share/man/man1";
 
-/// Meanings of exit codes, command by command.
+/// Exit codes of a command, with their meanings.
 type Codes = [(Code, &'static str)];
 
 const INTERRUPTED: (Code, &str) = (Code::Interrupted, "ended by Ctrl-C, SIGTERM or the like");
@@ -126,12 +126,12 @@ const PLAIN_CODES: &Codes = &[
     INTERRUPTED,
 ];
 
-/// The exit codes as help.
+/// Returns the help text on exit codes.
 fn codes(codes: &Codes) -> String {
     exit::help(codes)
 }
 
-/// What `--help` ends with: examples and exit codes.
+/// Returns the end of a command's `--help`: examples and exit codes.
 fn long_help(examples: &str, meanings: &Codes) -> String {
     format!("{examples}\n\n{}", codes(meanings))
 }
@@ -414,10 +414,10 @@ impl From<NetMac> for Macs {
     }
 }
 
-/// Smallest file that a console is written to.
+/// Smallest size of a console log before it is rotated.
 const LOG_MIN: Size = Size(64 << 10);
 
-/// Most machines of a fleet; the host's memory usually says less.
+/// Largest number of VMs of a fleet; the host's memory usually allows fewer.
 const COUNT_MAX: i64 = 1_000_000;
 
 /// How a fleet is run.

@@ -17,8 +17,8 @@ pub struct BootReport {
     pub backend: &'static str,
     /// Number of VMs.
     pub count: u32,
-    /// What `--seed` has to be for the same randomness. As text: it has more digits than numbers
-    /// of many JSON readers.
+    /// Value of `--seed` that gives the same randomness again. It is text, because it has more
+    /// digits than the numbers of many JSON readers.
     pub seed: String,
     /// VMs that are ready at the end.
     pub ready: u32,

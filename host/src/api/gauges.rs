@@ -83,7 +83,7 @@ impl Gauges {
         Self { hub, wire, looks: Mutex::default(), history: Mutex::default() }
     }
 
-    /// Returns measurements of the VMs, at most [`LOOK_EVERY`] old.
+    /// Returns measurements of the VMs, at most `LOOK_EVERY` old.
     pub fn look(&self) -> Arc<Vec<Row>> {
         self.hub.backend().watched();
         let mut looks = lock(&self.looks);

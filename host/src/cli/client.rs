@@ -1,4 +1,4 @@
-//! The commands that act on a fleet that runs already.
+//! Command line of the commands that act on a fleet that runs already.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -158,7 +158,7 @@ pub struct Exec {
     pub which: Which,
 }
 
-/// Machines of a fleet.
+/// Selection of VMs: all, or a range of numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ids {
     /// From the first to the last.

@@ -62,7 +62,7 @@ fn collect(bytes: &[u8], compressed: bool, out: &mut Vec<u8>) -> Result<(), Prob
 }
 
 /// Returns the length of the archive at the start of `bytes`, which are at `offset` in the file.
-/// It ends with its trailer, or with `bytes`.
+/// The archive ends with its trailer, or with `bytes`.
 fn archive_len(bytes: &[u8], offset: usize) -> Result<usize, Problem> {
     let mut at = 0;
     while at < bytes.len() {

@@ -140,7 +140,7 @@ pub enum PlanError {
 pub struct Span {
     /// First address.
     pub start: u64,
-    /// One past the last.
+    /// One past the last address.
     pub end: u64,
 }
 

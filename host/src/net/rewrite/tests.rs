@@ -1,5 +1,6 @@
-//! The oracle is always the same: a frame that etherparse builds with the addresses of one view,
-//! translated, is the frame that etherparse builds with the addresses of the other.
+//! Tests of the address translation. The oracle is always the same: a frame that etherparse builds
+//! with the addresses of one view, translated, equals the frame that etherparse builds with the
+//! addresses of the other.
 
 use std::net::Ipv4Addr;
 
@@ -29,7 +30,7 @@ const OUTSIDE: View = View {
 };
 const EDGE: Edge = Edge { inside: INSIDE, outside: OUTSIDE };
 
-/// Whom the VM talks to.
+/// The other end of the VM's conversation.
 #[derive(Clone, Copy, Debug)]
 enum Peer {
     Gateway,
@@ -50,8 +51,8 @@ enum Content {
     Udp(u16, u16),
     Tcp(u16, u16, u32, bool),
     Echo(u16, u16),
-    /// An ICMP error of this type and code about a packet of the other direction, and how much of
-    /// it is quoted.
+    /// An ICMP error of this type and code about a packet of the other direction, with the number
+    /// of bytes that it quotes.
     Error(u8, u8, Box<Packet>, usize),
 }
 
@@ -82,7 +83,7 @@ impl Way {
         }
     }
 
-    /// The view that a frame comes from, and the one it goes to.
+    /// Returns the view that a frame comes from, and the one that it goes to.
     const fn views(self) -> (&'static View, &'static View) {
         match self {
             Self::Out => (&INSIDE, &OUTSIDE),
@@ -92,7 +93,7 @@ impl Way {
 }
 
 impl Packet {
-    /// The frame, as `view` sees it.
+    /// Returns the frame as `view` sees it.
     fn frame(&self, view: &View, way: Way) -> Vec<u8> {
         let (own, peer) = (view.ip.octets(), self.peer.ip(view));
         let (source, destination) = if way == Way::Out { (own, peer) } else { (peer, own) };
@@ -123,7 +124,7 @@ impl Packet {
             }
             Content::Error(kind, code, about, quoted) => {
                 let about = about.frame(view, way.back());
-                // Half a checksum at the end stays as it is, and so is not what etherparse makes.
+                // Half a checksum at the end stays as it is, unlike what etherparse builds.
                 let end = about.len().min(HEADER_LEN + 28 + quoted / 2 * 2);
                 let kind =
                     Icmpv4Type::Unknown { type_u8: *kind, code_u8: *code, bytes5to8: [0; 4] };
@@ -151,7 +152,7 @@ fn simple_packet() -> impl Strategy<Value = Packet> {
         any::<(u16, u16, u32, bool)>().prop_map(|(a, b, c, d)| Content::Tcp(a, b, c, d)),
         any::<(u16, u16)>().prop_map(|(a, b)| Content::Echo(a, b)),
     ];
-    // Router alert; no-operations and an end.
+    // Options: router alert; no-operations and an end.
     let options = select(vec![vec![], vec![148, 4, 0, 0], vec![1, 1, 0, 0]]);
     (peer(), any::<u8>(), options, content, vec(any::<u8>(), 0..1400)).prop_map(
         |(peer, ttl, options, content, payload)| Packet { peer, ttl, options, content, payload },
@@ -171,7 +172,7 @@ fn way() -> impl Strategy<Value = Way> {
     select(&[Way::Out, Way::In][..])
 }
 
-/// Cuts an IPv4 frame into fragments of `mtu` bytes.
+/// Splits an IPv4 frame into fragments of `mtu` bytes.
 fn fragments(frame: &[u8], mtu: usize) -> Vec<Vec<u8>> {
     let (header, payload) = Ipv4Header::from_slice(&frame[HEADER_LEN..]).unwrap();
     let room = (mtu - header.header_len()) / 8 * 8;
@@ -267,7 +268,7 @@ proptest! {
     }
 }
 
-/// Makes the checksum of an IPv4 header right, so that what is behind it is looked at.
+/// Corrects the checksum of an IPv4 header, so that what is behind it is inspected.
 fn repair(frame: &mut [u8]) {
     let Some(packet) = frame.get_mut(HEADER_LEN..) else { return };
     if let Ok((header, _)) = Ipv4Header::from_slice(packet) {
@@ -294,8 +295,8 @@ fn plain(content: Content) -> Packet {
     Packet { peer, ttl: 64, options: vec![], content, payload: b"text".to_vec() }
 }
 
-/// Goes through every value of a word under the checksum, and so through every checksum: also 0,
-/// which UDP sends as 0xffff.
+/// Tries every value of a word under the checksum, and so every checksum: also 0, which UDP sends
+/// as 0xffff.
 #[test]
 fn every_checksum_is_right() {
     for content in [Content::Udp(1, 2), Content::Tcp(1, 2, 3, false)] {
@@ -406,7 +407,8 @@ fn the_destination_is_told_as_the_outside_names_it() {
     }
 }
 
-/// A frame that passes with something changed, and its IPv4 header's checksum made right.
+/// Translates a valid frame with something changed and its IPv4 header's checksum corrected.
+/// Returns the refusal, if any.
 fn changed(content: Content, way: Way, change: impl Fn(&mut Vec<u8>)) -> Result<(), DropReason> {
     let mut frame = plain(content).frame(way.views().0, way);
     assert_eq!(way.pass(&mut frame.clone()), Ok(()));
@@ -494,7 +496,8 @@ fn what_is_wrong_is_refused_with_its_reason() {
 
 #[test]
 fn options_that_carry_addresses_are_refused() {
-    // Record route, timestamp, loose and strict source route; one too long; one without length.
+    // Record route, timestamp, loose and strict source route; one that is too long; one without a
+    // length.
     let all: [[u8; 4]; 6] = [
         [7, 3, 4, 0],
         [68, 4, 5, 0],
@@ -511,7 +514,7 @@ fn options_that_carry_addresses_are_refused() {
 
 #[test]
 fn options_of_tcp_that_nobody_knows_pass() {
-    // Fast open, and two for experiments.
+    // Fast open, and two experimental options.
     for option in [[34, 2, 1, 1], [253, 4, 0xf9, 0x89], [254, 3, 7, 1]] {
         let mut frame = plain(Content::Tcp(1, 2, 3, true)).frame(&INSIDE, Way::Out);
         let header = &mut frame[34..];
@@ -523,7 +526,7 @@ fn options_of_tcp_that_nobody_knows_pass() {
     }
 }
 
-/// A frame with this ICMP message.
+/// Returns a frame with this ICMP message.
 fn icmp(way: Way, kind: u8, body: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     let (own, peer) = (way.views().0.ip.octets(), [9; 4]);

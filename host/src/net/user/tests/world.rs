@@ -221,7 +221,7 @@ impl Guest {
         self.sockets.get_mut(pair.guest)
     }
 
-    /// Reads what is there.
+    /// Returns the bytes that the guest's end of the pair has received.
     pub fn take(&mut self, pair: &Pair) -> Vec<u8> {
         let mut bytes = Vec::new();
         while self.socket(pair).can_recv() {
@@ -231,7 +231,7 @@ impl Guest {
         bytes
     }
 
-    /// What it sends now, and when it has something to do next.
+    /// Returns the packets that the guest sends now, and when it has something to do next.
     fn turn(&mut self, now: Instant) -> (Vec<Vec<u8>>, Option<Instant>) {
         let micros = |time: Duration| time.as_micros() as i64;
         let time = Time::from_micros(micros(now.saturating_duration_since(self.epoch)));
@@ -242,7 +242,7 @@ impl Guest {
     }
 }
 
-/// Its network card.
+/// Network device of the guest.
 #[derive(Default)]
 struct Card {
     inward: VecDeque<Frame>,
