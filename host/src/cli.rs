@@ -126,14 +126,9 @@ const PLAIN_CODES: &Codes = &[
     INTERRUPTED,
 ];
 
-/// Returns the help text on exit codes.
-fn codes(codes: &Codes) -> String {
-    exit::help(codes)
-}
-
 /// Returns the end of a command's `--help`: examples and exit codes.
 fn long_help(examples: &str, meanings: &Codes) -> String {
-    format!("{examples}\n\n{}", codes(meanings))
+    format!("{examples}\n\n{}", exit::help(meanings))
 }
 
 /// `pxvm` and its options.
@@ -719,7 +714,7 @@ pub struct Dtb {
 
 /// `pxvm images`.
 #[derive(Debug, Args)]
-#[command(after_long_help = codes(PLAIN_CODES))]
+#[command(after_long_help = exit::help(PLAIN_CODES))]
 pub struct Images {
     /// Print one JSON object
     #[arg(long)]
@@ -728,7 +723,7 @@ pub struct Images {
 
 /// `pxvm doctor`.
 #[derive(Debug, Args)]
-#[command(after_long_help = codes(PLAIN_CODES))]
+#[command(after_long_help = exit::help(PLAIN_CODES))]
 pub struct Doctor {
     /// Print one JSON object
     #[arg(long)]

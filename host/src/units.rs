@@ -1,4 +1,4 @@
-//! Sizes in bytes as people write them.
+//! Sizes and bytes as people read and write them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -57,6 +57,11 @@ impl fmt::Display for Size {
             None => write!(f, "{} bytes", self.0),
         }
     }
+}
+
+/// Returns bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

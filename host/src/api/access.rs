@@ -28,6 +28,7 @@ use super::proxy::Place;
 use super::tickets::Tickets;
 use crate::host;
 use crate::sync::lock;
+use crate::units::hex;
 
 /// Shortest token that is accepted.
 pub const TOKEN_MIN: usize = 16;
@@ -138,11 +139,6 @@ impl Access {
 pub fn same(a: &str, b: &str) -> bool {
     let differ = a.bytes().zip(b.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
     a.len() == b.len() && differ == 0
-}
-
-/// Returns bytes as hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Returns a new random token.

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use rust_embed::{EmbeddedFile, RustEmbed};
 
 use super::error::ApiError;
+use crate::units::hex;
 
 /// Content-Security-Policy of the dashboard: only its own origin, and no inline scripts.
 const POLICY: &str = "default-src 'self'; frame-src 'self'; connect-src 'self'; \
@@ -41,8 +42,7 @@ pub async fn openapi() -> impl IntoResponse {
 
 fn file(path: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
     let EmbeddedFile { data, metadata } = Files::get(path).ok_or(ApiError::NotFound)?;
-    let tag: String = metadata.sha256_hash()[..8].iter().map(|b| format!("{b:02x}")).collect();
-    let tag = format!("\"{tag}\"");
+    let tag = format!("\"{}\"", hex(&metadata.sha256_hash()[..8]));
     let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
     let mut response = match known == Some(&*tag) {
         true => StatusCode::NOT_MODIFIED.into_response(),

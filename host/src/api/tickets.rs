@@ -14,11 +14,12 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use super::Shared;
-use super::access::{hex, same};
+use super::access::same;
 use super::bodies::{Id, Params};
 use super::error::ApiError;
 use super::proxy::{HTTP, Place};
 use crate::host::random;
+use crate::units::hex;
 
 /// Length of a ticket in bytes.
 const SIZE: usize = 16;

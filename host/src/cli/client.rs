@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::Args;
 use regex::bytes::Regex;
 
-use super::{Codes, INTERRUPTED, codes, long_help, seconds};
+use super::{Codes, INTERRUPTED, long_help, seconds};
 use crate::client::exec::prompt::Line;
-use crate::exit::Code;
+use crate::exit::{self, Code};
 
 const EXEC_EXAMPLES: &str = "Examples:\n  \
         pxvm exec 3 -- uname -a\n  \
@@ -52,7 +52,7 @@ pub struct Which {
 #[derive(Debug, Args)]
 #[command(
     long_about = "List the machines of a running fleet, and what each is doing.",
-    after_long_help = codes(FLEET_CODES)
+    after_long_help = exit::help(FLEET_CODES)
 )]
 pub struct Ps {
     /// Only machines in this state
@@ -80,7 +80,7 @@ pub struct Act {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Start more machines, as far as the fleet's --capacity goes.",
-    after_long_help = codes(FLEET_CODES)
+    after_long_help = exit::help(FLEET_CODES)
 )]
 pub struct Add {
     /// How many
@@ -98,7 +98,7 @@ pub struct Add {
     long_about = "Go to the console of a machine: what it has said, what it says, and a keyboard.\
         \n\nOn a terminal every key goes to the guest; Ctrl-A x leaves it as it is, Ctrl-A h \
         helps. Otherwise standard input is passed on, and the console is followed until Ctrl-C.",
-    after_long_help = codes(FLEET_CODES)
+    after_long_help = exit::help(FLEET_CODES)
 )]
 pub struct Console {
     /// The machine
@@ -113,7 +113,7 @@ pub struct Console {
 #[derive(Debug, Args)]
 #[command(
     long_about = "Print what a machine has said: the newest 64 KiB.",
-    after_long_help = codes(FLEET_CODES)
+    after_long_help = exit::help(FLEET_CODES)
 )]
 pub struct Logs {
     /// The machine

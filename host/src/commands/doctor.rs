@@ -78,7 +78,7 @@ fn memory() -> Check {
 
 fn guest_image() -> Check {
     let name = "guest image";
-    let folder = cache::images().join("default");
+    let folder = cache::default_folder();
     let (found, advice) = if !folder.is_dir() {
         let advice = "run `buildroot/build` (about 5 minutes), or give --kernel";
         (format!("none in {}", folder.display()), advice)

@@ -5,8 +5,7 @@ use crate::backend::ClockSource;
 use crate::cli::Dtb;
 use crate::dtb::{self, Chosen, SEED_WORDS, Shape};
 use crate::exit::{Code, Error};
-use crate::image::cache::{self, CacheError};
-use crate::image::{Role, disk, load, rom};
+use crate::image::{Role, cache, disk, load, rom};
 use crate::machine::cmdline::bootargs;
 use crate::machine::fleet::Root;
 use crate::machine::{assemble, plan};
@@ -16,9 +15,7 @@ use crate::stdio::print;
 pub fn dtb(args: Dtb) -> Result<Code, Error> {
     let Dtb { guest, vm, blob: file, .. } = args;
     let options = guest.options(vm.saturating_add(1), ClockSource::Instret);
-    let blob = if options.kernel.is_some()
-        || !matches!(cache::default_image(), Err(CacheError::Missing(_)))
-    {
+    let blob = if options.kernel.is_some() || cache::default_folder().is_dir() {
         assemble(&options)?.blob(vm, 0)
     } else {
         // Images are not loaded: the tree has no initrd, and a ROM only if one was given.

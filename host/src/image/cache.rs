@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::units::hex;
+
 /// Manifest of an image: its files, and what they were built from.
 const MANIFEST: &str = "manifest.txt";
 /// Line of the manifest that precedes the list of files.
@@ -98,6 +100,11 @@ pub fn images() -> PathBuf {
     root().join("images")
 }
 
+/// Returns where the default image is, whether there is one or not.
+pub fn default_folder() -> PathBuf {
+    images().join("default")
+}
+
 /// Returns the folder of programs compiled for GPUs.
 pub fn gpu() -> PathBuf {
     root().join("gpu")
@@ -105,11 +112,7 @@ pub fn gpu() -> PathBuf {
 
 /// Returns the default image, after checking that its files are undamaged.
 pub fn default_image() -> Result<DefaultImage, CacheError> {
-    default_in(&images())
-}
-
-fn default_in(images: &Path) -> Result<DefaultImage, CacheError> {
-    let folder = images.join("default");
+    let folder = default_folder();
     if !folder.is_dir() {
         return Err(CacheError::Missing(folder));
     }
@@ -156,7 +159,7 @@ pub fn names(folder: &Path) -> io::Result<Vec<String>> {
 pub fn digest(path: &Path) -> io::Result<(u64, String)> {
     let mut hash = Sha256::new();
     let bytes = io::copy(&mut File::open(path)?, &mut HashWriter(&mut hash))?;
-    Ok((bytes, hash.finalize().iter().map(|b| format!("{b:02x}")).collect()))
+    Ok((bytes, hex(&hash.finalize())))
 }
 
 struct HashWriter<'a>(&'a mut Sha256);
