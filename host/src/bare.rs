@@ -10,7 +10,7 @@ use emu_core::layout::MachineKind;
 use emu_core::mem::FRAME_SIZE;
 use emu_core::trace::{NoTrace, Trace};
 
-use crate::backend::cpu::{CpuPort, Guest, HostArena, Lane, check_count};
+use crate::backend::cpu::{CpuPort, Guest, HostArena, WorkerContext, check_count};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::group::Group;
@@ -68,7 +68,7 @@ pub struct Bare {
 
 /// Where programs run: on the CPU or a GPU.
 enum Place {
-    Cpu { guests: Vec<(Guest, CpuPort)>, lane: Lane },
+    Cpu { guests: Vec<(Guest, CpuPort)>, context: WorkerContext },
     Cuda(Box<Group>),
 }
 
@@ -92,7 +92,7 @@ trait Target {
 /// Programs on the CPU, with a trace of their instructions.
 struct OnCpu<'a, T> {
     guests: &'a mut [(Guest, CpuPort)],
-    lane: &'a mut Lane,
+    context: &'a mut WorkerContext,
     trace: &'a mut T,
 }
 
@@ -100,7 +100,7 @@ impl<T: Trace> Target for OnCpu<'_, T> {
     fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
         let turns = vms.iter().map(|&vm| {
             let (guest, port) = &mut self.guests[vm as usize];
-            let exit = guest.session(self.lane).slice(port, slice, self.trace);
+            let exit = guest.session(self.context).slice(port, slice, self.trace);
             // Their network cards are not connected.
             (exit, std::mem::take(&mut port.output))
         });
@@ -108,12 +108,12 @@ impl<T: Trace> Target for OnCpu<'_, T> {
     }
 
     fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
-        let mut session = self.guests[vm as usize].0.session(self.lane);
+        let mut session = self.guests[vm as usize].0.session(self.context);
         Ok(session.with_ram(|ram| ram.read(addr, bytes)).is_ok())
     }
 
     fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError> {
-        let mut session = self.guests[vm as usize].0.session(self.lane);
+        let mut session = self.guests[vm as usize].0.session(self.context);
         Ok(session.with_ram(|ram| ram.write_u32(addr, word)).is_ok())
     }
 }
@@ -181,18 +181,18 @@ impl Bare {
         let fleet = fleet(&programs, kind, memory)?;
         check_count(fleet.count, fleet.plan.memory)?;
         let base = &fleet.base;
-        let lane = Lane::new()?;
+        let context = WorkerContext::new()?;
         // A frame for every page, up to the host's free memory.
         let most = host::memory_available().0 / u64::from(FRAME_SIZE);
         let frames = (u64::from(base.ram_pages()) * u64::from(fleet.count)).min(most);
         let frames = frames.min(u64::from(u32::MAX) / 2) as u32;
         let arena = Arc::new(HostArena::new(base, frames)?);
-        let guest = |vm| match Guest::new(&arena, base, fleet.stage(vm, 0), &lane) {
+        let guest = |vm| match Guest::new(&arena, base, fleet.stage(vm, 0), &context) {
             Ok(guest) => Ok((guest, CpuPort::default())),
             Err(_) => Err(Error::Usage("no memory for the program".into())),
         };
         let guests = (0..fleet.count).map(guest).collect::<Result<_, Error>>()?;
-        Ok(Self { place: Place::Cpu { guests, lane }, programs })
+        Ok(Self { place: Place::Cpu { guests, context }, programs })
     }
 
     /// Returns VMs on a GPU with these programs, `lanes` VMs per warp; the best number when absent.
@@ -230,8 +230,8 @@ impl Bare {
     /// Returns a fingerprint of the state of a program's VM, RAM included.
     pub fn digest(&mut self, vm: u32) -> Result<u64, BackendError> {
         match &mut self.place {
-            Place::Cpu { guests, lane } => {
-                let session = guests[vm as usize].0.session(lane);
+            Place::Cpu { guests, context } => {
+                let session = guests[vm as usize].0.session(context);
                 Ok(fingerprint(session.vm(), session.private_pages()))
             }
             Place::Cuda(group) => {
@@ -251,8 +251,8 @@ impl Bare {
     ) -> Result<Vec<End>, BackendError> {
         let Self { place, programs } = self;
         Ok(match place {
-            Place::Cpu { guests, lane } => {
-                run(&mut OnCpu { guests, lane, trace }, programs, max, output)?
+            Place::Cpu { guests, context } => {
+                run(&mut OnCpu { guests, context, trace }, programs, max, output)?
             }
             Place::Cuda(group) => run(group.as_mut(), programs, max, output)?,
         })
@@ -267,8 +267,8 @@ impl Bare {
         };
         let words = (begin..end).step_by(4).map(u64::from);
         let words: Result<Option<_>, CudaError> = match &mut self.place {
-            Place::Cpu { guests, lane } => {
-                let mut target = OnCpu { guests, lane, trace: &mut NoTrace };
+            Place::Cpu { guests, context } => {
+                let mut target = OnCpu { guests, context, trace: &mut NoTrace };
                 words.map(|addr| target.read_u32(0, addr)).collect::<Result<Vec<_>, _>>()
             }
             Place::Cuda(group) => words.map(|addr| group.read_u32(0, addr)).collect(),

@@ -52,12 +52,12 @@ struct Pool {
     end: u32,
 }
 
-/// Worker context (`Lane`): what a thread needs to run guests. A few free frames, so that the
-/// pool's lock is rarely taken, and the decoded instructions of private frames.
-pub struct Lane {
+/// What a thread needs to run guests: a few free frames, so that the pool's lock is rarely taken,
+/// and the decoded instructions of private frames.
+pub struct WorkerContext {
     magazine: RefCell<Vec<u32>>,
     code: MmapMut,
-    /// Number of the last session on this lane.
+    /// Number of the last session in this context.
     session: u64,
 }
 
@@ -79,7 +79,7 @@ fn reserve(bytes: u64) -> Result<MmapMut, BackendError> {
         .map_err(|e| BackendError::Reserve(Size(bytes), e))
 }
 
-impl Lane {
+impl WorkerContext {
     /// Returns a worker context without frames.
     pub fn new() -> Result<Self, BackendError> {
         let code = reserve(size_of::<CodeCache>() as u64)?;
@@ -214,7 +214,7 @@ impl Guest {
         arena: &Arc<HostArena>,
         base: &BaseImage,
         staged: Staged,
-        lane: &Lane,
+        context: &WorkerContext,
     ) -> Result<Self, NoFrame> {
         let shared = arena.shared();
         let row = &base.rows[staged.row as usize];
@@ -224,7 +224,7 @@ impl Guest {
         let (ram, disk) = (row.clone(), base.disk.clone());
         let mut guest = Self { vm, ram, disk, arena: Arc::clone(arena), session: 0 };
         // SAFETY: all entries are shared frames, as asserted; the state caches none.
-        let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &lane.magazine) };
+        let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &context.magazine) };
         for (page, bytes) in staged.pages {
             let frame = ram.make_private(page)?;
             ram.write_pieces(frame, 0, FRAME_SIZE, |at, piece| {
@@ -247,13 +247,13 @@ impl Guest {
 
     /// Binds the guest to a worker context. Worth it for more than a few thousand instructions
     /// only.
-    pub fn session<'a>(&'a mut self, lane: &'a mut Lane) -> Session<'a> {
-        // A lane's cache of decoded instructions is still valid for the guest that ran on it last,
-        // if that guest has run nowhere else since.
-        let keeps = self.session != 0 && self.session == lane.session;
+    pub fn session<'a>(&'a mut self, context: &'a mut WorkerContext) -> Session<'a> {
+        // A context's cache of decoded instructions is still valid for the guest that ran in it
+        // last, if that guest has run nowhere else since.
+        let keeps = self.session != 0 && self.session == context.session;
         self.session = SESSIONS.fetch_add(1, Ordering::Relaxed);
-        lane.session = self.session;
-        let (magazine, code) = lane.parts();
+        context.session = self.session;
+        let (magazine, code) = context.parts();
         // SAFETY: both tables started with shared frames of this arena and were changed only by
         // memories like these. `self.vm` has only ever run with these tables.
         let (ram, disk) = unsafe {
@@ -350,7 +350,7 @@ mod tests {
             vm: Vm::new(MachineKind::Virt),
             pages: pages.iter().map(own).collect(),
         };
-        Guest::new(arena, &base(), staged, &Lane::new().unwrap())
+        Guest::new(arena, &base(), staged, &WorkerContext::new().unwrap())
     }
 
     fn arena(private: u32) -> Arc<HostArena> {
@@ -360,8 +360,8 @@ mod tests {
     #[test]
     fn a_guest_has_shared_pages_and_its_own() {
         let mut guest = guest(&arena(1), &[2]).unwrap();
-        let mut lane = Lane::new().unwrap();
-        let mut session = guest.session(&mut lane);
+        let mut context = WorkerContext::new().unwrap();
+        let mut session = guest.session(&mut context);
         let mut word =
             |page: u32| session.with_ram(|ram| ram.read_u32(u64::from(BASE + page * FRAME_SIZE)));
         assert_eq!(word(0), Ok(7));
@@ -379,28 +379,28 @@ mod tests {
             drop(guest);
             assert_eq!(arena.in_use(), 0);
         }
-        let mut lane = Lane::new().unwrap();
+        let mut context = WorkerContext::new().unwrap();
         let mut guest = guest(&arena, &[]).unwrap();
-        let mut session = guest.session(&mut lane);
+        let mut session = guest.session(&mut context);
         let at = u64::from(BASE + FRAME_SIZE);
         session.with_ram(|ram| ram.write_u16(at, 5)).unwrap();
         assert_eq!(session.with_ram(|ram| ram.read_u32(at + 8)), Ok(0));
     }
 
     #[test]
-    fn a_lane_knows_no_instructions_that_were_replaced() {
+    fn a_worker_context_knows_no_instructions_that_were_replaced() {
         use emu_core::port::NullPort;
         const AT: u32 = BASE + FRAME_SIZE;
         let set_x5 = |value: u32| value << 20 | 0x293;
         let arena = arena(2);
         let mut guest = guest(&arena, &[]).unwrap();
-        let mut lanes = [Lane::new().unwrap(), Lane::new().unwrap()];
-        // On which lane an instruction is written, and on which it is then executed.
+        let mut contexts = [WorkerContext::new().unwrap(), WorkerContext::new().unwrap()];
+        // In which worker context an instruction is written, and in which it is then executed.
         for (value, [writer, runner]) in (1..).zip([[0, 0], [0, 0], [1, 0], [1, 1], [0, 1]]) {
-            let mut session = guest.session(&mut lanes[writer]);
+            let mut session = guest.session(&mut contexts[writer]);
             session.with_ram(|ram| ram.write_u32(AT.into(), set_x5(value))).unwrap();
             guest.vm.hot.pc = AT;
-            guest.session(&mut lanes[runner]).run(&mut NullPort, 1, Now::Instret, &mut NoTrace);
+            guest.session(&mut contexts[runner]).run(&mut NullPort, 1, Now::Instret, &mut NoTrace);
             assert_eq!(guest.vm.hot.x[5], value);
         }
     }

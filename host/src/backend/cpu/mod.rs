@@ -6,7 +6,7 @@ mod port;
 mod sched;
 mod worker;
 
-pub use arena::{Guest, HostArena, Lane, Session};
+pub use arena::{Guest, HostArena, Session, WorkerContext};
 pub use port::CpuPort;
 pub use worker::SLICE;
 
@@ -122,10 +122,10 @@ impl CpuBackend {
         let threads = backend.shared.settings.threads.clamp(1, backend.shared.slots.len().max(1));
         for i in 0..threads {
             let (shared, sender) = (Arc::clone(&backend.shared), sender.clone());
-            let lane = Lane::new()?;
+            let context = WorkerContext::new()?;
             thread::Builder::new()
                 .name(format!("cpu{i}"))
-                .spawn(move || Worker::new(&shared, sender, lane).work())
+                .spawn(move || Worker::new(&shared, sender, context).work())
                 .map_err(BackendError::Thread)?;
         }
         Ok(backend)

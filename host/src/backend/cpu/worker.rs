@@ -11,7 +11,7 @@ use emu_core::abi::ExitCode;
 use emu_core::layout::virtio_slot;
 use emu_core::trace::NoTrace;
 
-use super::arena::{Guest, Lane};
+use super::arena::{Guest, WorkerContext};
 use super::port::{CpuPort, RECEIVED_MAX};
 use super::sched::Rest;
 use super::{Request, Shared, Slot};
@@ -79,13 +79,13 @@ enum End {
 pub struct Worker<'a> {
     shared: &'a Shared,
     events: Sender<Event>,
-    lane: Lane,
+    context: WorkerContext,
 }
 
 impl<'a> Worker<'a> {
     /// Returns a worker that reports to `events`.
-    pub fn new(shared: &'a Shared, events: Sender<Event>, lane: Lane) -> Self {
-        Self { shared, events, lane }
+    pub fn new(shared: &'a Shared, events: Sender<Event>, context: WorkerContext) -> Self {
+        Self { shared, events, context }
     }
 
     /// Runs VMs until the fleet is stopped.
@@ -119,7 +119,7 @@ impl<'a> Worker<'a> {
     fn start(&self, vm: u32, earlier: u64, boots: u32) -> Option<Instance> {
         let shared = self.shared;
         let staged = shared.fleet.stage(vm, earlier);
-        let guest = Guest::new(&shared.arena, &shared.fleet.base, staged, &self.lane).ok()?;
+        let guest = Guest::new(&shared.arena, &shared.fleet.base, staged, &self.context).ok()?;
         let timebase = shared.fleet.plan.kind.map().timebase;
         Some(Instance {
             guest,
@@ -251,7 +251,7 @@ impl<'a> Worker<'a> {
         let events = self.events.clone();
         let tell = |instret, kind| drop(events.send(Event { vm, instret, kind }));
         let Instance { guest, port, clock, matcher, earlier, boots, card_drops } = live;
-        let mut session = guest.session(&mut self.lane);
+        let mut session = guest.session(&mut self.context);
         let wire = &shared.settings.wire;
         let mut at = Instant::now();
         for _ in 0..BATCH {

@@ -21,7 +21,7 @@ use emu_core::trace::{NoTrace, Trace};
 use emu_device::launch::{Entry, SLICE, WAKE};
 
 use self::compare::difference;
-use super::cpu::{CpuPort, Guest, HostArena, Lane};
+use super::cpu::{CpuPort, Guest, HostArena, WorkerContext};
 use super::cuda::fleet::{Start, Turn};
 use super::cuda::outbox::{Body, messages};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
@@ -78,7 +78,7 @@ impl LockstepBackend {
             shared: Arc::clone(&shared),
             device,
             arena: Arc::new(arena),
-            lane: Lane::new()?,
+            context: WorkerContext::new()?,
             events: sender,
         };
         let thread = thread::Builder::new()
@@ -200,7 +200,7 @@ struct Pair {
     shared: Arc<Shared>,
     device: DeviceFleet,
     arena: Arc<HostArena>,
-    lane: Lane,
+    context: WorkerContext,
     events: Sender<Event>,
 }
 
@@ -238,7 +238,7 @@ impl Pair {
             let digests = self.device.digests(&active)?;
             for (&vm, digest) in active.iter().zip(digests) {
                 let twin = &mut twins[vm as usize];
-                if twin.guest.session(&mut self.lane).private_pages() != digest {
+                if twin.guest.session(&mut self.context).private_pages() != digest {
                     return Err(self.search(vm, twin.guest.vm().sys.clock.retired, "RAM"));
                 }
                 if twin.rest == Some(Rest::Reset) {
@@ -267,7 +267,7 @@ impl Pair {
     fn both(&mut self, vm: u32, earlier: u64, boots: u32) -> Result<Twin, BackendError> {
         let staged = self.shared.fleet.stage(vm, earlier);
         self.device.start(&[Start { vm, origin: 0, staged: staged.clone() }])?;
-        let guest = Guest::new(&self.arena, &self.shared.fleet.base, staged, &self.lane)
+        let guest = Guest::new(&self.arena, &self.shared.fleet.base, staged, &self.context)
             .map_err(|_| CudaError::Contract("no frame for a VM's own pages"))?;
         let matcher = Some(ReadyMatcher::new(self.shared.settings.ready.clone()));
         Ok(Twin { guest, port: CpuPort::default(), matcher, earlier, boots, rest: None })
@@ -303,7 +303,7 @@ impl Pair {
     /// RAM.
     fn step(&mut self, vm: u32, twin: &mut Twin, seen: &Seen) -> Result<(), BackendError> {
         let before = twin.guest.vm().sys.clock.retired;
-        let exit = cpu_slice(twin, &mut self.lane, SLICE, &mut NoTrace);
+        let exit = cpu_slice(twin, &mut self.context, SLICE, &mut NoTrace);
         let retired = twin.guest.vm().sys.clock.retired;
         let gpu = self.device.vm(vm)?;
         let output = std::mem::take(&mut twin.port.output);
@@ -381,12 +381,12 @@ impl Pair {
         let mut trace = Last::default();
         while twin.guest.vm().sys.clock.retired < last_good {
             self.gpu_slice(&[vm], SLICE)?;
-            cpu_slice(&mut twin, &mut self.lane, SLICE, &mut NoTrace);
+            cpu_slice(&mut twin, &mut self.context, SLICE, &mut NoTrace);
         }
         while twin.guest.vm().sys.clock.retired < end {
             let before = twin.guest.vm().sys.clock.retired;
             self.gpu_slice(&[vm], 1)?;
-            let exit = cpu_slice(&mut twin, &mut self.lane, 1, &mut trace);
+            let exit = cpu_slice(&mut twin, &mut self.context, 1, &mut trace);
             let gpu = self.device.vm(vm)?;
             if let Some(what) = difference(twin.guest.vm(), &gpu) {
                 let Last { pc, insn } = trace;
@@ -402,7 +402,7 @@ impl Pair {
             }
         }
         let digest = self.device.digests(&[vm])?;
-        if digest != [twin.guest.session(&mut self.lane).private_pages()] {
+        if digest != [twin.guest.session(&mut self.context).private_pages()] {
             return self.page(vm, &mut twin).map(Some);
         }
         Ok(None)
@@ -412,7 +412,7 @@ impl Pair {
     fn page(&mut self, vm: u32, twin: &mut Twin) -> Result<String, BackendError> {
         let plan = &self.shared.fleet.plan;
         let (base, pages) = (plan.kind.map().ram_base, plan.memory / FRAME_SIZE);
-        let mut session = twin.guest.session(&mut self.lane);
+        let mut session = twin.guest.session(&mut self.context);
         let (mut ours, mut theirs) = ([0; FRAME_SIZE as usize], [0; FRAME_SIZE as usize]);
         for page in 0..pages {
             let at = u64::from(page * FRAME_SIZE);
@@ -433,8 +433,13 @@ impl Pair {
 }
 
 /// Runs a slice on the CPU's side.
-fn cpu_slice<T: Trace>(twin: &mut Twin, lane: &mut Lane, slice: u32, trace: &mut T) -> Exit {
-    twin.guest.session(lane).slice(&mut twin.port, slice, trace)
+fn cpu_slice<T: Trace>(
+    twin: &mut Twin,
+    context: &mut WorkerContext,
+    slice: u32,
+    trace: &mut T,
+) -> Exit {
+    twin.guest.session(context).slice(&mut twin.port, slice, trace)
 }
 
 #[cfg(test)]
