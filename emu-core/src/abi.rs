@@ -25,9 +25,9 @@ pub const VERSION: u32 = 5;
 #[repr(C)]
 pub struct Vm {
     /// The part that every instruction uses, small enough for a GPU's shared memory.
-    pub hot: Hot,
+    pub hart: Hart,
     /// The part that traps, CSRs and devices use.
-    pub sys: System,
+    pub platform: Platform,
 }
 
 /// The platform: clock, CSRs, devices, and the L2 TLB.
@@ -37,7 +37,7 @@ pub struct Vm {
     derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
 )]
 #[repr(C)]
-pub struct System {
+pub struct Platform {
     /// Time and retired instructions.
     pub clock: Clock,
     /// The value of `clock.retired` until which no device and no timer needs attention. An
@@ -58,7 +58,7 @@ pub struct System {
     pub(crate) replaced: u32,
     /// The TLB for instruction fetches. Not part of the architectural state.
     pub itlb: InsnTlb,
-    /// The L2 TLB for data, behind the L1 in [`Hot::tlb`].
+    /// The L2 TLB for data, behind the L1 in [`Hart::tlb`].
     pub dtlb: SecondTlb,
     /// The value of `clock.retired` when a trap vector last trapped to itself, to detect endless
     /// traps.
@@ -72,7 +72,7 @@ pub struct System {
     derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
 )]
 #[repr(C)]
-pub struct Hot {
+pub struct Hart {
     /// Integer registers; `x[0]` is always zero.
     pub x: [u32; 32],
     /// Program counter, always a multiple of four.
@@ -85,7 +85,7 @@ pub struct Hot {
     pub tlb: FirstTlb,
 }
 
-/// Value of [`Hot::reservation`] without a reservation.
+/// Value of [`Hart::reservation`] without a reservation.
 pub const NO_RESERVATION: u32 = 1;
 
 /// Why [`crate::machine::Machine::run`] returned.
@@ -148,14 +148,14 @@ impl Vm {
     /// A machine after power-on: M-mode, everything zero, `pc` 0.
     pub const fn new(kind: MachineKind) -> Self {
         Self {
-            hot: Hot {
+            hart: Hart {
                 x: [0; 32],
                 pc: 0,
                 reservation: NO_RESERVATION,
                 ctx: Context::RESET,
                 tlb: FirstTlb::EMPTY,
             },
-            sys: System {
+            platform: Platform {
                 clock: Clock::new(kind.map().timebase),
                 quiet_until: 0,
                 csr: Csrs::RESET,
@@ -172,8 +172,8 @@ impl Vm {
     }
 }
 
-// A VM of a large fleet keeps `Hot` in shared memory and must fit 32 KiB with its frame table.
+// A VM of a large fleet keeps `Hart` in shared memory and must fit 32 KiB with its frame table.
 // An odd number of double words puts what 16 neighbouring lanes read at the same time into
 // different banks.
-const _: () = assert!(size_of::<Hot>() <= 768 && size_of::<Hot>() / 8 % 2 == 1);
+const _: () = assert!(size_of::<Hart>() <= 768 && size_of::<Hart>() / 8 % 2 == 1);
 const _: () = assert!(size_of::<Vm>() <= 6656);

@@ -1,6 +1,6 @@
 //! The bus: accesses to guest-physical addresses that are not RAM go to a device's registers.
 
-use crate::abi::Hot;
+use crate::abi::Hart;
 use crate::dev::finisher;
 use crate::layout::Map;
 use crate::machine::Core;
@@ -52,19 +52,19 @@ pub(crate) struct NoDevice;
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Reads a device register of `size` bytes.
     pub(crate) fn bus_read(&mut self, addr: u32, size: u32) -> Result<u32, NoDevice> {
-        let device = route(self.sys.kind.map(), addr).ok_or(NoDevice)?;
+        let device = route(self.platform.kind.map(), addr).ok_or(NoDevice)?;
         // Reading may take input or acknowledge an interrupt.
         self.look();
-        self.port.at(self.sys.clock.retired);
-        let sys = &mut *self.sys;
+        self.port.at(self.platform.clock.retired);
+        let platform = &mut *self.platform;
         let value = match device {
-            Device::Uart(off) => sys.dev.uart.read(off, self.port),
-            Device::Plic(off) => sys.dev.plic.read(off),
-            Device::Clint(off) => sys.dev.clint.read(&sys.clock, off),
+            Device::Uart(off) => platform.dev.uart.read(off, self.port),
+            Device::Plic(off) => platform.dev.plic.read(off),
+            Device::Clint(off) => platform.dev.clint.read(&platform.clock, off),
             Device::Finisher(_) => 0,
-            Device::Rtc(off) => sys.dev.rtc.read(off, sys.clock.now_ns()),
+            Device::Rtc(off) => platform.dev.rtc.read(off, platform.clock.now_ns()),
             Device::Virtio(slot, off) => {
-                sys.dev.virtio.get_mut(slot).map_or(0, |device| device.read(off, size))
+                platform.dev.virtio.get_mut(slot).map_or(0, |device| device.read(off, size))
             }
         };
         Ok(value & mask(size))
@@ -73,26 +73,26 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Writes a device register of `size` bytes.
     pub(crate) fn bus_write(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         addr: u32,
         size: u32,
         value: u32,
     ) -> Result<Result<(), Trap>, NoDevice> {
-        let device = route(self.sys.kind.map(), addr).ok_or(NoDevice)?;
+        let device = route(self.platform.kind.map(), addr).ok_or(NoDevice)?;
         let value = value & mask(size);
         self.look();
-        self.port.at(self.sys.clock.retired);
-        let sys = &mut *self.sys;
+        self.port.at(self.platform.clock.retired);
+        let platform = &mut *self.platform;
         match device {
-            Device::Uart(off) => return Ok(sys.dev.uart.write(off, value, self.port)),
-            Device::Plic(off) => sys.dev.plic.write(off, value),
-            Device::Clint(off) => sys.dev.clint.write(&mut sys.clock, off, value),
+            Device::Uart(off) => return Ok(platform.dev.uart.write(off, value, self.port)),
+            Device::Plic(off) => platform.dev.plic.write(off, value),
+            Device::Clint(off) => platform.dev.clint.write(&mut platform.clock, off, value),
             Device::Finisher(0) => self.exit = finisher::decode(value).or(self.exit.take()),
             Device::Finisher(_) => {}
-            Device::Rtc(off) => sys.dev.rtc.write(off, value, sys.clock.now_ns()),
+            Device::Rtc(off) => platform.dev.rtc.write(off, value, platform.clock.now_ns()),
             Device::Virtio(slot, off) => {
                 return Ok(self
-                    .with_virtio(hot, slot, |device, io| device.write(off, size, value, io))
+                    .with_virtio(hart, slot, |device, io| device.write(off, size, value, io))
                     .and_then(|result| result));
             }
         }

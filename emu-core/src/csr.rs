@@ -4,7 +4,7 @@
 //! or one of the few registers with side effects. The required privilege, and whether the CSR is
 //! read-only, follow from the number's bits.
 
-use crate::abi::{Hot, NO_RESERVATION, System};
+use crate::abi::{Hart, NO_RESERVATION, Platform};
 use crate::mmu::Privilege;
 use crate::pmp::{self, Pmp};
 
@@ -289,20 +289,20 @@ pub enum Change {
     Translation,
 }
 
-impl System {
+impl Platform {
     /// Executes a CSR instruction. `operand` is `None` when the instruction does not write. Returns
     /// the old value and what may have changed.
     ///
     /// `clock.retired` must not yet count this instruction.
     pub fn csr_access(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         number: u32,
         op: CsrOp,
         operand: Option<u32>,
     ) -> Result<(u32, Change), IllegalCsr> {
         let v = view(number).ok_or(IllegalCsr)?;
-        self.check_privilege(hot, number, operand.is_some())?;
+        self.check_privilege(hart, number, operand.is_some())?;
         let old = self.csr_read(number, v);
         let Some(operand) = operand else { return Ok((old, Change::Nothing)) };
         // Read-modify-write of mip works on the software bits alone, else a device's line would
@@ -317,11 +317,11 @@ impl System {
             CsrOp::Set => base | operand,
             CsrOp::Clear => base & !operand,
         };
-        Ok((old, self.csr_write(hot, number, v, new)))
+        Ok((old, self.csr_write(hart, number, v, new)))
     }
 
-    fn check_privilege(&self, hot: &Hot, number: u32, write: bool) -> Result<(), IllegalCsr> {
-        let privilege = hot.ctx.privilege;
+    fn check_privilege(&self, hart: &Hart, number: u32, write: bool) -> Result<(), IllegalCsr> {
+        let privilege = hart.ctx.privilege;
         if (privilege as u32) < number >> 8 & 3 || write && number >> 10 == 3 {
             return Err(IllegalCsr);
         }
@@ -380,7 +380,7 @@ impl System {
         }
     }
 
-    fn csr_write(&mut self, hot: &mut Hot, number: u32, view: View, value: u32) -> Change {
+    fn csr_write(&mut self, hart: &mut Hart, number: u32, view: View, value: u32) -> Change {
         let csr = &mut self.csr;
         match view {
             View::Fixed(_) => Change::Nothing,
@@ -392,9 +392,9 @@ impl System {
                 }
             }
             View::Special(special) => {
-                let before = (hot.ctx, csr.get(Word::Mstatus) & mstatus::MXR);
-                self.csr_write_special(hot, number, special, value);
-                let same = before == (hot.ctx, self.csr.get(Word::Mstatus) & mstatus::MXR);
+                let before = (hart.ctx, csr.get(Word::Mstatus) & mstatus::MXR);
+                self.csr_write_special(hart, number, special, value);
+                let same = before == (hart.ctx, self.csr.get(Word::Mstatus) & mstatus::MXR);
                 match special {
                     Special::Sie | Special::Mip | Special::Sip => Change::Interrupts,
                     Special::Mstatus | Special::Sstatus if same => Change::Interrupts,
@@ -404,7 +404,7 @@ impl System {
         }
     }
 
-    fn csr_write_special(&mut self, hot: &mut Hot, number: u32, special: Special, value: u32) {
+    fn csr_write_special(&mut self, hart: &mut Hart, number: u32, special: Special, value: u32) {
         // A counter written by an instruction does not count that instruction.
         let next = self.clock.retired.wrapping_add(1);
         let csr = &mut self.csr;
@@ -416,11 +416,11 @@ impl System {
                     value,
                 );
                 if (old ^ csr.get(Word::Mstatus)) & mstatus::MXR != 0 {
-                    self.flush_tlbs(hot);
+                    self.flush_tlbs(hart);
                 }
                 // MPRV and MPP change what the reserved virtual address stands for.
-                hot.reservation = NO_RESERVATION;
-                self.sync_context(hot);
+                hart.reservation = NO_RESERVATION;
+                self.sync_context(hart);
             }
             Special::Sie => {
                 let mask = csr.get(Word::Mideleg);
@@ -433,8 +433,8 @@ impl System {
             }
             Special::Satp => {
                 csr.set(Word::Satp, value & (SATP_MODE | SATP_PPN));
-                self.flush_tlbs(hot);
-                hot.reservation = NO_RESERVATION;
+                self.flush_tlbs(hart);
+                hart.reservation = NO_RESERVATION;
             }
             Special::Mcountinhibit => {
                 let (cycle, instret) = (self.cycle(), self.instret());
@@ -444,11 +444,11 @@ impl System {
             }
             Special::Pmpcfg => {
                 csr.pmp.write_cfg((number & 3) as usize, value);
-                self.flush_tlbs(hot);
+                self.flush_tlbs(hart);
             }
             Special::Pmpaddr => {
                 csr.pmp.write_addr((number & (pmp::ENTRIES as u32 - 1)) as usize, value);
-                self.flush_tlbs(hot);
+                self.flush_tlbs(hart);
             }
             Special::Cycle => self.set_cycle(with_low(self.cycle(), value), next),
             Special::CycleHigh => self.set_cycle(with_high(self.cycle(), value), next),
@@ -481,7 +481,7 @@ mod tests {
         op: CsrOp,
         operand: Option<u32>,
     ) -> Result<u32, IllegalCsr> {
-        vm.sys.csr_access(&mut vm.hot, number, op, operand).map(|(old, _)| old)
+        vm.platform.csr_access(&mut vm.hart, number, op, operand).map(|(old, _)| old)
     }
 
     fn read(vm: &mut Vm, number: u32) -> Result<u32, IllegalCsr> {
@@ -513,10 +513,10 @@ mod tests {
     #[test]
     fn lower_privilege_sees_only_its_own() {
         let mut vm = machine();
-        vm.sys.set_privilege(&mut vm.hot, Privilege::Supervisor);
+        vm.platform.set_privilege(&mut vm.hart, Privilege::Supervisor);
         assert_eq!(read(&mut vm, 0x300), Err(IllegalCsr));
         assert!(read(&mut vm, 0x100).is_ok());
-        vm.sys.set_privilege(&mut vm.hot, Privilege::User);
+        vm.platform.set_privilege(&mut vm.hart, Privilege::User);
         assert_eq!(read(&mut vm, 0x100), Err(IllegalCsr));
     }
 
@@ -550,19 +550,19 @@ mod tests {
     #[test]
     fn setting_a_bit_of_mip_does_not_latch_a_device_line() {
         let mut vm = machine();
-        vm.sys.csr.mip_lines = irq::SEI;
+        vm.platform.csr.mip_lines = irq::SEI;
         access(&mut vm, 0x344, CsrOp::Set, Some(irq::SSI)).unwrap();
-        vm.sys.csr.mip_lines = 0;
+        vm.platform.csr.mip_lines = 0;
         assert_eq!(read(&mut vm, 0x344), Ok(irq::SSI));
     }
 
     #[test]
     fn counters_need_both_enables_in_user_mode() {
         let mut vm = machine();
-        vm.sys.set_privilege(&mut vm.hot, Privilege::User);
-        vm.sys.csr.set(Word::Mcounteren, 1);
+        vm.platform.set_privilege(&mut vm.hart, Privilege::User);
+        vm.platform.csr.set(Word::Mcounteren, 1);
         assert_eq!(read(&mut vm, 0xc00), Err(IllegalCsr));
-        vm.sys.csr.set(Word::Scounteren, 1);
+        vm.platform.csr.set(Word::Scounteren, 1);
         assert!(read(&mut vm, 0xc00).is_ok());
     }
 
@@ -570,30 +570,30 @@ mod tests {
     fn tvm_takes_satp_away_from_supervisor() {
         let mut vm = machine();
         write(&mut vm, 0x300, mstatus::TVM);
-        vm.sys.set_privilege(&mut vm.hot, Privilege::Supervisor);
+        vm.platform.set_privilege(&mut vm.hart, Privilege::Supervisor);
         assert_eq!(read(&mut vm, 0x180), Err(IllegalCsr));
     }
 
     #[test]
     fn a_written_counter_counts_from_the_next_instruction() {
         let mut vm = machine();
-        vm.sys.clock.retired = 100;
+        vm.platform.clock.retired = 100;
         write(&mut vm, 0xb02, 7);
-        vm.sys.clock.retired = 101;
+        vm.platform.clock.retired = 101;
         assert_eq!(read(&mut vm, 0xb02), Ok(7));
-        vm.sys.clock.retired = 103;
+        vm.platform.clock.retired = 103;
         assert_eq!(read(&mut vm, 0xb02), Ok(9));
     }
 
     #[test]
     fn an_inhibited_counter_stands_still_and_goes_on() {
         let mut vm = machine();
-        vm.sys.clock.retired = 5;
+        vm.platform.clock.retired = 5;
         write(&mut vm, 0x320, 4);
-        vm.sys.clock.retired = 50;
+        vm.platform.clock.retired = 50;
         assert_eq!(read(&mut vm, 0xb02), Ok(5));
         write(&mut vm, 0x320, 0);
-        vm.sys.clock.retired = 51;
+        vm.platform.clock.retired = 51;
         assert_eq!(read(&mut vm, 0xb02), Ok(6));
     }
 

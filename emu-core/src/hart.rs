@@ -9,7 +9,7 @@
 //! loop ends when the next timer is due, and an instruction that may change anything the loop
 //! relies on ends it by setting `recheck`.
 
-use crate::abi::Hot;
+use crate::abi::Hart;
 use crate::insn::{Decoded, INSN_SIZE, Op};
 use crate::machine::Core;
 use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, Ram, Window};
@@ -19,14 +19,14 @@ use crate::trace::Trace;
 use crate::trap::Trap;
 
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
-    /// Executes up to `n` instructions from `hot.pc`. Returns how many retired, and the trap that
+    /// Executes up to `n` instructions from `hart.pc`. Returns how many retired, and the trap that
     /// the next one raised, if any.
     ///
     /// `ALONE` selects the variant for a VM that is the only one in its warp, and for a CPU. It
     /// omits the checks that let lanes reconverge.
     pub(crate) fn execute<T: Trace, const ALONE: bool>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         n: u32,
         trace: &mut T,
     ) -> (u32, Result<(), Trap>) {
@@ -34,7 +34,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         // means that another page must be fetched. It reads as an undecoded instruction, so the
         // loop needs no bounds check of its own. The loop starts with such a number to fetch its
         // first page.
-        let mut page = hot.pc.wrapping_sub(FRAME_SIZE);
+        let mut page = hart.pc.wrapping_sub(FRAME_SIZE);
         let mut at = FRAME_INSNS;
         let mut left = n;
         // `dropped` counts the instructions given up because the loop must end early; `synced` is
@@ -45,7 +45,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let mut code = self.ram.no_code();
         let (ram, shared) = (self.ram.window(), self.ram.shared_code());
         // An instruction that changes these ends the loop, so they can be kept in registers.
-        let Context { load, store, .. } = hot.ctx;
+        let Context { load, store, .. } = hart.ctx;
         self.recheck = false;
         debug_assert!(n > 0);
         let company = self.port.company();
@@ -61,9 +61,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
         macro_rules! sync {
             ($pc:expr) => {
-                hot.pc = $pc;
-                self.sys.clock.retired =
-                    self.sys.clock.retired.wrapping_add(u64::from(synced - left));
+                hart.pc = $pc;
+                self.platform.clock.retired =
+                    self.platform.clock.retired.wrapping_add(u64::from(synced - left));
                 synced = left;
             };
         }
@@ -88,7 +88,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         macro_rules! turn_page {
             () => {{
                 let pc = pc!();
-                let fetched = self.sys.fetch_page(hot, self.ram, shared, pc);
+                let fetched = self.platform.fetch_page(hart, self.ram, shared, pc);
                 fetched.map(|fetched| {
                     (frame, code) = fetched;
                     page = pc & PAGE_MASK;
@@ -116,7 +116,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 let one = if M::READ_AHEAD { insn.one() } else { 1 };
                 let following = at.wrapping_add(one);
                 read!(following);
-                let privilege = if T::ENABLED { hot.ctx.privilege as u32 } else { 0 };
+                let privilege = if T::ENABLED { hart.ctx.privilege as u32 } else { 0 };
                 // The number of the next instruction.
                 let next = 'done: {
                     let trap = 'trap: {
@@ -127,18 +127,18 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 // GPU's shared memory. A CPU would read registers that are not
                                 // needed.
                                 let sources = if M::READ_AHEAD {
-                                    (hot.x[insn.rs1()], hot.x[insn.rs2()])
+                                    (hart.x[insn.rs1()], hart.x[insn.rs2()])
                                 } else {
                                     (0, 0)
                                 };
                                 macro_rules! a {
                                     () => {
-                                        if M::READ_AHEAD { sources.0 } else { hot.x[insn.rs1()] }
+                                        if M::READ_AHEAD { sources.0 } else { hart.x[insn.rs1()] }
                                     };
                                 }
                                 macro_rules! b {
                                     () => {
-                                        if M::READ_AHEAD { sources.1 } else { hot.x[insn.rs2()] }
+                                        if M::READ_AHEAD { sources.1 } else { hart.x[insn.rs2()] }
                                     };
                                 }
                                 // `rd` is never x0 here: `Decoded::new` makes other operations of
@@ -146,14 +146,14 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 macro_rules! set {
                                     ($value:expr) => {{
                                         let value: u32 = $value;
-                                        hot.x[rd] = value;
+                                        hart.x[rd] = value;
                                         trace.reg(rd, value);
                                     }};
                                 }
                                 macro_rules! load {
                                     ($size:literal, $get:ident, $signed:ty) => {{
                                         let va = a!().wrapping_add(imm);
-                                        let Some(data) = hot.tlb.get(va, $size - 1, load) else {
+                                        let Some(data) = hart.tlb.get(va, $size - 1, load) else {
                                             break 'missed;
                                         };
                                         trace.load(va);
@@ -163,7 +163,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 macro_rules! store {
                                     ($size:literal, $put:ident) => {{
                                         let va = a!().wrapping_add(imm);
-                                        let Some(data) = hot.tlb.get(va, $size - 1, store) else {
+                                        let Some(data) = hart.tlb.get(va, $size - 1, store) else {
                                             break 'missed;
                                         };
                                         ram.$put(data, va, b!());
@@ -216,7 +216,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                         // is where diverged lanes can reconverge.
                                         if !ALONE
                                             && P::parted(company)
-                                            && !self.port.goes_on(hot.x[2], target)
+                                            && !self.port.goes_on(hart.x[2], target)
                                         {
                                             self.recheck = true;
                                             end!(1);
@@ -303,9 +303,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             }
                             let insn = Decoded(M::aside(insn.0));
                             let done = if M::READ_AHEAD {
-                                self.second_try(hot, ram, insn, trace)
+                                self.second_try(hart, ram, insn, trace)
                             } else {
-                                self.second_try_aside(hot, ram, insn, trace)
+                                self.second_try_aside(hart, ram, insn, trace)
                             };
                             if done {
                                 break 'done following;
@@ -328,7 +328,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         }
                         let here = M::aside(at.into()) as u32;
                         sync!(pc!(here));
-                        match self.general(hot, insn, trace) {
+                        match self.general(hart, insn, trace) {
                             Ok(pc) => {
                                 if self.recheck {
                                     end!(1);
@@ -373,12 +373,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     #[inline(never)]
     fn second_try_aside<T: Trace>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         ram: M::Window,
         insn: Decoded,
         trace: &mut T,
     ) -> bool {
-        self.second_try(hot, ram, insn, trace)
+        self.second_try(hart, ram, insn, trace)
     }
 
     /// Executes a load or store that missed the L1 TLB, if the L2 TLB has its translation. Returns
@@ -389,12 +389,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     #[inline(always)]
     fn second_try<T: Trace>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         ram: M::Window,
         insn: Decoded,
         trace: &mut T,
     ) -> bool {
-        let va = hot.x[insn.rs1()].wrapping_add(insn.imm());
+        let va = hart.x[insn.rs1()].wrapping_add(insn.imm());
         let op = insn.slot();
         let size = match op {
             Op::Lb | Op::Lbu | Op::Sb => 1,
@@ -402,12 +402,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             _ => 4,
         };
         let store = matches!(op, Op::Sb | Op::Sh | Op::Sw);
-        let denied = if store { hot.ctx.store } else { hot.ctx.load };
-        let Some(frame) = hot.tlb.refill(&self.sys.dtlb, va, size - 1, denied) else {
+        let denied = if store { hart.ctx.store } else { hart.ctx.load };
+        let Some(frame) = hart.tlb.refill(&self.platform.dtlb, va, size - 1, denied) else {
             return false;
         };
         if store {
-            let value = hot.x[insn.rs2()];
+            let value = hart.x[insn.rs2()];
             match size {
                 1 => ram.store8(frame, va, value),
                 2 => ram.store16(frame, va, value),
@@ -424,7 +424,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             _ => ram.load32(frame, va),
         };
         trace.load(va);
-        hot.x[insn.rd()] = value;
+        hart.x[insn.rd()] = value;
         trace.reg(insn.rd(), value);
         true
     }

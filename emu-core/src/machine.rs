@@ -1,7 +1,7 @@
 //! The execution of a VM: [`Machine::run`] takes an instruction budget and the current time, and
 //! returns an [`Exit`].
 
-use crate::abi::{Exit, ExitCode, FaultCode, Hot, NO_RESERVATION, System, Vm};
+use crate::abi::{Exit, ExitCode, FaultCode, Hart, NO_RESERVATION, Platform, Vm};
 use crate::csr::{MEDELEG_WRITABLE, Word, irq};
 use crate::dev::virtio::Deferred;
 use crate::layout::virtio_slot;
@@ -161,14 +161,14 @@ impl Clock {
 
 /// A VM together with everything that its instructions can access: RAM, disk and port.
 pub struct Machine<'a, M, D, P> {
-    hot: &'a mut Hot,
+    hart: &'a mut Hart,
     core: Core<'a, M, D, P>,
 }
 
-/// Everything that instructions access besides [`Hot`]. The two are separate so that the
+/// Everything that instructions access besides [`Hart`]. The two are separate so that the
 /// instruction loop can keep a pointer to each in a register.
 pub(crate) struct Core<'a, M, D, P> {
-    pub(crate) sys: &'a mut System,
+    pub(crate) platform: &'a mut Platform,
     pub(crate) ram: &'a mut M,
     pub(crate) disk: &'a mut D,
     pub(crate) port: &'a mut P,
@@ -184,19 +184,19 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// Makes a machine of a VM's state, its RAM, the disk behind virtio-blk, and its connection to
     /// the host.
     pub fn new(vm: &'a mut Vm, ram: &'a mut M, disk: &'a mut D, port: &'a mut P) -> Self {
-        Self::with_hot(&mut vm.hot, &mut vm.sys, ram, disk, port)
+        Self::with_hart(&mut vm.hart, &mut vm.platform, ram, disk, port)
     }
 
     /// Makes a machine as [`Machine::new`] does, with the VM's hot state apart from the rest, such
     /// as in a GPU's shared memory.
-    pub fn with_hot(
-        hot: &'a mut Hot,
-        sys: &'a mut System,
+    pub fn with_hart(
+        hart: &'a mut Hart,
+        platform: &'a mut Platform,
         ram: &'a mut M,
         disk: &'a mut D,
         port: &'a mut P,
     ) -> Self {
-        Self { hot, core: Core { sys, ram, disk, port, recheck: false, exit: None } }
+        Self { hart, core: Core { platform, ram, disk, port, recheck: false, exit: None } }
     }
 
     /// Executes at most `budget` instructions and returns why it stopped. It looks for input on the
@@ -210,12 +210,12 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// reconvergence ended ([`crate::port::Port::meet`]), without polling time and input again.
     #[inline(always)]
     pub fn run_on(&mut self, budget: u32, now: Now, looks: bool) -> Exit {
-        self.core.run(self.hot, budget, now, looks, &mut NoTrace)
+        self.core.run(self.hart, budget, now, looks, &mut NoTrace)
     }
 
     /// Executes as [`Machine::run`] does, and reports every instruction to `trace`.
     pub fn run_traced<T: Trace>(&mut self, budget: u32, now: Now, trace: &mut T) -> Exit {
-        self.core.run(self.hot, budget, now, true, trace)
+        self.core.run(self.hart, budget, now, true, trace)
     }
 }
 
@@ -223,16 +223,16 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     #[inline]
     fn run<T: Trace>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         budget: u32,
         now: Now,
         looks: bool,
         trace: &mut T,
     ) -> Exit {
         if looks {
-            self.sys.quiet_until = 0;
-            self.sys.clock.begin(now);
-            if let Err(trap) = self.poll_devices(hot) {
+            self.platform.quiet_until = 0;
+            self.platform.clock.begin(now);
+            if let Err(trap) = self.poll_devices(hart) {
                 return self.stopped(trap);
             }
         }
@@ -240,7 +240,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         loop {
             // Before `quiet_until` no device and no timer needs attention. Most runs of the
             // instruction loop end before it, so skipping the checks pays.
-            let quiet = self.sys.clock.retired < self.sys.quiet_until;
+            let quiet = self.platform.clock.retired < self.platform.quiet_until;
             if !quiet {
                 if let Some(exit) = self.exit.take() {
                     return exit;
@@ -248,52 +248,53 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 if let Some(exit) = self.unfinished() {
                     return exit;
                 }
-                self.sys.clock.catch_up();
+                self.platform.clock.catch_up();
                 self.update_lines();
             }
-            if let Some(number) = self.sys.pending_interrupt(hot) {
-                self.sys.waiting = 0;
-                trace.trap(hot.pc, cause::INTERRUPT | number, 0);
-                self.sys.take_trap(hot, cause::INTERRUPT | number, 0);
+            if let Some(number) = self.platform.pending_interrupt(hart) {
+                self.platform.waiting = 0;
+                trace.trap(hart.pc, cause::INTERRUPT | number, 0);
+                self.platform.take_trap(hart, cause::INTERRUPT | number, 0);
                 continue;
             }
             if left == 0 {
                 return Exit::new(ExitCode::Budget);
             }
             if !quiet {
-                if self.sys.waiting != 0 {
+                if self.platform.waiting != 0 {
                     if !self.end_wait(now) {
                         return Exit::new(ExitCode::Idle);
                     }
                     continue;
                 }
-                self.sys.quiet_until = self.sys.clock.retired.saturating_add(self.until_event());
+                self.platform.quiet_until =
+                    self.platform.clock.retired.saturating_add(self.until_event());
             }
-            let until = self.sys.quiet_until - self.sys.clock.retired;
+            let until = self.platform.quiet_until - self.platform.clock.retired;
             let n = until.min(u64::from(left)) as u32;
             let (spent, result) = if self.port.alone() {
-                self.execute::<T, true>(hot, n, trace)
+                self.execute::<T, true>(hart, n, trace)
             } else {
-                self.execute::<T, false>(hot, n, trace)
+                self.execute::<T, false>(hart, n, trace)
             };
             left -= spent;
             // Lanes reconverge only where an instruction ended the loop. Where `n` was used up will
             // not do: each VM is at a different place then.
             let met = self.recheck || result.is_err();
             let place = Place {
-                retired: self.sys.clock.retired,
+                retired: self.platform.clock.retired,
                 call: matches!(result, Err(Trap::Exception { cause: cause::ECALL_U, .. })),
-                waits: self.sys.waiting != 0,
-                user: hot.ctx.privilege == Privilege::User && result.is_ok(),
-                sp: hot.x[2],
-                pc: hot.pc,
+                waits: self.platform.waiting != 0,
+                user: hart.ctx.privilege == Privilege::User && result.is_ok(),
+                sp: hart.x[2],
+                pc: hart.pc,
             };
             let stop = met && self.port.meet(place);
             match result {
                 Ok(()) => {}
                 Err(Trap::Exception { cause, tval }) => {
                     left -= 1;
-                    if !self.exception(hot, cause, tval, trace) {
+                    if !self.exception(hart, cause, tval, trace) {
                         return fault(FaultCode::TrapLoop);
                     }
                 }
@@ -306,15 +307,21 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     }
 
     /// Takes an exception. Returns `false` if the hart is caught in an endless loop of traps.
-    fn exception<T: Trace>(&mut self, hot: &mut Hot, cause: u32, tval: u32, trace: &mut T) -> bool {
-        let pc = hot.pc;
+    fn exception<T: Trace>(
+        &mut self,
+        hart: &mut Hart,
+        cause: u32,
+        tval: u32,
+        trace: &mut T,
+    ) -> bool {
+        let pc = hart.pc;
         trace.trap(pc, cause, tval);
-        self.sys.take_trap(hot, cause, tval);
+        self.platform.take_trap(hart, cause, tval);
         // A handler whose first instruction traps to that same instruction traps for ever, because
         // registers, privilege and translation are the same each time.
-        let here = self.sys.clock.retired;
-        let again = hot.pc == pc && self.sys.trap_loop == here;
-        self.sys.trap_loop = if hot.pc == pc { here } else { u64::MAX };
+        let here = self.platform.clock.retired;
+        let again = hart.pc == pc && self.platform.trap_loop == here;
+        self.platform.trap_loop = if hart.pc == pc { here } else { u64::MAX };
         !again
     }
 
@@ -330,14 +337,14 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Wakes a hart that waits for an interrupt, if one is pending. Under the `instret` clock it
     /// otherwise advances time to the next timer. Returns `false` if the hart must keep waiting.
     fn end_wait(&mut self, now: Now) -> bool {
-        let enabled = self.sys.csr.get(Word::Mie);
-        if self.sys.csr.mip() & enabled != 0 {
-            self.sys.waiting = 0;
+        let enabled = self.platform.csr.get(Word::Mie);
+        if self.platform.csr.mip() & enabled != 0 {
+            self.platform.waiting = 0;
             return true;
         }
-        let due = self.sys.wake_at();
+        let due = self.platform.wake_at();
         if now == Now::Instret && due != u64::MAX {
-            self.sys.clock.set_now(due.max(self.sys.clock.now()));
+            self.platform.clock.set_now(due.max(self.platform.clock.now()));
             return true;
         }
         false
@@ -347,7 +354,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// not run on before that work is done, or it could observe how fast the host drains output and
     /// where slices end.
     fn unfinished(&self) -> Option<Exit> {
-        let deferred = self.sys.dev.virtio.iter().find_map(|device| device.deferred())?;
+        let deferred = self.platform.dev.virtio.iter().find_map(|device| device.deferred())?;
         Some(Exit::new(match deferred {
             Deferred::Port => ExitCode::Stalled,
             Deferred::Work => ExitCode::Budget,
@@ -357,10 +364,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Returns the number of instructions, at least one, until the timer or the RTC's alarm is due.
     /// A timer that is due already does not count, because its interrupt line is up.
     fn until_event(&self) -> u64 {
-        let clock = &self.sys.clock;
+        let clock = &self.platform.clock;
         let timer = Some(clock.until_deadline()).filter(|&n| n != 0);
         let alarm =
-            self.sys.dev.rtc.next_alarm().map(|ns| {
+            self.platform.dev.rtc.next_alarm().map(|ns| {
                 clock.retired_at(clock.ticks_at_ns(ns)).saturating_sub(clock.retired).max(1)
             });
         timer.into_iter().chain(alarm).min().unwrap_or(u64::MAX)
@@ -369,44 +376,44 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Makes the instruction loop end after this instruction, and devices and time be polled then.
     pub(crate) fn look(&mut self) {
         self.recheck = true;
-        self.sys.quiet_until = 0;
+        self.platform.quiet_until = 0;
     }
 
     /// Sets the hart's interrupt lines to the levels of the devices and the timer.
     fn update_lines(&mut self) {
-        let sys = &mut *self.sys;
-        let map = sys.kind.map();
-        sys.dev.plic.set_level(map.uart_irq, sys.dev.uart.irq());
-        for (slot, device) in map.virtio.iter().zip(&sys.dev.virtio) {
-            sys.dev.plic.set_level(slot.irq, device.irq());
+        let platform = &mut *self.platform;
+        let map = platform.kind.map();
+        platform.dev.plic.set_level(map.uart_irq, platform.dev.uart.irq());
+        for (slot, device) in map.virtio.iter().zip(&platform.dev.virtio) {
+            platform.dev.plic.set_level(slot.irq, device.irq());
         }
         if map.rtc.size != 0 {
-            if sys.dev.rtc.next_alarm().is_some() {
-                sys.dev.rtc.poll(sys.clock.now_ns());
+            if platform.dev.rtc.next_alarm().is_some() {
+                platform.dev.rtc.poll(platform.clock.now_ns());
             }
-            sys.dev.plic.set_level(map.rtc_irq, sys.dev.rtc.irq());
+            platform.dev.plic.set_level(map.rtc_irq, platform.dev.rtc.irq());
         }
         let mut lines = 0;
-        if sys.dev.plic.pending(map.plic_context_s) {
+        if platform.dev.plic.pending(map.plic_context_s) {
             lines |= irq::SEI;
         }
-        if map.plic_context_m.is_some_and(|context| sys.dev.plic.pending(context)) {
+        if map.plic_context_m.is_some_and(|context| platform.dev.plic.pending(context)) {
             lines |= irq::MEI;
         }
-        if sys.clock.due() {
-            lines |= if sys.sbi != 0 { irq::STI } else { irq::MTI };
+        if platform.clock.due() {
+            lines |= if platform.sbi != 0 { irq::STI } else { irq::MTI };
         }
-        if sys.dev.clint.msip != 0 {
+        if platform.dev.clint.msip != 0 {
             lines |= irq::MSI;
         }
-        sys.csr.mip_lines = lines;
+        platform.csr.mip_lines = lines;
     }
 
     /// Lets every device take the input that arrived on the port since the last poll.
-    fn poll_devices(&mut self, hot: &mut Hot) -> Result<(), Trap> {
-        self.sys.dev.uart.poll(self.port);
+    fn poll_devices(&mut self, hart: &mut Hart) -> Result<(), Trap> {
+        self.platform.dev.uart.poll(self.port);
         for slot in 0..virtio_slot::COUNT {
-            self.with_virtio(hot, slot, |device, io| device.poll(io)).and_then(|result| result)?;
+            self.with_virtio(hart, slot, |device, io| device.poll(io)).and_then(|result| result)?;
         }
         Ok(())
     }
@@ -415,24 +422,24 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// if the device wrote to RAM, and cached translations if it replaced frames.
     pub(crate) fn with_virtio<R>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         slot: usize,
         f: impl FnOnce(&mut crate::dev::virtio::Virtio, &mut crate::dev::virtio::Io<'_, M, D, P>) -> R,
     ) -> Result<R, Trap> {
-        let sys = &mut *self.sys;
+        let platform = &mut *self.platform;
         let mut io = crate::dev::virtio::Io {
-            ram: Dma::new(self.ram, sys.kind.map().ram_base),
+            ram: Dma::new(self.ram, platform.kind.map().ram_base),
             disk: self.disk,
             port: self.port,
-            rng: &mut sys.dev.rng,
+            rng: &mut platform.dev.rng,
         };
-        let device = sys.dev.virtio.get_mut(slot).ok_or(Trap::Fault(FaultCode::BadState))?;
+        let device = platform.dev.virtio.get_mut(slot).ok_or(Trap::Fault(FaultCode::BadState))?;
         let result = f(device, &mut io);
         if io.ram.wrote() {
-            hot.reservation = NO_RESERVATION;
+            hart.reservation = NO_RESERVATION;
         }
         if io.ram.replaced() {
-            sys.flush_tlbs(hot);
+            platform.flush_tlbs(hart);
         }
         Ok(result)
     }
@@ -442,7 +449,7 @@ fn fault(code: FaultCode) -> Exit {
     Exit { code: ExitCode::Fault, arg: code as u32 }
 }
 
-impl System {
+impl Platform {
     /// Returns the `time` at which a waiting hart must run again if no input comes before, or
     /// `u64::MAX` if only input can wake it.
     fn wake_at(&self) -> u64 {
@@ -462,30 +469,30 @@ impl Vm {
     /// Returns the `time` at which a VM that is [`ExitCode::Idle`] must run again if no input comes
     /// before, or `u64::MAX` if only input can wake it.
     pub fn wake_at(&self) -> u64 {
-        self.sys.wake_at()
+        self.platform.wake_at()
     }
 
     /// Sets the VM to start at `entry` in S-mode, under the built-in SBI. A Linux kernel expects
     /// the hart id in `a0` and the address of the device tree in `a1`.
     pub fn boot_supervisor(&mut self, entry: u32, a0: u32, a1: u32) {
         self.boot(entry, a0, a1, Privilege::Supervisor);
-        self.sys.sbi = 1;
-        self.sys.csr.set(Word::Medeleg, MEDELEG_WRITABLE & !(1 << cause::ECALL_S));
-        self.sys.csr.set(Word::Mideleg, irq::S_ALL);
-        self.sys.csr.set(Word::Mcounteren, 0b111);
-        self.sys.csr.pmp = Pmp::OPEN;
+        self.platform.sbi = 1;
+        self.platform.csr.set(Word::Medeleg, MEDELEG_WRITABLE & !(1 << cause::ECALL_S));
+        self.platform.csr.set(Word::Mideleg, irq::S_ALL);
+        self.platform.csr.set(Word::Mcounteren, 0b111);
+        self.platform.csr.pmp = Pmp::OPEN;
     }
 
     /// Sets the VM to start at `entry` in M-mode, as firmware and bare-metal programs expect.
     pub fn boot_machine(&mut self, entry: u32, a0: u32, a1: u32) {
         self.boot(entry, a0, a1, Privilege::Machine);
-        self.sys.sbi = 0;
+        self.platform.sbi = 0;
     }
 
     fn boot(&mut self, entry: u32, a0: u32, a1: u32, privilege: Privilege) {
-        self.hot.pc = entry & !3;
-        self.hot.x[10] = a0;
-        self.hot.x[11] = a1;
-        self.sys.set_privilege(&mut self.hot, privilege);
+        self.hart.pc = entry & !3;
+        self.hart.x[10] = a0;
+        self.hart.x[11] = a1;
+        self.platform.set_privilege(&mut self.hart, privilege);
     }
 }

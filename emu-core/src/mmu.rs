@@ -1,6 +1,6 @@
 //! Sv32 translation (privileged specification, section 10.3), filling the TLBs of [`crate::tlb`].
 
-use crate::abi::{Hot, NO_RESERVATION, System};
+use crate::abi::{Hart, NO_RESERVATION, Platform};
 use crate::csr::{SATP_MODE, Word, mstatus};
 use crate::mem::{FRAME_SHIFT, Frame, Memory, Ram};
 use crate::pmp;
@@ -116,18 +116,18 @@ pub enum Target {
     Mmio(u32),
 }
 
-impl System {
+impl Platform {
     /// Changes the privilege mode.
-    pub fn set_privilege(&self, hot: &mut Hot, privilege: Privilege) {
-        hot.ctx.privilege = privilege;
-        self.sync_context(hot);
+    pub fn set_privilege(&self, hart: &mut Hart, privilege: Privilege) {
+        hart.ctx.privilege = privilege;
+        self.sync_context(hart);
     }
 
     /// Recomputes the context after a change of privilege or `mstatus`.
-    pub(crate) fn sync_context(&self, hot: &mut Hot) {
+    pub(crate) fn sync_context(&self, hart: &mut Hart) {
         let status = self.csr.get(Word::Mstatus);
-        let data_privilege = self.data_privilege(hot);
-        let ctx = &mut hot.ctx;
+        let data_privilege = self.data_privilege(hart);
+        let ctx = &mut hart.ctx;
         ctx.fetch = match ctx.privilege {
             Privilege::User => deny::U_X,
             Privilege::Supervisor => deny::S_X,
@@ -143,10 +143,10 @@ impl System {
     }
 
     /// Returns the privilege of loads and stores, which is `mstatus.MPP` when MPRV is set.
-    fn data_privilege(&self, hot: &Hot) -> Privilege {
+    fn data_privilege(&self, hart: &Hart) -> Privilege {
         let status = self.csr.get(Word::Mstatus);
         if status & mstatus::MPRV == 0 {
-            return hot.ctx.privilege;
+            return hart.ctx.privilege;
         }
         match (status & mstatus::MPP) >> mstatus::MPP_SHIFT {
             0 => Privilege::User,
@@ -177,7 +177,7 @@ impl System {
     /// updates them.
     fn walk<M: Ram>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         ram: &mut M,
         va: u32,
         access: AccessType,
@@ -217,7 +217,7 @@ impl System {
             let updated = entry | pte::A | dirty;
             if updated != entry {
                 self.ram_page(ram, table, access, va, true)?;
-                let frame = self.private(hot, ram, page)?;
+                let frame = self.private(hart, ram, page)?;
                 if ram.is_code(page, frame) {
                     ram.drop_code(frame);
                     self.replaced = 1;
@@ -256,13 +256,18 @@ impl System {
     }
 
     /// Makes a page of RAM private, and drops translations to the frame it had.
-    fn private<M: Memory>(&mut self, hot: &mut Hot, ram: &mut M, page: u32) -> Result<Frame, Trap> {
+    fn private<M: Memory>(
+        &mut self,
+        hart: &mut Hart,
+        ram: &mut M,
+        page: u32,
+    ) -> Result<Frame, Trap> {
         let old = ram.frame(page).unwrap_or(Frame::ZERO);
         if ram.is_private(old) {
             return Ok(old);
         }
         let new = ram.make_private(page).map_err(|_| Trap::NoFrame)?;
-        hot.tlb.forget(old);
+        hart.tlb.forget(old);
         self.dtlb.forget(old);
         self.itlb.forget(old);
         self.replaced = 1;
@@ -273,12 +278,12 @@ impl System {
     /// these and returns the frame. Returns `None` if the store missed for another reason.
     pub(crate) fn store_to_code<M: Ram>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         ram: &mut M,
         va: u32,
     ) -> Option<Frame> {
-        let frame = hot.tlb.get(va, 0, hot.ctx.store & !deny::CODE)?;
-        hot.tlb.unprotect_code(frame);
+        let frame = hart.tlb.get(va, 0, hart.ctx.store & !deny::CODE)?;
+        hart.tlb.unprotect_code(frame);
         self.dtlb.unprotect_code(frame);
         ram.drop_code(frame);
         self.replaced = 1;
@@ -289,13 +294,13 @@ impl System {
     #[inline(never)]
     pub(crate) fn data_target<M: Ram>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         ram: &mut M,
         va: u32,
         access: AccessType,
     ) -> Result<Target, Trap> {
-        let privilege = self.data_privilege(hot);
-        let leaf = self.walk(hot, ram, va, access, privilege)?;
+        let privilege = self.data_privilege(hart);
+        let leaf = self.walk(hart, ram, va, access, privilege)?;
         let physical = u64::from(leaf.ppn) << FRAME_SHIFT;
         let allowed = self.csr.pmp.check(physical, privilege == Privilege::Machine);
         if !(if access == AccessType::Store { allowed.w } else { allowed.r }) {
@@ -304,7 +309,7 @@ impl System {
         let page = leaf.ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
         let frame = if page < ram.pages() {
             match access {
-                AccessType::Store => self.private(hot, ram, page)?,
+                AccessType::Store => self.private(hart, ram, page)?,
                 _ => ram.frame(page).ok_or(access.access_fault(va))?,
             }
         } else {
@@ -326,7 +331,7 @@ impl System {
                 denied |= deny::CODE;
             }
         }
-        hot.tlb.insert(va, denied, frame);
+        hart.tlb.insert(va, denied, frame);
         self.dtlb.insert(va, denied, frame);
         Ok(Target::Ram(frame))
     }
@@ -354,21 +359,21 @@ impl System {
     #[inline]
     pub(crate) fn fetch_page<M: Ram>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         ram: &mut M,
         shared: M::SharedCode,
         va: u32,
     ) -> Result<(Frame, M::Code), Trap> {
-        let fetch = hot.ctx.fetch;
+        let fetch = hart.ctx.fetch;
         let (page, frame) = match self.itlb.get(va, fetch) {
             Some(hit) => hit,
-            None => self.fetch_miss(hot, ram, va)?,
+            None => self.fetch_miss(hart, ram, va)?,
         };
         if let Some(code) = M::code_in(shared, frame) {
             return Ok((frame, code));
         }
         if ram.is_private(frame) && !ram.is_code(page, frame) {
-            hot.tlb.protect_code(frame);
+            hart.tlb.protect_code(frame);
             self.dtlb.protect_code(frame);
         }
         Ok((frame, ram.code(page, frame)))
@@ -378,13 +383,13 @@ impl System {
     #[inline(never)]
     fn fetch_miss<M: Ram>(
         &mut self,
-        hot: &mut Hot,
+        hart: &mut Hart,
         ram: &mut M,
         va: u32,
     ) -> Result<(u32, Frame), Trap> {
         let access = AccessType::Fetch;
-        let privilege = hot.ctx.privilege;
-        let leaf = self.walk(hot, ram, va, access, privilege)?;
+        let privilege = hart.ctx.privilege;
+        let leaf = self.walk(hart, ram, va, access, privilege)?;
         let physical = u64::from(leaf.ppn) << FRAME_SHIFT;
         let page = leaf.ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
         let allowed = self.csr.pmp.check(physical, privilege == Privilege::Machine).x;
@@ -393,7 +398,7 @@ impl System {
         let x = if privilege != Privilege::Machine && self.csr.get(Word::Satp) & SATP_MODE == 0 {
             deny::U_X | deny::S_X
         } else {
-            hot.ctx.fetch
+            hart.ctx.fetch
         };
         let superpage = if leaf.superpage { deny::SUPERPAGE } else { 0 };
         self.itlb.insert(va, deny::ALL & !x | superpage, page, frame);
@@ -407,22 +412,22 @@ impl System {
     }
 
     /// Drops all cached translations.
-    pub fn flush_tlbs(&mut self, hot: &mut Hot) {
-        hot.tlb.flush();
+    pub fn flush_tlbs(&mut self, hart: &mut Hart) {
+        hart.tlb.flush();
         self.dtlb.flush();
         self.itlb.flush();
     }
 
     /// Executes SFENCE.VMA for the address `va`, or for all addresses if it is `None`.
-    pub(crate) fn sfence_vma(&mut self, hot: &mut Hot, va: Option<u32>) {
-        hot.reservation = NO_RESERVATION;
+    pub(crate) fn sfence_vma(&mut self, hart: &mut Hart, va: Option<u32>) {
+        hart.reservation = NO_RESERVATION;
         match va {
             Some(va) => {
-                hot.tlb.flush_page(va);
+                hart.tlb.flush_page(va);
                 self.dtlb.flush_page(va);
                 self.itlb.flush_page(va);
             }
-            None => self.flush_tlbs(hot),
+            None => self.flush_tlbs(hart),
         }
     }
 }

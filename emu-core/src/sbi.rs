@@ -1,6 +1,6 @@
 //! The built-in supervisor binary interface (SBI specification 2.0), one hart.
 
-use crate::abi::{Exit, ExitCode, FaultCode, Hot, NO_RESERVATION};
+use crate::abi::{Exit, ExitCode, FaultCode, Hart, NO_RESERVATION};
 use crate::csr::irq;
 use crate::machine::Core;
 use crate::mem::{Dma, Memory, Ram};
@@ -47,54 +47,54 @@ enum Error {
 type Answer = Result<u32, Error>;
 
 /// Argument register `a<n>`.
-fn arg(hot: &Hot, n: usize) -> u32 {
-    hot.x[10 + (n & 7)]
+fn arg(hart: &Hart, n: usize) -> u32 {
+    hart.x[10 + (n & 7)]
 }
 
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Executes an SBI call, an ECALL from S-mode. `a7` holds the extension, `a6` the function, and
     /// `a0` onwards the arguments. Sets `a0` to the error code and `a1` to the value.
-    pub(crate) fn sbi_call(&mut self, hot: &mut Hot) -> Result<(), Trap> {
-        let (extension, function) = (arg(hot, 7), arg(hot, 6));
-        self.port.at(self.sys.clock.retired);
+    pub(crate) fn sbi_call(&mut self, hart: &mut Hart) -> Result<(), Trap> {
+        let (extension, function) = (arg(hart, 7), arg(hart, 6));
+        self.port.at(self.platform.clock.retired);
         if extension <= eid::LEGACY_SHUTDOWN {
             // Legacy calls return a value in a0 and leave a1 unchanged.
-            hot.x[10] = self.legacy(hot, extension)?;
+            hart.x[10] = self.legacy(hart, extension)?;
             return Ok(());
         }
         let answer = match extension {
-            eid::BASE => Self::base(hot, function),
+            eid::BASE => Self::base(hart, function),
             eid::TIME if function == 0 => {
-                self.set_timer(hot);
+                self.set_timer(hart);
                 Ok(0)
             }
-            eid::IPI if function == 0 => self.send_ipi(hot),
-            eid::RFENCE => self.rfence(hot, function),
-            eid::HSM => self.hart_state(hot, function),
-            eid::SRST if function == 0 => self.system_reset(hot),
-            eid::DBCN => self.debug_console(hot, function)?,
+            eid::IPI if function == 0 => self.send_ipi(hart),
+            eid::RFENCE => self.rfence(hart, function),
+            eid::HSM => self.hart_state(hart, function),
+            eid::SRST if function == 0 => self.system_reset(hart),
+            eid::DBCN => self.debug_console(hart, function)?,
             _ => Err(Error::NotSupported),
         };
         let (error, value) = match answer {
             Ok(value) => (0, value),
             Err(error) => (error as i32 as u32, 0),
         };
-        hot.x[10] = error;
-        hot.x[11] = value;
+        hart.x[10] = error;
+        hart.x[11] = value;
         Ok(())
     }
 
-    fn legacy(&mut self, hot: &mut Hot, extension: u32) -> Result<u32, Trap> {
+    fn legacy(&mut self, hart: &mut Hart, extension: u32) -> Result<u32, Trap> {
         match extension {
-            eid::LEGACY_SET_TIMER => self.set_timer(hot),
-            eid::LEGACY_CONSOLE_PUTCHAR => self.put(arg(hot, 0) as u8)?,
+            eid::LEGACY_SET_TIMER => self.set_timer(hart),
+            eid::LEGACY_CONSOLE_PUTCHAR => self.put(arg(hart, 0) as u8)?,
             eid::LEGACY_CONSOLE_GETCHAR => {
-                return Ok(self.sys.dev.uart.take(self.port).map_or(u32::MAX, u32::from));
+                return Ok(self.platform.dev.uart.take(self.port).map_or(u32::MAX, u32::from));
             }
-            eid::LEGACY_CLEAR_IPI => self.sys.csr.set_pending(irq::SSI, false),
-            eid::LEGACY_SEND_IPI => self.sys.csr.set_pending(irq::SSI, true),
+            eid::LEGACY_CLEAR_IPI => self.platform.csr.set_pending(irq::SSI, false),
+            eid::LEGACY_SEND_IPI => self.platform.csr.set_pending(irq::SSI, true),
             eid::LEGACY_REMOTE_SFENCE_VMA | eid::LEGACY_REMOTE_SFENCE_VMA_ASID => {
-                self.sys.sfence_vma(hot, None);
+                self.platform.sfence_vma(hart, None);
             }
             eid::LEGACY_SHUTDOWN => self.exit = Some(Exit::new(ExitCode::PowerOff)),
             _ => {}
@@ -102,14 +102,14 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(0)
     }
 
-    fn base(hot: &Hot, function: u32) -> Answer {
+    fn base(hart: &Hart, function: u32) -> Answer {
         match function {
             0 => Ok(SPEC_VERSION),
             1 => Ok(IMPL_ID),
             2 => Ok(IMPL_VERSION),
             3 => Ok(u32::from(
                 matches!(
-                    arg(hot, 0),
+                    arg(hart, 0),
                     0..=eid::BASE
                         | eid::TIME
                         | eid::IPI
@@ -117,7 +117,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         | eid::HSM
                         | eid::SRST
                         | eid::DBCN
-                ) && !(eid::LEGACY_SHUTDOWN + 1..eid::BASE).contains(&arg(hot, 0)),
+                ) && !(eid::LEGACY_SHUTDOWN + 1..eid::BASE).contains(&arg(hart, 0)),
             )),
             // mvendorid, marchid, mimpid.
             4..=6 => Ok(0),
@@ -125,15 +125,15 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
     }
 
-    fn set_timer(&mut self, hot: &Hot) {
-        let ticks = u64::from(arg(hot, 1)) << 32 | u64::from(arg(hot, 0));
-        self.sys.clock.set_timecmp(ticks);
+    fn set_timer(&mut self, hart: &Hart) {
+        let ticks = u64::from(arg(hart, 1)) << 32 | u64::from(arg(hart, 0));
+        self.platform.clock.set_timecmp(ticks);
     }
 
     /// Returns whether a hart mask selects hart 0, or an error if it selects a hart that does not
     /// exist.
-    fn names_hart(hot: &Hot) -> Result<bool, Error> {
-        match (arg(hot, 0), arg(hot, 1)) {
+    fn names_hart(hart: &Hart) -> Result<bool, Error> {
+        match (arg(hart, 0), arg(hart, 1)) {
             (_, u32::MAX) => Ok(true),
             (0, _) => Ok(false),
             (1, 0) => Ok(true),
@@ -141,21 +141,21 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
     }
 
-    fn send_ipi(&mut self, hot: &Hot) -> Answer {
-        if Self::names_hart(hot)? {
-            self.sys.csr.set_pending(irq::SSI, true);
+    fn send_ipi(&mut self, hart: &Hart) -> Answer {
+        if Self::names_hart(hart)? {
+            self.platform.csr.set_pending(irq::SSI, true);
         }
         Ok(0)
     }
 
-    fn rfence(&mut self, hot: &mut Hot, function: u32) -> Answer {
+    fn rfence(&mut self, hart: &mut Hart, function: u32) -> Answer {
         match function {
             0 => {
-                Self::names_hart(hot)?;
+                Self::names_hart(hart)?;
             }
             1 | 2 => {
-                if Self::names_hart(hot)? {
-                    self.sys.sfence_vma(hot, None);
+                if Self::names_hart(hart)? {
+                    self.platform.sfence_vma(hart, None);
                 }
             }
             _ => return Err(Error::NotSupported),
@@ -163,33 +163,33 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(0)
     }
 
-    fn hart_state(&mut self, hot: &mut Hot, function: u32) -> Answer {
+    fn hart_state(&mut self, hart: &mut Hart, function: u32) -> Answer {
         const STARTED: u32 = 0;
         const RETENTIVE_SUSPEND: u32 = 0;
-        let hart = arg(hot, 0);
+        let id = arg(hart, 0);
         match function {
-            0 if hart == 0 => Err(Error::AlreadyAvailable),
-            0 | 2 if hart != 0 => Err(Error::InvalidParam),
+            0 if id == 0 => Err(Error::AlreadyAvailable),
+            0 | 2 if id != 0 => Err(Error::InvalidParam),
             2 => Ok(STARTED),
             // hart_stop on the only hart: nothing could start it again.
             1 => {
                 self.exit = Some(Exit::new(ExitCode::PowerOff));
                 Ok(0)
             }
-            3 if hart == RETENTIVE_SUSPEND => {
-                self.sys.waiting = 1;
+            3 if id == RETENTIVE_SUSPEND => {
+                self.platform.waiting = 1;
                 Ok(0)
             }
             _ => Err(Error::NotSupported),
         }
     }
 
-    fn system_reset(&mut self, hot: &Hot) -> Answer {
+    fn system_reset(&mut self, hart: &Hart) -> Answer {
         const SHUTDOWN: u32 = 0;
         const COLD_REBOOT: u32 = 1;
         const WARM_REBOOT: u32 = 2;
         const REASON_FAILURE: u32 = 1;
-        let exit = match (arg(hot, 0), arg(hot, 1)) {
+        let exit = match (arg(hart, 0), arg(hart, 1)) {
             (_, reason) if reason > REASON_FAILURE => return Err(Error::InvalidParam),
             (SHUTDOWN, REASON_FAILURE) => {
                 Exit { code: ExitCode::Fault, arg: FaultCode::SystemFailure as u32 }
@@ -202,14 +202,14 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(0)
     }
 
-    fn debug_console(&mut self, hot: &mut Hot, function: u32) -> Result<Answer, Trap> {
-        let len = arg(hot, 0).min(DBCN_BYTES_MAX);
-        let addr = u64::from(arg(hot, 2)) << 32 | u64::from(arg(hot, 1));
+    fn debug_console(&mut self, hart: &mut Hart, function: u32) -> Result<Answer, Trap> {
+        let len = arg(hart, 0).min(DBCN_BYTES_MAX);
+        let addr = u64::from(arg(hart, 2)) << 32 | u64::from(arg(hart, 1));
         Ok(match function {
             0 => self.console_write(addr, len)?,
-            1 => self.console_read(hot, addr, len)?,
+            1 => self.console_read(hart, addr, len)?,
             2 => {
-                self.put(arg(hot, 0) as u8)?;
+                self.put(arg(hart, 0) as u8)?;
                 Ok(0)
             }
             _ => Err(Error::NotSupported),
@@ -226,7 +226,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             return Err(Trap::Stall);
         }
         let port = &mut *self.port;
-        let ram = Dma::new(self.ram, self.sys.kind.map().ram_base);
+        let ram = Dma::new(self.ram, self.platform.kind.map().ram_base);
         let done = ram.read_with(addr, len, |_, piece| {
             for &byte in piece {
                 port.console_put(byte);
@@ -235,14 +235,14 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         Ok(done.map(|()| len).map_err(|_| Error::InvalidParam))
     }
 
-    fn console_read(&mut self, hot: &mut Hot, addr: u64, len: u32) -> Result<Answer, Trap> {
+    fn console_read(&mut self, hart: &mut Hart, addr: u64, len: u32) -> Result<Answer, Trap> {
         let mut done = 0;
         while done < len {
             // The place is made writable before a byte is taken, so that none is lost.
-            let mut ram = Dma::new(self.ram, self.sys.kind.map().ram_base);
+            let mut ram = Dma::new(self.ram, self.platform.kind.map().ram_base);
             let at = addr.wrapping_add(u64::from(done));
             let mut took = false;
-            let (port, uart) = (&mut *self.port, &mut self.sys.dev.uart);
+            let (port, uart) = (&mut *self.port, &mut self.platform.dev.uart);
             let result = ram.write_with(at, 1, |_, piece| {
                 if let (Some(slot), Some(byte)) = (piece.first_mut(), uart.take(port)) {
                     *slot = byte;
@@ -250,10 +250,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 }
             });
             if ram.wrote() {
-                hot.reservation = NO_RESERVATION;
+                hart.reservation = NO_RESERVATION;
             }
             if ram.replaced() {
-                self.sys.flush_tlbs(hot);
+                self.platform.flush_tlbs(hart);
             }
             match result {
                 Ok(()) => {}

@@ -1,6 +1,6 @@
 //! Traps as values (privileged specification, section 3.1.15).
 
-use crate::abi::{FaultCode, Hot, NO_RESERVATION, System};
+use crate::abi::{FaultCode, Hart, NO_RESERVATION, Platform};
 use crate::csr::{Word, irq, mstatus};
 use crate::mmu::Privilege;
 
@@ -78,16 +78,16 @@ impl Trap {
 const PRIORITY: [(u32, u32); 6] =
     [(irq::MEI, 11), (irq::MSI, 3), (irq::MTI, 7), (irq::SEI, 9), (irq::SSI, 1), (irq::STI, 5)];
 
-impl System {
+impl Platform {
     /// Returns the interrupt to take now, if any, as its cause without the interrupt bit.
-    pub(crate) fn pending_interrupt(&self, hot: &Hot) -> Option<u32> {
+    pub(crate) fn pending_interrupt(&self, hart: &Hart) -> Option<u32> {
         let pending = self.csr.mip() & self.csr.get(Word::Mie);
         if pending == 0 {
             return None;
         }
         let status = self.csr.get(Word::Mstatus);
         let delegated = self.csr.get(Word::Mideleg);
-        let privilege = hot.ctx.privilege;
+        let privilege = hart.ctx.privilege;
         let m_enabled = privilege != Privilege::Machine || status & mstatus::MIE != 0;
         let s_enabled = privilege == Privilege::User
             || privilege == Privilege::Supervisor && status & mstatus::SIE != 0;
@@ -97,12 +97,12 @@ impl System {
         PRIORITY.iter().find(|(bit, _)| take & bit != 0).map(|&(_, number)| number)
     }
 
-    /// Enters the trap handler for the instruction at `hot.pc`.
-    pub(crate) fn take_trap(&mut self, hot: &mut Hot, cause: u32, tval: u32) {
+    /// Enters the trap handler for the instruction at `hart.pc`.
+    pub(crate) fn take_trap(&mut self, hart: &mut Hart, cause: u32, tval: u32) {
         let number = cause & 31;
         let deleg = if cause & cause::INTERRUPT != 0 { Word::Mideleg } else { Word::Medeleg };
-        let from = hot.ctx.privilege;
-        let pc = hot.pc;
+        let from = hart.ctx.privilege;
+        let pc = hart.pc;
         let mut status = self.csr.get(Word::Mstatus);
         let to_supervisor = from != Privilege::Machine && self.csr.get(deleg) >> number & 1 != 0;
         let (epc, cause_word, tval_word, tvec, to) = if to_supervisor {
@@ -125,13 +125,13 @@ impl System {
         let vector = self.csr.get(tvec);
         let base = vector & !3;
         let vectored = vector & 1 != 0 && cause & cause::INTERRUPT != 0;
-        hot.pc = base.wrapping_add(if vectored { 4 * number } else { 0 });
-        hot.reservation = NO_RESERVATION;
-        self.set_privilege(hot, to);
+        hart.pc = base.wrapping_add(if vectored { 4 * number } else { 0 });
+        hart.reservation = NO_RESERVATION;
+        self.set_privilege(hart, to);
     }
 
     /// MRET; the caller has checked the privilege.
-    pub(crate) fn mret(&mut self, hot: &mut Hot) {
+    pub(crate) fn mret(&mut self, hart: &mut Hart) {
         let mut status = self.csr.get(Word::Mstatus);
         let to = match (status & mstatus::MPP) >> mstatus::MPP_SHIFT {
             0 => Privilege::User,
@@ -144,23 +144,23 @@ impl System {
         if to != Privilege::Machine {
             status &= !mstatus::MPRV;
         }
-        self.xret(hot, status, to, Word::Mepc);
+        self.xret(hart, status, to, Word::Mepc);
     }
 
     /// SRET; the caller has checked the privilege.
-    pub(crate) fn sret(&mut self, hot: &mut Hot) {
+    pub(crate) fn sret(&mut self, hart: &mut Hart) {
         let mut status = self.csr.get(Word::Mstatus);
         let to = if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User };
         let ie = status & mstatus::SPIE != 0;
         status &= !(mstatus::SIE | mstatus::SPP | mstatus::MPRV);
         status |= mstatus::SPIE | if ie { mstatus::SIE } else { 0 };
-        self.xret(hot, status, to, Word::Sepc);
+        self.xret(hart, status, to, Word::Sepc);
     }
 
-    fn xret(&mut self, hot: &mut Hot, status: u32, to: Privilege, epc: Word) {
+    fn xret(&mut self, hart: &mut Hart, status: u32, to: Privilege, epc: Word) {
         self.csr.set(Word::Mstatus, status);
-        hot.pc = self.csr.get(epc);
-        hot.reservation = NO_RESERVATION;
-        self.set_privilege(hot, to);
+        hart.pc = self.csr.get(epc);
+        hart.reservation = NO_RESERVATION;
+        self.set_privilege(hart, to);
     }
 }

@@ -8,7 +8,7 @@ use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
 use crate::warp::{bracket, rejoin};
 use core::sync::atomic::Ordering;
-use emu_core::abi::{Exit, ExitCode, FaultCode, Hot, VERSION, Vm};
+use emu_core::abi::{Exit, ExitCode, FaultCode, Hart, VERSION, Vm};
 use emu_core::layout::virtio_slot;
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{FRAME_SIZE, Memory};
@@ -59,15 +59,15 @@ unsafe fn row(launch: &Launch, id: u32) -> (&'static mut [u32], &'static mut [u3
     row.split_at_mut_checked(launch.pages as usize).unwrap_or_default()
 }
 
-/// Runs one VM of a launch, `launch.active[index]`, with its hart registers and L1 TLB in `hot`.
+/// Runs one VM of a launch, `launch.active[index]`, with its hart registers and L1 TLB in `hart`.
 ///
 /// # Safety
 /// `launch` must describe memory as [`Launch`] says, which nobody else uses meanwhile but calls
-/// for other entries, with each VM at most once in `active`; `index` is below `count`. `hot` is
+/// for other entries, with each VM at most once in `active`; `index` is below `count`. `hart` is
 /// this call's alone; its content does not matter.
-// Inlined, so that the compiler sees that `hot` is in shared memory.
+// Inlined, so that the compiler sees that `hart` is in shared memory.
 #[inline(always)]
-pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
+pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
     // SAFETY: the pointers and counts are the launch's; `index` and what it leads to are in range.
     unsafe {
         let entry = *launch.active.ptr().add(index as usize);
@@ -102,9 +102,9 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         }
         port.wake();
         port.limit(launch.count);
-        const HOT_WORDS: usize = size_of::<Hot>() / 4;
-        copy((&raw const vm.hot).cast::<u32>(), hot.cast::<u32>(), HOT_WORDS);
-        let hot = &mut *hot;
+        const HOT_WORDS: usize = size_of::<Hart>() / 4;
+        copy((&raw const vm.hart).cast::<u32>(), hart.cast::<u32>(), HOT_WORDS);
+        let hart = &mut *hart;
 
         let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
         let (table, disk) = row(launch, id);
@@ -119,7 +119,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
             0 => Now::Instret,
             rate => Now::Host { ticks: launch.ticks.saturating_sub(port.origin()), rate },
         };
-        let before = vm.sys.clock.retired;
+        let before = vm.platform.clock.retired;
         let mut exit = Exit { code: ExitCode::Budget, arg: 0 };
         // Exact launches end at a multiple of their slice, the same on all backends. Others end by
         // the clock, where the VMs that share a warp have reconverged. The lanes of a warp reach
@@ -131,7 +131,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         let run = budget + budget / 2;
         let (slice, limit, runs, cut) = if meeting {
             let goal = before + run * RUNS;
-            port.gather(before, hot.x[2], goal, launch.meeting_ns);
+            port.gather(before, hart.x[2], goal, launch.meeting_ns);
             let alone = launch.lanes == 1;
             let slice = if alone { launch.slice } else { SLICE };
             (slice, goal + GRACE, u64::MAX, alone | offered)
@@ -144,18 +144,18 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
         loop {
             if bracket(entry.inbox) {
                 if goes {
-                    let retired = vm.sys.clock.retired;
+                    let retired = vm.platform.clock.retired;
                     let left = limit.saturating_sub(retired);
                     let over = retired as u32 & (slice - 1);
                     let most = if cut { u64::from(slice - over) } else { port.stint(run) };
                     let n = most.min(left) as u32;
                     port.begin(retired);
                     let mut machine =
-                        Machine::with_hot(hot, &mut vm.sys, &mut ram, &mut disk, &mut port);
+                        Machine::with_hart(hart, &mut vm.platform, &mut ram, &mut disk, &mut port);
                     let looks = first | !meeting | (over == 0);
                     exit = machine.run_on(n, now, looks);
-                    port.end(vm.sys.clock.retired, exit);
-                    stuck = if vm.sys.clock.retired == retired { stuck + 1 } else { 0 };
+                    port.end(vm.platform.clock.retired, exit);
+                    stuck = if vm.platform.clock.retired == retired { stuck + 1 } else { 0 };
                     (first, done) = (false, done + 1);
                 }
                 port.wait();
@@ -164,19 +164,19 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
             // An exception counts against the budget but retires no instruction, so a run may end
             // before its slice does, and another run follows at once. A VM that does nothing but
             // take exceptions (`stuck`) continues in the next launch.
-            let over = vm.sys.clock.retired >= limit || done >= runs || stuck >= SLICE_PARTS;
+            let over = vm.platform.clock.retired >= limit || done >= runs || stuck >= SLICE_PARTS;
             if port.leave(over || exit.code != ExitCode::Budget) {
                 break;
             }
-            goes = port.settle(vm.sys.clock.retired);
+            goes = port.settle(vm.platform.clock.retired);
             if port.ended() {
                 break;
             }
         }
-        let card = &vm.sys.dev.virtio[virtio_slot::NET].counters;
+        let card = &vm.platform.dev.virtio[virtio_slot::NET].counters;
         let drops = CardDrops { rx: card.rx_drops as u32, tx: card.tx_drops as u32 };
         port.tell_taken(offered, drops);
-        let spent = vm.sys.clock.retired.wrapping_sub(before);
+        let spent = vm.platform.clock.retired.wrapping_sub(before);
         match exit.code {
             ExitCode::Budget => {
                 control.busy.fetch_add(1, Ordering::Relaxed);
@@ -186,7 +186,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hot: *mut Hot) {
             _ => port.rest(exit, vm.wake_at()),
         }
         control.instructions.fetch_add(spent, Ordering::Relaxed);
-        copy((&raw const *hot).cast::<u32>(), (&raw mut vm.hot).cast::<u32>(), HOT_WORDS);
+        copy((&raw const *hart).cast::<u32>(), (&raw mut vm.hart).cast::<u32>(), HOT_WORDS);
     }
 }
 
@@ -302,7 +302,7 @@ const _: () = assert!(size_of::<Vm>().is_multiple_of(8) && align_of::<Vm>() == 8
 mod entry {
     use super::Launch;
     use crate::intrin::{shared_mem, thread};
-    use emu_core::abi::Hot;
+    use emu_core::abi::Hart;
 
     fn index(launch: &Launch) -> Option<u32> {
         let lane = thread::thread_idx_x();
@@ -311,15 +311,15 @@ mod entry {
     }
 
     /// # Safety
-    /// As [`super::step`]; the block has 32 threads and `lanes * size_of::<Hot>()` bytes of shared
+    /// As [`super::step`]; the block has 32 threads and `lanes * size_of::<Hart>()` bytes of shared
     /// memory.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn pxvm_step(launch: &Launch) {
         if let Some(index) = index(launch) {
             // SAFETY: each lane has its part of shared memory.
             unsafe {
-                let hot = shared_mem().cast::<Hot>().add(thread::thread_idx_x() as usize);
-                super::step(launch, index, hot);
+                let hart = shared_mem().cast::<Hart>().add(thread::thread_idx_x() as usize);
+                super::step(launch, index, hart);
             }
         }
     }

@@ -221,7 +221,7 @@ impl Bare {
     pub fn instrets(&mut self) -> Result<Vec<u64>, BackendError> {
         match &mut self.place {
             Place::Cpu { guests, .. } => {
-                Ok(guests.iter().map(|(guest, _)| guest.vm().sys.clock.retired).collect())
+                Ok(guests.iter().map(|(guest, _)| guest.vm().platform.clock.retired).collect())
             }
             Place::Cuda(group) => Ok(group.instrets()?),
         }

@@ -301,8 +301,8 @@ impl Fleet {
         let space = Space::new(&self.frames, self.table.clone(), Vec::new());
         let mut m = TestMachine::with_space(space);
         m.vm.boot_supervisor(RAM, 0, self.tree_at);
-        m.vm.sys.dev.virtio[0] = Virtio::net([2, 0, 0, 0, 0, 1]);
-        m.vm.sys.dev.virtio[1] = Virtio::RNG;
+        m.vm.platform.dev.virtio[0] = Virtio::net([2, 0, 0, 0, 0, 1]);
+        m.vm.platform.dev.virtio[1] = Virtio::RNG;
         m
     }
 }
@@ -312,7 +312,7 @@ fn boot(m: &mut TestMachine) -> Option<u64> {
     for _ in 0..4000 {
         let exit = m.run(50_000);
         if m.port.output.windows(READY.len()).any(|w| w == READY) {
-            return Some(m.vm.sys.clock.retired);
+            return Some(m.vm.platform.clock.retired);
         }
         if !matches!(exit.code, ExitCode::Budget | ExitCode::Idle) {
             break;

@@ -216,7 +216,7 @@ fn change_entry(m: &mut TestMachine, bytes: &mut Bytes<'_>) {
     } else {
         WINDOW + 0x40_0000 * (1 + which - LEAVES) + (DATA - RAM)
     };
-    m.enter(Machine).set_x(S0, va).vm.hot.pc = RAM + 0x800;
+    m.enter(Machine).set_x(S0, va).vm.hart.pc = RAM + 0x800;
     m.run(1);
 }
 
@@ -251,18 +251,18 @@ fn access(m: &mut TestMachine, bytes: &mut Bytes<'_>, mode: Mode, hidden: u32) {
     } else {
         m.enter(Machine).set_csr(MSTATUS, status);
     }
-    m.set_x(S0, va).set_x(A0, 0).set_x(A1, value).vm.hot.pc = pc;
+    m.set_x(S0, va).set_x(A0, 0).set_x(A1, value).vm.hart.pc = pc;
     let before = verdict.outcome.ok().map(|pa| m.word(pa & !3));
     let exit = m.run(1);
     assert_eq!(exit.code, ExitCode::Budget);
     let text = format!("{mode:?} {kind:?} of {size} at {va:#x}: {verdict:?}");
     match verdict.outcome {
         Err(cause) => {
-            assert_eq!(m.vm.hot.pc, M_HANDLER, "{text}");
+            assert_eq!(m.vm.hart.pc, M_HANDLER, "{text}");
             assert_eq!((m.csr(MCAUSE), m.csr(MTVAL), m.csr(MEPC)), (cause, va, pc), "{text}");
         }
         Ok(pa) => {
-            assert_eq!(m.vm.hot.pc, pc.wrapping_add(4), "{text} {:?}", m.taken());
+            assert_eq!(m.vm.hart.pc, pc.wrapping_add(4), "{text} {:?}", m.taken());
             let mask = if size == 4 { u32::MAX } else { (1 << (8 * size)) - 1 };
             let shift = 8 * (pa & 3);
             let old = before.unwrap_or(0);
@@ -295,7 +295,7 @@ pub fn machine(data: &[u8]) {
     let (mut one, mut other) = (Retired::default(), Retired::default());
     for _ in 0..8 {
         let exit = m.run(997);
-        assert_eq!((m.x(ZERO), m.vm.hot.pc & 3), (0, 0));
+        assert_eq!((m.x(ZERO), m.vm.hart.pc & 3), (0, 0));
         assert_eq!((watched.run_traced(997, &mut one), watched.hash()), (exit, m.hash()));
         assert_eq!((sharing.run_traced(997, &mut other), sharing.hash()), (exit, m.hash()));
         assert_eq!(one, other);
@@ -331,6 +331,6 @@ fn arbitrary(data: &[u8]) -> TestMachine {
     let rest: Vec<u8> = std::iter::from_fn(|| (!bytes.is_empty()).then(|| bytes.byte())).collect();
     m.write(RAM, &rest[..rest.len().min(0x8000)]);
     m.port.output_room = 100;
-    m.enter(privilege).vm.hot.pc = RAM;
+    m.enter(privilege).vm.hart.pc = RAM;
     m
 }

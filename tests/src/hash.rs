@@ -39,15 +39,21 @@ fn of_debug(value: &dyn Debug) -> u64 {
 
 /// Hashes a VM and its memory.
 pub fn state_hash(vm: &Vm, memory: &impl Memory) -> StateHash {
-    let hot = &vm.hot;
-    let dev = &vm.sys.dev;
+    let hart = &vm.hart;
+    let dev = &vm.platform.dev;
     let plic = of_debug(&dev.plic);
     let virtio = of_debug(&dev.virtio);
     let rest = of_debug(&(&dev.clint, &dev.uart, &dev.rtc, &dev.rng));
     StateHash {
-        hart: of((hot.x, hot.pc, hot.reservation, hot.ctx.privilege as u32, vm.sys.waiting)),
-        csr: of_debug(&vm.sys.csr),
-        clock: of_debug(&vm.sys.clock),
+        hart: of((
+            hart.x,
+            hart.pc,
+            hart.reservation,
+            hart.ctx.privilege as u32,
+            vm.platform.waiting,
+        )),
+        csr: of_debug(&vm.platform.csr),
+        clock: of_debug(&vm.platform.clock),
         devices: of((plic, virtio, rest)),
         ram: ram_hash(memory),
     }

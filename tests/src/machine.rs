@@ -100,7 +100,7 @@ impl TestMachine {
         let mut vm = Vm::new(MachineKind::Virt);
         vm.boot_machine(RAM, 0, 0);
         // PMP is as firmware leaves it. Without an entry, S and U mode could not access anything.
-        vm.sys.csr.pmp = Pmp::OPEN;
+        vm.platform.csr.pmp = Pmp::OPEN;
         let mut m = Self { vm, port: MockPort::default(), now: Now::Instret, space };
         m.set_csr(csr::MTVEC, M_HANDLER);
         m.set_csr(csr::STVEC, S_HANDLER);
@@ -135,7 +135,7 @@ impl TestMachine {
             f(a);
             a.stop();
         });
-        self.vm.hot.pc = RAM;
+        self.vm.hart.pc = RAM;
         let stop = Asm::build(0, |a| {
             a.stop();
         });
@@ -168,7 +168,7 @@ impl TestMachine {
 
     /// Returns the trap that was caught, if a handler has been reached.
     pub fn taken(&self) -> Option<Taken> {
-        let (to, [cause, epc, tval]) = match self.vm.hot.pc {
+        let (to, [cause, epc, tval]) = match self.vm.hart.pc {
             M_HANDLER => (Privilege::Machine, [csr::MCAUSE, csr::MEPC, csr::MTVAL]),
             S_HANDLER => (Privilege::Supervisor, [csr::SCAUSE, csr::SEPC, csr::STVAL]),
             _ => return None,
@@ -178,37 +178,37 @@ impl TestMachine {
 
     /// Returns a register.
     pub fn x(&self, r: Reg) -> u32 {
-        self.vm.hot.x[r as usize]
+        self.vm.hart.x[r as usize]
     }
 
     /// Sets a register.
     pub fn set_x(&mut self, r: Reg, value: u32) -> &mut Self {
-        self.vm.hot.x[r as usize] = value;
+        self.vm.hart.x[r as usize] = value;
         self
     }
 
     /// Reads a CSR as M-mode does.
     pub fn csr(&self, number: u32) -> u32 {
         let mut vm = self.vm.clone();
-        vm.sys.set_privilege(&mut vm.hot, Privilege::Machine);
-        vm.sys.csr_access(&mut vm.hot, number, CsrOp::Set, None).expect("a readable CSR").0
+        vm.platform.set_privilege(&mut vm.hart, Privilege::Machine);
+        vm.platform.csr_access(&mut vm.hart, number, CsrOp::Set, None).expect("a readable CSR").0
     }
 
     /// Writes a CSR as M-mode does.
     pub fn set_csr(&mut self, number: u32, value: u32) -> &mut Self {
-        let privilege = self.vm.hot.ctx.privilege;
-        self.vm.sys.set_privilege(&mut self.vm.hot, Privilege::Machine);
+        let privilege = self.vm.hart.ctx.privilege;
+        self.vm.platform.set_privilege(&mut self.vm.hart, Privilege::Machine);
         self.vm
-            .sys
-            .csr_access(&mut self.vm.hot, number, CsrOp::Write, Some(value))
+            .platform
+            .csr_access(&mut self.vm.hart, number, CsrOp::Write, Some(value))
             .expect("a writable CSR");
-        self.vm.sys.set_privilege(&mut self.vm.hot, privilege);
+        self.vm.platform.set_privilege(&mut self.vm.hart, privilege);
         self
     }
 
     /// Changes the privilege mode, nothing else.
     pub fn enter(&mut self, privilege: Privilege) -> &mut Self {
-        self.vm.sys.set_privilege(&mut self.vm.hot, privilege);
+        self.vm.platform.set_privilege(&mut self.vm.hart, privilege);
         self
     }
 
@@ -229,7 +229,7 @@ impl TestMachine {
             dma.replaced()
         });
         if replaced {
-            self.vm.sys.flush_tlbs(&mut self.vm.hot);
+            self.vm.platform.flush_tlbs(&mut self.vm.hart);
         }
         self
     }

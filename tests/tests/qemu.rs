@@ -25,10 +25,10 @@ fn run_ours(image: &Image) -> Vec<u8> {
         match exit.code {
             ExitCode::Budget => {}
             ExitCode::PowerOff => return m.read(RAM, IMAGE_SIZE),
-            _ => panic!("seed {}: {exit:?} at {:#x}", image.seed, m.vm.hot.pc),
+            _ => panic!("seed {}: {exit:?} at {:#x}", image.seed, m.vm.hart.pc),
         }
     }
-    panic!("seed {}: does not end, pc {:#x}", image.seed, m.vm.hot.pc);
+    panic!("seed {}: does not end, pc {:#x}", image.seed, m.vm.hart.pc);
 }
 
 #[test]

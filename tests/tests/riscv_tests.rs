@@ -35,10 +35,10 @@ fn run(path: &Path) -> Result<(), String> {
             value => return Err(format!("test {} failed", value >> 1)),
         }
         if !matches!(exit.code, ExitCode::Budget | ExitCode::Idle) {
-            return Err(format!("{exit:?} at {:#x}", m.vm.hot.pc));
+            return Err(format!("{exit:?} at {:#x}", m.vm.hart.pc));
         }
     }
-    Err(format!("does not end, at {:#x}", m.vm.hot.pc))
+    Err(format!("does not end, at {:#x}", m.vm.hart.pc))
 }
 
 /// Compressed instructions, floating point and 64 bits are not what this machine has.

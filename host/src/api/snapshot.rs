@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use emu_core::abi::{System, Vm};
+use emu_core::abi::{Platform, Vm};
 use emu_core::csr::CsrOp;
 use emu_core::layout::virtio_slot;
 use emu_core::mmu::Privilege;
@@ -84,27 +84,27 @@ pub async fn snapshot(
 
 fn describe(inspection: Inspection) -> SnapshotBody {
     let Inspection { vm, instret, private_frames } = inspection;
-    let Vm { mut hot, mut sys } = *vm;
-    let registers = REGISTERS.into_iter().zip(hot.x).collect();
-    let privilege = match hot.ctx.privilege {
+    let Vm { mut hart, mut platform } = *vm;
+    let registers = REGISTERS.into_iter().zip(hart.x).collect();
+    let privilege = match hart.ctx.privilege {
         Privilege::User => "U",
         Privilege::Supervisor => "S",
         Privilege::Machine => "M",
     };
-    let pc = hot.pc;
-    let devices = devices(&mut sys);
+    let pc = hart.pc;
+    let devices = devices(&mut platform);
     // Read in M-mode, as the machine's own software would.
-    hot.ctx.privilege = Privilege::Machine;
+    hart.ctx.privilege = Privilege::Machine;
     let csr = |(name, number)| {
-        let value = sys.csr_access(&mut hot, number, CsrOp::Set, None);
+        let value = platform.csr_access(&mut hart, number, CsrOp::Set, None);
         Some((name, value.ok()?.0))
     };
     let csrs = CSRS.into_iter().filter_map(csr).collect();
-    let clock = &sys.clock;
+    let clock = &platform.clock;
     SnapshotBody {
         pc,
         privilege,
-        waiting: sys.waiting != 0,
+        waiting: platform.waiting != 0,
         instret,
         time: clock.now(),
         timecmp: clock.timecmp,
@@ -115,8 +115,8 @@ fn describe(inspection: Inspection) -> SnapshotBody {
     }
 }
 
-fn devices(sys: &mut System) -> BTreeMap<&'static str, Words> {
-    let dev = &mut sys.dev;
+fn devices(platform: &mut Platform) -> BTreeMap<&'static str, Words> {
+    let dev = &mut platform.dev;
     let mut uart = dev.uart.clone();
     let uart = UART.map(|(name, offset)| (name, uart.read(offset, &mut NullPort)));
     let plic = |name, offset| (name, dev.plic.clone().read(offset));
@@ -173,8 +173,8 @@ mod tests {
     #[test]
     fn a_snapshot_tells_registers_by_name() {
         let mut vm = Vm::new(MachineKind::Virt);
-        (vm.hot.x[10], vm.hot.pc) = (7, 0x8000_0000);
-        vm.sys.dev.virtio[virtio_slot::NET] = Virtio::net([2; 6]);
+        (vm.hart.x[10], vm.hart.pc) = (7, 0x8000_0000);
+        vm.platform.dev.virtio[virtio_slot::NET] = Virtio::net([2; 6]);
         let body = describe(Inspection { vm: Box::new(vm), instret: 5, private_frames: 3 });
         let json = serde_json::to_value(&body).unwrap();
         assert_eq!((&json["registers"]["a0"], &json["privilege"]), (&7.into(), &"M".into()));

@@ -6,11 +6,11 @@ use sha2::{Digest, Sha256};
 /// Returns a fingerprint of all state that a guest can observe: registers, devices, clock, and
 /// `pages`, the fingerprint of its private memory. Cached translations do not count.
 pub fn fingerprint(vm: &Vm, pages: u64) -> u64 {
-    let (hot, sys, dev) = (&vm.hot, &vm.sys, &vm.sys.dev);
-    let hart = (hot.x, hot.pc, hot.reservation, hot.ctx.privilege as u32, sys.waiting);
+    let (hart, platform, dev) = (&vm.hart, &vm.platform, &vm.platform.dev);
+    let hart = (hart.x, hart.pc, hart.reservation, hart.ctx.privilege as u32, platform.waiting);
     let devices = (&dev.clint, &dev.plic, &dev.uart, &dev.rtc, &dev.virtio, &dev.rng);
     // State without registers of its own is hashed by its `Debug` text, which omits padding fields.
-    let text = format!("{hart:?} {:?} {:?} {devices:?} {pages:x}", sys.clock, sys.csr);
+    let text = format!("{hart:?} {:?} {:?} {devices:?} {pages:x}", platform.clock, platform.csr);
     let text = text.replace(", reserved: 0", "");
     let hash = Sha256::digest(text);
     hash.iter().take(8).fold(0, |sum, &byte| sum << 8 | u64::from(byte))
@@ -34,10 +34,10 @@ mod tests {
         assert_eq!(fingerprint(&vm.clone(), 1), same);
         assert_ne!(fingerprint(&vm, 2), same);
         let changes: [fn(&mut Vm); 4] = [
-            |vm| vm.hot.x[31] ^= 1,
-            |vm| vm.hot.pc ^= 4,
-            |vm| vm.sys.clock.timecmp ^= 1,
-            |vm| vm.sys.dev.rtc.epoch_ns ^= 1,
+            |vm| vm.hart.x[31] ^= 1,
+            |vm| vm.hart.pc ^= 4,
+            |vm| vm.platform.clock.timecmp ^= 1,
+            |vm| vm.platform.dev.rtc.epoch_ns ^= 1,
         ];
         for change in changes {
             let mut other = vm.clone();

@@ -181,19 +181,19 @@ impl Fleet {
         }
         if let Some(info) = plan.next_stage {
             const A2: usize = 12;
-            state.hot.x[A2] = info;
+            state.hart.x[A2] = info;
         }
-        state.sys.dev.rtc.epoch_ns = match SystemTime::now().duration_since(UNIX_EPOCH) {
+        state.platform.dev.rtc.epoch_ns = match SystemTime::now().duration_since(UNIX_EPOCH) {
             Ok(now) if self.host_time => now.as_nanos() as u64,
             _ => FIXED_EPOCH_NS,
         };
-        state.sys.dev.rng = ChaCha::new(self.randomness(vm, earlier, Purpose::Device));
+        state.platform.dev.rng = ChaCha::new(self.randomness(vm, earlier, Purpose::Device));
         let mut card = Virtio::net(self.macs.of(vm));
         card.set_link(self.link == Link::Up);
-        state.sys.dev.virtio[virtio_slot::NET] = card;
-        state.sys.dev.virtio[virtio_slot::RNG] = Virtio::RNG;
+        state.platform.dev.virtio[virtio_slot::NET] = card;
+        state.platform.dev.virtio[virtio_slot::RNG] = Virtio::RNG;
         if self.base.disk_len != 0 {
-            state.sys.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
+            state.platform.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
         }
         Staged { row, vm: state, pages: self.own_pages(vm, earlier) }
     }
@@ -278,8 +278,8 @@ mod tests {
         let (a, b) = (fleet.stage(0, 0), fleet.stage(999, 0));
         assert_eq!(a.pages.len(), 1);
         assert_ne!(a.pages[0].1, b.pages[0].1);
-        assert_eq!(a.vm.hot.pc, 0x8000_0000);
-        assert_eq!(a.vm.hot.x[11], fleet.plan.tree);
+        assert_eq!(a.vm.hart.pc, 0x8000_0000);
+        assert_eq!(a.vm.hart.x[11], fleet.plan.tree);
     }
 
     #[test]
@@ -291,7 +291,7 @@ mod tests {
         }
         assert_ne!(fleet(1).blob(7, 0), fleet(2).blob(7, 0));
         assert_ne!(fleet(1).blob(7, 0), fleet(1).blob(7, 99));
-        let device = |earlier| fleet(1).stage(7, earlier).vm.sys.dev.rng;
+        let device = |earlier| fleet(1).stage(7, earlier).vm.platform.dev.rng;
         assert!(device(0) == device(0) && device(0) != device(99));
     }
 
@@ -299,7 +299,7 @@ mod tests {
     fn without_a_network_the_link_is_down() {
         let alone = Fleet { link: Link::Down, ..fleet(1) };
         let link =
-            |fleet: &Fleet| fleet.stage(0, 0).vm.sys.dev.virtio[virtio_slot::NET].config.link;
+            |fleet: &Fleet| fleet.stage(0, 0).vm.platform.dev.virtio[virtio_slot::NET].config.link;
         assert_eq!((link(&alone), link(&fleet(1))), (0, 1));
     }
 }

@@ -126,16 +126,16 @@ fn the_timer_interrupts_at_its_instruction() {
     let mut m = TestMachine::new();
     m.load(|_| {});
     m.set_csr(MIE, irq::MTI).set_csr(MSTATUS, mstatus::MIE);
-    m.vm.sys.clock.set_timecmp(ticks);
+    m.vm.platform.clock.set_timecmp(ticks);
     m.run_out();
     assert_eq!(m.taken(), to_m(INTERRUPT | MTI, RAM, 0));
     let mut m = TestMachine::new();
     m.load(|_| {});
     m.set_csr(MIE, irq::MTI).set_csr(MSTATUS, mstatus::MIE);
-    m.vm.sys.clock.set_timecmp(ticks);
+    m.vm.platform.clock.set_timecmp(ticks);
     // One instruction before it is due, and when it is.
     let due = (ticks as u32 * IPT..).find(|&n| {
-        let mut clock = m.vm.sys.clock.clone();
+        let mut clock = m.vm.platform.clock.clone();
         clock.retired = u64::from(n);
         clock.now() >= ticks
     });
@@ -144,7 +144,7 @@ fn the_timer_interrupts_at_its_instruction() {
     assert_eq!(m.taken(), None);
     m.run(1);
     assert_eq!(m.taken(), to_m(INTERRUPT | MTI, RAM, 0));
-    assert_eq!(m.vm.sys.clock.retired, u64::from(due));
+    assert_eq!(m.vm.platform.clock.retired, u64::from(due));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn wfi_jumps_to_the_timer_under_the_instret_clock() {
         a.wfi().csrr(A0, TIME);
     });
     m.set_csr(MIE, irq::MTI);
-    m.vm.sys.clock.set_timecmp(1_000_000);
+    m.vm.platform.clock.set_timecmp(1_000_000);
     assert_eq!(m.run(10).code, ExitCode::Budget);
     assert_eq!(m.x(A0), 1_000_000);
 }
@@ -164,7 +164,7 @@ fn wfi_wakes_into_the_handler_when_enabled() {
         a.wfi().li(A0, 1);
     });
     m.set_csr(MIE, irq::MTI).set_csr(MSTATUS, mstatus::MIE);
-    m.vm.sys.clock.set_timecmp(500);
+    m.vm.platform.clock.set_timecmp(500);
     m.run_out();
     assert_eq!(m.taken(), to_m(INTERRUPT | MTI, RAM + 4, 0));
     assert_eq!(m.x(A0), 0);
@@ -190,8 +190,8 @@ fn wfi_without_a_timer_idles_until_there_is_an_interrupt() {
     m.set_csr(MIE, irq::MSI);
     assert_eq!(m.run(10).code, ExitCode::Idle);
     assert_eq!(m.run(10).code, ExitCode::Idle);
-    assert_eq!((m.x(A0), m.vm.sys.clock.retired), (0, 1));
-    m.vm.sys.dev.clint.msip = 1;
+    assert_eq!((m.x(A0), m.vm.platform.clock.retired), (0, 1));
+    m.vm.platform.dev.clint.msip = 1;
     m.run(10);
     assert_eq!(m.x(A0), 1);
 }
@@ -201,7 +201,7 @@ fn wfi_does_not_wake_for_a_timer_that_is_not_enabled() {
     let mut m = TestMachine::program(|a| {
         a.wfi().li(A0, 1);
     });
-    m.vm.sys.clock.set_timecmp(100);
+    m.vm.platform.clock.set_timecmp(100);
     assert_eq!(m.run(10).code, ExitCode::Idle);
 }
 
@@ -211,7 +211,7 @@ fn wfi_ends_the_slice_under_the_host_clock() {
         a.wfi().li(A0, 1);
     });
     m.set_csr(MIE, irq::MTI);
-    m.vm.sys.clock.set_timecmp(1000);
+    m.vm.platform.clock.set_timecmp(1000);
     m.now = Now::Host { ticks: 10, rate: 1 << 20 };
     assert_eq!(m.run(10).code, ExitCode::Idle);
     m.now = Now::Host { ticks: 1000, rate: 1 << 20 };

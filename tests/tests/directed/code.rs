@@ -191,7 +191,7 @@ fn a_device_that_writes_over_code_is_seen() {
     m.load_at(page, |a| {
         a.word(li_a0(1)).ret();
     });
-    m.vm.sys.dev.virtio[1] = Virtio::RNG;
+    m.vm.platform.dev.virtio[1] = Virtio::RNG;
     m.run_out();
     let word = m.word(page);
     assert_ne!(word, li_a0(1));

@@ -133,7 +133,7 @@ fn code_runs_across_a_page_boundary() {
     m.load_at(RAM + 0x1ff8, |a| {
         a.li(A0, 1).li(A1, 2).li(A2, 3).li(A3, 4).stop();
     });
-    m.vm.hot.pc = RAM + 0x1ff8;
+    m.vm.hart.pc = RAM + 0x1ff8;
     m.run_out();
     assert_eq!([A0, A1, A2, A3].map(|r| m.x(r)), [1, 2, 3, 4]);
 }

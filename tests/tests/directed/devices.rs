@@ -44,8 +44,8 @@ fn the_instruction_that_ends_the_machine_retires() {
         a.li(A0, FINISHER).li(A1, 0x5555).sw(A1, 0, A0);
     });
     m.run_out();
-    assert_eq!(m.vm.hot.pc, RAM + 4 * words.len() as u32);
-    assert_eq!((m.vm.sys.clock.retired, m.x(A2)), (words.len() as u64, 0));
+    assert_eq!(m.vm.hart.pc, RAM + 4 * words.len() as u32);
+    assert_eq!((m.vm.platform.clock.retired, m.x(A2)), (words.len() as u64, 0));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn uart_input_interrupts_machine_mode_through_the_plic() {
     });
     m.run_out();
     assert_eq!(m.taken(), None);
-    let pc = m.vm.hot.pc;
+    let pc = m.vm.hart.pc;
     m.port.input.push_back(b'!');
     m.run_out();
     assert_eq!(m.taken(), to_m(INTERRUPT | MEI, pc, 0));
@@ -161,7 +161,7 @@ fn virtio_transports_answer_with_their_magic() {
         a.li(S0, VIRTIO).lw(A0, 0, S0).lw(A1, 4, S0).lw(A2, 8, S0);
         a.li(S0, VIRTIO + 0x1000).lw(A3, 8, S0);
     });
-    m.vm.sys.dev.virtio[1] = Virtio::RNG;
+    m.vm.platform.dev.virtio[1] = Virtio::RNG;
     m.run_out();
     assert_eq!([A0, A1, A2, A3].map(|r| m.x(r)), [0x7472_6976, 2, 0, 4]);
 }
@@ -205,7 +205,7 @@ fn a_virtio_device_writes_memory_and_interrupts() {
         ask_for_entropy(a, DATA, 64);
         a.li(S0, PLIC_CONTEXT).lw(A0, 4, S0).li(S0, DATA + 0xa000).lw(A1, 0, S0).lw(A2, 8, S0);
     });
-    m.vm.sys.dev.virtio[1] = Virtio::RNG;
+    m.vm.platform.dev.virtio[1] = Virtio::RNG;
     m.run_out();
     assert_eq!((m.taken(), m.x(A0), m.x(A1), m.x(A2)), (None, 2, 1 << 16, 64));
     assert_ne!(m.read(DATA, 64), vec![0; 64]);

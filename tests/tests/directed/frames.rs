@@ -95,8 +95,8 @@ fn without_frames_a_machine_stops_and_goes_on_where_it_was() {
                 let before = poor.hash();
                 assert_eq!(poor.run(20_000).code, ExitCode::NoFrame);
                 assert_eq!(poor.hash(), before);
-                assert!(poor.vm.sys.clock.retired >= retired);
-                retired = poor.vm.sys.clock.retired;
+                assert!(poor.vm.platform.clock.retired >= retired);
+                retired = poor.vm.platform.clock.retired;
                 stops += 1;
                 poor.frames().limit(1);
             }
@@ -107,7 +107,7 @@ fn without_frames_a_machine_stops_and_goes_on_where_it_was() {
     assert_eq!(free.x(S3), poor.x(S3));
     let (a, b) = (free.hash(), poor.hash());
     assert_eq!((a.ram, a.csr, a.devices), (b.ram, b.csr, b.devices));
-    assert_eq!(free.vm.hot.x, poor.vm.hot.x);
+    assert_eq!(free.vm.hart.x, poor.vm.hart.x);
 }
 
 #[test]
@@ -131,9 +131,9 @@ fn printed(mut m: TestMachine, room: u32) -> (Vec<u8>, StateHash, usize) {
     let mut stalls = 0;
     let mut left = 3000;
     loop {
-        let before = m.vm.sys.clock.retired;
+        let before = m.vm.platform.clock.retired;
         let exit = m.run(left);
-        left -= (m.vm.sys.clock.retired - before) as u32;
+        left -= (m.vm.platform.clock.retired - before) as u32;
         match exit.code {
             ExitCode::Stalled => {
                 stalls += 1;
@@ -201,7 +201,7 @@ fn a_stall_with_interrupts_enabled_repeats_only_the_store() {
             a.mret();
         });
         m.set_csr(MIE, 1 << 7).set_csr(MSTATUS, mstatus::MIE);
-        m.vm.sys.clock.set_timecmp(5);
+        m.vm.platform.clock.set_timecmp(5);
         m
     };
     compare_rooms(machine, [1, 3, 5]);

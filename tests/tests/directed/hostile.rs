@@ -25,12 +25,13 @@ impl Neighbours {
         quiet.load_at(RAM + 0x4000, |a| {
             a.li(A0, 5).sw(A0, 0, SP).stop();
         });
-        quiet.set_x(SP, DATA).vm.hot.pc = RAM + 0x4000;
+        quiet.set_x(SP, DATA).vm.hart.pc = RAM + 0x4000;
         quiet.run(100);
         let state = quiet.hash();
         let shared = frames.shared_bytes();
         let mut hostile = TestMachine::with_rom(&frames, vec![1, 2, 1], vec![2, 0, 1]);
-        hostile.vm.sys.dev.virtio = [Virtio::net([2, 0, 0, 0, 0, 1]), Virtio::RNG, Virtio::blk(16)];
+        hostile.vm.platform.dev.virtio =
+            [Virtio::net([2, 0, 0, 0, 0, 1]), Virtio::RNG, Virtio::blk(16)];
         Self { hostile, quiet, state, shared }
     }
 
@@ -50,8 +51,8 @@ impl Neighbours {
     fn check(&mut self) {
         assert_eq!(self.quiet.hash(), self.state, "a neighbour changed");
         assert!(self.quiet.frames().shared_bytes() == self.shared, "the image changed");
-        assert_eq!(self.hostile.vm.hot.x[0], 0);
-        assert_eq!(self.hostile.vm.hot.pc & 3, 0);
+        assert_eq!(self.hostile.vm.hart.x[0], 0);
+        assert_eq!(self.hostile.vm.hart.pc & 3, 0);
     }
 }
 
@@ -102,7 +103,7 @@ fn executes_random_words(privilege: Privilege, translated: bool, seed: u64) {
             }
             m.set_csr(SATP, Sv32::satp());
         }
-        m.vm.hot.pc = RAM + 0x8000;
+        m.vm.hart.pc = RAM + 0x8000;
         m.port.input.extend([1, 2, 3]);
         m.enter(privilege);
         n.run();
@@ -187,7 +188,7 @@ fn garbage_in_every_device_register_hurts_nobody_else() {
         m.load_at(RAM + 0xe000, |a: &mut Asm| {
             a.csrr(T0, MEPC).addi(T0, T0, 4).csrrw(ZERO, MEPC, T0).mret();
         });
-        m.vm.hot.pc = RAM + 0x8000;
+        m.vm.hart.pc = RAM + 0x8000;
         m.port.input.extend(std::iter::repeat_n(7, 200));
         m.port.rx.extend([vec![0; 60], vec![1; 1514], Vec::new()]);
         n.run();

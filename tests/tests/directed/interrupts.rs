@@ -27,7 +27,7 @@ fn a_pending_interrupt_is_taken_before_the_first_instruction() {
     let mut m = quiet();
     m.set_csr(MSTATUS, mstatus::MIE).set_csr(MIP, irq::SSI).run(0);
     assert_eq!(m.taken(), to_m(INTERRUPT | SSI, RAM, 0));
-    assert_eq!(m.vm.sys.clock.retired, 0);
+    assert_eq!(m.vm.platform.clock.retired, 0);
 }
 
 #[test]
@@ -87,8 +87,8 @@ fn user_mode_is_interrupted_for_supervisor_without_sie() {
 fn simultaneous_interrupts_come_by_priority() {
     let mut m = quiet();
     m.set_csr(MIP, irq::S_ALL).set_csr(MSTATUS, mstatus::MIE);
-    m.vm.sys.dev.clint.msip = 1;
-    m.vm.sys.clock.set_timecmp(0);
+    m.vm.platform.dev.clint.msip = 1;
+    m.vm.platform.clock.set_timecmp(0);
     let mut order = Vec::new();
     for _ in 0..5 {
         m.run(0);
@@ -112,11 +112,11 @@ fn machine_interrupts_come_before_delegated_ones() {
 fn interrupts_spread_over_a_vectored_table() {
     let mut m = quiet();
     m.set_csr(MTVEC, M_HANDLER | 1).set_csr(MIP, irq::SEI).enter(User).run(0);
-    assert_eq!(m.vm.hot.pc, M_HANDLER + 4 * SEI);
+    assert_eq!(m.vm.hart.pc, M_HANDLER + 4 * SEI);
     let mut m = quiet();
     m.set_csr(STVEC, S_HANDLER | 1).set_csr(MIDELEG, irq::STI).set_csr(MIP, irq::STI);
     m.enter(User).run(0);
-    assert_eq!(m.vm.hot.pc, S_HANDLER + 4 * STI);
+    assert_eq!(m.vm.hart.pc, S_HANDLER + 4 * STI);
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn the_external_interrupt_bit_is_the_line_or_what_software_set() {
     let mut m = quiet();
     m.set_csr(MIP, irq::SEI);
     assert_eq!(m.csr(MIP), irq::SEI);
-    m.vm.sys.csr.mip_lines = irq::SEI;
+    m.vm.platform.csr.mip_lines = irq::SEI;
     m.set_csr(MIP, 0);
     assert_eq!(m.csr(MIP), irq::SEI);
 }

@@ -172,7 +172,7 @@ fn narrow_loads_from_wide_registers_are_extended() {
     let mut m = TestMachine::program(|a| {
         a.li(S0, 0x0200_4000).lbu(A0, 0, S0).lhu(A1, 0, S0).lb(A2, 0, S0).lh(A3, 0, S0);
     });
-    m.vm.sys.clock.set_timecmp(0x1234_5688_9abc);
+    m.vm.platform.clock.set_timecmp(0x1234_5688_9abc);
     m.run_out();
     assert_eq!(m.x(A0), 0xbc);
     assert_eq!(m.x(A1), 0x9abc);

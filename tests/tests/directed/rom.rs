@@ -140,7 +140,7 @@ fn programs_run_from_it_for_all_machines_at_once() {
     });
     let mut machines = [5, 6].map(|n| {
         let mut m = over(&frames, |_| {});
-        m.set_x(A0, n).vm.hot.pc = ROM;
+        m.set_x(A0, n).vm.hart.pc = ROM;
         m
     });
     for m in &mut machines {

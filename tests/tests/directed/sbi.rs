@@ -72,7 +72,7 @@ fn a_call_keeps_all_other_registers() {
     for r in (1..32).filter(|r| ![A0, A1, A6, A7, S11].contains(r)) {
         m.set_x(r, 0x100 + r);
     }
-    let before = m.vm.hot.x;
+    let before = m.vm.hart.x;
     m.run_out();
     for r in (1..32).filter(|r| ![A0, A1, S11].contains(r)) {
         assert_eq!(m.x(r), before[r as usize]);
@@ -93,7 +93,7 @@ fn set_timer_raises_and_clears_the_supervisor_timer() {
     assert_eq!((m.x(A0), m.csr(MIP)), (SUCCESS, irq::STI));
     // "If the supervisor wishes to clear the timer interrupt without scheduling the next timer
     // event, it can [...] request a timer interrupt infinitely far into the future" (SBI 6.1)
-    m.set_x(A0, u32::MAX).set_x(A1, u32::MAX).vm.hot.pc = RAM;
+    m.set_x(A0, u32::MAX).set_x(A1, u32::MAX).vm.hart.pc = RAM;
     m.run_out();
     assert_eq!(m.csr(MIP), 0);
 }
@@ -102,10 +102,10 @@ fn set_timer_raises_and_clears_the_supervisor_timer() {
 fn set_timer_takes_64_bits() {
     let mut m = call(eid::TIME, 0, [5, 1, 0]);
     m.run_out();
-    assert_eq!((m.vm.sys.clock.timecmp, m.csr(MIP)), (1 << 32 | 5, 0));
+    assert_eq!((m.vm.platform.clock.timecmp, m.csr(MIP)), (1 << 32 | 5, 0));
     let mut m = call(eid::LEGACY_SET_TIMER, 0, [5, 1, 0]);
     m.run_out();
-    assert_eq!((m.x(A0), m.vm.sys.clock.timecmp), (0, 1 << 32 | 5));
+    assert_eq!((m.x(A0), m.vm.platform.clock.timecmp), (0, 1 << 32 | 5));
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn legacy_ipi_and_fences_answer_zero() {
     let mut m = call(eid::LEGACY_SEND_IPI, 0, [DATA, SPURIOUS, 0]);
     m.run_out();
     assert_eq!((m.x(A0), m.x(A1), m.csr(SIP)), (0, SPURIOUS, irq::SSI));
-    m.set_x(A7, eid::LEGACY_CLEAR_IPI).vm.hot.pc = RAM;
+    m.set_x(A7, eid::LEGACY_CLEAR_IPI).vm.hart.pc = RAM;
     m.run_out();
     assert_eq!((m.x(A0), m.csr(SIP)), (0, 0));
     for id in [
@@ -225,7 +225,7 @@ fn debug_console_reads_what_there_is() {
     m.run_out();
     assert_eq!((m.x(A0), m.x(A1)), (SUCCESS, 0));
     m.port.input.extend(b"abc");
-    m.set_x(A0, 16).set_x(A1, DATA).vm.hot.pc = RAM;
+    m.set_x(A0, 16).set_x(A1, DATA).vm.hart.pc = RAM;
     m.run_out();
     assert_eq!((m.x(A0), m.x(A1)), (SUCCESS, 3));
     assert_eq!(m.read(DATA, 4), b"abc\0");

@@ -72,7 +72,7 @@ fn ticking(seed: u32) -> TestMachine {
         a.place(interrupt).mret();
     });
     m.set_csr(MIE, irq::MTI).set_csr(MSTATUS, mstatus::MIE).set_x(S1, seed);
-    m.vm.sys.clock.set_timecmp(40);
+    m.vm.platform.clock.set_timecmp(40);
     m
 }
 
@@ -104,9 +104,9 @@ fn a_budget_is_spent_exactly() {
         a.addi(A0, A0, 1).j(top);
     });
     for budget in [1, 2, 3, 100, 999] {
-        let before = m.vm.sys.clock.retired;
+        let before = m.vm.platform.clock.retired;
         m.run(budget);
-        assert_eq!(m.vm.sys.clock.retired - before, u64::from(budget));
+        assert_eq!(m.vm.platform.clock.retired - before, u64::from(budget));
     }
 }
 
@@ -161,9 +161,9 @@ fn a_timer_is_exact_after_a_day_without_rest() {
         m.set_csr(MIE, irq::MTI).set_csr(MSTATUS, mstatus::MIE);
         // 10 million ticks a second, five instructions a tick.
         let ticks = 24 * 3600 * 10_000_000;
-        m.vm.sys.clock.retired = ticks * 5;
-        let soon = m.vm.sys.clock.now() + 1000;
-        m.vm.sys.clock.set_timecmp(soon);
+        m.vm.platform.clock.retired = ticks * 5;
+        let soon = m.vm.platform.clock.now() + 1000;
+        m.vm.platform.clock.set_timecmp(soon);
         m
     };
     let whole = in_slices(&mut machine(), 20_000, || 20_000);

@@ -337,7 +337,7 @@ fn pages_may_lie_on_devices_and_on_nothing() {
         m.write_words(entry, &[pte::leaf(pa, pte::S_ALL)]);
         tables.enable(&mut m, Supervisor);
         m.run_out();
-        (m.taken().map(|t| (t.cause, t.tval)), m.vm.sys.dev.clint.msip)
+        (m.taken().map(|t| (t.cause, t.tval)), m.vm.platform.dev.clint.msip)
     };
     assert_eq!(access(0x0200_0000), (None, 1));
     assert_eq!(access(0x4000_0000), (Some((STORE_ACCESS, VA)), 0));

@@ -64,10 +64,10 @@ fn an_exception_changes_no_register_and_does_not_retire() {
     let mut m = TestMachine::program(|a| {
         a.nop().word(0);
     });
-    let before = m.vm.hot.x;
+    let before = m.vm.hart.x;
     m.run(2);
-    assert_eq!(m.vm.hot.x, before);
-    assert_eq!((m.vm.hot.pc, m.vm.sys.clock.retired), (M_HANDLER, 1));
+    assert_eq!(m.vm.hart.x, before);
+    assert_eq!((m.vm.hart.pc, m.vm.platform.clock.retired), (M_HANDLER, 1));
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn exceptions_go_where_medeleg_sends_them() {
     });
     m.set_csr(MEDELEG, 1 << ECALL_U).enter(User).run_out();
     assert_eq!(m.taken(), to_s(ECALL_U, RAM, 0));
-    assert_eq!(m.vm.hot.ctx.privilege, Supervisor);
+    assert_eq!(m.vm.hart.ctx.privilege, Supervisor);
 }
 
 // "Traps never transition from a more-privileged mode to a less-privileged mode." (privileged
@@ -135,7 +135,7 @@ fn mret_unstacks() {
     });
     m.set_csr(MEPC, S_HANDLER);
     m.set_csr(MSTATUS, mstatus::MPIE | mstatus::MPRV | 1 << mstatus::MPP_SHIFT).run_out();
-    assert_eq!((m.vm.hot.pc, m.vm.hot.ctx.privilege), (S_HANDLER, Supervisor));
+    assert_eq!((m.vm.hart.pc, m.vm.hart.ctx.privilege), (S_HANDLER, Supervisor));
     assert_eq!(m.csr(MSTATUS), mstatus::MIE | mstatus::MPIE);
 }
 
@@ -146,7 +146,7 @@ fn mret_to_machine_keeps_mprv() {
     });
     m.set_csr(MEPC, M_HANDLER);
     m.set_csr(MSTATUS, mstatus::MPRV | mstatus::MPP).run_out();
-    assert_eq!(m.vm.hot.ctx.privilege, Machine);
+    assert_eq!(m.vm.hart.ctx.privilege, Machine);
     assert_eq!(m.csr(MSTATUS), mstatus::MPIE | mstatus::MPRV);
 }
 
@@ -157,7 +157,7 @@ fn sret_unstacks() {
     });
     m.set_csr(SEPC, M_HANDLER).set_csr(MSTATUS, mstatus::SPIE | mstatus::MIE);
     m.enter(Supervisor).run_out();
-    assert_eq!((m.vm.hot.pc, m.vm.hot.ctx.privilege), (M_HANDLER, User));
+    assert_eq!((m.vm.hart.pc, m.vm.hart.ctx.privilege), (M_HANDLER, User));
     assert_eq!(m.csr(MSTATUS), mstatus::SIE | mstatus::SPIE | mstatus::MIE);
 }
 
@@ -167,7 +167,7 @@ fn sret_in_machine_mode_clears_mprv() {
         a.sret();
     });
     m.set_csr(SEPC, S_HANDLER).set_csr(MSTATUS, mstatus::MPRV | mstatus::SPP).run_out();
-    assert_eq!(m.vm.hot.ctx.privilege, Supervisor);
+    assert_eq!(m.vm.hart.ctx.privilege, Supervisor);
     assert_eq!(m.csr(MSTATUS), mstatus::SPIE);
 }
 

@@ -220,7 +220,7 @@ impl Guest {
         let row = &base.rows[staged.row as usize];
         assert!(row.iter().chain(&base.disk).all(|&f| f < shared), "another fleet's base");
         let mut vm = staged.vm;
-        vm.sys.flush_tlbs(&mut vm.hot);
+        vm.platform.flush_tlbs(&mut vm.hart);
         let (ram, disk) = (row.clone(), base.disk.clone());
         let mut guest = Self { vm, ram, disk, arena: Arc::clone(arena), session: 0 };
         // SAFETY: all entries are shared frames, as asserted; the state caches none.
@@ -291,9 +291,9 @@ impl Session<'_> {
     pub fn slice<P: Port, T: Trace>(&mut self, port: &mut P, slice: u32, trace: &mut T) -> Exit {
         let mut exit = Exit { code: ExitCode::Budget, arg: 0 };
         for _ in 0..SLICE_PARTS {
-            let over = self.vm.sys.clock.retired as u32 & (slice - 1);
+            let over = self.vm.platform.clock.retired as u32 & (slice - 1);
             exit = self.run(port, slice - over, Now::Instret, trace);
-            let aligned = self.vm.sys.clock.retired as u32 & (slice - 1) == 0;
+            let aligned = self.vm.platform.clock.retired as u32 & (slice - 1) == 0;
             if aligned || exit.code != ExitCode::Budget {
                 break;
             }
@@ -311,10 +311,10 @@ impl Session<'_> {
         &mut self,
         f: impl FnOnce(&mut Dma<'_, FrameRam<'_, Source<'_>>>) -> Result<R, DmaError>,
     ) -> Result<R, DmaError> {
-        let mut dma = Dma::new(&mut self.ram, self.vm.sys.kind.map().ram_base);
+        let mut dma = Dma::new(&mut self.ram, self.vm.platform.kind.map().ram_base);
         let result = f(&mut dma);
         if dma.replaced() {
-            self.vm.sys.flush_tlbs(&mut self.vm.hot);
+            self.vm.platform.flush_tlbs(&mut self.vm.hart);
         }
         result
     }
@@ -399,9 +399,9 @@ mod tests {
         for (value, [writer, runner]) in (1..).zip([[0, 0], [0, 0], [1, 0], [1, 1], [0, 1]]) {
             let mut session = guest.session(&mut contexts[writer]);
             session.with_ram(|ram| ram.write_u32(AT.into(), set_x5(value))).unwrap();
-            guest.vm.hot.pc = AT;
+            guest.vm.hart.pc = AT;
             guest.session(&mut contexts[runner]).run(&mut NullPort, 1, Now::Instret, &mut NoTrace);
-            assert_eq!(guest.vm.hot.x[5], value);
+            assert_eq!(guest.vm.hart.x[5], value);
         }
     }
 

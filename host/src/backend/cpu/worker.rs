@@ -266,7 +266,7 @@ impl<'a> Worker<'a> {
             }
 
             let now = clock.now(at);
-            let before = session.vm().sys.clock.retired;
+            let before = session.vm().platform.clock.retired;
             let budget = SLICE - (before as u32 & (SLICE - 1));
             let typed = port.input.len();
             // With an idle worker, the reply to a packet can be there before the slice is over.
@@ -276,17 +276,17 @@ impl<'a> Worker<'a> {
             if typed > 0 {
                 slot.waiting.fetch_sub(typed - port.input.len(), Ordering::Relaxed);
             }
-            let retired = session.vm().sys.clock.retired.wrapping_sub(before);
+            let retired = session.vm().platform.clock.retired.wrapping_sub(before);
             if shared.settings.clock == ClockSource::Host {
                 let end = Instant::now();
                 clock.measured(retired, end - at);
                 at = end;
             }
 
-            let instret = *earlier + session.vm().sys.clock.retired;
+            let instret = *earlier + session.vm().platform.clock.retired;
             slot.instret.store(instret, Ordering::Relaxed);
             shared.instructions.fetch_add(retired, Ordering::Relaxed);
-            let card = &session.vm().sys.dev.virtio[virtio_slot::NET].counters;
+            let card = &session.vm().platform.dev.virtio[virtio_slot::NET].counters;
             let drops = (card.rx_drops, card.tx_drops);
             if drops != *card_drops {
                 wire.dropped_by_card(vm, DropReason::NoBuffer, drops.0.wrapping_sub(card_drops.0));

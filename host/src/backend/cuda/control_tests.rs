@@ -84,7 +84,7 @@ fn a_paused_vm_stands_still_and_goes_on_where_it_was() {
         let before = backend.instret(0);
         let seen = inspect(backend, 0).expect("it has memory");
         assert_eq!((seen.instret, seen.private_frames), (before, 1), "{}", backend.name());
-        assert!(before > 0 && seen.vm.hot.pc.wrapping_sub(VIRT.ram_base) < 4096);
+        assert!(before > 0 && seen.vm.hart.pc.wrapping_sub(VIRT.ram_base) < 4096);
         for _ in 0..20 {
             until(backend, 1, Some(0), says_x);
         }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use emu_core::abi::Hot;
+use emu_core::abi::Hart;
 use emu_core::layout::MachineKind;
 use emu_device::kernel;
 use emu_device::launch::Launch;
@@ -131,13 +131,13 @@ impl Gpu for Emulated {
         if let Some((left, _)) = &mut self.fate {
             *left -= 1;
         }
-        let mut hot: Hot = emu_core::abi::Vm::new(MachineKind::Virt).hot;
+        let mut hart: Hart = emu_core::abi::Vm::new(MachineKind::Virt).hart;
         // SAFETY: the backend describes its memory as `Launch` says, and nothing else runs.
         unsafe {
             let launch = &*(at as *const Launch);
             for index in 0..launch.count {
                 match kernel {
-                    Kernel::Step => kernel::step(launch, index, &mut hot),
+                    Kernel::Step => kernel::step(launch, index, &mut hart),
                     Kernel::Start => kernel::start(launch, index),
                     Kernel::Release => kernel::release(launch, index),
                     Kernel::Digest => kernel::digest(launch, index, 0, 1),
@@ -145,8 +145,8 @@ impl Gpu for Emulated {
             }
             if let (Kernel::Step, Some(from)) = (kernel, self.wrong_from) {
                 let vm = &mut *launch.vms.ptr();
-                if vm.sys.clock.retired >= from {
-                    vm.hot.x[10] = 0xdead_beef;
+                if vm.platform.clock.retired >= from {
+                    vm.hart.x[10] = 0xdead_beef;
                 }
             }
         }

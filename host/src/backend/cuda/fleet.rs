@@ -417,7 +417,7 @@ impl DeviceFleet {
         self.gpu.begin()?;
         if launch.count > 0 {
             let warps = launch.count.div_ceil(launch.lanes);
-            let shared = launch.lanes * size_of::<emu_core::abi::Hot>() as u32;
+            let shared = launch.lanes * size_of::<emu_core::abi::Hart>() as u32;
             self.gpu.launch(Kernel::Step, warps, shared, exchange.device)?;
         }
         self.gpu.copy(exchange.report.address(), self.control, size_of::<Control>())?;
@@ -542,14 +542,14 @@ mod checks {
     #[test]
     fn a_state_comes_back_as_it_was_and_a_broken_one_does_not() {
         let mut vm = Vm::new(MachineKind::Semu);
-        vm.hot.x[10] = 0xdead_beef;
+        vm.hart.x[10] = 0xdead_beef;
         let bytes = vm.as_bytes();
         assert_eq!(from(bytes).unwrap().as_bytes(), bytes);
-        let offset = std::mem::offset_of!(Vm, hot)
-            + std::mem::offset_of!(emu_core::abi::Hot, ctx)
+        let offset = std::mem::offset_of!(Vm, hart)
+            + std::mem::offset_of!(emu_core::abi::Hart, ctx)
             + std::mem::offset_of!(emu_core::mmu::Context, privilege);
-        let kind =
-            std::mem::offset_of!(Vm, sys) + std::mem::offset_of!(emu_core::abi::System, kind);
+        let kind = std::mem::offset_of!(Vm, platform)
+            + std::mem::offset_of!(emu_core::abi::Platform, kind);
         // There is no privilege 2 and no third kind of machine.
         for at in [offset, kind] {
             let mut bytes = bytes.to_vec();

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 
 use cudarc::driver::sys::{self, CUfunction_attribute as Attribute, CUjit_option, CUresult};
-use emu_core::abi::Hot;
+use emu_core::abi::Hart;
 
 use super::driver::cuda;
 use super::error::CudaError;
@@ -54,7 +54,7 @@ impl Module {
         for (function, name) in this.functions.iter_mut().zip(names) {
             cuda!(cuModuleGetFunction(function, module, name.as_ptr()))?;
         }
-        let shared = 32 * size_of::<Hot>() as c_int;
+        let shared = 32 * size_of::<Hart>() as c_int;
         let step = this.function(Kernel::Step);
         cuda!(cuFuncSetAttribute(
             step,

@@ -379,7 +379,7 @@ fn a_launch_tells_how_far_vms_came_that_would_go_on() {
     let gpu = Box::new(Emulated::new(Size::mib(64)));
     let mut device = DeviceFleet::new(gpu, &fleet.base, 2).unwrap();
     let mut starts = [0, 1].map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) });
-    starts[1].staged.vm.hot.pc += 4;
+    starts[1].staged.vm.hart.pc += 4;
     device.start(&starts).unwrap();
     let active = [0, 1].map(|vm| Entry { vm, inbox: 0 });
     let now = Now::Instret;

@@ -19,22 +19,22 @@ pub fn difference(cpu: &Vm, gpu: &Vm) -> Option<String> {
     let hex = |what: &str, a: u32, b: u32| {
         (a != b).then(|| format!("{what} is {a:#010x} on the CPU and {b:#010x} on the GPU"))
     };
-    let (a, b) = (&cpu.hot, &gpu.hot);
+    let (a, b) = (&cpu.hart, &gpu.hart);
     let registers =
         (0..32).find_map(|i| hex(&format!("register x{i} ({})", NAMES[i]), a.x[i], b.x[i]));
     registers
         .or_else(|| hex("pc", a.pc, b.pc))
         .or_else(|| hex("the LR reservation", a.reservation, b.reservation))
         .or_else(|| hex("the privilege", a.ctx.privilege as u32, b.ctx.privilege as u32))
-        .or_else(|| hex("WFI", cpu.sys.waiting, gpu.sys.waiting))
-        .or_else(|| text("the clock", &cpu.sys.clock, &gpu.sys.clock))
-        .or_else(|| text("a CSR", &cpu.sys.csr, &gpu.sys.csr))
-        .or_else(|| text("the CLINT", &cpu.sys.dev.clint, &gpu.sys.dev.clint))
-        .or_else(|| text("the PLIC", &cpu.sys.dev.plic, &gpu.sys.dev.plic))
-        .or_else(|| text("the UART", &cpu.sys.dev.uart, &gpu.sys.dev.uart))
-        .or_else(|| text("the clock chip", &cpu.sys.dev.rtc, &gpu.sys.dev.rtc))
-        .or_else(|| text("a virtio device", &cpu.sys.dev.virtio, &gpu.sys.dev.virtio))
-        .or_else(|| text("the random generator", &cpu.sys.dev.rng, &gpu.sys.dev.rng))
+        .or_else(|| hex("WFI", cpu.platform.waiting, gpu.platform.waiting))
+        .or_else(|| text("the clock", &cpu.platform.clock, &gpu.platform.clock))
+        .or_else(|| text("a CSR", &cpu.platform.csr, &gpu.platform.csr))
+        .or_else(|| text("the CLINT", &cpu.platform.dev.clint, &gpu.platform.dev.clint))
+        .or_else(|| text("the PLIC", &cpu.platform.dev.plic, &gpu.platform.dev.plic))
+        .or_else(|| text("the UART", &cpu.platform.dev.uart, &gpu.platform.dev.uart))
+        .or_else(|| text("the clock chip", &cpu.platform.dev.rtc, &gpu.platform.dev.rtc))
+        .or_else(|| text("a virtio device", &cpu.platform.dev.virtio, &gpu.platform.dev.virtio))
+        .or_else(|| text("the random generator", &cpu.platform.dev.rng, &gpu.platform.dev.rng))
 }
 
 /// Compares two values by their `Debug` text.
@@ -62,11 +62,11 @@ mod tests {
         let cpu = Vm::new(MachineKind::Virt);
         assert_eq!(difference(&cpu, &cpu.clone()), None);
         let mut gpu = cpu.clone();
-        gpu.hot.x[10] = 7;
+        gpu.hart.x[10] = 7;
         let found = difference(&cpu, &gpu).unwrap();
         assert!(found.contains("x10 (a0)") && found.contains("0x00000007"), "{found}");
         let mut gpu = cpu.clone();
-        gpu.sys.clock.timecmp = 5;
+        gpu.platform.clock.timecmp = 5;
         assert!(difference(&cpu, &gpu).unwrap().contains("the clock"));
     }
 }

@@ -239,11 +239,11 @@ impl Pair {
             for (&vm, digest) in active.iter().zip(digests) {
                 let twin = &mut twins[vm as usize];
                 if twin.guest.session(&mut self.context).private_pages() != digest {
-                    return Err(self.search(vm, twin.guest.vm().sys.clock.retired, "RAM"));
+                    return Err(self.search(vm, twin.guest.vm().platform.clock.retired, "RAM"));
                 }
                 if twin.rest == Some(Rest::Reset) {
                     self.device.release(&[vm])?;
-                    let earlier = twin.earlier + twin.guest.vm().sys.clock.retired;
+                    let earlier = twin.earlier + twin.guest.vm().platform.clock.retired;
                     let boots = twin.boots + 1;
                     *twin = self.both(vm, earlier, boots)?;
                 }
@@ -302,9 +302,9 @@ impl Pair {
     /// Runs a VM for one slice on the CPU, as the GPU's entry point does, and compares all but
     /// RAM.
     fn step(&mut self, vm: u32, twin: &mut Twin, seen: &Seen) -> Result<(), BackendError> {
-        let before = twin.guest.vm().sys.clock.retired;
+        let before = twin.guest.vm().platform.clock.retired;
         let exit = cpu_slice(twin, &mut self.context, SLICE, &mut NoTrace);
-        let retired = twin.guest.vm().sys.clock.retired;
+        let retired = twin.guest.vm().platform.clock.retired;
         let gpu = self.device.vm(vm)?;
         let output = std::mem::take(&mut twin.port.output);
         // There is no network: input would arrive at different moments on the two sides.
@@ -379,12 +379,12 @@ impl Pair {
         let mut twin = self.both(vm, 0, 1)?;
         let last_good = end.saturating_sub(1) / u64::from(SLICE) * u64::from(SLICE);
         let mut trace = Last::default();
-        while twin.guest.vm().sys.clock.retired < last_good {
+        while twin.guest.vm().platform.clock.retired < last_good {
             self.gpu_slice(&[vm], SLICE)?;
             cpu_slice(&mut twin, &mut self.context, SLICE, &mut NoTrace);
         }
-        while twin.guest.vm().sys.clock.retired < end {
-            let before = twin.guest.vm().sys.clock.retired;
+        while twin.guest.vm().platform.clock.retired < end {
+            let before = twin.guest.vm().platform.clock.retired;
             self.gpu_slice(&[vm], 1)?;
             let exit = cpu_slice(&mut twin, &mut self.context, 1, &mut trace);
             let gpu = self.device.vm(vm)?;
@@ -396,7 +396,7 @@ impl Pair {
                      ({op:?}): {what}"
                 )));
             }
-            let stuck = twin.guest.vm().sys.clock.retired == before;
+            let stuck = twin.guest.vm().platform.clock.retired == before;
             if stuck || !matches!(exit.code, ExitCode::Budget | ExitCode::Stalled) {
                 break;
             }
