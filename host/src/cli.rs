@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, ValueEnum};
 use emu_core::layout::MachineKind;
 
 use crate::api::access::TOKEN_MIN;
@@ -150,12 +150,12 @@ pub struct Cli {
     pub verbose: u8,
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub subcommand: Subcommand,
 }
 
 /// What `pxvm` can do.
-#[derive(Debug, Subcommand)]
-pub enum Command {
+#[derive(Debug, clap::Subcommand)]
+pub enum Subcommand {
     /// Boot one or many Linux machines
     Boot(Box<Boot>),
     /// List the machines of a running fleet
@@ -759,8 +759,8 @@ mod tests {
 
     fn boot(args: &[&str]) -> Result<Boot, clap::Error> {
         let args = ["pxvm", "boot"].iter().chain(args);
-        Cli::try_parse_from(args).map(|cli| match cli.command {
-            Command::Boot(boot) => *boot,
+        Cli::try_parse_from(args).map(|cli| match cli.subcommand {
+            Subcommand::Boot(boot) => *boot,
             other => panic!("{other:?}"),
         })
     }

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     if let Err(error) = signals::listen() {
         tracing::warn!("signals end pxvm without a word: {error}");
     }
-    let code = match commands::run(cli.command) {
+    let code = match commands::run(cli.subcommand) {
         Ok(code) => code,
         Err(error) => {
             stdio::say(&format!("pxvm: {}", exit::sentence(&error)));

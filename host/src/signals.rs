@@ -28,7 +28,7 @@ pub fn listen() -> io::Result<()> {
         all.push(SIGHUP);
     }
     let mut signals = Signals::new(all)?;
-    let work = move || signals.forever().for_each(obey);
+    let work = move || signals.forever().for_each(handle);
     thread::Builder::new().name("signals".into()).spawn(work).map(drop)
 }
 
@@ -37,7 +37,7 @@ pub fn on_interrupt(action: impl FnMut() + Send + 'static) {
     *lock(&ON_INTERRUPT) = Some(Box::new(action));
 }
 
-fn obey(signal: i32) {
+fn handle(signal: i32) {
     match signal {
         SIGXFSZ => {}
         SIGTSTP => {

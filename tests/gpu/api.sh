@@ -6,7 +6,7 @@
 #
 # IMAGE_DIR holds Image and rootfs.cramfs (buildroot/build makes them). Boots COUNT machines
 # (default 256) and room for four more with `--listen`; prints the fleet's summary, fetches every
-# machine's page through the proxy, gives orders, and measures the speed of the busy fleet, SECONDS
+# machine's page through the proxy, commands machines, and measures the speed of the busy fleet, SECONDS
 # (default 10) at a time, without and with somebody who watches as the dashboard does. Prints
 # `N passed, N failed`; speeds are for reading.
 set -uo pipefail

@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::gauges::{Point, Row};
 use super::proxy::HTTP;
 use super::{App, Reach, Shared};
-use crate::backend::{ClockSource, Order};
+use crate::backend::{ClockSource, Command};
 use crate::engine::{Counts, Record, State as VmState};
 use crate::machine::fleet::name;
 use crate::net::{Counts as NetCounts, DropReason};
@@ -157,8 +157,8 @@ impl App {
         Ok(self.describe(id, &record, self.gauges.look().get(id as usize)))
     }
 
-    async fn act(&self, id: u32, order: Order) -> Result<Json<VmBody>, ApiError> {
-        self.hub.order(id, order).await?;
+    async fn act(&self, id: u32, command: Command) -> Result<Json<VmBody>, ApiError> {
+        self.hub.execute(id, command).await?;
         self.vm(id).map(Json)
     }
 }
@@ -253,20 +253,20 @@ pub async fn add(
 
 /// `POST /api/v1/vms/{id}/pause`
 pub async fn pause(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
-    app.act(id, Order::Pause).await
+    app.act(id, Command::Pause).await
 }
 
 /// `POST /api/v1/vms/{id}/resume`
 pub async fn resume(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
-    app.act(id, Order::Resume).await
+    app.act(id, Command::Resume).await
 }
 
 /// `POST /api/v1/vms/{id}/reset`
 pub async fn reset(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
-    app.act(id, Order::Start).await
+    app.act(id, Command::Reset).await
 }
 
 /// `POST /api/v1/vms/{id}/stop`
 pub async fn stop(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
-    app.act(id, Order::Stop).await
+    app.act(id, Command::Stop).await
 }

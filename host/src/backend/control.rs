@@ -1,17 +1,17 @@
-//! Commands on a single VM while its fleet runs (start, pause, resume, stop), and inspection of its
+//! Commands on a single VM while its fleet runs (reset, pause, resume, stop), and inspection of its
 //! state.
 
 use std::fmt;
 
 use emu_core::abi::Vm;
 
-/// A command on one VM. When the VM has executed it, [`super::EventKind::Obeyed`] ("completed")
-/// follows, in order with the VM's other events.
+/// A command on one VM. When the VM has executed it, [`super::EventKind::Completed`] follows, in
+/// order with the VM's other events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Order {
-    /// Resets the VM to its first instruction, in whatever state it is; its old memory is given
-    /// back.
-    Start,
+pub enum Command {
+    /// Resets the VM to its first instruction, in whatever state it is, and lets it run; its old
+    /// memory is given back. The first reset of a VM that was added to the fleet is its power-on.
+    Reset,
     /// Pauses the VM. It keeps its memory, and its clock goes on.
     Pause,
     /// Resumes a paused VM.
@@ -20,10 +20,10 @@ pub enum Order {
     Stop,
 }
 
-impl fmt::Display for Order {
+impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Start => "reset",
+            Self::Reset => "reset",
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Stop => "stop",

@@ -19,7 +19,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use emu_core::abi::{Exit, ExitCode, FaultCode};
 
-pub use self::control::{Inspection, Inspector, Order, Unsupported};
+pub use self::control::{Command, Inspection, Inspector, Unsupported};
 
 use crate::console::ready::ReadyPattern;
 use crate::net::Wire;
@@ -45,8 +45,8 @@ pub trait Backend: Send + Sync {
     /// Number of bytes of console input that the VM has not read yet.
     fn waiting(&self, vm: u32) -> usize;
 
-    /// Queues a command for a VM. Returns at once; [`EventKind::Obeyed`] follows.
-    fn order(&self, vm: u32, order: Order) -> Result<(), Unsupported>;
+    /// Queues a command for a VM. Returns at once; [`EventKind::Completed`] follows.
+    fn submit(&self, vm: u32, command: Command) -> Result<(), Unsupported>;
 
     /// Requests a copy of a VM's state, which is passed to `inspector` soon.
     fn inspect(&self, vm: u32, inspector: Inspector) -> Result<(), Unsupported>;
@@ -104,8 +104,8 @@ pub enum EventKind {
     /// The VM cannot go on.
     Faulted(Reason),
     /// A command was completed, or had no effect in the VM's state: a VM that has ended goes on
-    /// only by [`Order::Start`].
-    Obeyed(Order),
+    /// only by [`Command::Reset`].
+    Completed(Command),
 }
 
 impl EventKind {
@@ -191,7 +191,7 @@ pub enum ClockSource {
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Number of VMs that start at once, the first of the fleet's; the others wait for
-    /// [`Order::Start`] and have no memory until then.
+    /// [`Command::Reset`] and have no memory until then.
     pub started: u32,
     /// Number of host threads; the CPU backend runs as many VMs at once.
     pub threads: usize,

@@ -319,7 +319,7 @@ impl Watch {
             let Event { vm, kind, .. } = self.expect()?;
             match kind {
                 EventKind::Ready => left -= 1,
-                EventKind::Console(_) | EventKind::Reset | EventKind::Obeyed(_) => {}
+                EventKind::Console(_) | EventKind::Reset | EventKind::Completed(_) => {}
                 EventKind::Halted(_) => return Err(Trouble::Guest(format!("vm{vm} powered off"))),
                 EventKind::Faulted(reason) => {
                     return Err(Trouble::Guest(format!("vm{vm} faulted: {reason}")));

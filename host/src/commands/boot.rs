@@ -21,7 +21,7 @@ use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
 use crate::console::screen::Screen;
 use crate::console::terminal::{self, RawMode};
-use crate::engine::{self, CONTROLS_MAX, Control, Hub, Inputs, Until, Verdict};
+use crate::engine::{self, Hub, Inputs, REQUESTS_MAX, Request, Until, Verdict};
 use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
@@ -115,9 +115,9 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if let Some(url) = steering.url() {
         stage.progress.say(&format!("dashboard: {url}"));
     }
-    let (controls, inputs) = stage.inputs(capacity, &running)?;
+    let (requests, inputs) = stage.inputs(capacity, &running)?;
     let backend = start(place, fleet, settings)?;
-    let hub = Arc::new(Hub::new(backend, count, capacity, until, controls));
+    let hub = Arc::new(Hub::new(backend, count, capacity, until, requests));
     let server = steering.serve(&hub, &wire, about)?;
     let options = engine::Options { timeout: running.timeout, hold_input: !stage.interactive };
     let outcome = engine::run(&hub, &options, &inputs, stage.sink.as_mut(), &mut stage.progress)?;
@@ -251,13 +251,13 @@ impl Stage {
     }
 
     /// Starts to handle the user's input. Returns the inputs of the run, to which others may send
-    /// controls, too.
+    /// requests, too.
     fn inputs(
         &mut self,
         count: u32,
         running: &Running,
-    ) -> Result<(Sender<Control>, Inputs), Error> {
-        let (sender, controls) = bounded(CONTROLS_MAX);
+    ) -> Result<(Sender<Request>, Inputs), Error> {
+        let (sender, requests) = bounded(REQUESTS_MAX);
         let (ender, end) = bounded(1);
         let on_signal = ender.clone();
         // Ending takes time, and a second Ctrl-C changes nothing. But repeated signals end the
@@ -280,13 +280,13 @@ impl Stage {
             // A full channel holds the same request already.
             let act = move |action| match action {
                 Action::Leave => drop(ender.try_send(Verdict::Left)),
-                Action::Help => drop(helper.try_send(Control::Help)),
+                Action::Help => drop(helper.try_send(Request::Help)),
             };
             keyboard::read(self.interactive, act)
                 .map_err(|e| Error::io("read standard input", e))?
         } else {
             Typed::nothing()
         };
-        Ok((sender, Inputs { controls, end, typed }))
+        Ok((sender, Inputs { requests, end, typed }))
     }
 }

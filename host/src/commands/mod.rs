@@ -14,30 +14,30 @@ mod steering;
 
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};
-use crate::cli::{BackendChoice, Command, Where};
+use crate::cli::{BackendChoice, Subcommand, Where};
 use crate::exit::{Code, Error};
 
-/// Executes the command of the command line.
-pub fn run(command: Command) -> Result<Code, Error> {
-    match command {
-        Command::Boot(args) => boot::boot(*args),
-        Command::Ps(args) => client::ps(args),
-        Command::Console(args) => client::console(args),
-        Command::Exec(args) => client::exec(args),
-        Command::Logs(args) => client::logs(args),
-        Command::Pause(args) => client::act(args, "pause"),
-        Command::Resume(args) => client::act(args, "resume"),
-        Command::Reset(args) => client::act(args, "reset"),
-        Command::Stop(args) => client::act(args, "stop"),
-        Command::Add(args) => client::add(args),
-        Command::Bench(args) => bench::bench(args),
-        Command::Run(args) => run::run(args),
-        Command::Conform(args) => conform::conform(args),
-        Command::Dtb(args) => dtb::dtb(args),
-        Command::Images(args) => images::images(args),
-        Command::Doctor(args) => doctor::doctor(args),
-        Command::Completions(args) => generate::completions(args),
-        Command::Man(args) => generate::man(args),
+/// Executes the subcommand of the command line.
+pub fn run(subcommand: Subcommand) -> Result<Code, Error> {
+    match subcommand {
+        Subcommand::Boot(args) => boot::boot(*args),
+        Subcommand::Ps(args) => client::ps(args),
+        Subcommand::Console(args) => client::console(args),
+        Subcommand::Exec(args) => client::exec(args),
+        Subcommand::Logs(args) => client::logs(args),
+        Subcommand::Pause(args) => client::act(args, "pause"),
+        Subcommand::Resume(args) => client::act(args, "resume"),
+        Subcommand::Reset(args) => client::act(args, "reset"),
+        Subcommand::Stop(args) => client::act(args, "stop"),
+        Subcommand::Add(args) => client::add(args),
+        Subcommand::Bench(args) => bench::bench(args),
+        Subcommand::Run(args) => run::run(args),
+        Subcommand::Conform(args) => conform::conform(args),
+        Subcommand::Dtb(args) => dtb::dtb(args),
+        Subcommand::Images(args) => images::images(args),
+        Subcommand::Doctor(args) => doctor::doctor(args),
+        Subcommand::Completions(args) => generate::completions(args),
+        Subcommand::Man(args) => generate::man(args),
     }
 }
 

@@ -10,8 +10,8 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::consoles::Consoles;
 use super::ledger::{ControlError, Counts, Ledger, Record};
-use super::{Control, INPUT_MAX, Until};
-use crate::backend::{Backend, Inspection, Order};
+use super::{INPUT_MAX, Request, Until};
+use crate::backend::{Backend, Command, Inspection};
 use crate::sync::lock;
 
 /// Time limit for a fleet's reply: many launches.
@@ -25,7 +25,7 @@ pub struct Hub {
     pub consoles: Consoles,
     backend: Arc<dyn Backend>,
     ledger: Mutex<Ledger>,
-    controls: Sender<Control>,
+    requests: Sender<Request>,
     started: Instant,
     alive: AtomicBool,
     inspections: Arc<Semaphore>,
@@ -33,19 +33,19 @@ pub struct Hub {
 
 impl Hub {
     /// Returns the handle of a fleet on `backend` with `count` VMs started and room for `capacity`.
-    /// The fleet's thread receives from `controls`.
+    /// The fleet's thread receives from `requests`.
     pub fn new(
         backend: Arc<dyn Backend>,
         count: u32,
         capacity: u32,
         until: Until,
-        controls: Sender<Control>,
+        requests: Sender<Request>,
     ) -> Self {
         Self {
             consoles: Consoles::new(capacity),
             backend,
             ledger: Mutex::new(Ledger::new(count, capacity, until)),
-            controls,
+            requests,
             started: Instant::now(),
             alive: AtomicBool::new(true),
             inspections: Arc::new(Semaphore::new(INSPECTIONS_MAX)),
@@ -103,21 +103,21 @@ impl Hub {
     }
 
     /// Sends a command to a VM and waits until it is completed.
-    pub async fn order(&self, vm: u32, order: Order) -> Result<(), ControlError> {
+    pub async fn execute(&self, vm: u32, command: Command) -> Result<(), ControlError> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Control::Order { vm, order, reply })?;
+        self.ask(Request::Execute { vm, command, reply })?;
         in_time(answer).await?
     }
 
     /// Adds VMs and returns their numbers.
     pub async fn add(&self, count: u32) -> Result<Vec<u32>, ControlError> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Control::Add { count, reply })?;
+        self.ask(Request::Add { count, reply })?;
         in_time(answer).await?
     }
 
-    fn ask(&self, control: Control) -> Result<(), ControlError> {
-        self.controls.try_send(control).map_err(|error| match error {
+    fn ask(&self, request: Request) -> Result<(), ControlError> {
+        self.requests.try_send(request).map_err(|error| match error {
             TrySendError::Full(_) => ControlError::Overloaded,
             TrySendError::Disconnected(_) => ControlError::Silent,
         })

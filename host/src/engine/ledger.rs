@@ -2,7 +2,7 @@
 //! whether the run is over. Bookkeeping only: nothing here waits.
 
 use super::{Until, Verdict};
-use crate::backend::{Event, EventKind, Order, Unsupported};
+use crate::backend::{Command, Event, EventKind, Unsupported};
 
 /// State of a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -33,12 +33,12 @@ impl State {
     }
 
     /// Whether a VM in this state takes a command.
-    pub fn takes(self, order: Order) -> bool {
-        match order {
-            Order::Start => true,
-            Order::Pause => matches!(self, Self::Booting | Self::Ready),
-            Order::Resume => self == Self::Paused,
-            Order::Stop => self.is_alive(),
+    pub fn takes(self, command: Command) -> bool {
+        match command {
+            Command::Reset => true,
+            Command::Pause => matches!(self, Self::Booting | Self::Ready),
+            Command::Resume => self == Self::Paused,
+            Command::Stop => self.is_alive(),
         }
     }
 
@@ -48,12 +48,12 @@ impl State {
     }
 
     /// Whether this is the state after a command was completed.
-    fn follows(self, order: Order) -> bool {
-        match order {
-            Order::Start => true,
-            Order::Pause => self == Self::Paused,
-            Order::Resume => matches!(self, Self::Booting | Self::Ready),
-            Order::Stop => self == Self::Stopped,
+    fn follows(self, command: Command) -> bool {
+        match command {
+            Command::Reset => true,
+            Command::Pause => self == Self::Paused,
+            Command::Resume => matches!(self, Self::Booting | Self::Ready),
+            Command::Stop => self == Self::Stopped,
         }
     }
 }
@@ -70,14 +70,14 @@ pub enum ControlError {
         count: u32,
     },
     /// The VM's state does not allow the command.
-    #[error("vm{vm} is {}; it cannot {order}", state.name())]
+    #[error("vm{vm} is {}; it cannot {command}", state.name())]
     WrongState {
         /// Number of the VM.
         vm: u32,
         /// State of the VM.
         state: State,
         /// The command.
-        order: Order,
+        command: Command,
     },
     /// The VM takes no input, because it has ended.
     #[error("vm{vm} is {} and reads nothing", state.name())]
@@ -259,15 +259,15 @@ impl Ledger {
     }
 
     /// Returns an error unless the VM takes the command now.
-    pub fn allows(&self, vm: u32, order: Order) -> Result<(), ControlError> {
+    pub fn allows(&self, vm: u32, command: Command) -> Result<(), ControlError> {
         let state = self.record(vm)?.state;
-        state.takes(order).then_some(()).ok_or(ControlError::WrongState { vm, state, order })
+        state.takes(command).then_some(()).ok_or(ControlError::WrongState { vm, state, command })
     }
 
     /// Returns the result of a command that was executed: the VM may have ended before.
-    pub fn outcome(&self, vm: u32, order: Order) -> Result<(), ControlError> {
+    pub fn outcome(&self, vm: u32, command: Command) -> Result<(), ControlError> {
         let state = self.record(vm)?.state;
-        state.follows(order).then_some(()).ok_or(ControlError::WrongState { vm, state, order })
+        state.follows(command).then_some(()).ok_or(ControlError::WrongState { vm, state, command })
     }
 
     /// Updates the state by an event.
@@ -294,17 +294,19 @@ impl Ledger {
                 vm.reason = Some(reason.to_string());
                 (State::Faulted, Some(false))
             }
-            EventKind::Obeyed(Order::Start) => {
+            EventKind::Completed(Command::Reset) => {
                 (vm.ready_instret, vm.reason) = (None, None);
                 vm.resets += u32::from(std::mem::replace(&mut vm.started, true));
                 (State::Booting, None)
             }
             // The VM had ended before the command reached it.
-            EventKind::Obeyed(order) if !vm.state.takes(*order) => return,
-            EventKind::Obeyed(Order::Pause) => (State::Paused, None),
-            EventKind::Obeyed(Order::Resume) if vm.ready_instret.is_some() => (State::Ready, None),
-            EventKind::Obeyed(Order::Resume) => (State::Booting, None),
-            EventKind::Obeyed(Order::Stop) => (State::Stopped, Some(until == Until::Halt)),
+            EventKind::Completed(command) if !vm.state.takes(*command) => return,
+            EventKind::Completed(Command::Pause) => (State::Paused, None),
+            EventKind::Completed(Command::Resume) if vm.ready_instret.is_some() => {
+                (State::Ready, None)
+            }
+            EventKind::Completed(Command::Resume) => (State::Booting, None),
+            EventKind::Completed(Command::Stop) => (State::Stopped, Some(until == Until::Halt)),
         };
         *self.counts.of(vm.state) -= 1;
         *self.counts.of(state) += 1;
@@ -388,37 +390,37 @@ mod tests {
     }
 
     #[test]
-    fn each_state_takes_the_orders_that_make_sense_in_it() {
-        let orders = [Order::Start, Order::Pause, Order::Resume, Order::Stop];
-        let taken = |state: State| orders.map(|order| state.takes(order));
+    fn each_state_takes_the_commands_that_make_sense_in_it() {
+        let commands = [Command::Reset, Command::Pause, Command::Resume, Command::Stop];
+        let taken = |state: State| commands.map(|command| state.takes(command));
         assert_eq!(taken(State::Booting), [true, true, false, true]);
         assert_eq!(taken(State::Ready), [true, true, false, true]);
         assert_eq!(taken(State::Paused), [true, false, true, true]);
         for ended in [State::Halted, State::Faulted, State::Stopped] {
             assert_eq!(taken(ended), [true, false, false, false]);
         }
-        let events = [(0, EventKind::Ready), (0, EventKind::Obeyed(Order::Pause))];
+        let events = [(0, EventKind::Ready), (0, EventKind::Completed(Command::Pause))];
         let ledger = ledger(1, Until::Never, &events);
-        let error = ledger.allows(0, Order::Pause).unwrap_err();
+        let error = ledger.allows(0, Command::Pause).unwrap_err();
         assert_eq!(error.to_string(), "vm0 is paused; it cannot pause");
-        assert!(ledger.allows(1, Order::Pause).unwrap_err().to_string().contains("(0 to 0)"));
+        assert!(ledger.allows(1, Command::Pause).unwrap_err().to_string().contains("(0 to 0)"));
     }
 
     #[test]
-    fn what_is_obeyed_changes_the_state_unless_the_vm_had_ended() {
-        use EventKind::{Halted, Obeyed, Ready};
+    fn what_is_completed_changes_the_state_unless_the_vm_had_ended() {
+        use EventKind::{Completed, Halted, Ready};
         let state = |events: &[EventKind]| {
             let events: Vec<_> = events.iter().map(|kind| (0, kind.clone())).collect();
             ledger(1, Until::Never, &events).vms[0].state
         };
-        let (pause, resume) = (Obeyed(Order::Pause), Obeyed(Order::Resume));
+        let (pause, resume) = (Completed(Command::Pause), Completed(Command::Resume));
         assert_eq!(state(std::slice::from_ref(&pause)), State::Paused);
         assert_eq!(state(&[pause.clone(), resume.clone()]), State::Booting);
         assert_eq!(state(&[Ready, pause.clone(), resume.clone()]), State::Ready);
         assert_eq!(state(&[Halted(0), pause.clone()]), State::Halted);
-        assert_eq!(state(&[Halted(0), Obeyed(Order::Stop)]), State::Halted);
-        assert_eq!(state(&[pause, Obeyed(Order::Stop), resume]), State::Stopped);
-        assert_eq!(state(&[Obeyed(Order::Stop), Obeyed(Order::Start)]), State::Booting);
+        assert_eq!(state(&[Halted(0), Completed(Command::Stop)]), State::Halted);
+        assert_eq!(state(&[pause, Completed(Command::Stop), resume]), State::Stopped);
+        assert_eq!(state(&[Completed(Command::Stop), Completed(Command::Reset)]), State::Booting);
     }
 
     #[test]
@@ -429,7 +431,7 @@ mod tests {
         assert!(error.contains("4 of 5 are in use, so 1 more fit"), "{error}");
         assert!(error.contains("--capacity 6"), "{error}");
         assert!(ledger.add(u32::MAX).is_err());
-        ledger.note(&Event { vm: 3, instret: 0, kind: EventKind::Obeyed(Order::Start) });
+        ledger.note(&Event { vm: 3, instret: 0, kind: EventKind::Completed(Command::Reset) });
         assert_eq!((ledger.vms[3].resets, ledger.counts.booting, ledger.open), (0, 4, 4));
     }
 }

@@ -2,7 +2,7 @@
 //! events, keeps the state of each VM, and passes console output on.
 //!
 //! One thread does that. Its state is in a [`Hub`], the handle through which others read it;
-//! requests from others arrive as [`Control`] messages.
+//! requests from others arrive as [`Request`] messages.
 
 pub mod consoles;
 mod hub;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select, tick};
 use tokio::sync::oneshot;
 
-use crate::backend::{Backend, Event, EventKind, Order, Totals};
+use crate::backend::{Backend, Command, Event, EventKind, Totals};
 use crate::console::escape;
 use crate::console::keyboard::Typed;
 use crate::console::log::{Closed, Sink};
@@ -48,23 +48,23 @@ pub enum Until {
     Never,
 }
 
-/// Channel for the reply to a [`Control`].
+/// Channel for the reply to a [`Request`].
 pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
-/// Controls that may wait for the fleet's thread, which receives many times a second.
-pub const CONTROLS_MAX: usize = 4096;
+/// Requests that may wait for the fleet's thread, which receives many times a second.
+pub const REQUESTS_MAX: usize = 4096;
 
 /// A request to a running fleet.
 #[derive(Debug)]
-pub enum Control {
+pub enum Request {
     /// Show the help of the console (Ctrl-A h).
     Help,
     /// Execute a command on a VM.
-    Order {
+    Execute {
         /// Number of the VM.
         vm: u32,
         /// The command.
-        order: Order,
+        command: Command,
         /// Receives the result when the command was completed.
         reply: Reply<()>,
     },
@@ -81,7 +81,7 @@ pub enum Control {
 #[derive(Debug)]
 pub struct Inputs {
     /// Requests to the fleet.
-    pub controls: Receiver<Control>,
+    pub requests: Receiver<Request>,
     /// Requests to end the run, each with the outcome to report.
     pub end: Receiver<Verdict>,
     /// Console input for VM 0.
@@ -163,23 +163,23 @@ pub struct Options {
 }
 
 /// Number of commands of one VM that may be pending.
-const ORDERS_MAX: usize = 16;
+const COMMANDS_MAX: usize = 16;
 
 /// A command, and the channel for its result.
-type Given = (Order, Option<Reply<()>>);
+type Pending = (Command, Option<Reply<()>>);
 
 /// Pending commands of each VM. The first of each VM was sent to the backend.
 #[derive(Default)]
-struct Orders(HashMap<u32, VecDeque<Given>>);
+struct CommandQueues(HashMap<u32, VecDeque<Pending>>);
 
-impl Orders {
+impl CommandQueues {
     /// Queues a command, and sends it to the backend unless an earlier one is pending.
-    fn give(&mut self, hub: &Hub, vm: u32, order: Order, reply: Option<Reply<()>>) {
+    fn push(&mut self, hub: &Hub, vm: u32, command: Command, reply: Option<Reply<()>>) {
         let queue = self.0.entry(vm).or_default();
-        if queue.len() >= ORDERS_MAX {
+        if queue.len() >= COMMANDS_MAX {
             return answer(reply, Err(ControlError::Busy(vm)));
         }
-        queue.push_back((order, reply));
+        queue.push_back((command, reply));
         if queue.len() == 1 {
             self.pass_on(hub, vm);
         }
@@ -188,9 +188,9 @@ impl Orders {
     /// Sends a VM's first command that its state allows to the backend.
     fn pass_on(&mut self, hub: &Hub, vm: u32) {
         let Some(queue) = self.0.get_mut(&vm) else { return };
-        while let Some((order, _)) = queue.front() {
-            let allowed = hub.ledger().allows(vm, *order);
-            match allowed.and_then(|()| Ok(hub.backend().order(vm, *order)?)) {
+        while let Some((command, _)) = queue.front() {
+            let allowed = hub.ledger().allows(vm, *command);
+            match allowed.and_then(|()| Ok(hub.backend().submit(vm, *command)?)) {
                 Ok(()) => return,
                 Err(error) => {
                     answer(queue.pop_front().and_then(|(_, reply)| reply), Err(error));
@@ -201,9 +201,9 @@ impl Orders {
     }
 
     /// Handles the completion of a command.
-    fn obeyed(&mut self, hub: &Hub, vm: u32, order: Order) {
+    fn complete(&mut self, hub: &Hub, vm: u32, command: Command) {
         let first = self.0.get_mut(&vm).and_then(VecDeque::pop_front);
-        answer(first.and_then(|(_, reply)| reply), hub.ledger().outcome(vm, order));
+        answer(first.and_then(|(_, reply)| reply), hub.ledger().outcome(vm, command));
         self.pass_on(hub, vm);
     }
 
@@ -212,7 +212,7 @@ impl Orders {
         let first = hub.ledger().add(count)?;
         let added: Vec<u32> = (first..first + count).collect();
         for &vm in &added {
-            self.give(hub, vm, Order::Start, None);
+            self.push(hub, vm, Command::Reset, None);
         }
         Ok(added)
     }
@@ -232,7 +232,7 @@ pub fn run(
     progress: &mut Progress,
 ) -> Result<Outcome, Error> {
     let (start, backend) = (hub.started(), hub.backend());
-    let mut orders = Orders::default();
+    let mut commands = CommandQueues::default();
     let timeout = match options.timeout.and_then(|t| start.checked_add(t)) {
         Some(end) => at(end),
         None => never(),
@@ -260,21 +260,21 @@ pub fn run(
                         }
                     }
                     EventKind::Ready => typing.release(),
-                    EventKind::Obeyed(order) => orders.obeyed(hub, event.vm, *order),
+                    EventKind::Completed(command) => commands.complete(hub, event.vm, *command),
                     _ => tell(hub, progress, &event),
                 }
             }
-            recv(inputs.controls) -> control => match control {
-                Ok(Control::Help) => {
+            recv(inputs.requests) -> request => match request {
+                Ok(Request::Help) => {
                     if let Err(Closed) = sink.write(0, escape::HELP.as_bytes()) {
                         break Ok(Verdict::Left);
                     }
                 }
-                Ok(Control::Order { vm, order, reply }) => {
-                    orders.give(hub, vm, order, Some(reply));
+                Ok(Request::Execute { vm, command, reply }) => {
+                    commands.push(hub, vm, command, Some(reply));
                 }
-                Ok(Control::Add { count, reply }) => {
-                    answer(Some(reply), orders.add(hub, count));
+                Ok(Request::Add { count, reply }) => {
+                    answer(Some(reply), commands.add(hub, count));
                 }
                 Err(_) => break Ok(Verdict::Interrupted),
             },
@@ -321,7 +321,7 @@ fn tell(hub: &Hub, progress: &Progress, event: &Event) {
         }
         EventKind::Halted(0) => tracing::info!(vm, instret, "powered off"),
         EventKind::Halted(status) => progress.say(&format!("vm{vm} failed with status {status}")),
-        EventKind::Console(_) | EventKind::Ready | EventKind::Obeyed(_) => {}
+        EventKind::Console(_) | EventKind::Ready | EventKind::Completed(_) => {}
     }
 }
 

@@ -51,9 +51,9 @@ fn backend(code: &[u32], count: u32, started: u32) -> Arc<CpuBackend> {
 
 /// Runs two of three VMs with this program while `check` inspects them.
 fn with_fleet(code: &[u32], check: impl AsyncFnOnce(&Hub)) -> Outcome {
-    let (sender, controls) = bounded(CONTROLS_MAX);
+    let (sender, requests) = bounded(REQUESTS_MAX);
     let (ender, end) = bounded(1);
-    let inputs = Inputs { controls, end, typed: Typed::nothing() };
+    let inputs = Inputs { requests, end, typed: Typed::nothing() };
     let hub = Hub::new(backend(code, 3, 2), 2, 3, Until::Never, sender);
     let options = Options { timeout: None, hold_input: false };
     thread::scope(|scope| {
@@ -74,22 +74,22 @@ async fn until(hub: &Hub, vm: u32, state: State) {
 }
 
 #[test]
-fn orders_are_answered_when_they_were_obeyed_or_make_no_sense() {
+fn commands_return_when_they_were_completed_or_make_no_sense() {
     let outcome = with_fleet(LOOP, async |hub| {
-        hub.order(0, Order::Pause).await.unwrap();
+        hub.execute(0, Command::Pause).await.unwrap();
         assert_eq!(hub.record(0).unwrap().state, State::Paused);
-        let again = hub.order(0, Order::Pause).await;
-        let (vm, state, order) = (0, State::Paused, Order::Pause);
-        assert_eq!(again, Err(ControlError::WrongState { vm, state, order }));
+        let again = hub.execute(0, Command::Pause).await;
+        let (vm, state, command) = (0, State::Paused, Command::Pause);
+        assert_eq!(again, Err(ControlError::WrongState { vm, state, command }));
         let unknown = ControlError::UnknownVm { vm: 2, count: 2 };
-        assert_eq!(hub.order(2, Order::Stop).await, Err(unknown));
+        assert_eq!(hub.execute(2, Command::Stop).await, Err(unknown));
         assert!(hub.add(2).await.unwrap_err().to_string().contains("1 more fit"));
         assert_eq!(hub.add(1).await, Ok(vec![2]));
         assert!(hub.inspect(1).await.unwrap().is_some());
         // Concurrent commands are executed one after the other.
-        let orders =
-            (0..40).map(|i| hub.order(1, if i % 2 == 0 { Order::Pause } else { Order::Resume }));
-        let answers = futures_util::future::join_all(orders).await;
+        let commands = (0..40)
+            .map(|i| hub.execute(1, if i % 2 == 0 { Command::Pause } else { Command::Resume }));
+        let answers = futures_util::future::join_all(commands).await;
         assert!(answers.contains(&Err(ControlError::Busy(1))), "{answers:?}");
         assert!(answers.iter().filter(|answer| answer.is_ok()).count() >= 2, "{answers:?}");
         // Input that no guest reads is bounded.
@@ -110,12 +110,12 @@ fn a_vm_that_has_ended_is_told_as_that_and_can_be_started_again() {
     with_fleet(POWER_OFF, async |hub| {
         until(hub, 0, State::Halted).await;
         let (vm, state) = (0, State::Halted);
-        let order = Order::Pause;
-        let wrong = Err(ControlError::WrongState { vm, state, order });
-        assert_eq!(hub.order(0, order).await, wrong);
+        let command = Command::Pause;
+        let wrong = Err(ControlError::WrongState { vm, state, command });
+        assert_eq!(hub.execute(0, command).await, wrong);
         assert_eq!(hub.input(0, b"x"), Err(ControlError::NotListening { vm, state }));
         assert!(hub.inspect(0).await.unwrap().is_none());
-        hub.order(0, Order::Start).await.unwrap();
+        hub.execute(0, Command::Reset).await.unwrap();
         until(hub, 0, State::Halted).await;
         assert_eq!(hub.record(0).unwrap().resets, 1);
     });
@@ -123,9 +123,9 @@ fn a_vm_that_has_ended_is_told_as_that_and_can_be_started_again() {
 
 #[test]
 fn a_fleet_that_has_ended_answers_no_more() {
-    let (sender, controls) = bounded(1);
-    drop(controls);
+    let (sender, requests) = bounded(1);
+    drop(requests);
     let hub = Hub::new(backend(LOOP, 1, 0), 1, 1, Until::Never, sender);
-    let answer = crate::client::block_on(hub.order(0, Order::Pause)).unwrap();
+    let answer = crate::client::block_on(hub.execute(0, Command::Pause)).unwrap();
     assert_eq!(answer, Err(ControlError::Silent));
 }

@@ -20,7 +20,7 @@ use emu_core::mem::FRAME_SIZE;
 
 use self::sched::Scheduler;
 use self::worker::{Place, Worker};
-use super::{Backend, BackendError, Event, Inspector, Order, Settings, Totals, Unsupported};
+use super::{Backend, BackendError, Command, Event, Inspector, Settings, Totals, Unsupported};
 use crate::host;
 use crate::machine::Fleet;
 use crate::sync::lock;
@@ -34,7 +34,7 @@ const VM_MEMORY: Size = Size::mib(3);
 
 /// A request to a VM from outside its worker.
 enum Request {
-    Order(Order),
+    Execute(Command),
     Inspect(Inspector),
 }
 
@@ -163,8 +163,8 @@ impl Backend for CpuBackend {
         slot.map_or(0, |slot| slot.waiting.load(Ordering::Relaxed))
     }
 
-    fn order(&self, vm: u32, order: Order) -> Result<(), Unsupported> {
-        self.request(vm, Request::Order(order));
+    fn submit(&self, vm: u32, command: Command) -> Result<(), Unsupported> {
+        self.request(vm, Request::Execute(command));
         Ok(())
     }
 

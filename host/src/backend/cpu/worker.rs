@@ -16,7 +16,7 @@ use super::port::{CpuPort, RECEIVED_MAX};
 use super::sched::Rest;
 use super::{Request, Shared, Slot};
 use crate::backend::clock::GuestClock;
-use crate::backend::{BOOTS_MAX, ClockSource, Event, EventKind, Inspection, Order, Reason};
+use crate::backend::{BOOTS_MAX, ClockSource, Command, Event, EventKind, Inspection, Reason};
 use crate::console::ready::ReadyMatcher;
 use crate::net::DropReason;
 use crate::sync::lock;
@@ -156,15 +156,15 @@ impl<'a> Worker<'a> {
     }
 
     /// Executes pending commands and inspections.
-    fn obey(&self, vm: u32, slot: &Slot, place: &mut Place) {
+    fn handle_requests(&self, vm: u32, slot: &Slot, place: &mut Place) {
         if !slot.has_requests.swap(false, Ordering::Acquire) {
             return;
         }
         let requests = std::mem::take(&mut *lock(&slot.requests));
         for request in requests {
             let instret = slot.instret.load(Ordering::Relaxed);
-            let order = match request {
-                Request::Order(order) => order,
+            let command = match request {
+                Request::Execute(command) => command,
                 Request::Inspect(inspector) => {
                     inspector(place.instance.as_ref().map(|live| Inspection {
                         vm: Box::new(live.guest.vm().clone()),
@@ -174,18 +174,18 @@ impl<'a> Worker<'a> {
                     continue;
                 }
             };
-            match (order, place.phase) {
-                (Order::Pause, Phase::Live) => place.phase = Phase::Paused,
-                (Order::Resume, Phase::Paused) => place.phase = Phase::Live,
-                (Order::Pause | Order::Resume, _) => {}
-                (Order::Stop, _) => self.end(vm, slot, place),
-                (Order::Start, _) => {
+            match (command, place.phase) {
+                (Command::Pause, Phase::Live) => place.phase = Phase::Paused,
+                (Command::Resume, Phase::Paused) => place.phase = Phase::Live,
+                (Command::Pause | Command::Resume, _) => {}
+                (Command::Stop, _) => self.end(vm, slot, place),
+                (Command::Reset, _) => {
                     self.shared.settings.wire.start(vm);
                     self.place(vm, place, instret, 1);
                 }
             }
-            self.tell(vm, instret, EventKind::Obeyed(order));
-            if order == Order::Start && place.instance.is_none() {
+            self.tell(vm, instret, EventKind::Completed(command));
+            if command == Command::Reset && place.instance.is_none() {
                 self.tell(vm, instret, EventKind::Faulted(Reason::NoMemory));
                 self.end(vm, slot, place);
             }
@@ -203,7 +203,7 @@ impl<'a> Worker<'a> {
                     self.end(vm, slot, place);
                 }
             }
-            self.obey(vm, slot, place);
+            self.handle_requests(vm, slot, place);
             let live = match (place.phase, &mut place.instance) {
                 (Phase::Live, Some(live)) => live,
                 (Phase::Paused, _) => return Rest::Idle(None),

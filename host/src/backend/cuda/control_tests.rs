@@ -8,7 +8,9 @@ use emu_core::layout::VIRT;
 
 use super::tests::{POWER_OFF, cuda, fleet, print, settings, work};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, ClockSource, Event, EventKind, Inspection, Order, Reason, Settings};
+use crate::backend::{
+    Backend, ClockSource, Command, Event, EventKind, Inspection, Reason, Settings,
+};
 use crate::units::Size;
 
 const LONG: Duration = Duration::from_secs(120);
@@ -58,9 +60,9 @@ fn says_x(kind: &EventKind) -> bool {
     matches!(kind, EventKind::Console(bytes) if bytes.contains(&b'x'))
 }
 
-fn order(backend: &dyn Backend, vm: u32, order: Order) {
-    backend.order(vm, order).unwrap();
-    until(backend, vm, None, |kind| *kind == EventKind::Obeyed(order));
+fn execute(backend: &dyn Backend, vm: u32, command: Command) {
+    backend.submit(vm, command).unwrap();
+    until(backend, vm, None, |kind| *kind == EventKind::Completed(command));
 }
 
 fn inspect(backend: &dyn Backend, vm: u32) -> Option<Inspection> {
@@ -80,7 +82,7 @@ fn inspect(backend: &dyn Backend, vm: u32) -> Option<Inspection> {
 fn a_paused_vm_stands_still_and_goes_on_where_it_was() {
     both(&busy(), 2, |backend| {
         until(backend, 0, None, says_x);
-        order(backend, 0, Order::Pause);
+        execute(backend, 0, Command::Pause);
         let before = backend.instret(0);
         let seen = inspect(backend, 0).expect("it has memory");
         assert_eq!((seen.instret, seen.private_frames), (before, 1), "{}", backend.name());
@@ -89,14 +91,14 @@ fn a_paused_vm_stands_still_and_goes_on_where_it_was() {
             until(backend, 1, Some(0), says_x);
         }
         // Neither the same command again nor input changes that.
-        order(backend, 0, Order::Pause);
+        execute(backend, 0, Command::Pause);
         backend.input(0, b"hello");
         assert_eq!(backend.waiting(0), 5);
         until(backend, 1, Some(0), says_x);
         assert_eq!(backend.instret(0), before);
-        order(backend, 0, Order::Resume);
+        execute(backend, 0, Command::Resume);
         until(backend, 0, None, says_x);
-        order(backend, 0, Order::Pause);
+        execute(backend, 0, Command::Pause);
         assert!(backend.instret(0) > before);
         // The UART's receiver has room for one byte, and no guest reads it.
         assert_eq!(backend.waiting(0), 4, "{}", backend.name());
@@ -109,46 +111,46 @@ fn a_stopped_vm_gives_its_memory_back_and_can_be_started_again() {
         until(backend, 0, None, |kind| *kind == EventKind::Ready);
         assert!(inspect(backend, 1).is_none(), "it was not started");
         backend.input(0, &[b'y'; 100]);
-        order(backend, 0, Order::Stop);
+        execute(backend, 0, Command::Stop);
         let before = backend.instret(0);
         assert!(before > 0);
         assert!(inspect(backend, 0).is_none());
         assert_eq!((backend.totals().private_frames, backend.waiting(0)), (0, 0));
-        order(backend, 0, Order::Resume);
-        order(backend, 0, Order::Start);
+        execute(backend, 0, Command::Resume);
+        execute(backend, 0, Command::Reset);
         until(backend, 0, None, |kind| *kind == EventKind::Ready);
         assert!(backend.instret(0) >= before);
         // A reset works in the middle of a VM's work, and starts its neighbour for the first time.
-        order(backend, 0, Order::Start);
-        backend.order(1, Order::Start).unwrap();
+        execute(backend, 0, Command::Reset);
+        backend.submit(1, Command::Reset).unwrap();
         until(backend, 0, None, |kind| *kind == EventKind::Ready);
         until(backend, 1, None, says_x);
-        order(backend, 0, Order::Pause);
-        order(backend, 1, Order::Pause);
+        execute(backend, 0, Command::Pause);
+        execute(backend, 1, Command::Pause);
         assert_eq!(backend.totals().private_frames, 2);
         // A paused VM can be reset and stopped.
-        order(backend, 1, Order::Stop);
-        order(backend, 0, Order::Start);
+        execute(backend, 1, Command::Stop);
+        execute(backend, 0, Command::Reset);
         until(backend, 0, Some(1), says_x);
     });
 }
 
 #[test]
-fn a_vm_that_has_ended_obeys_only_to_start() {
+fn a_vm_that_has_ended_executes_only_reset() {
     let code = [&print("hi\n")[..], &POWER_OFF].concat();
     both(&code, 1, |backend| {
         let halted = |kind: &EventKind| *kind == EventKind::Halted(0);
         until(backend, 0, None, halted);
-        order(backend, 0, Order::Pause);
-        order(backend, 0, Order::Resume);
-        order(backend, 0, Order::Stop);
-        backend.order(0, Order::Start).unwrap();
-        until(backend, 0, None, |kind| *kind == EventKind::Obeyed(Order::Start));
+        execute(backend, 0, Command::Pause);
+        execute(backend, 0, Command::Resume);
+        execute(backend, 0, Command::Stop);
+        backend.submit(0, Command::Reset).unwrap();
+        until(backend, 0, None, |kind| *kind == EventKind::Completed(Command::Reset));
         until(backend, 0, None, halted);
         // A command on a VM that does not exist does nothing.
-        backend.order(7, Order::Start).unwrap();
+        backend.submit(7, Command::Reset).unwrap();
         backend.input(7, b"x");
-        backend.order(0, Order::Start).unwrap();
+        backend.submit(0, Command::Reset).unwrap();
         until(backend, 0, None, halted);
     });
 }
@@ -182,12 +184,12 @@ fn a_vm_for_which_no_memory_is_left_is_told_as_that() {
     device.limit_frames(fleet.base.shared() + 1);
     let backend =
         super::CudaBackend::start(device, fleet, settings, super::Options::default()).unwrap();
-    order(&backend, 0, Order::Start);
+    execute(&backend, 0, Command::Reset);
     until(&backend, 0, None, says_x);
     // There is one frame, and it is in use.
-    order(&backend, 1, Order::Start);
+    execute(&backend, 1, Command::Reset);
     until(&backend, 1, None, |kind| *kind == EventKind::Faulted(Reason::NoMemory));
-    order(&backend, 0, Order::Stop);
-    order(&backend, 1, Order::Start);
+    execute(&backend, 0, Command::Stop);
+    execute(&backend, 1, Command::Reset);
     until(&backend, 1, Some(0), says_x);
 }

@@ -40,7 +40,7 @@ pub use self::fleet::DeviceFleet;
 use self::gpu::Gpu;
 use self::runner::Runner;
 use super::{
-    Backend, BackendError, Event, Inspector, Launches, Order, Settings, Totals, Unsupported,
+    Backend, BackendError, Command, Event, Inspector, Launches, Settings, Totals, Unsupported,
 };
 use crate::machine::Fleet;
 use crate::sync::lock;
@@ -126,11 +126,11 @@ impl Shared {
     }
 }
 
-pub(crate) enum Command {
+pub(crate) enum Request {
     Input(u32, Vec<u8>),
     /// Packets wait for a VM.
     Frames(u32),
-    Order(u32, Order),
+    Execute(u32, Command),
     Inspect(u32, Inspector),
     Stop,
 }
@@ -139,7 +139,7 @@ pub(crate) enum Command {
 pub struct CudaBackend {
     shared: Arc<Shared>,
     events: Receiver<Event>,
-    commands: Sender<Command>,
+    requests: Sender<Request>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -169,16 +169,16 @@ impl CudaBackend {
             failure: Mutex::new(None),
         });
         let (sender, events) = bounded(EVENTS_MAX);
-        let (commands, orders) = unbounded();
-        let bell = commands.clone();
-        shared.settings.wire.on_inbound(Box::new(move |vm| drop(bell.send(Command::Frames(vm)))));
+        let (requests, received) = unbounded();
+        let bell = requests.clone();
+        shared.settings.wire.on_inbound(Box::new(move |vm| drop(bell.send(Request::Frames(vm)))));
         (shared.started()..shared.fleet.count).for_each(|vm| shared.settings.wire.end(vm));
-        let runner = Runner::new(Arc::clone(&shared), device, sender, orders);
+        let runner = Runner::new(Arc::clone(&shared), device, sender, received);
         let thread = thread::Builder::new()
             .name("cuda".to_owned())
             .spawn(move || runner.run())
             .map_err(BackendError::Thread)?;
-        Ok(Self { shared, events, commands, thread: Some(thread) })
+        Ok(Self { shared, events, requests, thread: Some(thread) })
     }
 }
 
@@ -195,7 +195,7 @@ impl Backend for CudaBackend {
         let Some(waiting) = self.shared.waiting.get(vm as usize) else { return };
         waiting.fetch_add(bytes.len(), Ordering::Relaxed);
         // Sending fails only when the thread has ended, which then reported why.
-        let _ = self.commands.send(Command::Input(vm, bytes.to_vec()));
+        let _ = self.requests.send(Request::Input(vm, bytes.to_vec()));
     }
 
     fn waiting(&self, vm: u32) -> usize {
@@ -203,13 +203,13 @@ impl Backend for CudaBackend {
         waiting.map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
-    fn order(&self, vm: u32, order: Order) -> Result<(), Unsupported> {
-        let _ = self.commands.send(Command::Order(vm, order));
+    fn submit(&self, vm: u32, command: Command) -> Result<(), Unsupported> {
+        let _ = self.requests.send(Request::Execute(vm, command));
         Ok(())
     }
 
     fn inspect(&self, vm: u32, inspector: Inspector) -> Result<(), Unsupported> {
-        let _ = self.commands.send(Command::Inspect(vm, inspector));
+        let _ = self.requests.send(Request::Inspect(vm, inspector));
         Ok(())
     }
 
@@ -220,7 +220,7 @@ impl Backend for CudaBackend {
 
     fn stop(&self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
-        let _ = self.commands.send(Command::Stop);
+        let _ = self.requests.send(Request::Stop);
     }
 
     fn totals(&self) -> Totals {

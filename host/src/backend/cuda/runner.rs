@@ -29,7 +29,7 @@ use super::pace::Pace;
 use super::packing;
 use super::seat::{Seat, State};
 use super::timers::Timers;
-use super::{Command, Shared};
+use super::{Request, Shared};
 use crate::backend::clock::GuestClock;
 use crate::backend::{BOOTS_MAX, Event, EventKind, Reason};
 use crate::net::DropReason;
@@ -50,7 +50,7 @@ pub struct Runner {
     shared: Arc<Shared>,
     fleet: DeviceFleet,
     events: Sender<Event>,
-    commands: Receiver<Command>,
+    requests: Receiver<Request>,
     seats: Vec<Seat>,
     /// Launch list: the VMs to launch, in order, so that neighbours share a warp.
     entries: Vec<Entry>,
@@ -78,8 +78,8 @@ pub struct Runner {
     unread: Option<Ended>,
     /// When the last packet was sent or received.
     frame_at: Option<Instant>,
-    /// Commands of the user that were not executed yet.
-    requests: Vec<Command>,
+    /// Requests that are handled between two launches.
+    pending: Vec<Request>,
     /// When instruction counts may be published again.
     publish_at: Instant,
 }
@@ -90,7 +90,7 @@ impl Runner {
         shared: Arc<Shared>,
         fleet: DeviceFleet,
         events: Sender<Event>,
-        commands: Receiver<Command>,
+        requests: Receiver<Request>,
     ) -> Self {
         let count = shared.fleet.count;
         let started = shared.started();
@@ -113,12 +113,12 @@ impl Runner {
             inbox: Writer::new(INBOX),
             unread: None,
             frame_at: None,
-            requests: Vec::new(),
+            pending: Vec::new(),
             publish_at: Instant::now(),
             shared,
             fleet,
             events,
-            commands,
+            requests,
         }
     }
 
@@ -137,15 +137,15 @@ impl Runner {
     fn work(&mut self) -> Result<(), CudaError> {
         self.start_all()?;
         loop {
-            while let Ok(command) = self.commands.try_recv() {
-                self.obey(command);
+            while let Ok(request) = self.requests.try_recv() {
+                self.receive(request);
             }
             if self.stopped() {
                 break;
             }
             self.ring(Instant::now());
             self.recycle()?;
-            self.carry_out()?;
+            self.execute_pending()?;
             self.publish()?;
             let launched = !self.list().is_empty();
             if launched {
@@ -501,18 +501,18 @@ impl Runner {
         }
     }
 
-    fn obey(&mut self, command: Command) {
-        let vm = match command {
-            Command::Input(vm, _) | Command::Frames(vm) => vm,
-            Command::Order(..) | Command::Inspect(..) => return self.requests.push(command),
-            Command::Stop => return,
+    fn receive(&mut self, request: Request) {
+        let vm = match request {
+            Request::Input(vm, _) | Request::Frames(vm) => vm,
+            Request::Execute(..) | Request::Inspect(..) => return self.pending.push(request),
+            Request::Stop => return,
         };
         let Some(seat) = self.seats.get_mut(vm as usize) else { return };
-        match command {
-            Command::Input(_, bytes) if seat.state == State::Done => {
+        match request {
+            Request::Input(_, bytes) if seat.state == State::Done => {
                 return self.shared.has_taken(vm, bytes.len());
             }
-            Command::Input(_, bytes) => seat.give(&bytes),
+            Request::Input(_, bytes) => seat.give(&bytes),
             _ if seat.state == State::Done => return,
             _ => {
                 self.frame_at = Some(Instant::now());
@@ -527,21 +527,21 @@ impl Runner {
         }
     }
 
-    /// Waits for the next timer or command, while no VM is runnable.
+    /// Waits for the next timer or request, while no VM is runnable.
     fn sleep(&mut self) {
         let waits = !self.ended.is_empty() || !self.restarts.is_empty() || !self.starved.is_empty();
-        if waits || !self.requests.is_empty() {
+        if waits || !self.pending.is_empty() {
             return;
         }
-        let command = match self.timers.next() {
-            Some(at) => match self.commands.recv_deadline(at) {
+        let request = match self.timers.next() {
+            Some(at) => match self.requests.recv_deadline(at) {
                 Err(e) if e.is_timeout() => return,
                 other => other.ok(),
             },
-            None => self.commands.recv().ok(),
+            None => self.requests.recv().ok(),
         };
-        match command {
-            Some(command) => self.obey(command),
+        match request {
+            Some(request) => self.receive(request),
             None => self.shared.stopped.store(true, Ordering::Relaxed),
         }
     }

@@ -26,8 +26,8 @@ use super::cuda::fleet::{Start, Turn};
 use super::cuda::outbox::{Body, messages};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
 use super::{
-    BOOTS_MAX, Backend, BackendError, Event, EventKind, Inspector, Order, Reason, Settings, Totals,
-    Unsupported,
+    BOOTS_MAX, Backend, BackendError, Command, Event, EventKind, Inspector, Reason, Settings,
+    Totals, Unsupported,
 };
 use crate::console::ready::ReadyMatcher;
 use crate::machine::Fleet;
@@ -115,7 +115,7 @@ impl Backend for LockstepBackend {
         0
     }
 
-    fn order(&self, _: u32, _: Order) -> Result<(), Unsupported> {
+    fn submit(&self, _: u32, _: Command) -> Result<(), Unsupported> {
         Err(ALONE)
     }
 
@@ -482,8 +482,8 @@ mod tests {
     #[test]
     fn nothing_acts_on_its_vms() {
         let Some(backend) = start(Emulated::new(Size::mib(256))) else { return };
-        for order in [Order::Start, Order::Pause, Order::Resume, Order::Stop] {
-            assert_eq!(backend.order(0, order), Err(ALONE));
+        for command in [Command::Reset, Command::Pause, Command::Resume, Command::Stop] {
+            assert_eq!(backend.submit(0, command), Err(ALONE));
         }
         assert_eq!(backend.inspect(0, Box::new(|_| panic!("there is none"))), Err(ALONE));
         assert_eq!((backend.takes_input(), backend.waiting(0)), (Err(ALONE), 0));

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Runner;
-use crate::backend::cuda::Command;
+use crate::backend::cuda::Request;
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::seat::State;
-use crate::backend::{EventKind, Inspection, Inspector, Order};
+use crate::backend::{Command, EventKind, Inspection, Inspector};
 
 /// Shortest time between two publications of instruction counts.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
@@ -16,9 +16,9 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 const PUBLISH_SHARE: u32 = 100;
 
 impl Runner {
-    /// Executes all pending commands. Only while no launch is under way.
-    pub(super) fn carry_out(&mut self) -> Result<(), CudaError> {
-        if self.requests.is_empty() {
+    /// Handles all pending requests. Only while no launch is under way.
+    pub(super) fn execute_pending(&mut self) -> Result<(), CudaError> {
+        if self.pending.is_empty() {
             return Ok(());
         }
         if let Some(ended) = self.unread.take() {
@@ -27,37 +27,37 @@ impl Runner {
         }
         // VMs that are to be reset are reset first.
         self.recycle()?;
-        let mut obeyed = Vec::new();
-        for request in std::mem::take(&mut self.requests) {
+        let mut completed = Vec::new();
+        for request in std::mem::take(&mut self.pending) {
             match request {
-                Command::Order(vm, order) if (vm as usize) < self.seats.len() => {
+                Request::Execute(vm, command) if (vm as usize) < self.seats.len() => {
                     let instret = self.retired(vm)?;
                     self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
-                    self.carry_out_one(vm, order, instret);
-                    obeyed.push((vm, instret, order));
+                    self.execute(vm, command, instret);
+                    completed.push((vm, instret, command));
                 }
-                Command::Inspect(vm, inspector) if (vm as usize) < self.seats.len() => {
+                Request::Inspect(vm, inspector) if (vm as usize) < self.seats.len() => {
                     self.show(vm, inspector)?;
                 }
                 _ => {}
             }
         }
         self.recycle()?;
-        for (vm, instret, order) in obeyed {
-            self.tell(vm, instret, EventKind::Obeyed(order));
+        for (vm, instret, command) in completed {
+            self.tell(vm, instret, EventKind::Completed(command));
         }
         Ok(())
     }
 
-    fn carry_out_one(&mut self, vm: u32, order: Order, instret: u64) {
+    fn execute(&mut self, vm: u32, command: Command, instret: u64) {
         let seat = &mut self.seats[vm as usize];
-        match (order, seat.state) {
-            (Order::Pause | Order::Resume, State::Done) => {}
-            (Order::Pause, _) => {
+        match (command, seat.state) {
+            (Command::Pause | Command::Resume, State::Done) => {}
+            (Command::Pause, _) => {
                 seat.state = State::Held;
                 self.rests(vm);
             }
-            (Order::Resume, State::Held) => {
+            (Command::Resume, State::Held) => {
                 // The VM was ready, and the run needs no more of it.
                 if seat.paused_at.is_some() {
                     seat.state = State::Paused;
@@ -65,10 +65,10 @@ impl Runner {
                     self.wake(vm);
                 }
             }
-            (Order::Resume, _) => {}
-            (Order::Stop, State::Done) => {}
-            (Order::Stop, _) => self.give_up(vm),
-            (Order::Start, _) => {
+            (Command::Resume, _) => {}
+            (Command::Stop, State::Done) => {}
+            (Command::Stop, _) => self.give_up(vm),
+            (Command::Reset, _) => {
                 seat.restart(&self.shared.settings.ready, instret);
                 (seat.boots, seat.state) = (1, State::Idle);
                 self.shared.settings.wire.start(vm);
