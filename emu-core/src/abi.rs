@@ -40,9 +40,9 @@ pub struct Vm {
 pub struct Platform {
     /// Time and retired instructions.
     pub clock: Clock,
-    /// The value of `clock.retired` until which no device and no timer needs attention. An
+    /// The value of `clock.retired` before which no device and no timer needs attention. An
     /// instruction that may change that sets it to zero. Not part of the architectural state.
-    pub(crate) quiet_until: u64,
+    pub(crate) next_event_at: u64,
     /// Control and status registers.
     pub csr: Csrs,
     /// Devices on the bus.
@@ -157,7 +157,7 @@ impl Vm {
             },
             platform: Platform {
                 clock: Clock::new(kind.map().timebase),
-                quiet_until: 0,
+                next_event_at: 0,
                 csr: Csrs::RESET,
                 dev: Devices::new(kind),
                 kind,

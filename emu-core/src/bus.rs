@@ -54,7 +54,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     pub(crate) fn bus_read(&mut self, addr: u32, size: u32) -> Result<u32, NoDevice> {
         let device = route(self.platform.kind.map(), addr).ok_or(NoDevice)?;
         // Reading may take input or acknowledge an interrupt.
-        self.look();
+        self.request_poll();
         self.port.at(self.platform.clock.retired);
         let platform = &mut *self.platform;
         let value = match device {
@@ -80,7 +80,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     ) -> Result<Result<(), Trap>, NoDevice> {
         let device = route(self.platform.kind.map(), addr).ok_or(NoDevice)?;
         let value = value & mask(size);
-        self.look();
+        self.request_poll();
         self.port.at(self.platform.clock.retired);
         let platform = &mut *self.platform;
         match device {

@@ -3,11 +3,11 @@
 //! The loop must be small: it has to fit a GPU's instruction cache, and the fewer paths it has, the
 //! less the lanes of a warp diverge. So [`Core::execute`] itself executes only the common
 //! instructions: register arithmetic, jumps, and loads and stores that hit the TLB. All others
-//! leave it by one path, to the slow path in [`Core::general`].
+//! leave it by one way, to [`Core::slow_path`].
 //!
 //! The loop does not check for interrupts. Its caller limits the number of instructions so that the
 //! loop ends when the next timer is due, and an instruction that may change anything the loop
-//! relies on ends it by setting `recheck`.
+//! relies on ends it by setting `exit_loop`.
 
 use crate::abi::Hart;
 use crate::insn::{Decoded, INSN_SIZE, Op};
@@ -46,7 +46,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let (ram, shared) = (self.ram.window(), self.ram.shared_code());
         // An instruction that changes these ends the loop, so they can be kept in registers.
         let Context { load, store, .. } = hart.ctx;
-        self.recheck = false;
+        self.exit_loop = false;
         debug_assert!(n > 0);
         let company = self.port.company();
 
@@ -76,12 +76,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 left = 1;
             };
         }
-        // With `READ_AHEAD`, instruction `at`, prefetched while the one before it was executed.
-        let mut ahead = Decoded(0);
+        // With `READ_AHEAD`, instruction `at`, read while the one before it was executed.
+        let mut prefetched = Decoded(0);
         macro_rules! read {
             ($at:expr) => {
                 if M::READ_AHEAD {
-                    ahead = Decoded(self.ram.decoded(code, $at));
+                    prefetched = Decoded(self.ram.decoded(code, $at));
                 }
             };
         }
@@ -110,7 +110,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 if left == 0 {
                     break 'page;
                 }
-                let insn = if M::READ_AHEAD { ahead } else { Decoded(self.ram.decoded(code, at)) };
+                let insn =
+                    if M::READ_AHEAD { prefetched } else { Decoded(self.ram.decoded(code, at)) };
                 // On a CPU the constant keeps `following` independent of `insn`. For a GPU see
                 // `Decoded::one`.
                 let one = if M::READ_AHEAD { insn.one() } else { 1 };
@@ -120,7 +121,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 // The number of the next instruction.
                 let next = 'done: {
                     let trap = 'trap: {
-                        'general: {
+                        'slow_path: {
                             'missed: {
                                 let (rd, imm) = (insn.rd(), insn.imm());
                                 // Reading both sources before the dispatch hides the latency of a
@@ -202,7 +203,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                     Op::Jalr => {
                                         let target = a!().wrapping_add(imm) & !1;
                                         if target & 2 != 0 {
-                                            break 'general;
+                                            break 'slow_path;
                                         }
                                         set!(pc!().wrapping_add(4));
                                         go!(target.wrapping_sub(page) / INSN_SIZE);
@@ -210,7 +211,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                     Op::Jr => {
                                         let target = a!().wrapping_add(imm) & !1;
                                         if target & 2 != 0 {
-                                            break 'general;
+                                            break 'slow_path;
                                         }
                                         // All paths through a function lead to its return, so this
                                         // is where diverged lanes can reconverge.
@@ -218,7 +219,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                             && P::parted(company)
                                             && !self.port.goes_on(hart.x[2], target)
                                         {
-                                            self.recheck = true;
+                                            self.exit_loop = true;
                                             end!(1);
                                         }
                                         go!(target.wrapping_sub(page) / INSN_SIZE);
@@ -297,15 +298,15 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                     | Op::Mret
                                     | Op::Wfi
                                     | Op::SfenceVma
-                                    | Op::Illegal => break 'general,
+                                    | Op::Illegal => break 'slow_path,
                                 }
                                 break 'done following;
                             }
                             let insn = Decoded(M::aside(insn.0));
                             let done = if M::READ_AHEAD {
-                                self.second_try(hart, ram, insn, trace)
+                                self.l2_hit(hart, ram, insn, trace)
                             } else {
-                                self.second_try_aside(hart, ram, insn, trace)
+                                self.l2_hit_outlined(hart, ram, insn, trace)
                             };
                             if done {
                                 break 'done following;
@@ -313,7 +314,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         }
                         if insn.slot() == Op::Undecoded {
                             if at < FRAME_INSNS {
-                                ahead = self.decode(frame, code, at);
+                                prefetched = self.decode(frame, code, at);
                                 if ALONE {
                                     continue 'insn;
                                 }
@@ -328,9 +329,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                         }
                         let here = M::aside(at.into()) as u32;
                         sync!(pc!(here));
-                        match self.general(hart, insn, trace) {
+                        match self.slow_path(hart, insn, trace) {
                             Ok(pc) => {
-                                if self.recheck {
+                                if self.exit_loop {
                                     end!(1);
                                 }
                                 let to = pc.wrapping_sub(page) / INSN_SIZE;
@@ -367,18 +368,18 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         decoded
     }
 
-    /// Calls [`Self::second_try`] without inlining it, so that on a CPU it takes no registers from
+    /// Calls [`Self::l2_hit`] without inlining it, so that on a CPU it takes no registers from
     /// the loop.
     #[cold]
     #[inline(never)]
-    fn second_try_aside<T: Trace>(
+    fn l2_hit_outlined<T: Trace>(
         &mut self,
         hart: &mut Hart,
         ram: M::Window,
         insn: Decoded,
         trace: &mut T,
     ) -> bool {
-        self.second_try(hart, ram, insn, trace)
+        self.l2_hit(hart, ram, insn, trace)
     }
 
     /// Executes a load or store that missed the L1 TLB, if the L2 TLB has its translation. Returns
@@ -387,7 +388,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// The access happens here and not by repeating the loop's iteration, which would put the lane
     /// behind the other lanes of its warp.
     #[inline(always)]
-    fn second_try<T: Trace>(
+    fn l2_hit<T: Trace>(
         &mut self,
         hart: &mut Hart,
         ram: M::Window,

@@ -4,7 +4,7 @@
 //! mnemonic, match and mask (the unprivileged specification, chapter "RV32/64G Instruction Set
 //! Listings") and the operand format. What an instruction does is defined where the hart executes
 //! it, in two `match`es over [`Op`]: in `hart.rs` for those of the instruction loop, in
-//! `general.rs` for all others.
+//! `slow_path.rs` for all others.
 
 use core::fmt;
 

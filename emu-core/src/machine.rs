@@ -175,7 +175,7 @@ pub(crate) struct Core<'a, M, D, P> {
     /// The instruction loop must end after this instruction, because something that it holds in
     /// registers or assumes (translations, interrupts, the frame of the current page) may have
     /// changed.
-    pub(crate) recheck: bool,
+    pub(crate) exit_loop: bool,
     /// A device or firmware call ended the run.
     pub(crate) exit: Option<Exit>,
 }
@@ -196,21 +196,21 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
         disk: &'a mut D,
         port: &'a mut P,
     ) -> Self {
-        Self { hart, core: Core { platform, ram, disk, port, recheck: false, exit: None } }
+        Self { hart, core: Core { platform, ram, disk, port, exit_loop: false, exit: None } }
     }
 
-    /// Executes at most `budget` instructions and returns why it stopped. It looks for input on the
-    /// port at the start only. Everything else depends on the VM's state alone, not on how its
+    /// Executes at most `budget` instructions and returns why it stopped. It polls the port for input
+    /// at the start only. Everything else depends on the VM's state alone, not on how its
     /// instructions are divided into runs.
     pub fn run(&mut self, budget: u32, now: Now) -> Exit {
         self.run_traced(budget, now, &mut NoTrace)
     }
 
-    /// Executes as [`Machine::run`] does if `looks` is true. If it is false, continues a run that
+    /// Executes as [`Machine::run`] does if `poll` is true. If it is false, continues a run that
     /// reconvergence ended ([`crate::port::Port::meet`]), without polling time and input again.
     #[inline(always)]
-    pub fn run_on(&mut self, budget: u32, now: Now, looks: bool) -> Exit {
-        self.core.run(self.hart, budget, now, looks, &mut NoTrace)
+    pub fn run_on(&mut self, budget: u32, now: Now, poll: bool) -> Exit {
+        self.core.run(self.hart, budget, now, poll, &mut NoTrace)
     }
 
     /// Executes as [`Machine::run`] does, and reports every instruction to `trace`.
@@ -226,11 +226,11 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         hart: &mut Hart,
         budget: u32,
         now: Now,
-        looks: bool,
+        poll: bool,
         trace: &mut T,
     ) -> Exit {
-        if looks {
-            self.platform.quiet_until = 0;
+        if poll {
+            self.platform.next_event_at = 0;
             self.platform.clock.begin(now);
             if let Err(trap) = self.poll_devices(hart) {
                 return self.stopped(trap);
@@ -238,10 +238,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         }
         let mut left = budget;
         loop {
-            // Before `quiet_until` no device and no timer needs attention. Most runs of the
+            // Before `next_event_at` no device and no timer needs attention. Most runs of the
             // instruction loop end before it, so skipping the checks pays.
-            let quiet = self.platform.clock.retired < self.platform.quiet_until;
-            if !quiet {
+            let uneventful = self.platform.clock.retired < self.platform.next_event_at;
+            if !uneventful {
                 if let Some(exit) = self.exit.take() {
                     return exit;
                 }
@@ -260,17 +260,17 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             if left == 0 {
                 return Exit::new(ExitCode::Budget);
             }
-            if !quiet {
+            if !uneventful {
                 if self.platform.waiting != 0 {
                     if !self.end_wait(now) {
                         return Exit::new(ExitCode::Idle);
                     }
                     continue;
                 }
-                self.platform.quiet_until =
+                self.platform.next_event_at =
                     self.platform.clock.retired.saturating_add(self.until_event());
             }
-            let until = self.platform.quiet_until - self.platform.clock.retired;
+            let until = self.platform.next_event_at - self.platform.clock.retired;
             let n = until.min(u64::from(left)) as u32;
             let (spent, result) = if self.port.alone() {
                 self.execute::<T, true>(hart, n, trace)
@@ -280,7 +280,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             left -= spent;
             // Lanes reconverge only where an instruction ended the loop. Where `n` was used up will
             // not do: each VM is at a different place then.
-            let met = self.recheck || result.is_err();
+            let met = self.exit_loop || result.is_err();
             let place = Place {
                 retired: self.platform.clock.retired,
                 call: matches!(result, Err(Trap::Exception { cause: cause::ECALL_U, .. })),
@@ -374,9 +374,9 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     }
 
     /// Makes the instruction loop end after this instruction, and devices and time be polled then.
-    pub(crate) fn look(&mut self) {
-        self.recheck = true;
-        self.platform.quiet_until = 0;
+    pub(crate) fn request_poll(&mut self) {
+        self.exit_loop = true;
+        self.platform.next_event_at = 0;
     }
 
     /// Sets the hart's interrupt lines to the levels of the devices and the timer.

@@ -12,11 +12,11 @@ use crate::trace::Trace;
 use crate::trap::{Trap, cause};
 
 impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
-    /// Executes one instruction at `hart.pc` and returns the next `pc`. Sets `recheck` when the
+    /// Executes one instruction at `hart.pc` and returns the next `pc`. Sets `exit_loop` when the
     /// instruction loop must end after it.
     #[cold]
     #[inline(never)]
-    pub(crate) fn general<T: Trace>(
+    pub(crate) fn slow_path<T: Trace>(
         &mut self,
         hart: &mut Hart,
         insn: Decoded,
@@ -162,12 +162,12 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         if access == AccessType::Store
             && let Some(frame) = self.platform.store_to_code(hart, self.ram, va)
         {
-            self.recheck = true;
+            self.exit_loop = true;
             return Ok(Target::Ram(frame));
         }
         let target = self.platform.data_target(hart, self.ram, va, access)?;
         // The page that is being executed may map to another frame now.
-        self.recheck |= self.platform.take_replaced();
+        self.exit_loop |= self.platform.take_replaced();
         Ok(target)
     }
 
@@ -290,10 +290,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             // Kernels disable and enable interrupts all the time, and nearly always none is
             // pending, so ending the loop each time would be wasteful.
             Change::Interrupts => {
-                self.recheck |=
+                self.exit_loop |=
                     self.port.would_meet() || self.platform.pending_interrupt(hart).is_some();
             }
-            Change::Translation => self.recheck = true,
+            Change::Translation => self.exit_loop = true,
         }
         if T::ENABLED && operand.is_some() {
             let now = self.platform.csr_access(hart, insn.csr(), CsrOp::Set, None);
@@ -309,10 +309,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let supervisor = privilege == Privilege::Supervisor;
         let trapped = |bit: u32| supervisor && status & bit != 0;
         let illegal = Err(Trap::illegal(insn.0));
-        self.recheck = true;
+        self.exit_loop = true;
         match decode(insn.0) {
             Op::Ecall if supervisor && self.platform.sbi != 0 => {
-                self.look();
+                self.request_poll();
                 self.sbi_call(hart)?;
                 Ok(next)
             }
@@ -330,7 +330,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             }
             Op::Wfi if privilege == Privilege::User || trapped(mstatus::TW) => illegal,
             Op::Wfi => {
-                self.look();
+                self.request_poll();
                 self.platform.waiting = 1;
                 Ok(next)
             }
