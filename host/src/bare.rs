@@ -12,8 +12,8 @@ use emu_core::trace::{NoTrace, Trace};
 
 use crate::backend::cpu::{CpuPort, Guest, HostArena, WorkerContext, check_count};
 use crate::backend::cuda::CudaError;
+use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::gpu::Gpu;
-use crate::backend::cuda::group::Group;
 use crate::backend::fingerprint::fingerprint;
 use crate::backend::{BackendError, Reason};
 use crate::exit::Error;
@@ -69,7 +69,7 @@ pub struct Bare {
 /// Where programs run: on the CPU or a GPU.
 enum Place {
     Cpu { guests: Vec<(Guest, CpuPort)>, context: WorkerContext },
-    Cuda(Box<Group>),
+    Cuda(Box<BareFleet>),
 }
 
 /// What the run loop needs of the VMs, on the CPU or a GPU.
@@ -118,17 +118,17 @@ impl<T: Trace> Target for OnCpu<'_, T> {
     }
 }
 
-impl Target for Group {
+impl Target for BareFleet {
     fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
-        Group::turn(self, vms, slice)
+        BareFleet::run_slice(self, vms, slice)
     }
 
     fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
-        Group::read(self, vm, addr, bytes)
+        BareFleet::read(self, vm, addr, bytes)
     }
 
     fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError> {
-        Group::write_u32(self, vm, addr, word)
+        BareFleet::write_u32(self, vm, addr, word)
     }
 }
 
@@ -205,15 +205,15 @@ impl Bare {
         memory: Size,
     ) -> Result<Self, Error> {
         let fleet = fleet(&programs, kind, memory)?;
-        let group = Group::start(gpu, &fleet, lanes)?;
-        Ok(Self { place: Place::Cuda(Box::new(group)), programs })
+        let fleet = BareFleet::start(gpu, &fleet, lanes)?;
+        Ok(Self { place: Place::Cuda(Box::new(fleet)), programs })
     }
 
     /// Returns the GPU that the programs ran on, if they did.
     pub fn into_gpu(self) -> Option<Result<Box<dyn Gpu>, BackendError>> {
         match self.place {
             Place::Cpu { .. } => None,
-            Place::Cuda(group) => Some(group.into_gpu().map_err(Into::into)),
+            Place::Cuda(fleet) => Some(fleet.into_gpu().map_err(Into::into)),
         }
     }
 
@@ -223,7 +223,7 @@ impl Bare {
             Place::Cpu { guests, .. } => {
                 Ok(guests.iter().map(|(guest, _)| guest.vm().platform.clock.retired).collect())
             }
-            Place::Cuda(group) => Ok(group.instrets()?),
+            Place::Cuda(fleet) => Ok(fleet.instrets()?),
         }
     }
 
@@ -234,8 +234,8 @@ impl Bare {
                 let session = guests[vm as usize].0.session(context);
                 Ok(fingerprint(session.vm(), session.private_pages()))
             }
-            Place::Cuda(group) => {
-                let (state, pages) = group.state(vm)?;
+            Place::Cuda(fleet) => {
+                let (state, pages) = fleet.state(vm)?;
                 Ok(fingerprint(&state, pages))
             }
         }
@@ -254,7 +254,7 @@ impl Bare {
             Place::Cpu { guests, context } => {
                 run(&mut OnCpu { guests, context, trace }, programs, max, output)?
             }
-            Place::Cuda(group) => run(group.as_mut(), programs, max, output)?,
+            Place::Cuda(fleet) => run(fleet.as_mut(), programs, max, output)?,
         })
     }
 
@@ -271,7 +271,7 @@ impl Bare {
                 let mut target = OnCpu { guests, context, trace: &mut NoTrace };
                 words.map(|addr| target.read_u32(0, addr)).collect::<Result<Vec<_>, _>>()
             }
-            Place::Cuda(group) => words.map(|addr| group.read_u32(0, addr)).collect(),
+            Place::Cuda(fleet) => words.map(|addr| fleet.read_u32(0, addr)).collect(),
         }
         .map(|words| words.into_iter().collect());
         Ok(words?)

@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use super::boot::{self, Place};
 use super::{on_cpu, printing, say};
 use crate::backend::cpu::check_count;
-use crate::backend::cuda::group::Group;
+use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::{self, CudaError, DeviceFleet};
 use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Launches, Settings};
 use crate::cli::{BackendChoice, Bench, Guest, Packing, Workload};
@@ -234,8 +234,8 @@ impl Bencher<'_> {
         }
         let number = self.args.device.unwrap_or_default();
         let gpu = cuda::open(number, &say).map_err(BackendError::from)?;
-        let mut first = Group::start(gpu, &program::fleet(1)?, None)?;
-        first.turn(&[0], 1024).map_err(BackendError::from)?;
+        let mut first = BareFleet::start(gpu, &program::fleet(1)?, None)?;
+        first.run_slice(&[0], 1024).map_err(BackendError::from)?;
         let gpu = first.into_gpu().map_err(BackendError::from)?;
         let device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
         let options = cuda::Options { device: number, lanes: packing.0 };

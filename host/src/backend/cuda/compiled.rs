@@ -107,12 +107,12 @@ fn has_program(folder: &Path, depth: u32) -> bool {
     })
 }
 
-/// Does `work`, and calls `say` meanwhile if the work takes longer than `patience`.
-pub fn watched<T>(patience: Duration, say: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
+/// Does `work`, and calls `say` meanwhile if the work takes longer than `limit`.
+pub fn watched<T>(limit: Duration, say: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
     let (working, done) = bounded::<()>(0);
     thread::scope(|scope| {
         let watch = || {
-            if done.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            if done.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 say();
             }
         };

@@ -180,7 +180,7 @@ pub struct Device {
     event: sys::CUevent,
     module: Option<Module>,
     allocations: Vec<Address>,
-    processors: u32,
+    multiprocessors: u32,
     /// Bytes that the driver reserves for the threads' stacks at the first launch.
     stacks: u64,
     /// Pinned memory through which uploads and downloads pass: the driver's copies from and to
@@ -230,7 +230,7 @@ impl Device {
             event: ptr::null_mut(),
             module: None,
             allocations: Vec::new(),
-            processors: 0,
+            multiprocessors: 0,
             stacks: 0,
             staging: None,
             copied: ptr::null_mut(),
@@ -247,13 +247,14 @@ impl Device {
         let untimed = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
         cuda!(cuEventCreate(&mut this.copied, untimed))?;
         this.staging = Some(this.pinned(STAGING)?);
-        let processors = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let multiprocessors =
+            attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let threads =
             attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?;
         let module = compiled::watched(compiled::LONG, say, || Module::load(ptx))?;
         let module = this.module.insert(module);
-        this.processors = processors.max(1) as u32;
-        this.stacks = processors as u64 * threads as u64 * u64::from(module.stack()?);
+        this.multiprocessors = multiprocessors.max(1) as u32;
+        this.stacks = multiprocessors as u64 * threads as u64 * u64::from(module.stack()?);
         Ok(this)
     }
 
@@ -276,9 +277,9 @@ impl Device {
     }
 
     /// Waits for a copy between the staging memory and the device.
-    fn settle(&mut self, call: &'static str) -> Result<(), CudaError> {
+    fn wait_for_copy(&mut self, call: &'static str) -> Result<(), CudaError> {
         cuda!(cuEventRecord(self.copied, self.stream))?;
-        let result = wait_for(call, self.patience(), || happened(self.copied));
+        let result = wait_for(call, self.timeout(), || happened(self.copied));
         if matches!(result, Err(CudaError::Hung { .. })) {
             self.abandon();
         }
@@ -300,8 +301,8 @@ fn happened(event: sys::CUevent) -> Result<bool, CudaError> {
 }
 
 impl Gpu for Device {
-    fn processors(&self) -> u32 {
-        self.processors
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     fn available(&self) -> Result<u64, CudaError> {
@@ -342,7 +343,7 @@ impl Gpu for Device {
             staging.write(0, piece);
             let from = staging.host.cast_const().cast();
             cuda!(cuMemcpyHtoDAsync_v2(to, from, piece.len(), self.stream))?;
-            self.settle("cuMemcpyHtoDAsync")?;
+            self.wait_for_copy("cuMemcpyHtoDAsync")?;
         }
         Ok(())
     }
@@ -352,7 +353,7 @@ impl Gpu for Device {
         for (from, piece) in (from..).step_by(STAGING).zip(bytes.chunks_mut(STAGING)) {
             let to = self.staging()?.host.cast();
             cuda!(cuMemcpyDtoHAsync_v2(to, from, piece.len(), self.stream))?;
-            self.settle("cuMemcpyDtoHAsync")?;
+            self.wait_for_copy("cuMemcpyDtoHAsync")?;
             self.staging()?.read(0, piece);
         }
         Ok(())

@@ -82,7 +82,7 @@ fn block(bytes: u64) -> Result<MmapMut, CudaError> {
 }
 
 impl Gpu for Emulated {
-    fn processors(&self) -> u32 {
+    fn multiprocessors(&self) -> u32 {
         1
     }
 
@@ -115,12 +115,12 @@ impl Gpu for Emulated {
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), CudaError> {
-        wait_for("upload", self.patience(), || self.alive())?;
+        wait_for("upload", self.timeout(), || self.alive())?;
         self.copy(to, bytes.as_ptr() as Address, bytes.len())
     }
 
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), CudaError> {
-        wait_for("download", self.patience(), || self.alive())?;
+        wait_for("download", self.timeout(), || self.alive())?;
         self.copy(bytes.as_mut_ptr() as Address, from, bytes.len())
     }
 
@@ -162,7 +162,7 @@ impl Gpu for Emulated {
         Ok(self.fate() != Some(Fate::Hung))
     }
 
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         Duration::from_millis(200)
     }
 

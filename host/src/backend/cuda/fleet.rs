@@ -14,7 +14,7 @@ use emu_device::port::{Outbox, PortState};
 use emu_device::ram::{CodeCache, CodePage};
 use zerocopy::{IntoBytes, TryFromBytes};
 
-mod look;
+mod debug;
 
 use super::error::CudaError;
 use super::gpu::{Address, Gpu, Kernel, Mapped};
@@ -42,8 +42,8 @@ pub struct Start {
     pub staged: Staged,
 }
 
-/// Arguments of a launch (`Turn`).
-pub struct Turn<'a> {
+/// Arguments of a launch.
+pub struct LaunchArgs<'a> {
     /// The launch list: VMs to run, each at most once.
     pub active: &'a [Entry],
     /// Input that the entries' inbox offsets refer to.
@@ -63,7 +63,7 @@ pub struct Turn<'a> {
 
 /// Results of a launch.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct LaunchResult {
     /// Output log of the VMs: see [`super::outbox`].
     pub log: Vec<u8>,
     /// Whether the log was full: the next launch reports what had no room.
@@ -82,9 +82,9 @@ pub struct Report {
     pub took: Duration,
 }
 
-/// Launch buffers (`Exchange`): what host and device exchange in one launch. There are two sets, so
-/// that the host reads one while the device fills the other.
-struct Exchange {
+/// Buffers of one launch, through which host and device pass its input and output. There are two
+/// sets, so that the host reads one while the device fills the other.
+struct LaunchBuffers {
     outbox: Box<dyn Mapped>,
     inbox: Box<dyn Mapped>,
     /// Device copy of `inbox`, because VMs read it byte by byte.
@@ -94,7 +94,7 @@ struct Exchange {
     /// Device copy of `params`.
     device: Address,
     /// `Control` as it is after the launch.
-    report: Box<dyn Mapped>,
+    control: Box<dyn Mapped>,
     /// Number of VMs in the launch.
     listed: u32,
 }
@@ -109,15 +109,13 @@ pub struct DeviceFleet {
     shape: Shape,
     launch: Launch,
     control: Address,
-    exchanges: [Exchange; 2],
+    buffers: [LaunchBuffers; 2],
     /// Index of the launch buffers for the next launch.
-    turn: usize,
-    /// Whether a launch is under way.
-    running: bool,
+    next: usize,
     staging: Box<dyn Mapped>,
     staged: Address,
-    list: Box<dyn Mapped>,
-    list_device: Address,
+    auxiliary_list: Box<dyn Mapped>,
+    auxiliary_list_device: Address,
     digests: Address,
     outbox_len: usize,
     /// Declared last, because the allocations above must be dropped before the device.
@@ -151,22 +149,22 @@ impl DeviceFleet {
         let entries = count.max(1) as usize * size_of::<Entry>();
         let params_len = ENTRIES_AT + entries;
         // The arena is sized last, from the memory that is left after the small allocations.
-        let exchange = |gpu: &mut dyn Gpu| {
-            Ok::<_, CudaError>(Exchange {
+        let launch_buffers = |gpu: &mut dyn Gpu| {
+            Ok::<_, CudaError>(LaunchBuffers {
                 outbox: gpu.map(outbox_len)?,
                 inbox: gpu.map(INBOX)?,
                 inbox_device: gpu.alloc(INBOX as u64)?,
                 params: gpu.map(params_len)?,
                 device: gpu.alloc(params_len as u64)?,
-                report: gpu.map(size_of::<Control>())?,
+                control: gpu.map(size_of::<Control>())?,
                 listed: 0,
             })
         };
-        let exchanges = [exchange(gpu.as_mut())?, exchange(gpu.as_mut())?];
+        let buffers = [launch_buffers(gpu.as_mut())?, launch_buffers(gpu.as_mut())?];
         let staging = gpu.map(STAGING)?;
         let staged = gpu.alloc(STAGING as u64)?;
-        let list = gpu.map(size_of::<Launch>() + entries)?;
-        let list_device = gpu.alloc((size_of::<Launch>() + entries) as u64)?;
+        let auxiliary_list = gpu.map(size_of::<Launch>() + entries)?;
+        let auxiliary_list_device = gpu.alloc((size_of::<Launch>() + entries) as u64)?;
         let control = gpu.alloc(size_of::<Control>() as u64)?;
         let digests = gpu.alloc(u64::from(count) * 8)?;
         // Initial page tables of the VMs, followed by the ROM's.
@@ -248,13 +246,12 @@ impl DeviceFleet {
             shape,
             launch,
             control,
-            exchanges,
-            turn: 0,
-            running: false,
+            buffers,
+            next: 0,
             staging,
             staged,
-            list,
-            list_device,
+            auxiliary_list,
+            auxiliary_list_device,
             digests,
             outbox_len,
         })
@@ -270,8 +267,8 @@ impl DeviceFleet {
     }
 
     /// Returns the number of multiprocessors (SMs) of the device.
-    pub fn processors(&self) -> u32 {
-        self.gpu.processors()
+    pub fn multiprocessors(&self) -> u32 {
+        self.gpu.multiprocessors()
     }
 
     /// Returns the number of frames of the base image.
@@ -332,7 +329,7 @@ impl DeviceFleet {
         self.gpu.copy(self.staged, from, size_of::<StagedVm>() * starts.len())?;
         let at = PAGES_AT as u64;
         self.gpu.copy(self.staged + at, from + at, size_of::<StagedPage>() * pages)?;
-        self.small(Kernel::Start, starts.len() as u32, &[])
+        self.launch_auxiliary(Kernel::Start, starts.len() as u32, &[])
     }
 
     /// Frees the private frames of VMs that are parked or were never started.
@@ -341,31 +338,36 @@ impl DeviceFleet {
             return Ok(());
         }
         self.finish()?;
-        self.small(Kernel::Release, vms.len() as u32, vms)
+        self.launch_auxiliary(Kernel::Release, vms.len() as u32, vms)
     }
 
     /// Returns fingerprints of VMs' private pages.
     pub fn digests(&mut self, vms: &[u32]) -> Result<Vec<u64>, CudaError> {
         self.finish()?;
         self.gpu.zero(self.digests, vms.len() as u64 * 8)?;
-        self.small(Kernel::Digest, vms.len() as u32, vms)?;
+        self.launch_auxiliary(Kernel::Digest, vms.len() as u32, vms)?;
         let (gpu, at) = (&mut self.gpu, self.digests);
         values(vms.len(), |bytes| gpu.download(at, bytes))
     }
 
     /// Runs an auxiliary kernel (any but `Step`), over a list of VMs or over the staged ones.
-    fn small(&mut self, kernel: Kernel, count: u32, vms: &[u32]) -> Result<(), CudaError> {
+    fn launch_auxiliary(
+        &mut self,
+        kernel: Kernel,
+        count: u32,
+        vms: &[u32],
+    ) -> Result<(), CudaError> {
         // A digest takes a warp for each VM.
         let lanes = if kernel == Kernel::Digest { 1 } else { 4 };
         const HEAD: usize = size_of::<Launch>();
         let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm, inbox: 0 }).collect();
-        let active = At::new(self.list_device + HEAD as u64);
+        let active = At::new(self.auxiliary_list_device + HEAD as u64);
         let launch = Launch { count, lanes, active, ..self.launch };
-        self.list.write(0, launch.as_bytes());
-        self.list.write(HEAD, entries.as_bytes());
-        let from = self.list.address();
-        self.gpu.copy(self.list_device, from, HEAD + size_of_val(&entries[..]))?;
-        self.gpu.launch(kernel, count.div_ceil(lanes), 0, self.list_device)?;
+        self.auxiliary_list.write(0, launch.as_bytes());
+        self.auxiliary_list.write(HEAD, entries.as_bytes());
+        let from = self.auxiliary_list.address();
+        self.gpu.copy(self.auxiliary_list_device, from, HEAD + size_of_val(&entries[..]))?;
+        self.gpu.launch(kernel, count.div_ceil(lanes), 0, self.auxiliary_list_device)?;
         // The next call may overwrite the lists.
         self.finish()
     }
@@ -377,62 +379,60 @@ impl DeviceFleet {
     }
 
     /// Queues a launch. The launch before must have been waited for.
-    pub fn submit(&mut self, turn: &Turn<'_>) -> Result<(), CudaError> {
-        assert!(turn.active.len() <= self.shape.count as usize && turn.inbox.len() <= INBOX);
-        debug_assert!(turn.active.iter().all(|e| e.vm & !WAKE < self.shape.count));
-        let (ticks, rate) = match turn.now {
+    pub fn submit(&mut self, args: &LaunchArgs<'_>) -> Result<(), CudaError> {
+        assert!(args.active.len() <= self.shape.count as usize && args.inbox.len() <= INBOX);
+        debug_assert!(args.active.iter().all(|e| e.vm & !WAKE < self.shape.count));
+        let (ticks, rate) = match args.now {
             Now::Instret => (0, 0),
             Now::Host { ticks, rate } => (ticks, rate.max(1)),
         };
-        let exchange = &mut self.exchanges[self.turn];
+        let buffers = &mut self.buffers[self.next];
         let launch = Launch {
-            count: turn.active.len() as u32,
-            lanes: turn.lanes,
-            slices: turn.slices,
-            meeting_ns: turn.time.map_or(0, |t| t.as_nanos() as u32),
-            slice: turn.slice,
+            count: args.active.len() as u32,
+            lanes: args.lanes,
+            slices: args.slices,
+            meeting_ns: args.time.map_or(0, |t| t.as_nanos() as u32),
+            slice: args.slice,
             rate,
             ticks,
-            inbox_len: turn.inbox.len() as u32,
-            active: At::new(exchange.device + ENTRIES_AT as u64),
-            inbox: At::new(exchange.inbox_device),
+            inbox_len: args.inbox.len() as u32,
+            active: At::new(buffers.device + ENTRIES_AT as u64),
+            inbox: At::new(buffers.inbox_device),
             ..self.launch
         };
         let mut outbox = Outbox {
             tail: 0.into(),
             capacity: self.outbox_len as u32,
-            data: At::new(exchange.outbox.address()),
+            data: At::new(buffers.outbox.address()),
         };
-        exchange.listed = turn.active.len() as u32;
-        exchange.inbox.write(0, turn.inbox);
-        exchange.params.write(0, launch.as_bytes());
-        exchange.params.write(OUTBOX_AT, outbox.as_mut_bytes());
-        exchange.params.write(ENTRIES_AT, turn.active.as_bytes());
-        let bytes = ENTRIES_AT + size_of_val(turn.active);
-        self.gpu.copy(exchange.device, exchange.params.address(), bytes)?;
-        if !turn.inbox.is_empty() {
-            self.gpu.copy(exchange.inbox_device, exchange.inbox.address(), turn.inbox.len())?;
+        buffers.listed = args.active.len() as u32;
+        buffers.inbox.write(0, args.inbox);
+        buffers.params.write(0, launch.as_bytes());
+        buffers.params.write(OUTBOX_AT, outbox.as_mut_bytes());
+        buffers.params.write(ENTRIES_AT, args.active.as_bytes());
+        let bytes = ENTRIES_AT + size_of_val(args.active);
+        self.gpu.copy(buffers.device, buffers.params.address(), bytes)?;
+        if !args.inbox.is_empty() {
+            self.gpu.copy(buffers.inbox_device, buffers.inbox.address(), args.inbox.len())?;
         }
-        self.gpu.copy(self.control, exchange.device + OUTBOX_AT as u64, RESET)?;
+        self.gpu.copy(self.control, buffers.device + OUTBOX_AT as u64, RESET)?;
         self.gpu.begin()?;
         if launch.count > 0 {
             let warps = launch.count.div_ceil(launch.lanes);
             let shared = launch.lanes * size_of::<emu_core::abi::Hart>() as u32;
-            self.gpu.launch(Kernel::Step, warps, shared, exchange.device)?;
+            self.gpu.launch(Kernel::Step, warps, shared, buffers.device)?;
         }
-        self.gpu.copy(exchange.report.address(), self.control, size_of::<Control>())?;
+        self.gpu.copy(buffers.control.address(), self.control, size_of::<Control>())?;
         self.gpu.mark()?;
-        self.turn ^= 1;
-        self.running = true;
+        self.next ^= 1;
         Ok(())
     }
 
-    /// Waits for the launch under way. Its results are read with [`DeviceFleet::report`], before
+    /// Waits for the launch under way. Its results are read with [`DeviceFleet::result`], before
     /// the launch after the next is submitted.
-    pub fn wait(&mut self) -> Result<Ended, CudaError> {
+    pub fn wait(&mut self) -> Result<Completed, CudaError> {
         self.gpu.wait()?;
-        self.running = false;
-        Ok(Ended { exchange: self.turn ^ 1, took: self.gpu.took()? })
+        Ok(Completed { buffers: self.next ^ 1, took: self.gpu.took()? })
     }
 
     /// Returns the number of private frames in use. No launch may be under way.
@@ -448,26 +448,26 @@ impl DeviceFleet {
     }
 
     /// Returns the results of a launch.
-    pub fn report(&self, ended: Ended) -> Result<Report, CudaError> {
-        let exchange = &self.exchanges[ended.exchange];
+    pub fn result(&self, completed: Completed) -> Result<LaunchResult, CudaError> {
+        let buffers = &self.buffers[completed.buffers];
         let control: Control = value(|bytes| {
-            exchange.report.read(0, bytes);
+            buffers.control.read(0, bytes);
             Ok(())
         })?;
         let Control { outbox, busy, ran, instructions, free, .. } = &control;
         let busy = busy.load(Relaxed);
         let tail = outbox.tail.load(Relaxed) as usize;
         let mut log = vec![0; tail.min(self.outbox_len)];
-        exchange.outbox.read(0, &mut log);
-        Ok(Report {
+        buffers.outbox.read(0, &mut log);
+        Ok(LaunchResult {
             log,
             full: tail > self.outbox_len,
             busy,
             ran: (ran.load(Relaxed) / u64::from(busy.max(1))) as u32,
-            listed: exchange.listed,
+            listed: buffers.listed,
             instructions: instructions.load(Relaxed),
             private_frames: self.private_frames_in(free),
-            took: ended.took,
+            took: completed.took,
         })
     }
 
@@ -517,8 +517,8 @@ fn value<T: TryFromBytes>(
 
 /// A launch that is over and whose results were not read yet.
 #[derive(Debug)]
-pub struct Ended {
-    exchange: usize,
+pub struct Completed {
+    buffers: usize,
     took: Duration,
 }
 

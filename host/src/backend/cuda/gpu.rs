@@ -2,7 +2,7 @@
 //! run the backend without a card.
 //!
 //! Work is queued and done in order, as in a CUDA stream. Only [`Gpu::wait`], `upload` and
-//! `download` wait for it, no longer than [`Gpu::patience`].
+//! `download` wait for it, no longer than [`Gpu::timeout`].
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ pub trait Mapped: Send {
 /// A GPU. Its allocations live as long as it does.
 pub trait Gpu: Send {
     /// Number of multiprocessors (SMs).
-    fn processors(&self) -> u32;
+    fn multiprocessors(&self) -> u32;
     /// Bytes that can be allocated, besides what the driver needs to run the kernels.
     fn available(&self) -> Result<u64, CudaError>;
     /// Allocates device memory, any content, aligned to 256 bytes.
@@ -74,15 +74,15 @@ pub trait Gpu: Send {
     /// memory, because that would wait for it.
     fn abandon(&mut self);
 
-    /// Longest time to wait for the device (timeout).
-    fn patience(&self) -> Duration {
-        PATIENCE
+    /// Longest time to wait for the device.
+    fn timeout(&self) -> Duration {
+        TIMEOUT
     }
 
     /// Waits for the mark set by [`Gpu::mark`].
     fn wait(&mut self) -> Result<(), CudaError> {
-        let patience = self.patience();
-        let result = wait_for("cuLaunchKernel", patience, || self.done());
+        let timeout = self.timeout();
+        let result = wait_for("cuLaunchKernel", timeout, || self.done());
         if matches!(result, Err(CudaError::Hung { .. })) {
             self.abandon();
         }
@@ -93,14 +93,14 @@ pub trait Gpu: Send {
 /// Polls `done` until it returns true, or returns an error after `call` has taken too long.
 pub fn wait_for(
     call: &'static str,
-    patience: Duration,
+    timeout: Duration,
     mut done: impl FnMut() -> Result<bool, CudaError>,
 ) -> Result<(), CudaError> {
     let start = Instant::now();
     while !done()? {
         let waited = start.elapsed();
-        if waited > patience {
-            return Err(CudaError::Hung { call, seconds: patience.as_secs() });
+        if waited > timeout {
+            return Err(CudaError::Hung { call, seconds: timeout.as_secs() });
         }
         if waited > SPIN {
             std::thread::sleep(NAP);
@@ -113,7 +113,7 @@ pub fn wait_for(
 
 /// Timeout of the device. A launch is sized for some 10 ms, so a device that takes this long is
 /// gone.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Time to poll before sleeping: short launches end within it.
 const SPIN: Duration = Duration::from_micros(100);
 /// Time between two polls of a longer launch: under 1 % of one of 10 ms.

@@ -4,6 +4,7 @@
 //! memory. [`fleet`] lays a fleet out in device memory and launches the kernels over it; `runner`
 //! decides, on a thread of its own, what to launch, and handles what VMs wrote.
 
+pub mod bare_fleet;
 pub mod compiled;
 #[cfg(test)]
 mod control_tests;
@@ -12,11 +13,10 @@ pub mod emulated;
 pub mod error;
 pub mod fleet;
 pub mod gpu;
-pub mod group;
 mod inbox;
 mod module;
 pub mod outbox;
-mod pace;
+mod pacer;
 pub mod packing;
 mod runner;
 mod seat;

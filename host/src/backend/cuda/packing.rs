@@ -4,8 +4,8 @@
 /// four schedulers.
 const FULL_SPEED: u32 = 8;
 
-/// Returns the number of VMs per warp for `runnable` VMs on a device with `processors`
-/// multiprocessors.
+/// Returns the number of VMs per warp for `runnable` VMs on a device with so many
+/// multiprocessors (SMs).
 ///
 /// VMs of a warp run at full speed while they are converged, and one after the other while they
 /// diverge. So few VMs get a warp each; they are packed once there are more VMs than warps that run
@@ -14,8 +14,8 @@ const FULL_SPEED: u32 = 8;
 /// Measured on an H200 (132 multiprocessors), Linux guests that boot, each with its own name and
 /// random numbers, seconds to the last READY: 8,448 VMs 5.4 with 4 a warp, 2.8 with 8, 3.1 with 16;
 /// 32,768 VMs about the same with 16 and with 32.
-pub fn lanes(runnable: u32, processors: u32) -> u32 {
-    let warps = processors.saturating_mul(FULL_SPEED).max(1);
+pub fn lanes(runnable: u32, multiprocessors: u32) -> u32 {
+    let warps = multiprocessors.saturating_mul(FULL_SPEED).max(1);
     runnable.div_ceil(warps).next_power_of_two().clamp(1, 32)
 }
 

@@ -22,10 +22,10 @@ use emu_core::abi::{Exit, ExitCode};
 use emu_device::launch::{Entry, WAKE};
 
 use super::error::CudaError;
-use super::fleet::{DeviceFleet, Ended, Report, Start, Turn};
+use super::fleet::{Completed, DeviceFleet, LaunchArgs, LaunchResult, Start};
 use super::inbox::Writer;
 use super::outbox::{Body, Message, messages};
-use super::pace::Pace;
+use super::pacer::LaunchPacer;
 use super::packing;
 use super::seat::{Seat, State};
 use super::timers::Timers;
@@ -72,10 +72,10 @@ pub struct Runner {
     restarts: Vec<u32>,
     timers: Timers,
     clock: GuestClock,
-    pace: Pace,
+    pacer: LaunchPacer,
     inbox: Writer,
     /// The last launch, until its results have been handled.
-    unread: Option<Ended>,
+    unread: Option<Completed>,
     /// When the last packet was sent or received.
     frame_at: Option<Instant>,
     /// Requests that are handled between two launches.
@@ -109,7 +109,7 @@ impl Runner {
             restarts: Vec::new(),
             timers: Timers::default(),
             clock: GuestClock::new(shared.settings.clock, timebase, FIRST_IPS),
-            pace: Pace::new(),
+            pacer: LaunchPacer::new(),
             inbox: Writer::new(INBOX),
             unread: None,
             frame_at: None,
@@ -127,8 +127,8 @@ impl Runner {
         if let Err(error) = self.work() {
             // The results of the last good launch are in host memory.
             let unread = self.unread.take();
-            if let Some(Ok(report)) = unread.map(|ended| self.fleet.report(ended)) {
-                self.hear(&report);
+            if let Some(Ok(result)) = unread.map(|completed| self.fleet.result(completed)) {
+                self.hear(&result);
             }
             *lock(&self.shared.failure) = Some(error);
         }
@@ -151,13 +151,13 @@ impl Runner {
             if launched {
                 let talking = self.frame_at.is_some_and(|at| at.elapsed() < TALK);
                 let lanes = self.lanes();
-                self.pace.set_load(talking, lanes);
-                self.submit(self.pace.slices(), lanes)?;
+                self.pacer.set_load(talking, lanes);
+                self.submit(self.pacer.slices(), lanes)?;
             }
             match self.unread.take() {
-                Some(ended) => {
-                    let report = self.fleet.report(ended)?;
-                    self.hear(&report);
+                Some(completed) => {
+                    let result = self.fleet.result(completed)?;
+                    self.hear(&result);
                 }
                 None if !launched => self.sleep(),
                 None => {}
@@ -171,10 +171,10 @@ impl Runner {
 
     /// Fetches what VMs have still to report, after all have been stopped.
     fn drain(&mut self) -> Result<(), CudaError> {
-        while let Some(ended) = self.unread.take() {
-            let report = self.fleet.report(ended)?;
-            self.hear(&report);
-            if report.full && !self.list().is_empty() {
+        while let Some(completed) = self.unread.take() {
+            let result = self.fleet.result(completed)?;
+            self.hear(&result);
+            if result.full && !self.list().is_empty() {
                 self.submit(0, self.lanes())?;
                 self.unread = Some(self.fleet.wait()?);
             }
@@ -299,7 +299,7 @@ impl Runner {
     fn lanes(&self) -> u32 {
         let count = self.entries.len() as u32;
         let lanes = self.shared.options.lanes;
-        lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.processors()))
+        lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.multiprocessors()))
     }
 
     fn submit(&mut self, slices: u32, lanes: u32) -> Result<(), CudaError> {
@@ -329,16 +329,16 @@ impl Runner {
         }
         marked.extend(wake);
 
-        let turn = Turn {
+        let args = LaunchArgs {
             active: &self.entries,
             inbox: self.inbox.bytes(),
             slices,
-            slice: self.pace.slice(),
+            slice: self.pacer.slice(),
             now: self.clock.now(Instant::now()),
             lanes,
-            time: Some(self.pace.target()),
+            time: Some(self.pacer.target()),
         };
-        self.fleet.submit(&turn)?;
+        self.fleet.submit(&args)?;
         for at in marked {
             let entry = &mut self.entries[at];
             *entry = Entry { vm: entry.vm & !WAKE, inbox: 0 };
@@ -347,25 +347,25 @@ impl Runner {
     }
 
     /// Handles the results of a launch.
-    fn hear(&mut self, report: &Report) {
-        if report.busy > 0 {
-            self.clock.measured(report.ran.into(), report.took);
-            self.pace.measured(report.ran, report.took);
+    fn hear(&mut self, result: &LaunchResult) {
+        if result.busy > 0 {
+            self.clock.measured(result.ran.into(), result.took);
+            self.pacer.measured(result.ran, result.took);
         }
         tracing::trace!(
-            busy = report.busy,
-            log = report.log.len(),
-            instructions = report.instructions,
-            us = report.took.as_micros() as u64,
-            ran = report.ran,
-            listed = report.listed,
+            busy = result.busy,
+            log = result.log.len(),
+            instructions = result.instructions,
+            us = result.took.as_micros() as u64,
+            ran = result.ran,
+            listed = result.listed,
             "launch"
         );
         self.shared.launches.fetch_add(1, Ordering::Relaxed);
-        self.shared.device_ns.fetch_add(report.took.as_nanos() as u64, Ordering::Relaxed);
-        self.shared.instructions.store(report.instructions, Ordering::Relaxed);
-        self.shared.private_frames.store(report.private_frames, Ordering::Relaxed);
-        for message in messages(&report.log) {
+        self.shared.device_ns.fetch_add(result.took.as_nanos() as u64, Ordering::Relaxed);
+        self.shared.instructions.store(result.instructions, Ordering::Relaxed);
+        self.shared.private_frames.store(result.private_frames, Ordering::Relaxed);
+        for message in messages(&result.log) {
             self.handle(&message);
         }
         self.shared.settings.wire.flush();

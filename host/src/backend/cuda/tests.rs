@@ -12,7 +12,7 @@ use emu_device::launch::Entry;
 use pxvm_tests::needs;
 
 use super::emulated::Emulated;
-use super::fleet::{Start, Turn};
+use super::fleet::{LaunchArgs, Start};
 use super::{CudaBackend, DeviceFleet, Options};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Reason, Settings};
@@ -383,11 +383,18 @@ fn a_launch_tells_how_far_vms_came_that_would_go_on() {
     device.start(&starts).unwrap();
     let active = [0, 1].map(|vm| Entry { vm, inbox: 0 });
     let now = Now::Instret;
-    let turn =
-        Turn { active: &active, inbox: &[], slices: 2, slice: 1024, now, lanes: 1, time: None };
-    device.submit(&turn).unwrap();
-    let ended = device.wait().unwrap();
-    let report = device.report(ended).unwrap();
-    assert_eq!((report.listed, report.busy, report.ran), (2, 1, 2048));
-    assert_eq!(report.instructions, 2049);
+    let args = LaunchArgs {
+        active: &active,
+        inbox: &[],
+        slices: 2,
+        slice: 1024,
+        now,
+        lanes: 1,
+        time: None,
+    };
+    device.submit(&args).unwrap();
+    let completed = device.wait().unwrap();
+    let result = device.result(completed).unwrap();
+    assert_eq!((result.listed, result.busy, result.ran), (2, 1, 2048));
+    assert_eq!(result.instructions, 2049);
 }

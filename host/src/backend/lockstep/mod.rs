@@ -22,7 +22,7 @@ use emu_device::launch::{Entry, SLICE, WAKE};
 
 use self::compare::difference;
 use super::cpu::{CpuPort, Guest, HostArena, WorkerContext};
-use super::cuda::fleet::{Start, Turn};
+use super::cuda::fleet::{LaunchArgs, Start};
 use super::cuda::outbox::{Body, messages};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
 use super::{
@@ -276,19 +276,19 @@ impl Pair {
     /// Runs VMs for one slice on the GPU.
     fn gpu_slice(&mut self, vms: &[u32], slice: u32) -> Result<HashMap<u32, Seen>, CudaError> {
         let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm: vm | WAKE, inbox: 0 }).collect();
-        self.device.submit(&Turn {
+        self.device.submit(&LaunchArgs {
             active: &entries,
             inbox: &[],
             slices: 1,
             time: None,
             slice,
             now: Now::Instret,
-            lanes: packing::lanes(vms.len() as u32, self.device.processors()),
+            lanes: packing::lanes(vms.len() as u32, self.device.multiprocessors()),
         })?;
-        let ended = self.device.wait()?;
-        let report = self.device.report(ended)?;
+        let completed = self.device.wait()?;
+        let result = self.device.result(completed)?;
         let mut seen: HashMap<u32, Seen> = HashMap::new();
-        for message in messages(&report.log) {
+        for message in messages(&result.log) {
             let seen = seen.entry(message.vm).or_default();
             match message.body {
                 Body::Console(bytes) => seen.console.extend_from_slice(bytes),

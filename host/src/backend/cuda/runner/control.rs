@@ -21,9 +21,9 @@ impl Runner {
         if self.pending.is_empty() {
             return Ok(());
         }
-        if let Some(ended) = self.unread.take() {
-            let report = self.fleet.report(ended)?;
-            self.hear(&report);
+        if let Some(completed) = self.unread.take() {
+            let result = self.fleet.result(completed)?;
+            self.hear(&result);
         }
         // VMs that are to be reset are reset first.
         self.recycle()?;

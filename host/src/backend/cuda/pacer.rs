@@ -23,13 +23,13 @@ const SLICES_MAX: u32 = 256;
 /// launches of 16 ms and a quarter more after a change of load, at most 50 ms together. With full
 /// warps it is twice that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pace {
+pub struct LaunchPacer {
     /// Instructions that a launch has time for.
     budget: u32,
     target: Duration,
 }
 
-impl Pace {
+impl LaunchPacer {
     /// Returns a pacer that begins with one short slice.
     pub fn new() -> Self {
         Self { budget: SLICE / 4, target: TARGET }
@@ -79,16 +79,16 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn budget(pace: &Pace) -> u32 {
-        pace.slices() * pace.slice()
+    fn budget(pacer: &LaunchPacer) -> u32 {
+        pacer.slices() * pacer.slice()
     }
 
     /// Lets a device run at `ips` instructions a second and VM for some launches.
-    fn settle(pace: &mut Pace, ips: u64) -> Duration {
+    fn run_launches(pacer: &mut LaunchPacer, ips: u64) -> Duration {
         let mut took = Duration::ZERO;
         for _ in 0..20 {
-            took = Duration::from_nanos(u64::from(budget(pace)) * 1_000_000_000 / ips);
-            pace.measured(budget(pace), took);
+            took = Duration::from_nanos(u64::from(budget(pacer)) * 1_000_000_000 / ips);
+            pacer.measured(budget(pacer), took);
         }
         took
     }
@@ -96,34 +96,34 @@ mod tests {
     #[test]
     fn launches_come_near_the_target_at_any_speed() {
         for ips in [300_000, 1_000_000, 7_000_000, 100_000_000] {
-            let mut pace = Pace::new();
-            let ms = settle(&mut pace, ips).as_millis();
+            let mut pacer = LaunchPacer::new();
+            let ms = run_launches(&mut pacer, ips).as_millis();
             assert!((6..=17).contains(&ms), "{ips}: {ms} ms");
-            assert!(pace.slice().is_power_of_two() && pace.slice() <= SLICE);
+            assert!(pacer.slice().is_power_of_two() && pacer.slice() <= SLICE);
         }
     }
 
     #[test]
     fn launches_are_short_at_once_while_frames_come_and_go() {
         for ips in [1_000_000, 7_000_000, 100_000_000] {
-            let mut pace = Pace::new();
-            settle(&mut pace, ips);
-            let before = budget(&pace);
-            pace.set_load(true, 1);
-            let us = u64::from(budget(&pace)) * 1_000_000 / ips;
+            let mut pacer = LaunchPacer::new();
+            run_launches(&mut pacer, ips);
+            let before = budget(&pacer);
+            pacer.set_load(true, 1);
+            let us = u64::from(budget(&pacer)) * 1_000_000 / ips;
             assert!((1000..=4000).contains(&us), "{ips}: {us} us");
-            settle(&mut pace, ips);
-            pace.set_load(false, 1);
-            assert_eq!(budget(&pace), before);
+            run_launches(&mut pacer, ips);
+            pacer.set_load(false, 1);
+            assert_eq!(budget(&pacer), before);
         }
     }
 
     #[test]
-    fn a_sudden_load_is_answered_at_once() {
-        let mut pace = Pace::new();
-        settle(&mut pace, 100_000_000);
-        let before = budget(&pace);
-        pace.measured(before, 20 * TARGET);
-        assert!(budget(&pace) <= before / 20);
+    fn a_sudden_load_is_met_at_once() {
+        let mut pacer = LaunchPacer::new();
+        run_launches(&mut pacer, 100_000_000);
+        let before = budget(&pacer);
+        pacer.measured(before, 20 * TARGET);
+        assert!(budget(&pacer) <= before / 20);
     }
 }

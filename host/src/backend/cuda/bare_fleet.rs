@@ -6,7 +6,7 @@ use emu_core::machine::Now;
 use emu_device::launch::{Entry, SLICE, WAKE};
 
 use super::error::CudaError;
-use super::fleet::{DeviceFleet, Start, Turn};
+use super::fleet::{DeviceFleet, LaunchArgs, Start};
 use super::gpu::Gpu;
 use super::outbox::{Body, messages};
 use super::packing;
@@ -14,13 +14,13 @@ use crate::backend::BackendError;
 use crate::machine::Fleet;
 
 /// A bare fleet on a device.
-pub struct Group {
+pub struct BareFleet {
     device: DeviceFleet,
     ram_base: u64,
     lanes: Option<u32>,
 }
 
-impl Group {
+impl BareFleet {
     /// Starts the VMs of a fleet with `lanes` VMs per warp; with the best number when absent.
     pub fn start(
         gpu: Box<dyn Gpu>,
@@ -38,34 +38,39 @@ impl Group {
     /// Runs each of `vms`, which are in order, to its next multiple of `slice` instructions, under
     /// the `instret` clock. `slice` is a power of two and at most [`SLICE`]. Returns how each VM
     /// stopped and what it printed.
-    pub fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
+    pub fn run_slice(
+        &mut self,
+        vms: &[u32],
+        slice: u32,
+    ) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
         let active: Vec<Entry> = vms.iter().map(|&vm| Entry { vm: vm | WAKE, inbox: 0 }).collect();
         let lanes = self
             .lanes
-            .unwrap_or_else(|| packing::lanes(vms.len() as u32, self.device.processors()));
+            .unwrap_or_else(|| packing::lanes(vms.len() as u32, self.device.multiprocessors()));
         let now = Now::Instret;
         let slice = slice.min(SLICE);
-        let turn = Turn { active: &active, inbox: &[], slices: 1, slice, now, lanes, time: None };
-        self.device.submit(&turn)?;
+        let args =
+            LaunchArgs { active: &active, inbox: &[], slices: 1, slice, now, lanes, time: None };
+        self.device.submit(&args)?;
         let goes_on = Exit { code: ExitCode::Budget, arg: 0 };
-        let mut turns = vec![(goes_on, Vec::new()); vms.len()];
+        let mut ended = vec![(goes_on, Vec::new()); vms.len()];
         loop {
-            let ended = self.device.wait()?;
-            let report = self.device.report(ended)?;
-            for message in messages(&report.log) {
+            let completed = self.device.wait()?;
+            let result = self.device.result(completed)?;
+            for message in messages(&result.log) {
                 let Ok(at) = vms.binary_search(&message.vm) else { continue };
-                let (exit, printed) = &mut turns[at];
+                let (exit, printed) = &mut ended[at];
                 match message.body {
                     Body::Console(bytes) => printed.extend_from_slice(bytes),
                     Body::Exit(how, _) => *exit = how,
                     Body::Frame(_) | Body::Taken(_) => {}
                 }
             }
-            if !report.full {
-                return Ok(turns);
+            if !result.full {
+                return Ok(ended);
             }
             // A launch without slices reports what the log had no room for.
-            self.device.submit(&Turn { slices: 0, ..turn })?;
+            self.device.submit(&LaunchArgs { slices: 0, ..args })?;
         }
     }
 
