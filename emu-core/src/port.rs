@@ -1,11 +1,11 @@
-//! What a VM exchanges with the host: console bytes and Ethernet frames.
+//! What a VM exchanges with the host: console bytes and packets, which are Ethernet frames.
 //!
 //! Output must not be lost, and guest-visible state must not depend on how fast the host drains it.
 //! So the core neither waits nor drops: when a port has no room, the VM stops with
 //! [`crate::abi::ExitCode::Stalled`] and runs again once the port has room.
 
-/// Largest Ethernet frame a VM may send or receive, without the frame check sequence, in bytes.
-pub const FRAME_MAX: u32 = 1518;
+/// Largest packet a VM may send or receive: an Ethernet frame without its check sequence, in bytes.
+pub const PACKET_MAX: u32 = 1518;
 
 /// The state of a hart after an instruction that ended the instruction loop. Lanes of a warp
 /// compare it to decide whether they have reconverged.
@@ -36,18 +36,18 @@ pub trait Port {
     /// Takes the next console byte for the guest; `None` when there is none.
     fn console_get(&mut self) -> Option<u8>;
 
-    /// Begins sending an Ethernet frame of `len` bytes; `false` when the port has no room for it.
+    /// Begins sending a packet of `len` bytes; `false` when the port has no room for it.
     fn net_tx_begin(&mut self, len: u32) -> bool;
-    /// Writes `bytes` at byte `at` of the Ethernet frame that [`Port::net_tx_begin`] began.
+    /// Writes `bytes` at byte `at` of the packet that [`Port::net_tx_begin`] began.
     fn net_tx_write(&mut self, at: u32, bytes: &[u8]);
-    /// Sends the Ethernet frame that [`Port::net_tx_begin`] began.
+    /// Sends the packet that [`Port::net_tx_begin`] began.
     fn net_tx_end(&mut self);
 
-    /// Returns the length of the next Ethernet frame for the guest; `None` when there is none.
+    /// Returns the length of the next packet for the guest; `None` when there is none.
     fn net_rx_len(&mut self) -> Option<u32>;
-    /// Copies from byte `at` of the next Ethernet frame for the guest, without removing it.
+    /// Copies from byte `at` of the next packet for the guest, without removing it.
     fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]);
-    /// Removes the next Ethernet frame for the guest.
+    /// Removes the next packet for the guest.
     fn net_rx_end(&mut self);
 
     /// Sets the instruction count that output from now on is recorded with. It is the number of

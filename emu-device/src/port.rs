@@ -9,11 +9,11 @@ use crate::launch::{At, SLICE};
 use crate::warp::{self, Warp};
 use core::sync::atomic::{AtomicU32, Ordering};
 use emu_core::abi::{Exit, ExitCode};
-use emu_core::port::{FRAME_MAX, Place, Port};
+use emu_core::port::{PACKET_MAX, Place, Port};
 
 /// How many console bytes a VM buffers before it writes a record.
 pub const CONSOLE_BYTES: usize = 120;
-/// The most bytes of Ethernet frames that a VM may send in one launch: what its network device
+/// The most bytes of packets that a VM may send in one launch: what its network device
 /// sends in a slice.
 const SHARE_MAX: u32 = 128 << 10;
 /// The alignment of records in the log, and of the parts of the inbox.
@@ -27,11 +27,11 @@ pub enum RecordKind {
     End = 0,
     /// Console output.
     Console = 1,
-    /// An Ethernet frame.
-    Frame = 2,
+    /// A packet.
+    Packet = 2,
     /// The VM is parked: an [`ExitRecord`].
     Exit = 3,
-    /// How much input the VM has taken, and how many Ethernet frames its network device has
+    /// How much input the VM has taken, and how many packets its network device has
     /// dropped: an [`InputRecord`].
     Taken = 4,
 }
@@ -70,11 +70,11 @@ pub struct ExitRecord {
 pub struct Taken {
     /// Console bytes.
     pub console: u32,
-    /// Frames.
-    pub frames: u32,
+    /// Packets.
+    pub packets: u32,
 }
 
-/// How many Ethernet frames a VM's network device has dropped since the VM started. The counters
+/// How many packets a VM's network device has dropped since the VM started. The counters
 /// wrap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(
@@ -210,7 +210,7 @@ impl PortState {
             calls: 0,
             rest: Rest::No,
             exit: Exit { code: ExitCode::Budget, arg: 0 },
-            taken: Taken { console: 0, frames: 0 },
+            taken: Taken { console: 0, packets: 0 },
             drops: CardDrops { rx: 0, tx: 0 },
             console_len: 0,
             reserved: 0,
@@ -223,14 +223,14 @@ impl PortState {
 /// an [`InputRecord`] reports that the VM has taken it. Input is numbered, so the VM skips what it
 /// has taken already.
 ///
-/// It consists of an [`InboxHead`], the console bytes, and Ethernet frames, each with a
-/// [`FrameHead`] in front. All are padded to [`RECORD_ALIGN`].
+/// It consists of an [`InboxHead`], the console bytes, and packets, each with a
+/// [`PacketHead`] in front. All are padded to [`RECORD_ALIGN`].
 #[derive(Clone, Copy, Debug)]
 pub struct Inbox<'a> {
     head: InboxHead,
     console: &'a [u8],
-    /// The Ethernet frames that the VM has not taken yet, `left` of them.
-    frames: &'a [u8],
+    /// The packets that the VM has not taken yet, `left` of them.
+    packets: &'a [u8],
     left: u32,
 }
 
@@ -242,19 +242,19 @@ pub struct InboxHead {
     pub console_at: u32,
     /// How many console bytes there are.
     pub console_len: u32,
-    /// The number of the first Ethernet frame.
-    pub frames_at: u32,
-    /// How many Ethernet frames there are.
-    pub frames_len: u32,
+    /// The number of the first packet.
+    pub packets_at: u32,
+    /// How many packets there are.
+    pub packets_len: u32,
 }
 
-/// The header of an Ethernet frame in the inbox.
+/// The header of a packet in the inbox.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
-pub struct FrameHead {
-    /// The frame's length in bytes.
+pub struct PacketHead {
+    /// The packet's length in bytes.
     pub len: u32,
-    /// Keeps the frame aligned.
+    /// Keeps the packet aligned.
     pub reserved: u32,
 }
 
@@ -269,9 +269,9 @@ const fn padded(len: u32) -> usize {
 impl<'a> Inbox<'a> {
     /// An inbox without input.
     pub const NONE: Self = Self {
-        head: InboxHead { console_at: 0, console_len: 0, frames_at: 0, frames_len: 0 },
+        head: InboxHead { console_at: 0, console_len: 0, packets_at: 0, packets_len: 0 },
         console: &[],
-        frames: &[],
+        packets: &[],
         left: 0,
     };
 
@@ -281,25 +281,25 @@ impl<'a> Inbox<'a> {
         let head = InboxHead {
             console_at: word(bytes, 0)?,
             console_len: word(bytes, 4)?,
-            frames_at: word(bytes, 8)?,
-            frames_len: word(bytes, 12)?,
+            packets_at: word(bytes, 8)?,
+            packets_len: word(bytes, 12)?,
         };
         let rest = bytes.get(size_of::<InboxHead>()..)?;
         let console = rest.get(..head.console_len as usize)?;
-        let frames = rest.get(padded(head.console_len)..).unwrap_or_default();
-        let mut inbox = Self { head, console, frames, left: head.frames_len };
-        for _ in 0..taken.frames.wrapping_sub(head.frames_at).min(head.frames_len) {
-            inbox.next_frame();
+        let packets = rest.get(padded(head.console_len)..).unwrap_or_default();
+        let mut inbox = Self { head, console, packets, left: head.packets_len };
+        for _ in 0..taken.packets.wrapping_sub(head.packets_at).min(head.packets_len) {
+            inbox.next_packet();
         }
         Some(inbox)
     }
 
     /// Returns the end of the input.
     fn end(&self) -> Taken {
-        let InboxHead { console_at, console_len, frames_at, frames_len } = self.head;
+        let InboxHead { console_at, console_len, packets_at, packets_len } = self.head;
         Taken {
             console: console_at.wrapping_add(console_len),
-            frames: frames_at.wrapping_add(frames_len),
+            packets: packets_at.wrapping_add(packets_len),
         }
     }
 
@@ -307,17 +307,17 @@ impl<'a> Inbox<'a> {
         self.console.get(taken.wrapping_sub(self.head.console_at) as usize).copied()
     }
 
-    fn frame(&self) -> Option<&'a [u8]> {
+    fn packet(&self) -> Option<&'a [u8]> {
         if self.left == 0 {
             return None;
         }
-        let len = word(self.frames, 0).filter(|&len| len <= FRAME_MAX)?;
-        self.frames.get(size_of::<FrameHead>()..)?.get(..len as usize)
+        let len = word(self.packets, 0).filter(|&len| len <= PACKET_MAX)?;
+        self.packets.get(size_of::<PacketHead>()..)?.get(..len as usize)
     }
 
-    fn next_frame(&mut self) {
-        let size = self.frame().map_or(0, |f| size_of::<FrameHead>() + padded(f.len() as u32));
-        self.frames = self.frames.get(size..).unwrap_or_default();
+    fn next_packet(&mut self) {
+        let size = self.packet().map_or(0, |f| size_of::<PacketHead>() + padded(f.len() as u32));
+        self.packets = self.packets.get(size..).unwrap_or_default();
         self.left = if size == 0 { 0 } else { self.left - 1 };
     }
 }
@@ -330,10 +330,10 @@ pub struct LogPort<'a> {
     inbox: Inbox<'a>,
     /// The instruction count that records get.
     instret: u64,
-    /// The address in the log of the Ethernet frame being sent, and its length.
-    frame: *mut u8,
-    frame_len: u32,
-    /// How many bytes of Ethernet frames the VM may still write to the log.
+    /// The address in the log of the packet being sent, and its length.
+    packet: *mut u8,
+    packet_len: u32,
+    /// How many bytes of packets the VM may still write to the log.
     share: u32,
     warp: Warp,
 }
@@ -341,17 +341,17 @@ pub struct LogPort<'a> {
 impl<'a> LogPort<'a> {
     /// Makes a port that writes to `outbox` and reads from `inbox`.
     pub fn new(vm: u32, state: &'a mut PortState, outbox: &'a Outbox, inbox: Inbox<'a>) -> Self {
-        let frame = core::ptr::null_mut();
+        let packet = core::ptr::null_mut();
         let warp = Warp::alone(state.calls);
         let share = u32::MAX;
-        Self { vm, state, outbox, inbox, instret: 0, frame, frame_len: 0, share, warp }
+        Self { vm, state, outbox, inbox, instret: 0, packet, packet_len: 0, share, warp }
     }
 
-    /// Limits how much of the log the VM may fill with Ethernet frames, so that one VM cannot take
+    /// Limits how much of the log the VM may fill with packets, so that one VM cannot take
     /// the room of the others. Half of the log is divided among the launch's `count` VMs.
     pub fn limit(&mut self, count: u32) {
         let fair = self.outbox.capacity / 2 / count.max(1);
-        self.share = fair.clamp(2 * FRAME_MAX, SHARE_MAX);
+        self.share = fair.clamp(2 * PACKET_MAX, SHARE_MAX);
     }
 
     /// Returns the fleet's time when this VM's time was zero.
@@ -495,9 +495,9 @@ impl Port for LogPort<'_> {
 
     fn net_tx_begin(&mut self, len: u32) -> bool {
         let Some(share) = self.share.checked_sub(len) else { return false };
-        match self.outbox.record(self.vm, RecordKind::Frame, len, self.instret) {
+        match self.outbox.record(self.vm, RecordKind::Packet, len, self.instret) {
             Some(to) => {
-                (self.frame, self.frame_len) = (to, len);
+                (self.packet, self.packet_len) = (to, len);
                 self.share = share;
                 true
             }
@@ -506,34 +506,34 @@ impl Port for LogPort<'_> {
     }
 
     fn net_tx_write(&mut self, at: u32, bytes: &[u8]) {
-        if at <= self.frame_len && bytes.len() <= (self.frame_len - at) as usize {
+        if at <= self.packet_len && bytes.len() <= (self.packet_len - at) as usize {
             // SAFETY: the range is inside the record that `net_tx_begin` made.
             unsafe {
-                bytes.as_ptr().copy_to_nonoverlapping(self.frame.add(at as usize), bytes.len());
+                bytes.as_ptr().copy_to_nonoverlapping(self.packet.add(at as usize), bytes.len());
             }
         }
     }
 
     fn net_tx_end(&mut self) {
-        (self.frame, self.frame_len) = (core::ptr::null_mut(), 0);
+        (self.packet, self.packet_len) = (core::ptr::null_mut(), 0);
     }
 
     fn net_rx_len(&mut self) -> Option<u32> {
-        self.inbox.frame().map(|frame| frame.len() as u32)
+        self.inbox.packet().map(|packet| packet.len() as u32)
     }
 
     fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]) {
-        let frame = self.inbox.frame().unwrap_or_default();
-        let from = frame.get(at as usize..).unwrap_or_default();
+        let packet = self.inbox.packet().unwrap_or_default();
+        let from = packet.get(at as usize..).unwrap_or_default();
         for (to, byte) in bytes.iter_mut().zip(from) {
             *to = *byte;
         }
     }
 
     fn net_rx_end(&mut self) {
-        if self.inbox.frame().is_some() {
-            self.inbox.next_frame();
-            self.state.taken.frames = self.state.taken.frames.wrapping_add(1);
+        if self.inbox.packet().is_some() {
+            self.inbox.next_packet();
+            self.state.taken.packets = self.state.taken.packets.wrapping_add(1);
         }
     }
 
@@ -604,14 +604,14 @@ mod tests {
         }
     }
 
-    fn offered(console_at: u32, console: &[u8], frames_at: u32, frames: &[&[u8]]) -> Vec<u8> {
-        let head = [console_at, console.len() as u32, frames_at, frames.len() as u32];
+    fn offered(console_at: u32, console: &[u8], packets_at: u32, packets: &[&[u8]]) -> Vec<u8> {
+        let head = [console_at, console.len() as u32, packets_at, packets.len() as u32];
         let mut bytes: Vec<u8> = head.iter().flat_map(|w| w.to_le_bytes()).collect();
         bytes.extend(console);
-        for frame in frames {
+        for packet in packets {
             bytes.resize(bytes.len().next_multiple_of(8), 0);
-            bytes.extend((frame.len() as u64).to_le_bytes());
-            bytes.extend(*frame);
+            bytes.extend((packet.len() as u64).to_le_bytes());
+            bytes.extend(*packet);
         }
         bytes
     }
@@ -691,24 +691,24 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_in_order_each_once() {
+    fn packets_come_in_order_each_once() {
         let log = log(256);
         let mut state = PortState::new(0);
-        state.taken.frames = u32::MAX;
-        let frames: [&[u8]; 3] = [b"taken", b"a frame", b"another"];
-        let bytes = offered(0, b"xyz", u32::MAX - 1, &frames);
+        state.taken.packets = u32::MAX;
+        let packets: [&[u8]; 3] = [b"taken", b"a queue", b"another"];
+        let bytes = offered(0, b"xyz", u32::MAX - 1, &packets);
         let inbox = Inbox::new(&bytes, &state.taken).unwrap();
         let mut port = LogPort::new(0, &mut state, &log.outbox, inbox);
         assert_eq!(port.net_rx_len(), Some(7));
         let mut read = [0; 5];
         port.net_rx_read(2, &mut read);
-        assert_eq!(&read, b"frame");
+        assert_eq!(&read, b"queue");
         port.net_rx_end();
         assert_eq!(port.net_rx_len(), Some(7));
         port.net_rx_end();
         assert_eq!(port.net_rx_len(), None);
         port.net_rx_end();
-        assert_eq!(state.taken.frames, 1);
+        assert_eq!(state.taken.packets, 1);
     }
 
     #[test]
@@ -718,7 +718,7 @@ mod tests {
         assert!(Inbox::new(&offered(0, b"abc", 0, &[])[..17], &taken).is_none());
         let mut bytes = offered(0, b"", 0, &[b"abc"]);
         bytes[16] = 200;
-        assert!(Inbox::new(&bytes, &taken).unwrap().frame().is_none());
+        assert!(Inbox::new(&bytes, &taken).unwrap().packet().is_none());
     }
 
     #[test]
@@ -751,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_sent_stays_inside_its_record() {
+    fn a_packet_sent_stays_inside_its_record() {
         let log = log(64);
         let mut state = PortState::new(0);
         let mut port = LogPort::new(3, &mut state, &log.outbox, Inbox::NONE);

@@ -37,7 +37,7 @@ const BOOT_EXAMPLES: &str = "Examples:\n  \
         pxvm boot --count 64 --until ready --timeout 120 --json\n  \
         echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
         pxvm boot --count 8 --publish 4000:80             curl http://127.0.0.1:4003/ asks vm3\n  \
-        pxvm boot --count 8 --net tap --pcap run.pcapng   vm3 is 10.77.0.5; its frames are recorded\n  \
+        pxvm boot --count 8 --net tap --pcap run.pcapng   vm3 is 10.77.0.5; its packets are recorded\n  \
         pxvm boot --count 16 --dashboard                  sixteen in the browser\n  \
         pxvm boot --machine semu --until ready            semu's memory map\n  \
         pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \

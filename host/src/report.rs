@@ -62,12 +62,12 @@ impl NetReport {
     /// Sums up the network's counters, and writes the sums to the log.
     pub fn new(wire: &Wire, cpu: Duration) -> Self {
         let counts = wire.total();
-        let frames = counts.tx_frames + counts.rx_frames;
+        let packets = counts.tx_packets + counts.rx_packets;
         tracing::info!(
-            tx = counts.tx_frames,
-            rx = counts.rx_frames,
+            tx = counts.tx_packets,
+            rx = counts.rx_packets,
             dropped = counts.drops.total(),
-            us_a_frame = cpu.as_secs_f64() * 1e6 / frames.max(1) as f64,
+            us_a_packet = cpu.as_secs_f64() * 1e6 / packets.max(1) as f64,
             "network"
         );
         Self { counts, cpu_seconds: cpu.as_secs_f64() }

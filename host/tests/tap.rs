@@ -202,14 +202,14 @@ mod tests {
         for said in ["own=0", "other=1", "neighbour=1", "again=0"] {
             assert!(console.contains(said), "{console}");
         }
-        let frames = arrived();
+        let packets = arrived();
         let report = fleet.stop();
         let network = &report["vms"][0]["network"];
         let spoofed = network["drops"]["spoofed"].as_u64().unwrap_or(0);
         assert!(spoofed >= 6, "{report}");
         // A reply to the kernel's ARP may have been sent since the count was read.
         let sent = network["tx_frames"].as_u64().unwrap();
-        assert!(frames > 0 && frames <= sent - spoofed, "{frames} of {report}");
+        assert!(packets > 0 && packets <= sent - spoofed, "{packets} of {report}");
     }
 
     #[test]

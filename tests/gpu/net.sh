@@ -74,9 +74,9 @@ python3 - "$work/out" << 'END' || failed=$((failed + 1))
 import json, sys
 r = json.load(open(sys.argv[1]))
 n = r["network"]
-frames = n["tx_frames"] + n["rx_frames"]
-print(f"{n['tx_frames']} frames from guests, {n['rx_frames']} to them, dropped: {n['drops']}; "
-      f"network thread: {n['cpu_seconds']:.2f} s, {n['cpu_seconds'] / max(frames, 1) * 1e6:.1f} us a frame")
+packets = n["tx_frames"] + n["rx_frames"]
+print(f"{n['tx_frames']} packets from guests, {n['rx_frames']} to them, dropped: {n['drops']}; "
+      f"network thread: {n['cpu_seconds']:.2f} s, {n['cpu_seconds'] / max(packets, 1) * 1e6:.1f} us a packet")
 print(f"{r['ready']} ready, {r['faulted']} faulted, {r['private_frames']} private frames")
 sys.exit(r["faulted"] != 0)
 END

@@ -37,6 +37,6 @@ pid=
 python3 - "$work/out" << 'END'
 import json, sys
 n = json.load(open(sys.argv[1]))["network"]
-frames = n["tx_frames"] + n["rx_frames"]
-print(f"{frames} frames, {n['cpu_seconds'] / max(frames, 1) * 1e6:.1f} us of processor time each, dropped: {n['drops']}")
+packets = n["tx_frames"] + n["rx_frames"]
+print(f"{packets} packets, {n['cpu_seconds'] / max(packets, 1) * 1e6:.1f} us of processor time each, dropped: {n['drops']}")
 END

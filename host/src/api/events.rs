@@ -49,7 +49,7 @@ fn pieces(rows: &[Row], before: &[Row]) -> Vec<News> {
     let piece = |vms: &[usize]| {
         let mut text = String::from("{\"vms\":[");
         for (i, &vm) in vms.iter().enumerate() {
-            let Row { state, mips, frames: (rx, tx), console } = rows[vm];
+            let Row { state, mips, packets: (rx, tx), console } = rows[vm];
             let comma = if i == 0 { "" } else { "," };
             let (whole, tenth) = (mips / 10, mips % 10);
             // Writing to a string does not fail.
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_is_told_in_pieces() {
-        let row = |console| Row { state: 1, mips: 123, frames: (4, 5), console };
+        let row = |console| Row { state: 1, mips: 123, packets: (4, 5), console };
         let before = vec![row(6); 4500];
         assert!(pieces(&before, &before).is_empty());
         assert_eq!(pieces(&before, &[]).len(), 3);

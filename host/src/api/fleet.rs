@@ -82,10 +82,10 @@ struct VmNetwork {
 
 impl From<NetCounts> for VmNetwork {
     fn from(counts: NetCounts) -> Self {
-        let NetCounts { tx_frames, tx_bytes, rx_frames, rx_bytes, drops } = counts;
+        let NetCounts { tx_packets, tx_bytes, rx_packets, rx_bytes, drops } = counts;
         let drops = DropReason::ALL.map(|reason| (reason.name(), drops.get(reason)));
         let drops = drops.into_iter().filter(|&(_, n)| n > 0).collect();
-        Self { rx_packets: rx_frames, rx_bytes, tx_packets: tx_frames, tx_bytes, drops }
+        Self { rx_packets, rx_bytes, tx_packets, tx_bytes, drops }
     }
 }
 
@@ -118,9 +118,9 @@ impl App {
             private_frames: totals.private_frames,
             frame_size: emu_core::mem::FRAME_SIZE,
             network: FleetNetwork {
-                rx_packets: pulse.network.rx_frames,
+                rx_packets: pulse.network.rx_packets,
                 rx_bytes: pulse.network.rx_bytes,
-                tx_packets: pulse.network.tx_frames,
+                tx_packets: pulse.network.tx_packets,
                 tx_bytes: pulse.network.tx_bytes,
                 drops: pulse.network.drops.total(),
                 published: !self.about.publish.is_empty(),

@@ -30,7 +30,7 @@ pub struct Row {
     /// Millions of instructions a second, in tenths.
     pub mips: u64,
     /// Packets received and sent.
-    pub frames: (u64, u64),
+    pub packets: (u64, u64),
     /// Bytes written to the console.
     pub console: u64,
 }
@@ -115,7 +115,7 @@ impl Gauges {
                 let retired = counts[vm].saturating_sub(before.get(vm).copied().unwrap_or(0));
                 (retired * 10 + us / 2) / us
             },
-            frames: self.wire.frames(vm as u32),
+            packets: self.wire.packets(vm as u32),
             console: self.hub.consoles.written(vm as u32),
         };
         looks.rows = Arc::new(states.into_iter().enumerate().map(row).collect());
@@ -141,7 +141,7 @@ pub async fn keep_history(app: Shared) {
         let network = app.wire.total();
         let span = (now - at).as_secs_f64().max(1e-3);
         let mips = rounded(totals.instructions.saturating_sub(instructions) as f64 / span / 1e6);
-        let passed = network.rx_frames + network.tx_frames;
+        let passed = network.rx_packets + network.tx_packets;
         let point = Point {
             t: (now - app.hub.started()).as_secs(),
             mips,

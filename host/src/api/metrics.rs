@@ -102,7 +102,7 @@ fn fleet(app: &Shared, registry: &mut Registry) {
         }
         family
     };
-    let packets = both(network.rx_frames, network.tx_frames);
+    let packets = both(network.rx_packets, network.tx_packets);
     registry.register("packets", "Packets to (rx) and from (tx) guests", packets);
     let bytes = both(network.rx_bytes, network.tx_bytes);
     registry.register("network_bytes", "Bytes of these packets", bytes);
@@ -134,7 +134,7 @@ fn single(app: &Shared, vms: &[u32], registry: &mut Registry) {
         };
         states.get_or_create(&labels(Some(("state", record.state.name())))).set(1);
         instructions.get_or_create(&labels(None)).inc_by(app.hub.backend().instret(vm));
-        let (rx, tx) = app.wire.frames(vm);
+        let (rx, tx) = app.wire.packets(vm);
         packets.get_or_create(&labels(Some(("direction", "rx")))).inc_by(rx);
         packets.get_or_create(&labels(Some(("direction", "tx")))).inc_by(tx);
         console.get_or_create(&labels(None)).inc_by(app.hub.consoles.written(vm));

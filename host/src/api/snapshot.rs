@@ -152,9 +152,9 @@ fn devices(platform: &mut Platform) -> BTreeMap<&'static str, Words> {
             let counters = &device.counters;
             // Values within the range of JavaScript's integers.
             words.extend([
-                ("rx_frames", counters.rx_frames as u32),
+                ("rx_frames", counters.rx_packets as u32),
                 ("rx_drops", counters.rx_drops as u32),
-                ("tx_frames", counters.tx_frames as u32),
+                ("tx_frames", counters.tx_packets as u32),
                 ("tx_drops", counters.tx_drops as u32),
             ]);
         }

@@ -27,7 +27,7 @@ pub fn uplink(
         None => NetChoice::User,
     };
     if choice != NetChoice::None && lockstep {
-        let why = "--backend lockstep has no network: frames come at any time";
+        let why = "--backend lockstep has no network: packets come at any time";
         return Err(Error::Usage(why.into()));
     }
     check(options, &choice)?;
@@ -96,7 +96,7 @@ pub fn finish(capture: Capture) -> Option<String> {
     // An error was printed when it happened.
     let Summary { written, missed } = capture.finish().ok()?;
     (missed > 0).then(|| {
-        format!("the capture has {written} frames; for {missed} others writing was too slow")
+        format!("the capture has {written} packets; for {missed} others writing was too slow")
     })
 }
 

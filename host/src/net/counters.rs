@@ -7,7 +7,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 /// Reason for dropping a packet (Ethernet frame).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DropReason {
-    /// The guest sent a frame shorter than an Ethernet header or longer than the largest frame.
+    /// The guest sent a packet shorter than an Ethernet header or longer than the largest packet.
     BadLength,
     /// The guest has no receive buffer: its driver is not up, the buffer is too small, or the VM
     /// has ended.
@@ -28,7 +28,7 @@ pub enum DropReason {
     Fragment,
     /// Options of IP or TCP are malformed, or would carry addresses of guests.
     Options,
-    /// The frame has a VLAN tag.
+    /// The packet has a VLAN tag.
     Vlan,
     /// The packet is IPv6.
     Ipv6,
@@ -103,43 +103,43 @@ const REASONS: usize = DropReason::ALL.len();
 /// Counters of a VM, updated by several threads while it runs.
 #[derive(Debug, Default)]
 pub struct Counters {
-    tx_frames: AtomicU64,
+    tx_packets: AtomicU64,
     tx_bytes: AtomicU64,
-    rx_frames: AtomicU64,
+    rx_packets: AtomicU64,
     rx_bytes: AtomicU64,
     drops: [AtomicU64; REASONS],
 }
 
 impl Counters {
-    /// Counts a frame from the guest that reached the network.
+    /// Counts a packet from the guest that reached the network.
     pub fn sent(&self, bytes: usize) {
-        self.tx_frames.fetch_add(1, Relaxed);
+        self.tx_packets.fetch_add(1, Relaxed);
         self.tx_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Counts a frame that was queued for the guest to receive.
+    /// Counts a packet that was queued for the guest to receive.
     pub fn received(&self, bytes: usize) {
-        self.rx_frames.fetch_add(1, Relaxed);
+        self.rx_packets.fetch_add(1, Relaxed);
         self.rx_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Counts `n` dropped frames.
+    /// Counts `n` dropped packets.
     pub fn dropped(&self, reason: DropReason, n: u64) {
         self.drops[reason as usize].fetch_add(n, Relaxed);
     }
 
-    /// Returns the numbers of frames received and sent.
-    pub fn frames(&self) -> (u64, u64) {
-        (self.rx_frames.load(Relaxed), self.tx_frames.load(Relaxed))
+    /// Returns the numbers of packets received and sent.
+    pub fn packets(&self) -> (u64, u64) {
+        (self.rx_packets.load(Relaxed), self.tx_packets.load(Relaxed))
     }
 
     /// Returns the current values.
     pub fn counts(&self) -> Counts {
         let read = |n: &AtomicU64| n.load(Relaxed);
         Counts {
-            tx_frames: read(&self.tx_frames),
+            tx_packets: read(&self.tx_packets),
             tx_bytes: read(&self.tx_bytes),
-            rx_frames: read(&self.rx_frames),
+            rx_packets: read(&self.rx_packets),
             rx_bytes: read(&self.rx_bytes),
             drops: Drops(std::array::from_fn(|i| read(&self.drops[i]))),
         }
@@ -149,24 +149,26 @@ impl Counters {
 /// Values of the counters of a VM or a fleet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Counts {
-    /// Frames from the guest that reached the network.
-    pub tx_frames: u64,
-    /// Bytes of those frames.
+    /// Packets from the guest that reached the network.
+    #[serde(rename = "tx_frames")]
+    pub tx_packets: u64,
+    /// Bytes of those packets.
     pub tx_bytes: u64,
-    /// Frames for the guest.
-    pub rx_frames: u64,
-    /// Bytes of those frames.
+    /// Packets for the guest.
+    #[serde(rename = "rx_frames")]
+    pub rx_packets: u64,
+    /// Bytes of those packets.
     pub rx_bytes: u64,
-    /// Dropped frames, by reason.
+    /// Dropped packets, by reason.
     pub drops: Drops,
 }
 
 impl Counts {
     /// Adds another VM's values.
     pub fn add(&mut self, other: &Self) {
-        self.tx_frames += other.tx_frames;
+        self.tx_packets += other.tx_packets;
         self.tx_bytes += other.tx_bytes;
-        self.rx_frames += other.rx_frames;
+        self.rx_packets += other.rx_packets;
         self.rx_bytes += other.rx_bytes;
         for (sum, n) in self.drops.0.iter_mut().zip(other.drops.0) {
             *sum += n;
@@ -174,7 +176,7 @@ impl Counts {
     }
 }
 
-/// Dropped frames by reason. Reports show only the reasons that occurred.
+/// Dropped packets by reason. Reports show only the reasons that occurred.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Drops([u64; REASONS]);
 

@@ -41,8 +41,8 @@ pub use self::service::Network;
 pub use self::wire::Wire;
 
 /// A packet of the virtual network: an Ethernet frame without its check sequence, 14 to
-/// [`emu_core::port::FRAME_MAX`] bytes. Not to be confused with a frame of guest memory.
-pub type Frame = Box<[u8]>;
+/// [`emu_core::port::PACKET_MAX`] bytes. A frame is 4 KiB of guest memory.
+pub type Packet = Box<[u8]>;
 
 /// IPv4 address that every guest has on its own side.
 pub const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -64,7 +64,7 @@ pub trait Uplink: Send {
     fn register(&mut self, registry: &Registry) -> io::Result<()>;
 
     /// Handles a packet from VM `vm`. It has at least an Ethernet header; nothing else was checked.
-    fn transmit(&mut self, vm: u32, frame: Frame, out: &mut Outlet<'_>);
+    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut Outlet<'_>);
 
     /// Handles an event of a registered source.
     fn ready(&mut self, event: &Event, out: &mut Outlet<'_>);
@@ -92,8 +92,8 @@ impl<'a> Outlet<'a> {
     }
 
     /// Sends a packet to a VM. It is dropped and counted when the VM's queue is full.
-    pub fn send(&mut self, vm: u32, frame: Frame) {
-        self.wire.deliver(vm, frame);
+    pub fn send(&mut self, vm: u32, packet: Packet) {
+        self.wire.deliver(vm, packet);
     }
 
     /// Returns how many more packets can be queued for VM `vm`.

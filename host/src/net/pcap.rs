@@ -50,7 +50,7 @@ struct Record {
 }
 
 enum Item {
-    Frame(Record),
+    Packet(Record),
     End,
 }
 
@@ -162,8 +162,8 @@ impl Capture {
         let writer = move || {
             let result = write(&mut blocks, &items);
             if let Err(error) = &result {
-                let (file, frames) = (path.display(), blocks.written);
-                tracing::warn!("the capture {file} ends here, with {frames} frames: {error}");
+                let (file, packets) = (path.display(), blocks.written);
+                tracing::warn!("the capture {file} ends here, with {packets} packets: {error}");
             }
             result
         };
@@ -188,14 +188,14 @@ impl Capture {
 
 impl Recorder {
     /// Records a packet if its VM was chosen.
-    pub fn record(&self, vm: u32, direction: Direction, frame: &[u8]) {
+    pub fn record(&self, vm: u32, direction: Direction, packet: &[u8]) {
         let Some(Some(interface)) = self.interfaces.get(vm as usize).copied() else { return };
         if self.sender.is_full() {
             self.missed.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let item = Item::Frame(Record { interface, time, direction, bytes: frame.into() });
+        let item = Item::Packet(Record { interface, time, direction, bytes: packet.into() });
         if let Err(TrySendError::Full(_)) = self.sender.try_send(item) {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }
@@ -214,7 +214,7 @@ fn write(blocks: &mut Blocks, items: &Receiver<Item>) -> io::Result<u64> {
             other => other.unwrap_or(Item::End),
         };
         match item {
-            Item::Frame(record) => blocks.packet(&record)?,
+            Item::Packet(record) => blocks.packet(&record)?,
             Item::End => return blocks.flush().map(|()| blocks.written),
         }
     }
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn another_reader_finds_every_frame_with_its_vm_time_and_direction() {
+    fn another_reader_finds_every_packet_with_its_vm_time_and_direction() {
         let (_dir, path) = file();
         let capture = Capture::create(&path, &[3, 0, 3, 9], 4).unwrap();
         let recorder = capture.recorder();
@@ -369,7 +369,7 @@ mod tests {
         for n in 1..=3 {
             capture.recorder().record(0, Direction::Outbound, &[n; 60]);
             while read(&path).1.len() < n.into() {
-                assert!(start.elapsed() < Duration::from_secs(60), "frame {n} is not written");
+                assert!(start.elapsed() < Duration::from_secs(60), "packet {n} is not written");
             }
         }
         capture.finish().unwrap();
@@ -382,11 +382,11 @@ mod tests {
         }
         let (_dir, path) = file();
         let capture = Capture::create(&path, &[0, 1], 2).unwrap();
-        let mut frame = Vec::new();
+        let mut packet = Vec::new();
         let ethernet = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6]);
         let udp = ethernet.ipv4([10, 0, 2, 15], [10, 0, 2, 2], 64).udp(1000, 7);
-        udp.write(&mut frame, b"hello").unwrap();
-        capture.recorder().record(1, Direction::Outbound, &frame);
+        udp.write(&mut packet, b"hello").unwrap();
+        capture.recorder().record(1, Direction::Outbound, &packet);
         capture.finish().unwrap();
         let fields = ["frame.interface_name", "frame.packet_flags_direction", "udp.dstport"];
         let mut tshark = Command::new("tshark");
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_without_room_are_counted_and_the_recorder_does_not_wait() {
+    fn packets_without_room_are_counted_and_the_recorder_does_not_wait() {
         let (sender, items) = bounded(1);
         let missed = Arc::default();
         let recorder = Recorder { sender, interfaces: Arc::new([Some(0)]), missed };
@@ -439,7 +439,7 @@ mod tests {
     const SMALL_DISK: &str = "PXVM_TEST_SMALL_DISK";
 
     #[test]
-    fn a_full_disk_ends_the_capture_behind_a_whole_frame() {
+    fn a_full_disk_ends_the_capture_behind_a_whole_packet() {
         if !needs::program("unshare") {
             return;
         }
@@ -473,10 +473,10 @@ mod tests {
         }
         let error = capture.finish().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StorageFull);
-        let frames = read(&path).1;
-        assert!((50..170).contains(&frames.len()), "{}", frames.len());
+        let packets = read(&path).1;
+        assert!((50..170).contains(&packets.len()), "{}", packets.len());
         // Recording does not wait for the file that is gone.
         (0..WAITING_MAX + 1).for_each(|_| recorder.record(0, Direction::Outbound, b"late"));
-        assert_eq!(read(&path).1.len(), frames.len());
+        assert_eq!(read(&path).1.len(), packets.len());
     }
 }

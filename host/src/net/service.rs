@@ -108,7 +108,7 @@ impl Service {
             let more = messages.len() == MESSAGES;
             for message in messages.drain(..) {
                 match message {
-                    Message::Frame(vm, frame) => self.uplink.transmit(vm, frame, &mut out),
+                    Message::Packet(vm, packet) => self.uplink.transmit(vm, packet, &mut out),
                     Message::Reset(vm) => self.uplink.reset(vm, &mut out),
                     Message::Stop => return Ok(()),
                 }

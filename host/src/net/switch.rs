@@ -12,8 +12,8 @@ use mio::Registry;
 use mio::event::Event;
 
 use super::addresses::Addresses;
-use super::rewrite::{self, Destination, FRAME_MAX};
-use super::{DropReason, Frame, Outlet, Uplink, Visit};
+use super::rewrite::{self, Destination, PACKET_MAX};
+use super::{DropReason, Outlet, Packet, Uplink, Visit};
 
 /// Copies of broadcasts that one sender may cause in a second.
 const COPIES: u64 = 1024;
@@ -35,7 +35,7 @@ pub struct Rules {
 
 /// Smallest rate, in bits a second: one of the largest packets. A slower guest is as good as cut
 /// off.
-const RATE_MIN: u64 = FRAME_MAX as u64 * 8;
+const RATE_MIN: u64 = PACKET_MAX as u64 * 8;
 
 /// A rate in bytes a second; written in bits, as in 10M.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,14 +103,14 @@ impl Switch {
     }
 
     /// Returns where a packet from VM `vm` goes.
-    fn route(&mut self, vm: u32, frame: &[u8]) -> Result<Route, DropReason> {
+    fn route(&mut self, vm: u32, packet: &[u8]) -> Result<Route, DropReason> {
         if let Some(bucket) = self.rates.get_mut(vm as usize)
-            && !bucket.take(frame.len() as u64, Instant::now())
+            && !bucket.take(packet.len() as u64, Instant::now())
         {
             return Err(DropReason::Rate);
         }
         let Some(addresses) = &self.addresses else { return Ok(Route::Uplink) };
-        match rewrite::destination(frame)? {
+        match rewrite::destination(packet)? {
             Destination::One(ip) => match addresses.vm(ip) {
                 Some(to) if self.mesh => Ok(Route::Vm(to)),
                 Some(_) => Err(DropReason::Isolated),
@@ -122,17 +122,17 @@ impl Switch {
     }
 
     /// Sends a packet of VM `from` to VM `to`.
-    fn pass(&self, from: u32, to: u32, mut frame: Frame, out: &mut Outlet<'_>) {
+    fn pass(&self, from: u32, to: u32, mut packet: Packet, out: &mut Outlet<'_>) {
         let Some(addresses) = &self.addresses else { return };
-        let translated = addresses.edge(from).outward(&mut frame);
-        match translated.and_then(|_| addresses.edge(to).inward(&mut frame)) {
-            Ok(()) => out.send(to, frame),
+        let translated = addresses.edge(from).outward(&mut packet);
+        match translated.and_then(|_| addresses.edge(to).inward(&mut packet)) {
+            Ok(()) => out.send(to, packet),
             Err(reason) => out.dropped(from, reason),
         }
     }
 
     /// Sends copies of a packet to all other VMs, within the broadcast limits.
-    fn copy(&mut self, from: u32, frame: &Frame, out: &mut Outlet<'_>) {
+    fn copy(&mut self, from: u32, packet: &Packet, out: &mut Outlet<'_>) {
         let Some(addresses) = self.addresses else { return };
         let copies = u64::from(addresses.count()).saturating_sub(1);
         let now = Instant::now();
@@ -140,7 +140,7 @@ impl Switch {
         if !own || !self.flood.passes(copies, now) {
             return out.dropped(from, DropReason::Broadcast);
         }
-        let mut translated = frame.clone();
+        let mut translated = packet.clone();
         if addresses.edge(from).outward(&mut translated).is_err() {
             // The uplink refuses the packet too, and counts it.
             return;
@@ -165,13 +165,13 @@ impl Uplink for Switch {
         self.uplink.register(registry)
     }
 
-    fn transmit(&mut self, vm: u32, frame: Frame, out: &mut Outlet<'_>) {
-        match self.route(vm, &frame) {
-            Ok(Route::Uplink) => self.uplink.transmit(vm, frame, out),
-            Ok(Route::Vm(to)) => self.pass(vm, to, frame, out),
+    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut Outlet<'_>) {
+        match self.route(vm, &packet) {
+            Ok(Route::Uplink) => self.uplink.transmit(vm, packet, out),
+            Ok(Route::Vm(to)) => self.pass(vm, to, packet, out),
             Ok(Route::Everyone) => {
-                self.copy(vm, &frame, out);
-                self.uplink.transmit(vm, frame, out);
+                self.copy(vm, &packet, out);
+                self.uplink.transmit(vm, packet, out);
             }
             Err(reason) => out.dropped(vm, reason),
         }
@@ -255,14 +255,14 @@ mod tests {
 
     /// An uplink that keeps what it is given.
     #[derive(Clone, Default)]
-    struct Outside(Arc<Mutex<Vec<(u32, Frame)>>>);
+    struct Outside(Arc<Mutex<Vec<(u32, Packet)>>>);
 
     impl Uplink for Outside {
         fn register(&mut self, _: &Registry) -> io::Result<()> {
             Ok(())
         }
-        fn transmit(&mut self, vm: u32, frame: Frame, _: &mut Outlet<'_>) {
-            self.0.lock().unwrap().push((vm, frame));
+        fn transmit(&mut self, vm: u32, packet: Packet, _: &mut Outlet<'_>) {
+            self.0.lock().unwrap().push((vm, packet));
         }
         fn ready(&mut self, _: &Event, _: &mut Outlet<'_>) {}
         fn poll(&mut self, _: Instant, _: &mut Outlet<'_>) -> Option<Instant> {
@@ -285,14 +285,14 @@ mod tests {
     }
 
     impl Net {
-        fn send(&mut self, vm: u32, frame: Frame) {
-            self.switch.transmit(vm, frame, &mut self.wire.outlet());
+        fn send(&mut self, vm: u32, packet: Packet) {
+            self.switch.transmit(vm, packet, &mut self.wire.outlet());
         }
 
-        fn received(&self, vm: u32) -> Vec<Frame> {
-            let mut frames = VecDeque::new();
-            self.wire.take(vm, usize::MAX, &mut frames);
-            frames.into()
+        fn received(&self, vm: u32) -> Vec<Packet> {
+            let mut packets = VecDeque::new();
+            self.wire.take(vm, usize::MAX, &mut packets);
+            packets.into()
         }
 
         fn drops(&self, vm: u32, reason: DropReason) -> u64 {
@@ -305,11 +305,11 @@ mod tests {
     }
 
     /// Returns a packet that a guest sends to this address by its gateway.
-    fn frame(to: [u8; 4]) -> Frame {
-        let mut frame = Vec::new();
+    fn packet(to: [u8; 4]) -> Packet {
+        let mut packet = Vec::new();
         let builder = PacketBuilder::ethernet2(Macs::Same.of(0), GATEWAY_MAC);
-        builder.ipv4(GUEST_IP.octets(), to, 64).udp(1000, 7).write(&mut frame, b"hello").unwrap();
-        frame.into()
+        builder.ipv4(GUEST_IP.octets(), to, 64).udp(1000, 7).write(&mut packet, b"hello").unwrap();
+        packet.into()
     }
 
     const VM1: [u8; 4] = [10, 77, 0, 3];
@@ -317,9 +317,9 @@ mod tests {
     #[test]
     fn vms_are_apart_unless_meshed_and_the_uplink_is_no_way_around() {
         let mut net = net(3, Rules::default());
-        net.send(0, frame(VM1));
-        net.send(0, frame([9, 9, 9, 9]));
-        net.send(0, frame([255; 4]));
+        net.send(0, packet(VM1));
+        net.send(0, packet([9, 9, 9, 9]));
+        net.send(0, packet([255; 4]));
         assert_eq!((net.drops(0, DropReason::Isolated), net.outside()), (1, 2));
         assert!((0..3).all(|vm| net.received(vm).is_empty()));
     }
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn meshed_vms_see_each_other_under_outside_addresses() {
         let mut net = net(3, Rules { mesh: true, rate: None });
-        net.send(0, frame(VM1));
+        net.send(0, packet(VM1));
         let received = net.received(1);
         let ip = Ipv4HeaderSlice::from_slice(&received[0][14..]).unwrap();
         assert_eq!(ip.source_addr(), Ipv4Addr::new(10, 77, 0, 2));
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(received[0][..6], Macs::Same.of(1));
         assert_eq!((net.outside(), net.received(2).len()), (0, 0));
 
-        let mut spoofed = frame(VM1);
+        let mut spoofed = packet(VM1);
         spoofed[29] ^= 1;
         net.send(0, spoofed);
         assert_eq!(net.drops(0, DropReason::Checksum), 1);
@@ -350,7 +350,7 @@ mod tests {
         let mut net = net(200, Rules { mesh: true, rate: None });
         let sent = 100;
         for _ in 0..sent {
-            net.send(7, frame([255; 4]));
+            net.send(7, packet([255; 4]));
         }
         let drops = net.drops(7, DropReason::Broadcast);
         assert_eq!(net.received(7).len(), 0);
@@ -360,7 +360,7 @@ mod tests {
         // The bucket's content, and what was added while the test ran.
         assert!((5..sent).contains(&passed), "{passed}");
         // Other VMs have buckets of their own.
-        net.send(8, frame([255; 4]));
+        net.send(8, packet([255; 4]));
         assert_eq!(net.received(0).len(), 1);
     }
 
@@ -368,12 +368,12 @@ mod tests {
     fn more_than_its_rate_is_dropped_and_is_the_vms_own() {
         let rules = Rules { mesh: false, rate: Some(Rate(1000)) };
         let mut net = net(2, rules);
-        let big = |_| frame([9, 9, 9, 9]);
+        let big = |_| packet([9, 9, 9, 9]);
         let n = BURST_MIN as usize / big(()).len() + 200;
         for _ in 0..n {
             net.send(0, big(()));
         }
-        net.send(1, frame([9, 9, 9, 9]));
+        net.send(1, packet([9, 9, 9, 9]));
         assert!(net.drops(0, DropReason::Rate) > 0);
         assert_eq!(net.drops(0, DropReason::Rate) as usize + net.outside(), n + 1);
         assert_eq!(net.drops(1, DropReason::Rate), 0);

@@ -18,16 +18,16 @@ use rustix::io::Errno;
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use super::addresses::{Addresses, Subnet};
-use super::rewrite::{self, Destination, FRAME_MAX};
+use super::rewrite::{self, Destination, PACKET_MAX};
 use super::switch::Flood;
 use super::user::dhcp_answer;
-use super::{DropReason, Frame, Outlet, Uplink};
+use super::{DropReason, Outlet, Packet, Uplink};
 
 /// Name of the interface unless another is chosen.
 pub const DEFAULT_NAME: &str = "pxvm0";
 const TOKEN: Token = Token(1);
 /// Packets from the host that are passed on before packets from VMs are handled again.
-const FRAMES: usize = 512;
+const PACKETS: usize = 512;
 
 /// Why the interface cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -145,16 +145,16 @@ impl TapUplink {
     }
 
     /// Handles a packet from the host.
-    fn inbound(&mut self, frame: &[u8], out: &mut Outlet<'_>) {
-        let destination = match rewrite::destination(frame) {
+    fn inbound(&mut self, packet: &[u8], out: &mut Outlet<'_>) {
+        let destination = match rewrite::destination(packet) {
             Ok(Destination::One(ip)) if ip == broadcast(&self.addresses) => Destination::Everyone,
             Ok(destination) => destination,
             Err(reason) => return out.lost(reason),
         };
         let mut send = |vm| {
-            let mut frame = Frame::from(frame);
-            match self.addresses.edge(vm).inward(&mut frame) {
-                Ok(()) => out.send(vm, frame),
+            let mut packet = Packet::from(packet);
+            match self.addresses.edge(vm).inward(&mut packet) {
+                Ok(()) => out.send(vm, packet),
                 Err(reason) => out.dropped(vm, reason),
             }
         };
@@ -175,9 +175,9 @@ impl TapUplink {
 
     /// Reads packets from the host, a limited number.
     fn read(&mut self, out: &mut Outlet<'_>) {
-        // One byte more shows that a frame is too long.
-        let mut buffer = [0; FRAME_MAX + 1];
-        for _ in 0..FRAMES {
+        // One byte more shows that a packet is too long.
+        let mut buffer = [0; PACKET_MAX + 1];
+        for _ in 0..PACKETS {
             match self.device.recv(&mut buffer) {
                 Ok(len) => self.inbound(&buffer[..len], out),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -231,15 +231,15 @@ impl Uplink for TapUplink {
         registry.register(&mut SourceFd(&self.device.as_raw_fd()), TOKEN, Interest::READABLE)
     }
 
-    fn transmit(&mut self, vm: u32, mut frame: Frame, out: &mut Outlet<'_>) {
+    fn transmit(&mut self, vm: u32, mut packet: Packet, out: &mut Outlet<'_>) {
         let edge = self.addresses.edge(vm);
-        if let Some(answer) = dhcp_answer(&frame, edge.inside.mac) {
+        if let Some(answer) = dhcp_answer(&packet, edge.inside.mac) {
             return out.send(vm, answer);
         }
-        if let Err(reason) = edge.outward(&mut frame) {
+        if let Err(reason) = edge.outward(&mut packet) {
             return out.dropped(vm, reason);
         }
-        if let Err(error) = self.device.send(&frame) {
+        if let Err(error) = self.device.send(&packet) {
             out.dropped(vm, DropReason::UplinkFull);
             if error.kind() != ErrorKind::WouldBlock {
                 self.tell(&error);

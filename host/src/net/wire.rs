@@ -12,7 +12,7 @@ use std::sync::{Mutex, OnceLock};
 
 use super::counters::{Counters, Counts, DropReason};
 use super::pcap::{Direction, Recorder};
-use super::{Frame, Outlet};
+use super::{Outlet, Packet};
 use crate::sync::lock;
 
 /// Packets that may wait for a VM: about what a TCP connection of such a guest has in flight.
@@ -27,7 +27,7 @@ pub type Bell<T> = Box<dyn Fn(T) + Send + Sync>;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Message {
     /// A packet from a VM.
-    Frame(u32, Frame),
+    Packet(u32, Packet),
     /// A VM has started again or ended.
     Reset(u32),
     /// The network thread is to end.
@@ -37,7 +37,7 @@ pub enum Message {
 /// The link of one VM.
 #[derive(Default)]
 struct Station {
-    inbound: Mutex<VecDeque<Frame>>,
+    inbound: Mutex<VecDeque<Packet>>,
     /// Length of `inbound`.
     waiting: AtomicU32,
     /// Whether the VM has ended.
@@ -135,9 +135,9 @@ impl Wire {
         let _ = self.recorder.set(recorder);
     }
 
-    fn record(&self, vm: u32, direction: Direction, frame: &[u8]) {
+    fn record(&self, vm: u32, direction: Direction, packet: &[u8]) {
         if let Some(recorder) = self.recorder.get() {
-            recorder.record(vm, direction, frame);
+            recorder.record(vm, direction, packet);
         }
     }
 
@@ -145,17 +145,17 @@ impl Wire {
 
     /// Queues a packet from a VM. The network thread handles it after the next [`Wire::flush`] at
     /// the latest: waking the thread costs more than all that it does for a packet.
-    pub fn send(&self, vm: u32, frame: Frame) {
+    pub fn send(&self, vm: u32, packet: Packet) {
         let Some(station) = self.station(vm) else { return };
-        self.record(vm, Direction::Outbound, &frame);
+        self.record(vm, Direction::Outbound, &packet);
         let mut outbound = lock(&self.outbound);
         let Some(queue) = outbound.queue(vm) else { return };
         if queue.len() >= OUTBOUND_MAX {
             drop(outbound);
             return station.counters.dropped(DropReason::OutboundFull, 1);
         }
-        station.counters.sent(frame.len());
-        queue.push_back(Message::Frame(vm, frame));
+        station.counters.sent(packet.len());
+        queue.push_back(Message::Packet(vm, packet));
         let many = queue.len() == OUTBOUND_MAX / 2;
         drop(outbound);
         self.sent.store(true, Ordering::Release);
@@ -178,7 +178,7 @@ impl Wire {
     }
 
     /// Moves at most `max` packets for a VM to the end of `to`.
-    pub fn take(&self, vm: u32, max: usize, to: &mut VecDeque<Frame>) {
+    pub fn take(&self, vm: u32, max: usize, to: &mut VecDeque<Packet>) {
         let Some(station) = self.station(vm) else { return };
         let mut inbound = lock(&station.inbound);
         let n = inbound.len().min(max);
@@ -249,8 +249,8 @@ impl Wire {
     }
 
     /// Returns the packets that a VM has received and sent: cheaper than all its counters.
-    pub fn frames(&self, vm: u32) -> (u64, u64) {
-        self.station(vm).map(|s| s.counters.frames()).unwrap_or_default()
+    pub fn packets(&self, vm: u32) -> (u64, u64) {
+        self.station(vm).map(|s| s.counters.packets()).unwrap_or_default()
     }
 
     /// Returns the sums over all VMs, and over packets that were for none.
@@ -282,7 +282,7 @@ impl Wire {
         INBOUND_MAX.saturating_sub(waiting.unwrap_or(INBOUND_MAX))
     }
 
-    pub(super) fn deliver(&self, vm: u32, frame: Frame) {
+    pub(super) fn deliver(&self, vm: u32, packet: Packet) {
         let Some(station) = self.station(vm) else { return };
         if station.ended.load(Ordering::Acquire) {
             return station.counters.dropped(DropReason::NoBuffer, 1);
@@ -292,9 +292,9 @@ impl Wire {
             drop(inbound);
             return station.counters.dropped(DropReason::InboundFull, 1);
         }
-        station.counters.received(frame.len());
-        self.record(vm, Direction::Inbound, &frame);
-        inbound.push_back(frame);
+        station.counters.received(packet.len());
+        self.record(vm, Direction::Inbound, &packet);
+        inbound.push_back(packet);
         let first = inbound.len() == 1;
         station.waiting.store(inbound.len() as u32, Ordering::Release);
         drop(inbound);
@@ -325,7 +325,7 @@ mod tests {
     use super::*;
     use crate::net::pcap::Capture;
 
-    fn frame(len: usize) -> Frame {
+    fn packet(len: usize) -> Packet {
         vec![7; len].into()
     }
 
@@ -334,32 +334,32 @@ mod tests {
     }
 
     #[test]
-    fn frames_pass_in_order_and_bells_ring_once_until_somebody_looks() {
+    fn packets_pass_in_order_and_bells_ring_once_until_somebody_looks() {
         let wire = Wire::new(2);
         let (vm_bell, net_bell) = counting();
         let (a, b) = (Arc::clone(&vm_bell), Arc::clone(&net_bell));
         wire.on_inbound(Box::new(move |vm| _ = a.fetch_add(1 + vm as usize, Ordering::Relaxed)));
         wire.on_outbound(Box::new(move |()| _ = b.fetch_add(1, Ordering::Relaxed)));
         wire.flush();
-        wire.send(1, frame(60));
-        wire.send(0, frame(61));
+        wire.send(1, packet(60));
+        wire.send(0, packet(61));
         assert_eq!(net_bell.load(Ordering::Relaxed), 0);
         wire.flush();
         wire.flush();
         assert_eq!(net_bell.load(Ordering::Relaxed), 1);
         let mut messages = VecDeque::new();
         wire.messages(9, &mut messages);
-        assert_eq!(messages, [Message::Frame(1, frame(60)), Message::Frame(0, frame(61))]);
-        wire.send(0, frame(62));
+        assert_eq!(messages, [Message::Packet(1, packet(60)), Message::Packet(0, packet(61))]);
+        wire.send(0, packet(62));
         wire.flush();
         assert_eq!(net_bell.load(Ordering::Relaxed), 2);
         wire.messages(9, &mut messages);
         // A sender of that many packets is not waited for.
-        (0..OUTBOUND_MAX / 2).for_each(|_| wire.send(0, frame(60)));
+        (0..OUTBOUND_MAX / 2).for_each(|_| wire.send(0, packet(60)));
         assert_eq!(net_bell.load(Ordering::Relaxed), 3);
 
-        wire.outlet().send(1, frame(63));
-        wire.outlet().send(1, frame(64));
+        wire.outlet().send(1, packet(63));
+        wire.outlet().send(1, packet(64));
         assert_eq!(vm_bell.load(Ordering::Relaxed), 2);
         assert!(wire.has_inbound(1) && !wire.has_inbound(0));
         let mut taken = VecDeque::new();
@@ -373,30 +373,30 @@ mod tests {
     fn a_full_queue_drops_and_counts_and_is_its_vms_alone() {
         let wire = Wire::new(2);
         for _ in 0..OUTBOUND_MAX + 3 {
-            wire.send(0, frame(60));
+            wire.send(0, packet(60));
         }
-        wire.send(1, frame(60));
+        wire.send(1, packet(60));
         assert_eq!(wire.counts(0).drops.get(DropReason::OutboundFull), 3);
-        assert_eq!((wire.counts(1).tx_frames, wire.counts(1).drops.total()), (1, 0));
+        assert_eq!((wire.counts(1).tx_packets, wire.counts(1).drops.total()), (1, 0));
         let mut messages = VecDeque::new();
         wire.messages(usize::MAX, &mut messages);
         assert_eq!(messages.len(), OUTBOUND_MAX + 1);
-        wire.send(0, frame(60));
+        wire.send(0, packet(60));
         assert_eq!(wire.counts(0).drops.get(DropReason::OutboundFull), 3);
 
         for _ in 0..INBOUND_MAX + 1 {
-            wire.outlet().send(1, frame(60));
+            wire.outlet().send(1, packet(60));
         }
         assert_eq!((wire.outlet().room(1), wire.outlet().room(0)), (0, INBOUND_MAX));
         assert_eq!(wire.counts(1).drops.get(DropReason::InboundFull), 1);
         wire.reset(1);
         assert_eq!(wire.outlet().room(1), INBOUND_MAX);
         wire.end(1);
-        wire.outlet().send(1, frame(60));
+        wire.outlet().send(1, packet(60));
         assert!(wire.outlet().has_ended(1) && !wire.outlet().has_ended(0) && !wire.has_inbound(1));
         assert_eq!(wire.counts(1).drops.get(DropReason::NoBuffer), 1);
         wire.start(1);
-        wire.outlet().send(1, frame(60));
+        wire.outlet().send(1, packet(60));
         assert!(wire.has_inbound(1));
     }
 
@@ -404,16 +404,16 @@ mod tests {
     fn vms_take_turns_however_much_one_of_them_sends() {
         let wire = Wire::new(3);
         for _ in 0..OUTBOUND_MAX {
-            wire.send(2, frame(60));
+            wire.send(2, packet(60));
         }
-        wire.send(0, frame(61));
+        wire.send(0, packet(61));
         wire.reset(0);
         wire.reset(0);
-        wire.send(1, frame(62));
+        wire.send(1, packet(62));
         let mut messages = VecDeque::new();
         wire.messages(6, &mut messages);
-        let flood = || Message::Frame(2, frame(60));
-        let (a, b) = (Message::Frame(0, frame(61)), Message::Frame(1, frame(62)));
+        let flood = || Message::Packet(2, packet(60));
+        let (a, b) = (Message::Packet(0, packet(61)), Message::Packet(1, packet(62)));
         assert_eq!(messages, [flood(), a, b, flood(), Message::Reset(0), flood()]);
         wire.stop();
         messages.clear();
@@ -427,16 +427,16 @@ mod tests {
         let capture = Capture::create(&dir.path().join("x.pcapng"), &[0, 1], 2).unwrap();
         let wire = Wire::new(2);
         wire.record_to(capture.recorder());
-        wire.send(1, frame(60));
-        wire.outlet().send(0, frame(60));
+        wire.send(1, packet(60));
+        wire.outlet().send(0, packet(60));
         assert_eq!(capture.finish().unwrap().written, 2);
     }
 
     #[test]
-    fn a_vm_that_does_not_exist_has_no_frames() {
+    fn a_vm_that_does_not_exist_has_no_packets() {
         let wire = Wire::new(0);
-        wire.send(3, frame(60));
-        wire.outlet().send(3, frame(60));
+        wire.send(3, packet(60));
+        wire.outlet().send(3, packet(60));
         wire.dropped(3, DropReason::Rate);
         assert_eq!(wire.total(), Counts::default());
         assert_eq!(wire.outlet().room(3), 0);

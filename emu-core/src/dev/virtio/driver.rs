@@ -223,11 +223,11 @@ pub struct MockPort {
     pub output: Vec<u8>,
     /// How many more console bytes there is room for.
     pub output_room: u32,
-    /// Frames for the guest.
+    /// Packets for the guest.
     pub rx: VecDeque<Vec<u8>>,
-    /// Frames of the guest.
+    /// Packets of the guest.
     pub tx: Vec<Vec<u8>>,
-    /// How many more frames there is room for.
+    /// How many more packets there is room for.
     pub tx_room: u32,
     /// Whether the VM is not [`Port::alone`].
     pub shares_warp: bool,
@@ -272,20 +272,20 @@ impl Port for MockPort {
         true
     }
     fn net_tx_write(&mut self, at: u32, bytes: &[u8]) {
-        let frame = self.begun.as_mut().expect("net_tx_begin");
-        frame[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+        let packet = self.begun.as_mut().expect("net_tx_begin");
+        packet[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
     }
     fn net_tx_end(&mut self) {
         self.tx.push(self.begun.take().expect("net_tx_begin"));
     }
     fn net_rx_len(&mut self) -> Option<u32> {
-        self.rx.front().map(|frame| frame.len() as u32)
+        self.rx.front().map(|packet| packet.len() as u32)
     }
     fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]) {
         bytes.copy_from_slice(&self.rx[0][at as usize..at as usize + bytes.len()]);
     }
     fn net_rx_end(&mut self) {
-        self.rx.pop_front().expect("a frame");
+        self.rx.pop_front().expect("a packet");
     }
 }
 

@@ -7,7 +7,7 @@
 //! nothing more until the driver resets it. Nothing that a driver writes can reach another VM.
 //!
 //! A device processes a queue when the driver notifies it. If it cannot finish, because the host
-//! has no room for an Ethernet frame or the slice's budget of work is used up, [`Virtio::poll`]
+//! has no room for a packet or the slice's budget of work is used up, [`Virtio::poll`]
 //! continues later.
 
 pub mod blk;
@@ -85,14 +85,14 @@ pub struct Config {
 )]
 #[repr(C)]
 pub struct Counters {
-    /// Ethernet frames that were delivered to the guest.
-    pub rx_frames: u64,
-    /// Ethernet frames to the guest that were dropped, because no driver was up or its buffer was
+    /// Packets that were delivered to the guest.
+    pub rx_packets: u64,
+    /// Packets to the guest that were dropped, because no driver was up or its buffer was
     /// too small.
     pub rx_drops: u64,
-    /// Ethernet frames that the guest sent.
-    pub tx_frames: u64,
-    /// Ethernet frames from the guest that were dropped, because they were runts or giants.
+    /// Packets that the guest sent.
+    pub tx_packets: u64,
+    /// Packets from the guest that were dropped, because they were runts or giants.
     pub tx_drops: u64,
 }
 
@@ -153,7 +153,7 @@ impl Virtio {
             transport: Transport::new(device_id),
             queues: [const { Queue::RESET }; QUEUES],
             config: Config { capacity: 0, mac: [0; 6], link: 0 },
-            counters: Counters { rx_frames: 0, rx_drops: 0, tx_frames: 0, tx_drops: 0 },
+            counters: Counters { rx_packets: 0, rx_drops: 0, tx_packets: 0, tx_drops: 0 },
             work: Work::FULL,
             reserved: 0,
         }
@@ -194,7 +194,7 @@ impl Virtio {
         }
     }
 
-    /// Continues unfinished work and delivers Ethernet frames from the port. Called between slices.
+    /// Continues unfinished work and delivers packets from the port. Called between slices.
     ///
     /// If it returns [`Trap::NoFrame`], the same call can be repeated and continues.
     pub fn poll<M: Memory, D: Memory, P: Port>(

@@ -3,11 +3,11 @@
 use super::queue::{Progress, Queue, QueueError, SIZE_MAX, Work};
 use super::{Config, Counters, Io, feature};
 use crate::mem::Memory;
-use crate::port::{FRAME_MAX, Port};
+use crate::port::{PACKET_MAX, Port};
 
-/// Frames to the guest.
+/// Packets to the guest.
 pub(super) const RECEIVE_QUEUE: u32 = 0;
-/// Frames from the guest.
+/// Packets from the guest.
 pub(super) const TRANSMIT_QUEUE: u32 = 1;
 pub(super) const QUEUE_COUNT: u32 = 2;
 
@@ -20,12 +20,12 @@ pub(super) const FEATURES: u64 = feature::COMMON | F_MAC | F_STATUS;
 /// VIRTIO_NET_S_LINK_UP.
 pub(super) const LINK_UP: u16 = 1;
 
-/// `struct virtio_net_hdr` before a received frame: no offloads, `num_buffers` 1.
+/// `struct virtio_net_hdr` before a received packet: no offloads, `num_buffers` 1.
 const HEADER: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const HEADER_LEN: u32 = HEADER.len() as u32;
 
-/// Two addresses and the type of an Ethernet frame.
-const FRAME_MIN: u32 = 14;
+/// Two addresses and the type: the header of an Ethernet frame.
+const PACKET_MIN: u32 = 14;
 
 /// Byte `at` of `struct virtio_net_config`.
 pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
@@ -33,7 +33,7 @@ pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
     config.mac.iter().chain(&link).nth(at).copied().unwrap_or(0)
 }
 
-/// Copies Ethernet frames from the guest to the port, until the queue is empty or the port is full.
+/// Copies packets from the guest to the port, until the queue is empty or the port is full.
 pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
@@ -49,9 +49,9 @@ pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
         if lengths.writable != 0 {
             return Err(QueueError::Broken);
         }
-        let frame_len = frame_len(lengths.readable);
-        work.spend(&lengths, frame_len.unwrap_or(0));
-        match frame_len {
+        let packet_len = packet_len(lengths.readable);
+        work.spend(&lengths, packet_len.unwrap_or(0));
+        match packet_len {
             Some(len) => {
                 if !io.port.net_tx_begin(len) {
                     return Ok(Progress::Deferred);
@@ -61,7 +61,7 @@ pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
                     port.net_tx_write(at, piece);
                 })?;
                 io.port.net_tx_end();
-                counters.tx_frames = counters.tx_frames.wrapping_add(1);
+                counters.tx_packets = counters.tx_packets.wrapping_add(1);
             }
             None => counters.tx_drops = counters.tx_drops.wrapping_add(1),
         }
@@ -70,17 +70,17 @@ pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
     Ok(Progress::Done)
 }
 
-/// Returns the length of the Ethernet frame in a buffer of `len` bytes, if it is neither a runt nor
+/// Returns the length of the packet in a buffer of `len` bytes, if it is neither a runt nor
 /// a giant.
-fn frame_len(len: u64) -> Option<u32> {
+fn packet_len(len: u64) -> Option<u32> {
     let len = u32::try_from(len).ok()?.checked_sub(HEADER_LEN)?;
-    (FRAME_MIN..=FRAME_MAX).contains(&len).then_some(len)
+    (PACKET_MIN..=PACKET_MAX).contains(&len).then_some(len)
 }
 
-/// Copies Ethernet frames from the port to the guest, until there is no further frame or no further
+/// Copies packets from the port to the guest, until there is no further packet or no further
 /// buffer.
 ///
-/// A frame is removed from the port only when it is in the guest's buffer, so a repeated call loses
+/// A packet is removed from the port only when it is in the guest's buffer, so a repeated call loses
 /// none.
 pub(super) fn receive<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
@@ -92,12 +92,12 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
         return Ok(Progress::Done);
     }
     let mut buffers = queue.available(&mut io.ram)?;
-    // Frames that fit no buffer take none, hence a second bound.
+    // Packets that fit no buffer take none, hence a second bound.
     for _ in 0..SIZE_MAX {
         if buffers == 0 {
             break;
         }
-        let Some(frame_len) = io.port.net_rx_len() else { break };
+        let Some(packet_len) = io.port.net_rx_len() else { break };
         if work.is_used_up() {
             return Ok(Progress::Deferred);
         }
@@ -106,9 +106,9 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
         if lengths.readable != 0 {
             return Err(QueueError::Broken);
         }
-        let len = frame_len.saturating_add(HEADER_LEN);
-        work.spend(&lengths, len.min(FRAME_MAX));
-        if !(1..=FRAME_MAX).contains(&frame_len) || u64::from(len) > lengths.writable {
+        let len = packet_len.saturating_add(HEADER_LEN);
+        work.spend(&lengths, len.min(PACKET_MAX));
+        if !(1..=PACKET_MAX).contains(&packet_len) || u64::from(len) > lengths.writable {
             io.port.net_rx_end();
             counters.rx_drops = counters.rx_drops.wrapping_add(1);
             continue;
@@ -117,25 +117,25 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
         queue.write_with(&mut io.ram, head, 0, len, |at, piece| fill(port, at, piece))?;
         io.port.net_rx_end();
         queue.complete(&mut io.ram, head, len)?;
-        counters.rx_frames = counters.rx_frames.wrapping_add(1);
+        counters.rx_packets = counters.rx_packets.wrapping_add(1);
         buffers -= 1;
     }
     Ok(Progress::Done)
 }
 
-/// Fills a chunk with what is at byte `at` of header and Ethernet frame.
+/// Fills a chunk with what is at byte `at` of header and packet.
 fn fill(port: &mut impl Port, at: u32, piece: &mut [u8]) {
     let in_header = HEADER_LEN.saturating_sub(at).min(piece.len() as u32);
-    let Some((header, frame)) = piece.split_at_mut_checked(in_header as usize) else { return };
+    let Some((header, packet)) = piece.split_at_mut_checked(in_header as usize) else { return };
     for (byte, value) in header.iter_mut().zip(HEADER.iter().skip(at as usize)) {
         *byte = *value;
     }
-    if !frame.is_empty() {
-        port.net_rx_read(at.wrapping_add(in_header).wrapping_sub(HEADER_LEN), frame);
+    if !packet.is_empty() {
+        port.net_rx_read(at.wrapping_add(in_header).wrapping_sub(HEADER_LEN), packet);
     }
 }
 
-/// Drops Ethernet frames for a guest whose driver is not up, so that it does not receive stale ones
+/// Drops packets for a guest whose driver is not up, so that it does not receive stale ones
 /// later.
 pub(super) fn discard(port: &mut impl Port, counters: &mut Counters) {
     for _ in 0..SIZE_MAX {
@@ -163,27 +163,27 @@ mod tests {
     const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
     const RX: u32 = RECEIVE_QUEUE;
     const TX: u32 = TRANSMIT_QUEUE;
-    /// Room for a header and the largest frame.
-    const BUFFER_SIZE: u32 = HEADER_LEN + FRAME_MAX;
+    /// Room for a header and the largest packet.
+    const BUFFER_SIZE: u32 = HEADER_LEN + PACKET_MAX;
 
     fn guest() -> Guest {
         Guest::started(Virtio::net(MAC), 0)
     }
 
-    fn frame(len: u32) -> Vec<u8> {
+    fn packet(len: u32) -> Vec<u8> {
         (0..len).map(|i| i as u8 ^ 0x5a).collect()
     }
 
-    /// Puts header and `frame` into RAM at `addr` and returns their length.
-    fn store_packet(guest: &mut Guest, addr: u64, frame: &[u8]) -> u32 {
+    /// Puts header and `packet` into RAM at `addr` and returns their length.
+    fn store_packet(guest: &mut Guest, addr: u64, packet: &[u8]) -> u32 {
         guest.store(addr, &[0; 12]);
-        guest.store(addr + 12, frame);
-        12 + frame.len() as u32
+        guest.store(addr + 12, packet);
+        12 + packet.len() as u32
     }
 
-    /// Makes `frame` available to be sent.
-    fn offer_frame(guest: &mut Guest, frame: &[u8]) {
-        let len = store_packet(guest, BUFFERS, frame);
+    /// Makes `packet` available to be sent.
+    fn offer_packet(guest: &mut Guest, packet: &[u8]) {
+        let len = store_packet(guest, BUFFERS, packet);
         guest.offer(TX, &[(BUFFERS, len, 0)]);
     }
 
@@ -213,49 +213,49 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_sent_without_its_header() {
+    fn a_packet_is_sent_without_its_header() {
         let mut guest = guest();
-        offer_frame(&mut guest, &frame(60));
+        offer_packet(&mut guest, &packet(60));
         guest.kick(TX);
-        assert_eq!(guest.port.tx, [frame(60)]);
+        assert_eq!(guest.port.tx, [packet(60)]);
         assert_eq!(guest.take_used(TX), Some((0, 0)));
-        assert_eq!(guest.device.counters.tx_frames, 1);
+        assert_eq!(guest.device.counters.tx_packets, 1);
     }
 
     #[test]
-    fn header_and_frame_may_be_cut_anywhere() {
+    fn header_and_packet_may_be_cut_anywhere() {
         let mut guest = guest();
-        let len = store_packet(&mut guest, BUFFERS, &frame(60));
+        let len = store_packet(&mut guest, BUFFERS, &packet(60));
         let cuts = [(0u32, 5), (5, 0), (5, 8), (13, 1), (14, len - 14)];
         let chain = cuts.map(|(at, len)| (BUFFERS + u64::from(at), len, 0));
         guest.offer(TX, &chain);
         guest.kick(TX);
-        assert_eq!(guest.port.tx, [frame(60)]);
+        assert_eq!(guest.port.tx, [packet(60)]);
     }
 
     #[test]
-    fn a_frame_may_cross_pages() {
+    fn a_packet_may_cross_pages() {
         let mut guest = guest();
-        let len = store_packet(&mut guest, BUFFERS + 4000, &frame(1000));
+        let len = store_packet(&mut guest, BUFFERS + 4000, &packet(1000));
         guest.offer(TX, &[(BUFFERS + 4000, len, 0)]);
         guest.kick(TX);
-        assert_eq!(guest.port.tx, [frame(1000)]);
+        assert_eq!(guest.port.tx, [packet(1000)]);
     }
 
     #[test]
-    fn the_largest_and_the_smallest_frame_are_sent() {
+    fn the_largest_and_the_smallest_packet_are_sent() {
         let mut guest = guest();
-        offer_frame(&mut guest, &frame(FRAME_MAX));
+        offer_packet(&mut guest, &packet(PACKET_MAX));
         guest.kick(TX);
-        offer_frame(&mut guest, &frame(FRAME_MIN));
+        offer_packet(&mut guest, &packet(PACKET_MIN));
         guest.kick(TX);
-        assert_eq!(guest.port.tx, [frame(FRAME_MAX), frame(FRAME_MIN)]);
+        assert_eq!(guest.port.tx, [packet(PACKET_MAX), packet(PACKET_MIN)]);
     }
 
     #[test]
     fn giants_and_runts_are_dropped_and_counted() {
         let mut guest = guest();
-        let lens = [FRAME_MAX + 1, 60_000, FRAME_MIN - 1, 0];
+        let lens = [PACKET_MAX + 1, 60_000, PACKET_MIN - 1, 0];
         for len in lens {
             guest.offer(TX, &[(BUFFERS, HEADER_LEN + len, 0)]);
         }
@@ -276,30 +276,30 @@ mod tests {
     }
 
     #[test]
-    fn frames_wait_for_room_in_the_port_and_none_is_lost() {
+    fn packets_wait_for_room_in_the_port_and_none_is_lost() {
         let mut guest = guest();
         (0..3).for_each(|i| {
-            let len = store_packet(&mut guest, BUFFERS + 0x1000 * i, &frame(60 + i as u32));
+            let len = store_packet(&mut guest, BUFFERS + 0x1000 * i, &packet(60 + i as u32));
             guest.offer(TX, &[(BUFFERS + 0x1000 * i, len, 0)]);
         });
         guest.port.tx_room = 1;
         guest.kick(TX);
-        assert_eq!(guest.port.tx, [frame(60)]);
+        assert_eq!(guest.port.tx, [packet(60)]);
         assert_eq!(guest.device.deferred(), Some(Deferred::Port));
         guest.poll();
         assert_eq!(guest.device.deferred(), Some(Deferred::Port));
         guest.port.tx_room = 5;
         guest.poll();
-        assert_eq!(guest.port.tx, [frame(60), frame(61), frame(62)]);
+        assert_eq!(guest.port.tx, [packet(60), packet(61), packet(62)]);
         assert_eq!(guest.device.deferred(), None);
     }
 
     #[test]
-    fn frames_beyond_a_slices_work_are_sent_in_the_next() {
+    fn packets_beyond_a_slices_work_are_sent_in_the_next() {
         let mut guest = guest();
         let mut sent = 0;
         while guest.device.deferred().is_none() {
-            offer_frame(&mut guest, &frame(FRAME_MAX));
+            offer_packet(&mut guest, &packet(PACKET_MAX));
             guest.kick(TX);
             sent += 1;
             assert!(sent < 200);
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn a_stopped_queue_has_nothing_left_over() {
         let mut guest = guest();
-        offer_frame(&mut guest, &frame(60));
+        offer_packet(&mut guest, &packet(60));
         guest.port.tx_room = 0;
         guest.kick(TX);
         guest.write(reg::QUEUE_SEL, TX);
@@ -324,70 +324,70 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_received_behind_a_header() {
+    fn a_packet_is_received_behind_a_header() {
         let mut guest = guest();
         let head = guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]);
-        guest.port.rx.push_back(frame(60));
+        guest.port.rx.push_back(packet(60));
         guest.poll();
         assert_eq!(guest.take_used(RX), Some((head.into(), 72)));
         assert_eq!(guest.load(BUFFERS, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
-        assert_eq!(guest.load(BUFFERS + 12, 60), frame(60));
+        assert_eq!(guest.load(BUFFERS + 12, 60), packet(60));
         assert!(guest.port.rx.is_empty());
-        assert_eq!(guest.device.counters.rx_frames, 1);
+        assert_eq!(guest.device.counters.rx_packets, 1);
     }
 
     #[test]
-    fn received_frames_interrupt_once() {
+    fn received_packets_interrupt_once() {
         let mut guest = guest();
         (0..3).for_each(|_| _ = guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]));
-        guest.port.rx.extend([frame(60), frame(61), frame(62)]);
+        guest.port.rx.extend([packet(60), packet(61), packet(62)]);
         guest.poll();
         assert_eq!(guest.read(reg::INTERRUPT_STATUS), 1);
         assert_eq!((0..9).filter_map(|_| guest.take_used(RX)).count(), 3);
     }
 
     #[test]
-    fn a_frame_may_be_received_into_several_buffers() {
+    fn a_packet_may_be_received_into_several_buffers() {
         let mut guest = guest();
         let across = BUFFERS + 0x1000 - 3;
         let parts = [(BUFFERS, 10, WRITE), (BUFFERS + 10, 7, WRITE), (across, 2000, WRITE)];
         guest.offer(RX, &parts);
-        guest.port.rx.push_back(frame(60));
+        guest.port.rx.push_back(packet(60));
         guest.poll();
         assert_eq!(guest.load(BUFFERS + 10, 2), [1, 0]);
-        assert_eq!(guest.load(BUFFERS + 12, 5), frame(60)[..5]);
-        assert_eq!(guest.load(across, 55), frame(60)[5..]);
+        assert_eq!(guest.load(BUFFERS + 12, 5), packet(60)[..5]);
+        assert_eq!(guest.load(across, 55), packet(60)[5..]);
     }
 
     #[test]
-    fn frames_wait_for_buffers() {
+    fn packets_wait_for_buffers() {
         let mut guest = guest();
-        guest.port.rx.extend([frame(60), frame(61)]);
+        guest.port.rx.extend([packet(60), packet(61)]);
         guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]);
         guest.poll();
         assert_eq!(guest.port.rx.len(), 1);
         guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]);
         guest.kick(RX);
         assert!(guest.port.rx.is_empty());
-        assert_eq!(guest.load(BUFFERS + 12, 61), frame(61));
+        assert_eq!(guest.load(BUFFERS + 12, 61), packet(61));
     }
 
     #[test]
-    fn a_frame_larger_than_the_buffer_is_dropped_and_the_buffer_kept() {
+    fn a_packet_larger_than_the_buffer_is_dropped_and_the_buffer_kept() {
         let mut guest = guest();
         guest.offer(RX, &[(BUFFERS, 12 + 60, WRITE)]);
-        guest.port.rx.extend([frame(61), frame(60)]);
+        guest.port.rx.extend([packet(61), packet(60)]);
         guest.poll();
         assert_eq!(guest.take_used(RX), Some((0, 72)));
-        assert_eq!(guest.load(BUFFERS + 12, 60), frame(60));
+        assert_eq!(guest.load(BUFFERS + 12, 60), packet(60));
         assert_eq!(guest.device.counters.rx_drops, 1);
     }
 
     #[test]
-    fn a_host_frame_of_a_length_that_cannot_be_is_dropped() {
+    fn a_host_packet_of_a_length_that_cannot_be_is_dropped() {
         let mut guest = guest();
         guest.offer(RX, &[(BUFFERS, 0x4000, WRITE)]);
-        guest.port.rx.extend([frame(0), frame(FRAME_MAX + 1)]);
+        guest.port.rx.extend([packet(0), packet(PACKET_MAX + 1)]);
         guest.poll();
         assert_eq!(guest.take_used(RX), None);
         assert_eq!(guest.device.counters.rx_drops, 2);
@@ -397,44 +397,44 @@ mod tests {
     fn a_readable_buffer_in_the_receive_queue_needs_a_reset() {
         let mut guest = guest();
         guest.offer(RX, &[(BUFFERS, 12, 0), (BUFFERS, 2000, WRITE)]);
-        guest.port.rx.push_back(frame(60));
+        guest.port.rx.push_back(packet(60));
         guest.poll();
         assert!(guest.needs_reset());
     }
 
     #[test]
-    fn frames_for_a_guest_without_driver_are_dropped_and_counted() {
+    fn packets_for_a_guest_without_driver_are_dropped_and_counted() {
         let mut guest = Guest::new(Virtio::net(MAC));
-        guest.port.rx.push_back(frame(60));
+        guest.port.rx.push_back(packet(60));
         guest.poll();
         assert!(guest.port.rx.is_empty());
         assert_eq!(guest.device.counters.rx_drops, 1);
     }
 
     #[test]
-    fn a_frame_stays_in_the_port_until_there_are_guest_frames_for_it() {
+    fn a_packet_stays_in_the_port_until_there_are_frames_for_it() {
         let mut guest = guest();
         let across = BUFFERS + 0x1000 - 30;
         guest.offer(RX, &[(across, BUFFER_SIZE, WRITE)]);
-        guest.port.rx.push_back(frame(60));
+        guest.port.rx.push_back(packet(60));
         guest.ram.frames_left = 1;
         assert_eq!(guest.try_poll(), Err(Trap::NoFrame));
-        assert_eq!((guest.port.rx.len(), guest.device.counters.rx_frames), (1, 0));
+        assert_eq!((guest.port.rx.len(), guest.device.counters.rx_packets), (1, 0));
         guest.ram.frames_left = 1;
         guest.poll();
         assert_eq!(guest.take_used(RX), Some((0, 72)));
-        assert_eq!(guest.load(across + 12, 60), frame(60));
+        assert_eq!(guest.load(across + 12, 60), packet(60));
     }
 
     #[test]
-    fn polling_another_device_leaves_frames_alone() {
+    fn polling_another_device_leaves_packets_alone() {
         let mut guest = Guest::started(Virtio::RNG, 0);
-        guest.port.rx.push_back(frame(60));
+        guest.port.rx.push_back(packet(60));
         guest.poll();
         assert_eq!(guest.port.rx.len(), 1);
     }
 
-    /// What a well-behaved driver and host do, at random; no frame may be lost or changed.
+    /// What a well-behaved driver and host do, at random; no packet may be lost or changed.
     fn exchange(rng: &mut Prng) {
         let features = if rng.one_in(2) { super::feature::EVENT_IDX } else { 0 };
         let mut guest = Guest::started(Virtio::net(MAC), features);
@@ -444,9 +444,9 @@ mod tests {
         for _ in 0..150 {
             match rng.below(6) {
                 0 => {
-                    let frame = frame(FRAME_MIN + rng.below(FRAME_MAX - FRAME_MIN + 1));
-                    guest.port.rx.push_back(frame.clone());
-                    expected.push_back(frame);
+                    let packet = packet(PACKET_MIN + rng.below(PACKET_MAX - PACKET_MIN + 1));
+                    guest.port.rx.push_back(packet.clone());
+                    expected.push_back(packet);
                 }
                 1 if posted.len() < usize::from(QUEUE_SIZE) => {
                     let at = (0..16).find(|i| !posted.contains(i)).expect("a free buffer");
@@ -456,12 +456,12 @@ mod tests {
                 }
                 2 => {
                     let addr = slot(16 + sent.len() % 8);
-                    let frame = frame(FRAME_MIN + rng.below(1000));
-                    let len = store_packet(&mut guest, addr, &frame);
+                    let packet = packet(PACKET_MIN + rng.below(1000));
+                    let len = store_packet(&mut guest, addr, &packet);
                     let cut = rng.below(len);
                     guest.offer(TX, &[(addr, cut, 0), (addr + u64::from(cut), len - cut, 0)]);
                     guest.kick(TX);
-                    sent.push(frame);
+                    sent.push(packet);
                     // The ring has room for eight of these.
                     while guest.device.deferred().is_some() {
                         guest.port.tx_room = 1 + rng.below(3);
@@ -484,11 +484,11 @@ mod tests {
         }
         assert_eq!(guest.port.tx, sent);
         assert_eq!(guest.port.rx, expected);
-        assert_eq!(guest.device.counters.rx_frames, delivered.len() as u64);
+        assert_eq!(guest.device.counters.rx_packets, delivered.len() as u64);
     }
 
     #[test]
-    fn no_frame_is_lost_or_changed() {
+    fn no_packet_is_lost_or_changed() {
         for_seeds(0, 100, exchange);
     }
 
@@ -505,7 +505,7 @@ mod tests {
                         let flags = if rng.one_in(8) { rng.below(8) } else { 2 - 2 * queue } as u16;
                         guest.offer(queue, &[(addr, rng.below(20), flags), (addr, len, flags)]);
                     }
-                    3 => guest.port.rx.push_back(frame(rng.below(FRAME_MAX + 2))),
+                    3 => guest.port.rx.push_back(packet(rng.below(PACKET_MAX + 2))),
                     4 => guest.port.tx_room = rng.below(3),
                     5 => {
                         guest.ram.frames_left = rng.below(4);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use emu_core::port::Port;
 
-use crate::net::{Frame, Wire};
+use crate::net::{Packet, Wire};
 
 /// Console bytes that a VM may write in one slice before it has to wait. The guest's behaviour does
 /// not depend on this number, or on how fast the host takes them.
@@ -21,7 +21,7 @@ pub struct CpuPort {
     /// Console bytes for the guest.
     pub input: VecDeque<u8>,
     /// Packets for the guest.
-    pub received: VecDeque<Frame>,
+    pub received: VecDeque<Packet>,
     /// The packet that the guest is sending.
     sending: Vec<u8>,
     /// Virtual link that takes the guest's packets.
@@ -75,12 +75,12 @@ impl Port for CpuPort {
     }
 
     fn net_rx_len(&mut self) -> Option<u32> {
-        self.received.front().map(|frame| frame.len() as u32)
+        self.received.front().map(|packet| packet.len() as u32)
     }
 
     fn net_rx_read(&mut self, at: u32, bytes: &mut [u8]) {
-        let frame = self.received.front().map_or(&[][..], |frame| frame);
-        if let Some(from) = frame.get(at as usize..).and_then(|from| from.get(..bytes.len())) {
+        let packet = self.received.front().map_or(&[][..], |packet| packet);
+        if let Some(from) = packet.get(at as usize..).and_then(|from| from.get(..bytes.len())) {
             bytes.copy_from_slice(from);
         }
     }
@@ -96,7 +96,7 @@ mod tests {
     use crate::net::wire::Message;
 
     #[test]
-    fn frames_are_put_together_and_go_on_the_wire() {
+    fn packets_are_put_together_and_go_on_the_wire() {
         let wire = Arc::new(Wire::new(4));
         let mut port = CpuPort::new(3, Arc::clone(&wire));
         assert!(port.net_tx_begin(4));
@@ -106,13 +106,13 @@ mod tests {
         port.net_tx_end();
         let mut messages = VecDeque::new();
         wire.messages(9, &mut messages);
-        assert_eq!(messages, [Message::Frame(3, Frame::from(&b"abcd"[..]))]);
+        assert_eq!(messages, [Message::Packet(3, Packet::from(&b"abcd"[..]))]);
     }
 
     #[test]
-    fn frames_come_in_order_each_once() {
+    fn packets_come_in_order_each_once() {
         let mut port = CpuPort::default();
-        port.received.extend([Frame::from(&b"first"[..]), Frame::from(&b"second"[..])]);
+        port.received.extend([Packet::from(&b"first"[..]), Packet::from(&b"second"[..])]);
         assert_eq!(port.net_rx_len(), Some(5));
         port.net_rx_end();
         let mut bytes = [0; 3];

@@ -63,7 +63,7 @@ struct Instance {
     earlier: u64,
     /// Starts since the VM was last ready, this one included.
     boots: u32,
-    /// Frames to and from the guest that its network card has dropped.
+    /// Packets to and from the guest that its network card has dropped.
     card_drops: (u64, u64),
 }
 
@@ -317,8 +317,8 @@ impl<'a> Worker<'a> {
                 ExitCode::Idle => {
                     let timer = clock.at(session.vm().wake_at());
                     let due = timer.is_some_and(|timer| timer <= at);
-                    let frames = wire.has_inbound(vm) && port.received.len() < RECEIVED_MAX;
-                    if !due && port.input.is_empty() && !frames {
+                    let packets = wire.has_inbound(vm) && port.received.len() < RECEIVED_MAX;
+                    if !due && port.input.is_empty() && !packets {
                         return End::Rest(Rest::Idle(timer));
                     }
                 }

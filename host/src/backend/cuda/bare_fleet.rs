@@ -63,7 +63,7 @@ impl BareFleet {
                 match message.body {
                     Body::Console(bytes) => printed.extend_from_slice(bytes),
                     Body::Exit(how, _) => *exit = how,
-                    Body::Frame(_) | Body::Taken(_) => {}
+                    Body::Packet(_) | Body::Taken(_) => {}
                 }
             }
             if !result.full {

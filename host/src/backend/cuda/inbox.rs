@@ -2,12 +2,12 @@
 
 use emu_device::port::RECORD_ALIGN;
 
-use crate::net::Frame;
+use crate::net::Packet;
 
 /// Console bytes offered to a VM in one launch: its UART takes 16 in a slice.
 const CONSOLE_MAX: usize = 512;
 /// Bytes of packets offered to a VM in one launch: more than a guest handles in it.
-const FRAMES_MAX: usize = 24 << 10;
+const PACKETS_MAX: usize = 24 << 10;
 
 /// The inbox of one launch.
 #[derive(Debug)]
@@ -24,9 +24,9 @@ pub struct Offer<'a> {
     /// Console bytes, as the two halves of a ring buffer.
     pub console: (&'a [u8], &'a [u8]),
     /// Sequence number of the first packet.
-    pub frames_at: u32,
+    pub packets_at: u32,
     /// Packets, as the two halves of a ring buffer.
-    pub frames: (&'a [Frame], &'a [Frame]),
+    pub packets: (&'a [Packet], &'a [Packet]),
 }
 
 impl Writer {
@@ -53,20 +53,20 @@ impl Writer {
         let second = &second[..second.len().min(CONSOLE_MAX - first.len())];
         let start = self.bytes.len();
         let console_len = (first.len() + second.len()) as u32;
-        let all = || offer.frames.0.iter().chain(offer.frames.1);
-        let fits = |room: &mut usize, frame: &Frame| {
-            *room = room.checked_sub(frame.len())?;
+        let all = || offer.packets.0.iter().chain(offer.packets.1);
+        let fits = |room: &mut usize, packet: &Packet| {
+            *room = room.checked_sub(packet.len())?;
             Some(())
         };
-        let frames_len = all().scan(FRAMES_MAX, fits).count();
-        let head = [offer.console_at, console_len, offer.frames_at, frames_len as u32];
+        let packets_len = all().scan(PACKETS_MAX, fits).count();
+        let head = [offer.console_at, console_len, offer.packets_at, packets_len as u32];
         self.bytes.extend(head.iter().flat_map(|word| word.to_le_bytes()));
         self.bytes.extend_from_slice(first);
         self.bytes.extend_from_slice(second);
         self.pad();
-        for frame in all().take(frames_len) {
-            self.bytes.extend((frame.len() as u64).to_le_bytes());
-            self.bytes.extend_from_slice(frame);
+        for packet in all().take(packets_len) {
+            self.bytes.extend((packet.len() as u64).to_le_bytes());
+            self.bytes.extend_from_slice(packet);
             self.pad();
         }
         if self.bytes.len() > self.capacity {
@@ -89,7 +89,7 @@ mod tests {
 
     use super::*;
 
-    fn frame(bytes: &[u8]) -> Frame {
+    fn packet(bytes: &[u8]) -> Packet {
         bytes.into()
     }
 
@@ -100,22 +100,22 @@ mod tests {
         let offer = Offer {
             console_at: 40,
             console: (b"ab", b"c"),
-            frames_at: 7,
-            frames: (&[frame(b"first")], &[frame(b"second")]),
+            packets_at: 7,
+            packets: (&[packet(b"first")], &[packet(b"second")]),
         };
         let at = writer.add(&offer);
         let bytes = &writer.bytes()[(at as usize - 1) * 8..];
         let mut state = PortState::new(0);
-        state.taken = Taken { console: 41, frames: 8 };
+        state.taken = Taken { console: 41, packets: 8 };
         let inbox = Inbox::new(bytes, &state.taken).unwrap();
         let outbox = Outbox { tail: 0.into(), capacity: 0, data: At::NOWHERE };
         let mut port = LogPort::new(0, &mut state, &outbox, inbox);
         assert_eq!((port.console_get(), port.console_get()), (Some(b'b'), Some(b'c')));
         assert_eq!(port.console_get(), None);
         assert_eq!(port.net_rx_len(), Some(6));
-        let mut frame = [0; 6];
-        port.net_rx_read(0, &mut frame);
-        assert_eq!(&frame, b"second");
+        let mut packet = [0; 6];
+        port.net_rx_read(0, &mut packet);
+        assert_eq!(&packet, b"second");
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl Shared {
 pub(crate) enum Request {
     Input(u32, Vec<u8>),
     /// Packets wait for a VM.
-    Frames(u32),
+    Packets(u32),
     Execute(u32, Command),
     Inspect(u32, Inspector),
     Stop,
@@ -171,7 +171,7 @@ impl CudaBackend {
         let (sender, events) = bounded(EVENTS_MAX);
         let (requests, received) = unbounded();
         let bell = requests.clone();
-        shared.settings.wire.on_inbound(Box::new(move |vm| drop(bell.send(Request::Frames(vm)))));
+        shared.settings.wire.on_inbound(Box::new(move |vm| drop(bell.send(Request::Packets(vm)))));
         (shared.started()..shared.fleet.count).for_each(|vm| shared.settings.wire.end(vm));
         let runner = Runner::new(Arc::clone(&shared), device, sender, received);
         let thread = thread::Builder::new()

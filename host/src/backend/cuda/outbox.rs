@@ -21,11 +21,11 @@ pub struct Message<'a> {
 pub enum Body<'a> {
     /// Console output.
     Console(&'a [u8]),
-    /// Ethernet frame that the VM sent.
-    Frame(&'a [u8]),
+    /// Packet that the VM sent.
+    Packet(&'a [u8]),
     /// The VM was parked, until the fleet time given.
     Exit(Exit, u64),
-    /// How much input the VM has taken, and how many frames its card has dropped.
+    /// How much input the VM has taken, and how many packets its card has dropped.
     Taken(InputRecord),
 }
 
@@ -62,12 +62,12 @@ impl<'a> Iterator for Messages<'a> {
         let body = self.rest.get(size_of::<Record>()..)?;
         let bytes = body.get(..len)?;
         const CONSOLE: u16 = RecordKind::Console as u16;
-        const FRAME: u16 = RecordKind::Frame as u16;
+        const PACKET: u16 = RecordKind::Packet as u16;
         const EXIT: u16 = RecordKind::Exit as u16;
         const TAKEN: u16 = RecordKind::Taken as u16;
         let message = match kind {
             CONSOLE => Body::Console(bytes),
-            FRAME => Body::Frame(bytes),
+            PACKET => Body::Packet(bytes),
             EXIT => {
                 let code = exit_code(u32_at(bytes, 0)?)?;
                 let wake_at = u64_at(bytes, std::mem::offset_of!(ExitRecord, wake_at))?;
@@ -75,8 +75,8 @@ impl<'a> Iterator for Messages<'a> {
             }
             TAKEN => {
                 let taken = |at| {
-                    let frames = u32_at(bytes, at + 4)?;
-                    Some(Taken { console: u32_at(bytes, at)?, frames })
+                    let packets = u32_at(bytes, at + 4)?;
+                    Some(Taken { console: u32_at(bytes, at)?, packets })
                 };
                 let drops = CardDrops { rx: u32_at(bytes, 16)?, tx: u32_at(bytes, 20)? };
                 Body::Taken(InputRecord { offered: taken(0)?, taken: taken(8)?, drops })
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(
             read,
             [
-                (9, 32_768, Body::Frame(b"eth")),
+                (9, 32_768, Body::Packet(b"eth")),
                 (9, 77, Body::Console(b"hi")),
                 (9, 77, Body::Taken(InputRecord { drops, ..InputRecord::default() })),
                 (9, 77, Body::Exit(exit, 105)),

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn launches_are_short_at_once_while_frames_come_and_go() {
+    fn launches_are_short_at_once_while_packets_come_and_go() {
         for ips in [1_000_000, 7_000_000, 100_000_000] {
             let mut pacer = LaunchPacer::new();
             run_launches(&mut pacer, ips);

@@ -77,7 +77,7 @@ pub struct Runner {
     /// The last launch, until its results have been handled.
     unread: Option<Completed>,
     /// When the last packet was sent or received.
-    frame_at: Option<Instant>,
+    packet_at: Option<Instant>,
     /// Requests that are handled between two launches.
     pending: Vec<Request>,
     /// When instruction counts may be published again.
@@ -112,7 +112,7 @@ impl Runner {
             pacer: LaunchPacer::new(),
             inbox: Writer::new(INBOX),
             unread: None,
-            frame_at: None,
+            packet_at: None,
             pending: Vec::new(),
             publish_at: Instant::now(),
             shared,
@@ -149,7 +149,7 @@ impl Runner {
             self.publish()?;
             let launched = !self.list().is_empty();
             if launched {
-                let talking = self.frame_at.is_some_and(|at| at.elapsed() < TALK);
+                let talking = self.packet_at.is_some_and(|at| at.elapsed() < TALK);
                 let lanes = self.lanes();
                 self.pacer.set_load(talking, lanes);
                 self.submit(self.pacer.slices(), lanes)?;
@@ -395,8 +395,8 @@ impl Runner {
                     self.tell(vm, instret, EventKind::Ready);
                 }
             }
-            Body::Frame(bytes) => {
-                self.frame_at = Some(Instant::now());
+            Body::Packet(bytes) => {
+                self.packet_at = Some(Instant::now());
                 self.shared.settings.wire.send(vm, bytes.into());
             }
             Body::Taken(record) => {
@@ -503,7 +503,7 @@ impl Runner {
 
     fn receive(&mut self, request: Request) {
         let vm = match request {
-            Request::Input(vm, _) | Request::Frames(vm) => vm,
+            Request::Input(vm, _) | Request::Packets(vm) => vm,
             Request::Execute(..) | Request::Inspect(..) => return self.pending.push(request),
             Request::Stop => return,
         };
@@ -515,7 +515,7 @@ impl Runner {
             Request::Input(_, bytes) => seat.give(&bytes),
             _ if seat.state == State::Done => return,
             _ => {
-                self.frame_at = Some(Instant::now());
+                self.packet_at = Some(Instant::now());
                 seat.fetch(vm, &self.shared.settings.wire);
             }
         }

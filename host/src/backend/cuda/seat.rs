@@ -7,7 +7,7 @@ use emu_device::port::{CardDrops, InputRecord};
 
 use super::inbox::Offer;
 use crate::console::ready::{ReadyMatcher, ReadyPattern};
-use crate::net::{Frame, Wire};
+use crate::net::{Packet, Wire};
 
 /// Scheduling state of a VM in the CUDA backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,19 +50,19 @@ pub struct Seat {
     /// Whether the VM was offered input and took none, and no more has come since.
     full: bool,
     /// Packets that the VM has not received.
-    frames: VecDeque<Frame>,
-    /// Sequence number of the first of `frames`.
-    frames_at: u32,
+    packets: VecDeque<Packet>,
+    /// Sequence number of the first of `packets`.
+    packets_at: u32,
     /// The same as `full`, for packets.
-    frames_full: bool,
+    packets_full: bool,
     /// Whether the VM is in the list of VMs with queued input.
     pub talks: bool,
-    /// Number of frames that the VM's network card has dropped.
+    /// Number of packets that the VM's network card has dropped.
     card: CardDrops,
 }
 
 /// Packets offered to a VM at a time; the others wait on the wire.
-const FRAMES_MAX: usize = 64;
+const PACKETS_MAX: usize = 64;
 
 impl Seat {
     /// Returns the slot of a VM that starts at once, or waits to be started.
@@ -77,9 +77,9 @@ impl Seat {
             input: VecDeque::new(),
             input_at: 0,
             full: false,
-            frames: VecDeque::new(),
-            frames_at: 0,
-            frames_full: false,
+            packets: VecDeque::new(),
+            packets_at: 0,
+            packets_full: false,
             talks: false,
             card: CardDrops::default(),
         }
@@ -93,9 +93,9 @@ impl Seat {
         self.matcher = Some(ReadyMatcher::new(pattern.clone()));
         self.input_at = 0;
         self.full = false;
-        self.frames.clear();
-        self.frames_at = 0;
-        self.frames_full = false;
+        self.packets.clear();
+        self.packets_at = 0;
+        self.packets_full = false;
         self.card = CardDrops::default();
     }
 
@@ -113,19 +113,19 @@ impl Seat {
     /// Drops all queued input.
     pub fn forget(&mut self) {
         self.input.clear();
-        self.frames.clear();
+        self.packets.clear();
     }
 
     /// Fetches packets for the VM from the virtual link.
     pub fn fetch(&mut self, vm: u32, wire: &Wire) {
-        let before = self.frames.len();
+        let before = self.packets.len();
         if wire.has_inbound(vm) {
-            wire.take(vm, FRAMES_MAX.saturating_sub(before), &mut self.frames);
+            wire.take(vm, PACKETS_MAX.saturating_sub(before), &mut self.packets);
         }
-        self.frames_full &= self.frames.len() == before;
+        self.packets_full &= self.packets.len() == before;
     }
 
-    /// Acknowledges the input that the VM has taken. Returns how many more frames its card has
+    /// Acknowledges the input that the VM has taken. Returns how many more packets its card has
     /// dropped.
     pub fn took(&mut self, record: &InputRecord) -> CardDrops {
         let InputRecord { offered, taken, drops } = *record;
@@ -135,11 +135,11 @@ impl Seat {
         let end = self.input_at.wrapping_add(self.input.len() as u32);
         self.full = n == 0 && taken.console != offered.console && offered.console == end;
 
-        let n = (taken.frames.wrapping_sub(self.frames_at) as usize).min(self.frames.len());
-        self.frames.drain(..n);
-        self.frames_at = self.frames_at.wrapping_add(n as u32);
-        let end = self.frames_at.wrapping_add(self.frames.len() as u32);
-        self.frames_full = n == 0 && taken.frames != offered.frames && offered.frames == end;
+        let n = (taken.packets.wrapping_sub(self.packets_at) as usize).min(self.packets.len());
+        self.packets.drain(..n);
+        self.packets_at = self.packets_at.wrapping_add(n as u32);
+        let end = self.packets_at.wrapping_add(self.packets.len() as u32);
+        self.packets_full = n == 0 && taken.packets != offered.packets && offered.packets == end;
 
         let before = std::mem::replace(&mut self.card, drops);
         CardDrops { rx: drops.rx.wrapping_sub(before.rx), tx: drops.tx.wrapping_sub(before.tx) }
@@ -147,12 +147,12 @@ impl Seat {
 
     /// Whether there is input that the VM may take now.
     pub fn wants_to_run(&self) -> bool {
-        (!self.input.is_empty() && !self.full) || (!self.frames.is_empty() && !self.frames_full)
+        (!self.input.is_empty() && !self.full) || (!self.packets.is_empty() && !self.packets_full)
     }
 
     /// Whether there is queued input.
     pub fn has_input(&self) -> bool {
-        !self.input.is_empty() || !self.frames.is_empty()
+        !self.input.is_empty() || !self.packets.is_empty()
     }
 
     /// Returns the input to offer in the next launch.
@@ -160,8 +160,8 @@ impl Seat {
         Offer {
             console_at: self.input_at,
             console: self.input.as_slices(),
-            frames_at: self.frames_at,
-            frames: self.frames.as_slices(),
+            packets_at: self.packets_at,
+            packets: self.packets.as_slices(),
         }
     }
 }
@@ -176,15 +176,15 @@ mod tests {
         Seat::new(&ReadyPattern::new("x").unwrap(), true)
     }
 
-    fn taken(console: u32, frames: u32, offered: &Seat) -> InputRecord {
+    fn taken(console: u32, packets: u32, offered: &Seat) -> InputRecord {
         let offer = offered.offer();
         let input = offer.console.0.len() + offer.console.1.len();
-        let waiting = offer.frames.0.len() + offer.frames.1.len();
+        let waiting = offer.packets.0.len() + offer.packets.1.len();
         InputRecord {
-            taken: Taken { console, frames },
+            taken: Taken { console, packets },
             offered: Taken {
                 console: offer.console_at + input as u32,
-                frames: offer.frames_at + waiting as u32,
+                packets: offer.packets_at + waiting as u32,
             },
             drops: CardDrops::default(),
         }
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_from_the_wire_are_kept_until_taken_and_gone_after_a_restart() {
+    fn packets_come_from_the_wire_are_kept_until_taken_and_gone_after_a_restart() {
         let wire = Wire::new(1);
         let mut seat = seat();
         seat.fetch(0, &wire);
@@ -231,7 +231,7 @@ mod tests {
         let before = taken(0, 0, &seat);
         seat.fetch(0, &wire);
         assert!(seat.wants_to_run());
-        assert_eq!((seat.frames.len(), wire.has_inbound(0)), (FRAMES_MAX, true));
+        assert_eq!((seat.packets.len(), wire.has_inbound(0)), (PACKETS_MAX, true));
         seat.took(&before);
         assert!(seat.wants_to_run());
         // A record of a VM whose driver has posted no receive buffers.
@@ -240,9 +240,9 @@ mod tests {
         seat.took(&taken(0, 2, &seat));
         seat.fetch(0, &wire);
         assert!(seat.wants_to_run());
-        assert_eq!((seat.offer().frames_at, seat.offer().frames.0[0].len()), (2, 16));
+        assert_eq!((seat.offer().packets_at, seat.offer().packets.0[0].len()), (2, 16));
         seat.restart(&ReadyPattern::new("x").unwrap(), 10);
-        assert_eq!((seat.has_input(), seat.offer().frames_at), (false, 0));
+        assert_eq!((seat.has_input(), seat.offer().packets_at), (false, 0));
     }
 
     #[test]

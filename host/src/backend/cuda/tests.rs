@@ -303,7 +303,7 @@ fn sleeping_vms_are_woken_and_serve_pages() {
         ready
     });
     let counts = wire.counts(1);
-    assert!(counts.tx_frames >= 150 && counts.rx_frames >= 150, "{counts:?}");
+    assert!(counts.tx_packets >= 150 && counts.rx_packets >= 150, "{counts:?}");
     assert_eq!(counts.drops.total(), 0, "{counts:?}");
 }
 
@@ -346,7 +346,7 @@ fn bulk_comes_whole_through_inbox_and_log() {
 }
 
 #[test]
-fn frames_go_in_and_out_when_time_is_instructions_too() {
+fn packets_go_in_and_out_when_time_is_instructions_too() {
     let Some(fleet) = linux(1) else { return };
     let wire = Arc::new(Wire::new(1));
     let settings = Settings { wire: Arc::clone(&wire), ..settings(false, ClockSource::Instret) };
@@ -367,7 +367,7 @@ fn frames_go_in_and_out_when_time_is_instructions_too() {
         }
         asked
     });
-    let Some(Message::Frame(0, answer)) = heard.pop_front() else { panic!("no answer") };
+    let Some(Message::Packet(0, answer)) = heard.pop_front() else { panic!("no answer") };
     assert_eq!((&answer[..6], &answer[6..12]), (&GATEWAY_MAC[..], &mac[..]));
 }
 

@@ -293,7 +293,7 @@ impl Pair {
             match message.body {
                 Body::Console(bytes) => seen.console.extend_from_slice(bytes),
                 Body::Exit(exit, _) => seen.exit = exit,
-                Body::Frame(_) | Body::Taken(_) => {}
+                Body::Packet(_) | Body::Taken(_) => {}
             }
         }
         Ok(seen)

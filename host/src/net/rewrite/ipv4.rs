@@ -44,7 +44,7 @@ impl Passage<'_> {
         let header = ipv4_header(packet)?;
         let header_len = header.slice().len();
         let payload_len = header.payload_len().map_err(|_| DropReason::Malformed)?.into();
-        // The rest is padding of a short frame.
+        // The rest is padding of a short packet.
         if packet.len() < header_len + payload_len {
             return Err(DropReason::Malformed);
         }

@@ -32,8 +32,8 @@ pub type Mac = [u8; 6];
 
 /// Length of an Ethernet header: two addresses and a type.
 const HEADER_LEN: usize = Ethernet2Header::LEN;
-/// Length of the largest frame that passes: a header and an MTU of 1500.
-pub const FRAME_MAX: usize = HEADER_LEN + 1500;
+/// Length of the largest packet that passes: a header and an MTU of 1500.
+pub const PACKET_MAX: usize = HEADER_LEN + 1500;
 
 /// Destination of a packet by its outside address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,20 +76,22 @@ pub struct Edge {
 impl Edge {
     /// Translates a packet that the VM sends. A refused packet must be dropped, because it may be
     /// half translated.
-    pub fn outward(&self, frame: &mut [u8]) -> Result<Destination, DropReason> {
-        Passage { from: &self.inside, to: &self.outside, outward: true }.frame(frame)
+    pub fn outward(&self, packet: &mut [u8]) -> Result<Destination, DropReason> {
+        Passage { from: &self.inside, to: &self.outside, outward: true }.translate(packet)
     }
 
     /// Translates a packet for the VM. A refused packet must be dropped, because it may be half
     /// translated.
-    pub fn inward(&self, frame: &mut [u8]) -> Result<(), DropReason> {
-        Passage { from: &self.outside, to: &self.inside, outward: false }.frame(frame).map(drop)
+    pub fn inward(&self, packet: &mut [u8]) -> Result<(), DropReason> {
+        Passage { from: &self.outside, to: &self.inside, outward: false }
+            .translate(packet)
+            .map(drop)
     }
 }
 
 /// Returns the destination of a packet on the outside, from its addresses.
-pub fn destination(frame: &[u8]) -> Result<Destination, DropReason> {
-    let (header, payload) = frame.split_first_chunk().ok_or(DropReason::BadLength)?;
+pub fn destination(packet: &[u8]) -> Result<Destination, DropReason> {
+    let (header, payload) = packet.split_first_chunk().ok_or(DropReason::BadLength)?;
     let target = match Ethernet2Header::from_bytes(*header).ether_type {
         EtherType::ARP => arp_packet(payload)?.target_ipv4_addr(),
         EtherType::IPV4 => ipv4_header(payload)?.destination_addr(),
@@ -108,11 +110,11 @@ struct Passage<'a> {
 }
 
 impl Passage<'_> {
-    fn frame(&self, frame: &mut [u8]) -> Result<Destination, DropReason> {
-        if frame.len() > FRAME_MAX {
+    fn translate(&self, packet: &mut [u8]) -> Result<Destination, DropReason> {
+        if packet.len() > PACKET_MAX {
             return Err(DropReason::BadLength);
         }
-        let (place, payload) = frame.split_first_chunk_mut().ok_or(DropReason::BadLength)?;
+        let (place, payload) = packet.split_first_chunk_mut().ok_or(DropReason::BadLength)?;
         let mut header = Ethernet2Header::from_bytes(*place);
         let source = header.source;
         if self.outward && source != self.from.mac {
@@ -203,7 +205,7 @@ fn ipv4_header(packet: &[u8]) -> Result<Ipv4HeaderSlice<'_>, DropReason> {
     Ipv4HeaderSlice::from_slice(packet).map_err(|_| DropReason::Malformed)
 }
 
-/// Returns why frames of an EtherType do not pass.
+/// Returns why packets of an EtherType do not pass.
 const fn refused(ether_type: EtherType) -> DropReason {
     match ether_type {
         EtherType::VLAN_TAGGED_FRAME | EtherType::PROVIDER_BRIDGING => DropReason::Vlan,

@@ -1,5 +1,5 @@
-//! Tests of the address translation. The oracle is always the same: a frame that etherparse builds
-//! with the addresses of one view, translated, equals the frame that etherparse builds with the
+//! Tests of the address translation. The oracle is always the same: a packet that etherparse builds
+//! with the addresses of one view, translated, equals the packet that etherparse builds with the
 //! addresses of the other.
 
 use std::net::Ipv4Addr;
@@ -76,14 +76,14 @@ impl Way {
         if self == Self::Out { Self::In } else { Self::Out }
     }
 
-    fn pass(self, frame: &mut [u8]) -> Result<(), DropReason> {
+    fn pass(self, packet: &mut [u8]) -> Result<(), DropReason> {
         match self {
-            Self::Out => EDGE.outward(frame).map(drop),
-            Self::In => EDGE.inward(frame),
+            Self::Out => EDGE.outward(packet).map(drop),
+            Self::In => EDGE.inward(packet),
         }
     }
 
-    /// Returns the view that a frame comes from, and the one that it goes to.
+    /// Returns the view that a packet comes from, and the one that it goes to.
     const fn views(self) -> (&'static View, &'static View) {
         match self {
             Self::Out => (&INSIDE, &OUTSIDE),
@@ -93,8 +93,8 @@ impl Way {
 }
 
 impl Packet {
-    /// Returns the frame as `view` sees it.
-    fn frame(&self, view: &View, way: Way) -> Vec<u8> {
+    /// Returns the packet as `view` sees it.
+    fn bytes(&self, view: &View, way: Way) -> Vec<u8> {
         let (own, peer) = (view.ip.octets(), self.peer.ip(view));
         let (source, destination) = if way == Way::Out { (own, peer) } else { (peer, own) };
         let macs = if way == Way::Out { (view.mac, PEER_MAC) } else { (PEER_MAC, view.mac) };
@@ -102,9 +102,9 @@ impl Packet {
         ip.options = self.options.as_slice().try_into().unwrap();
         let builder =
             PacketBuilder::ethernet2(macs.0, macs.1).ip(IpHeaders::Ipv4(ip, Default::default()));
-        let mut frame = Vec::new();
+        let mut packet = Vec::new();
         match &self.content {
-            Content::Udp(from, to) => builder.udp(*from, *to).write(&mut frame, &self.payload),
+            Content::Udp(from, to) => builder.udp(*from, *to).write(&mut packet, &self.payload),
             Content::Tcp(from, to, seq, syn) => {
                 let mut header = TcpHeader::new(*from, *to, *seq, 4096);
                 header.syn = *syn;
@@ -117,22 +117,22 @@ impl Packet {
                     ];
                     header.set_options(&options).unwrap();
                 }
-                builder.tcp_header(header).write(&mut frame, &self.payload)
+                builder.tcp_header(header).write(&mut packet, &self.payload)
             }
             Content::Echo(id, seq) => {
-                builder.icmpv4_echo_request(*id, *seq).write(&mut frame, &self.payload)
+                builder.icmpv4_echo_request(*id, *seq).write(&mut packet, &self.payload)
             }
             Content::Error(kind, code, about, quoted) => {
-                let about = about.frame(view, way.back());
+                let about = about.bytes(view, way.back());
                 // Half a checksum at the end stays as it is, unlike what etherparse builds.
                 let end = about.len().min(HEADER_LEN + 28 + quoted / 2 * 2);
                 let kind =
                     Icmpv4Type::Unknown { type_u8: *kind, code_u8: *code, bytes5to8: [0; 4] };
-                builder.icmpv4(kind).write(&mut frame, &about[HEADER_LEN..end])
+                builder.icmpv4(kind).write(&mut packet, &about[HEADER_LEN..end])
             }
         }
         .unwrap();
-        frame
+        packet
     }
 }
 
@@ -172,9 +172,9 @@ fn way() -> impl Strategy<Value = Way> {
     select(&[Way::Out, Way::In][..])
 }
 
-/// Splits an IPv4 frame into fragments of `mtu` bytes.
-fn fragments(frame: &[u8], mtu: usize) -> Vec<Vec<u8>> {
-    let (header, payload) = Ipv4Header::from_slice(&frame[HEADER_LEN..]).unwrap();
+/// Splits an IPv4 packet into fragments of `mtu` bytes.
+fn fragments(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
+    let (header, payload) = Ipv4Header::from_slice(&packet[HEADER_LEN..]).unwrap();
     let room = (mtu - header.header_len()) / 8 * 8;
     let count = payload.len().div_ceil(room);
     let cut = |(i, piece): (usize, &[u8])| {
@@ -184,7 +184,7 @@ fn fragments(frame: &[u8], mtu: usize) -> Vec<Vec<u8>> {
         header.dont_fragment = false;
         header.set_payload_len(piece.len()).unwrap();
         header.header_checksum = header.calc_header_checksum();
-        let mut cut = frame[..HEADER_LEN].to_vec();
+        let mut cut = packet[..HEADER_LEN].to_vec();
         header.write(&mut cut).unwrap();
         cut.extend(piece);
         cut
@@ -200,30 +200,30 @@ proptest! {
     #[test]
     fn a_packet_is_as_if_it_had_been_made_with_the_other_addresses(p in packet(), way in way()) {
         let (from, to) = way.views();
-        let mut frame = p.frame(from, way);
-        prop_assume!(frame.len() <= FRAME_MAX);
-        prop_assert_eq!(way.pass(&mut frame), Ok(()));
-        prop_assert_eq!(frame, p.frame(to, way));
+        let mut packet = p.bytes(from, way);
+        prop_assume!(packet.len() <= PACKET_MAX);
+        prop_assert_eq!(way.pass(&mut packet), Ok(()));
+        prop_assert_eq!(packet, p.bytes(to, way));
     }
 
     #[test]
     fn fragments_make_the_same_packet(p in simple_packet(), mtu in 68usize..1500, way in way()) {
         let (from, to) = way.views();
-        let mut pieces = fragments(&p.frame(from, way), mtu);
+        let mut pieces = fragments(&p.bytes(from, way), mtu);
         for piece in &mut pieces {
             prop_assert_eq!(way.pass(piece), Ok(()));
         }
-        prop_assert_eq!(pieces, fragments(&p.frame(to, way), mtu));
+        prop_assert_eq!(pieces, fragments(&p.bytes(to, way), mtu));
     }
 
     #[test]
     fn no_single_wrong_bit_passes(p in packet(), way in way(), bit in any::<Index>()) {
-        let mut frame = p.frame(way.views().0, way);
-        prop_assume!(frame.len() <= FRAME_MAX);
-        let bits = (frame.len() - HEADER_LEN) * 8;
+        let mut packet = p.bytes(way.views().0, way);
+        prop_assume!(packet.len() <= PACKET_MAX);
+        let bits = (packet.len() - HEADER_LEN) * 8;
         let bit = HEADER_LEN * 8 + bit.index(bits);
-        frame[bit / 8] ^= 1 << (bit % 8);
-        prop_assert!(way.pass(&mut frame).is_err());
+        packet[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(way.pass(&mut packet).is_err());
     }
 
     #[test]
@@ -234,18 +234,18 @@ proptest! {
         keep in any::<bool>(),
         way in way(),
     ) {
-        let mut frame = p.frame(&INSIDE, way);
+        let mut packet = p.bytes(&INSIDE, way);
         for (at, value) in changes {
-            let at = at.index(frame.len().min(80));
-            frame[at] = value;
+            let at = at.index(packet.len().min(80));
+            packet[at] = value;
         }
         if !keep {
-            frame.truncate(cut.index(frame.len()));
+            packet.truncate(cut.index(packet.len()));
         }
-        repair(&mut frame);
-        check_leaving(&mut frame);
-        let _ = EDGE.inward(&mut frame);
-        let _ = destination(&frame);
+        repair(&mut packet);
+        check_leaving(&mut packet);
+        let _ = EDGE.inward(&mut packet);
+        let _ = destination(&packet);
     }
 
     #[test]
@@ -269,23 +269,23 @@ proptest! {
 }
 
 /// Corrects the checksum of an IPv4 header, so that what is behind it is inspected.
-fn repair(frame: &mut [u8]) {
-    let Some(packet) = frame.get_mut(HEADER_LEN..) else { return };
-    if let Ok((header, _)) = Ipv4Header::from_slice(packet) {
-        packet[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+fn repair(packet: &mut [u8]) {
+    let Some(ip) = packet.get_mut(HEADER_LEN..) else { return };
+    if let Ok((header, _)) = Ipv4Header::from_slice(ip) {
+        ip[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
     }
 }
 
-fn check_leaving(frame: &mut [u8]) {
-    if EDGE.outward(frame).is_ok() {
-        assert_eq!(frame[6..12], OUTSIDE.mac);
-        let packet = SlicedPacket::from_ethernet(frame).unwrap();
-        let source = match packet.net.unwrap() {
+fn check_leaving(packet: &mut [u8]) {
+    if EDGE.outward(packet).is_ok() {
+        assert_eq!(packet[6..12], OUTSIDE.mac);
+        let sliced = SlicedPacket::from_ethernet(packet).unwrap();
+        let source = match sliced.net.unwrap() {
             NetSlice::Arp(arp) => arp.sender_protocol_addr().try_into().unwrap(),
             NetSlice::Ipv4(ip) => ip.header().source(),
             NetSlice::Ipv6(_) => panic!("IPv6 left"),
         };
-        let probe = frame[12..14] == [8, 6] && source == [0; 4];
+        let probe = packet[12..14] == [8, 6] && source == [0; 4];
         assert!(source == OUTSIDE.ip.octets() || probe, "{source:?}");
     }
 }
@@ -307,9 +307,9 @@ fn every_checksum_is_right() {
             for p in [&p, &plain(content)] {
                 for way in [Way::Out, Way::In] {
                     let (from, to) = way.views();
-                    let mut frame = p.frame(from, way);
-                    assert_eq!(way.pass(&mut frame), Ok(()));
-                    assert_eq!(frame, p.frame(to, way), "{word:#x}");
+                    let mut packet = p.bytes(from, way);
+                    assert_eq!(way.pass(&mut packet), Ok(()));
+                    assert_eq!(packet, p.bytes(to, way), "{word:#x}");
                 }
             }
         }
@@ -321,25 +321,25 @@ fn the_other_zero_of_tcp_is_as_good() {
     let mut p = plain(Content::Tcp(1, 2, 3, false));
     let zero = (0..=u16::MAX).find_map(|word| {
         p.payload = word.to_be_bytes().to_vec();
-        Some(p.frame(&INSIDE, Way::Out)).filter(|frame| frame[50..52] == [0, 0])
+        Some(p.bytes(&INSIDE, Way::Out)).filter(|packet| packet[50..52] == [0, 0])
     });
-    let mut frame = zero.unwrap();
-    frame[50..52].fill(0xff);
-    assert!(EDGE.outward(&mut frame).is_ok());
-    assert_eq!(frame, p.frame(&OUTSIDE, Way::Out));
+    let mut packet = zero.unwrap();
+    packet[50..52].fill(0xff);
+    assert!(EDGE.outward(&mut packet).is_ok());
+    assert_eq!(packet, p.bytes(&OUTSIDE, Way::Out));
 }
 
 #[test]
 fn udp_without_a_checksum_stays_without() {
-    let mut frame = plain(Content::Udp(1, 2)).frame(&INSIDE, Way::Out);
-    frame[40..42].fill(0);
-    assert!(EDGE.outward(&mut frame).is_ok());
-    assert_eq!(frame[40..42], [0, 0]);
+    let mut packet = plain(Content::Udp(1, 2)).bytes(&INSIDE, Way::Out);
+    packet[40..42].fill(0);
+    assert!(EDGE.outward(&mut packet).is_ok());
+    assert_eq!(packet[40..42], [0, 0]);
 }
 
 fn arp(reply: bool, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr), to: Mac) -> Vec<u8> {
     let operation = if reply { ArpOperation::REPLY } else { ArpOperation::REQUEST };
-    let packet = ArpPacket::new(
+    let arp = ArpPacket::new(
         ArpHardwareId::ETHERNET,
         EtherType::IPV4,
         operation,
@@ -348,10 +348,10 @@ fn arp(reply: bool, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr), to: Mac) -
         &target.0,
         &target.1.octets(),
     );
-    let mut frame = Vec::new();
-    let builder = PacketBuilder::ethernet2(sender.0, to).arp(packet.unwrap());
-    builder.write(&mut frame).unwrap();
-    frame
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ethernet2(sender.0, to).arp(arp.unwrap());
+    builder.write(&mut packet).unwrap();
+    packet
 }
 
 #[test]
@@ -359,7 +359,7 @@ fn arp_asks_and_answers_with_the_right_addresses() {
     let (all, none) = ([0xff; 6], [0; 6]);
     let ours = |v: &View| (v.mac, v.ip);
     let host = |v: &View| (PEER_MAC, v.gateway);
-    let frames = |v: &View| {
+    let packets = |v: &View| {
         [
             (Way::Out, arp(false, ours(v), (none, v.gateway), all)),
             (Way::In, arp(true, host(v), ours(v), v.mac)),
@@ -370,13 +370,13 @@ fn arp_asks_and_answers_with_the_right_addresses() {
             (Way::Out, arp(false, ours(v), (none, v.ip), all)),
         ]
     };
-    for (inside, outside) in frames(&INSIDE).into_iter().zip(frames(&OUTSIDE)) {
-        let (mut frame, expected) = match inside.0 {
+    for (inside, outside) in packets(&INSIDE).into_iter().zip(packets(&OUTSIDE)) {
+        let (mut packet, expected) = match inside.0 {
             Way::Out => (inside.1, outside.1),
             Way::In => (outside.1, inside.1),
         };
-        assert_eq!(inside.0.pass(&mut frame), Ok(()));
-        assert_eq!(frame, expected);
+        assert_eq!(inside.0.pass(&mut packet), Ok(()));
+        assert_eq!(packet, expected);
     }
 }
 
@@ -391,30 +391,30 @@ fn the_destination_is_told_as_the_outside_names_it() {
     let mut announce = arp(false, ours, (none, INSIDE.ip), all);
     assert_eq!(EDGE.outward(&mut announce), Ok(Destination::Everyone));
 
-    let mut ping = plain(Content::Echo(1, 2)).frame(&INSIDE, Way::Out);
+    let mut ping = plain(Content::Echo(1, 2)).bytes(&INSIDE, Way::Out);
     assert_eq!(EDGE.outward(&mut ping), one([9, 9, 9, 9].into()));
     assert_eq!(destination(&ping), one([9, 9, 9, 9].into()));
     for group in [[255; 4], INSIDE.broadcast.octets(), [224, 0, 0, 1]] {
         let peer = Peer::Other(u32::from_be_bytes(group));
-        let mut frame = Packet { peer, ..plain(Content::Udp(1, 2)) }.frame(&INSIDE, Way::Out);
-        assert_eq!(EDGE.outward(&mut frame), Ok(Destination::Everyone));
+        let mut packet = Packet { peer, ..plain(Content::Udp(1, 2)) }.bytes(&INSIDE, Way::Out);
+        assert_eq!(EDGE.outward(&mut packet), Ok(Destination::Everyone));
     }
     assert_eq!(destination(&[0; 13]), Err(DropReason::BadLength));
-    for frame in [ask, ping] {
+    for packet in [ask, ping] {
         for len in HEADER_LEN..HEADER_LEN + 20 {
-            assert_eq!(destination(&frame[..len]), Err(DropReason::Malformed));
+            assert_eq!(destination(&packet[..len]), Err(DropReason::Malformed));
         }
     }
 }
 
-/// Translates a valid frame with something changed and its IPv4 header's checksum corrected.
+/// Translates a valid packet with something changed and its IPv4 header's checksum corrected.
 /// Returns the refusal, if any.
 fn changed(content: Content, way: Way, change: impl Fn(&mut Vec<u8>)) -> Result<(), DropReason> {
-    let mut frame = plain(content).frame(way.views().0, way);
-    assert_eq!(way.pass(&mut frame.clone()), Ok(()));
-    change(&mut frame);
-    repair(&mut frame);
-    way.pass(&mut frame)
+    let mut packet = plain(content).bytes(way.views().0, way);
+    assert_eq!(way.pass(&mut packet.clone()), Ok(()));
+    change(&mut packet);
+    repair(&mut packet);
+    way.pass(&mut packet)
 }
 
 #[test]
@@ -428,7 +428,7 @@ fn what_is_wrong_is_refused_with_its_reason() {
     let cases = [
         // Ethernet.
         ("runt", udp(|f| f.truncate(13)), BadLength),
-        ("giant", udp(|f| f.resize(FRAME_MAX + 1, 0)), BadLength),
+        ("giant", udp(|f| f.resize(PACKET_MAX + 1, 0)), BadLength),
         ("other MAC", udp(|f| f[11] ^= 1), Spoofed),
         ("a VM's MAC from outside", came(|f| f[6..12].copy_from_slice(&INSIDE.mac)), Unreachable),
         ("VLAN", udp(|f| f[12..14].copy_from_slice(&[0x81, 0])), Vlan),
@@ -507,8 +507,8 @@ fn options_that_carry_addresses_are_refused() {
         [1, 1, 1, 148],
     ];
     for options in all.map(Vec::from) {
-        let mut frame = Packet { options, ..plain(Content::Udp(1, 2)) }.frame(&INSIDE, Way::Out);
-        assert_eq!(EDGE.outward(&mut frame), Err(DropReason::Options));
+        let mut packet = Packet { options, ..plain(Content::Udp(1, 2)) }.bytes(&INSIDE, Way::Out);
+        assert_eq!(EDGE.outward(&mut packet), Err(DropReason::Options));
     }
 }
 
@@ -516,26 +516,26 @@ fn options_that_carry_addresses_are_refused() {
 fn options_of_tcp_that_nobody_knows_pass() {
     // Fast open, and two experimental options.
     for option in [[34, 2, 1, 1], [253, 4, 0xf9, 0x89], [254, 3, 7, 1]] {
-        let mut frame = plain(Content::Tcp(1, 2, 3, true)).frame(&INSIDE, Way::Out);
-        let header = &mut frame[34..];
+        let mut packet = plain(Content::Tcp(1, 2, 3, true)).bytes(&INSIDE, Way::Out);
+        let header = &mut packet[34..];
         header[20..24].copy_from_slice(&option);
         let sum = TcpHeaderSlice::from_slice(header).unwrap();
         let sum = sum.calc_checksum_ipv4_raw(INSIDE.ip.octets(), [9; 4], b"text").unwrap();
         header[16..18].copy_from_slice(&sum.to_be_bytes());
-        assert_eq!(EDGE.outward(&mut frame), Ok(Destination::One([9; 4].into())), "{option:?}");
+        assert_eq!(EDGE.outward(&mut packet), Ok(Destination::One([9; 4].into())), "{option:?}");
     }
 }
 
-/// Returns a frame with this ICMP message.
+/// Returns a packet with this ICMP message.
 fn icmp(way: Way, kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::new();
+    let mut packet = Vec::new();
     let (own, peer) = (way.views().0.ip.octets(), [9; 4]);
     let (source, destination) = if way == Way::Out { (own, peer) } else { (peer, own) };
     let kind = Icmpv4Type::Unknown { type_u8: kind, code_u8: 0, bytes5to8: [0; 4] };
     let mac = if way == Way::Out { INSIDE.mac } else { PEER_MAC };
     let builder = PacketBuilder::ethernet2(mac, PEER_MAC).ipv4(source, destination, 64);
-    builder.icmpv4(kind).write(&mut frame, body).unwrap();
-    frame
+    builder.icmpv4(kind).write(&mut packet, body).unwrap();
+    packet
 }
 
 #[test]
@@ -544,9 +544,9 @@ fn icmp_that_would_steer_others_or_quotes_foreign_packets_is_refused() {
         let refused = EDGE.outward(&mut icmp(Way::Out, kind, &[0; 64]));
         assert_eq!(refused, Err(DropReason::Protocol), "{kind}");
     }
-    let received = plain(Content::Udp(1, 2)).frame(&INSIDE, Way::In)[HEADER_LEN..].to_vec();
+    let received = plain(Content::Udp(1, 2)).bytes(&INSIDE, Way::In)[HEADER_LEN..].to_vec();
     assert!(EDGE.outward(&mut icmp(Way::Out, 3, &received)).is_ok());
-    let sent = plain(Content::Udp(1, 2)).frame(&INSIDE, Way::Out)[HEADER_LEN..].to_vec();
+    let sent = plain(Content::Udp(1, 2)).bytes(&INSIDE, Way::Out)[HEADER_LEN..].to_vec();
     assert_eq!(EDGE.outward(&mut icmp(Way::Out, 3, &sent)), Err(DropReason::Spoofed));
     let others = icmp(Way::In, 3, &received);
     assert_eq!(EDGE.inward(&mut others.clone()), Err(DropReason::Unreachable));
@@ -564,17 +564,17 @@ fn a_timestamp_has_its_whole_header_and_may_be_padded() {
 #[test]
 fn views_may_be_the_same() {
     let edge = Edge { inside: INSIDE, outside: INSIDE };
-    let frame = plain(Content::Tcp(1, 2, 3, true)).frame(&INSIDE, Way::Out);
-    let mut same = frame.clone();
+    let packet = plain(Content::Tcp(1, 2, 3, true)).bytes(&INSIDE, Way::Out);
+    let mut same = packet.clone();
     assert!(edge.outward(&mut same).is_ok());
-    assert_eq!(same, frame);
+    assert_eq!(same, packet);
 }
 
 #[test]
-fn padding_of_short_frames_stays() {
-    let mut frame = plain(Content::Echo(1, 2)).frame(&INSIDE, Way::Out);
-    frame.resize(60, 0);
-    assert!(EDGE.outward(&mut frame).is_ok());
-    let header = Icmpv4Header::from_slice(&frame[34..46]).unwrap().0;
+fn padding_of_short_packets_stays() {
+    let mut packet = plain(Content::Echo(1, 2)).bytes(&INSIDE, Way::Out);
+    packet.resize(60, 0);
+    assert!(EDGE.outward(&mut packet).is_ok());
+    let header = Icmpv4Header::from_slice(&packet[34..46]).unwrap().0;
     assert_eq!(header.checksum, header.icmp_type.calc_checksum(b"text"));
 }

@@ -13,7 +13,7 @@ use super::http::{self, Refusal};
 use super::stack::Handle;
 use super::{SWEEP, UserUplink};
 use crate::net::publish::{Bound, Target};
-use crate::net::{Frame, Outlet};
+use crate::net::{Outlet, Packet};
 
 /// Connections to one VM; further clients wait to be accepted. The guest's server has room for 64,
 /// and closes those that wait for a request when fewer than four are left.
@@ -131,11 +131,11 @@ impl UserUplink {
 
     /// Makes room for a guest that wants one more connection than it may open. An idle connection
     /// is ended, and the guest's next attempt succeeds; without one, the connection is refused.
-    pub(super) fn make_room_from(&mut self, vm: u32, frame: Frame, now: Instant) {
+    pub(super) fn make_room_from(&mut self, vm: u32, packet: Packet, now: Instant) {
         if let Some(slot) = self.most_idle(self.conns_at(vm, true), now) {
             self.oust(slot);
         } else if let Some(seat) = self.seat(vm) {
-            seat.stack.push(frame);
+            seat.stack.push(packet);
         }
     }
 

@@ -6,9 +6,9 @@
 
 mod accept;
 mod conn;
-mod frames;
 mod http;
 mod options;
+mod packets;
 mod stack;
 #[cfg(test)]
 mod tests;
@@ -26,13 +26,13 @@ use mio::{Interest, Registry, Token};
 
 use self::accept::Listener;
 use self::conn::{Conn, End};
-use self::frames::{Fate, Opening};
-pub use self::frames::{dhcp_answer, greeting};
 pub use self::options::{HostPorts, Options};
+use self::packets::{Fate, Opening};
+pub use self::packets::{dhcp_answer, greeting};
 use self::stack::{Handle, Spare, Stack};
 use super::door::VisitError;
 use super::publish::{Target, connections_max};
-use super::{DropReason, Frame, Outlet, Uplink, Visit, WAKER};
+use super::{DropReason, Outlet, Packet, Uplink, Visit, WAKER};
 
 /// Connections to the host that one VM may have open.
 const FROM_GUEST_MAX: usize = 32;
@@ -47,7 +47,7 @@ struct Seat {
     /// Number of those connections that the guest opened.
     opened: usize,
     /// Packet with which the guest asks for one connection more than it may open.
-    excess: Option<Frame>,
+    excess: Option<Packet>,
     /// Listeners that wait until one of the VM's connections ends.
     held: Vec<usize>,
     /// Whether the VM is in the list of those to be served.
@@ -223,8 +223,8 @@ impl UserUplink {
     fn serve(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) {
         let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
         seat.dirty = false;
-        if let Some(frame) = seat.excess.take() {
-            self.make_room_from(vm, frame, now);
+        if let Some(packet) = seat.excess.take() {
+            self.make_room_from(vm, packet, now);
         }
         let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
         let (stack, conns, spare) = (&mut seat.stack, &mut self.conns, &mut self.spare);
@@ -377,12 +377,12 @@ impl Uplink for UserUplink {
         Ok(())
     }
 
-    fn transmit(&mut self, vm: u32, frame: Frame, out: &mut Outlet<'_>) {
-        match frames::look(&frame, self.options.macs.of(vm), self.options.peers.as_ref()) {
+    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut Outlet<'_>) {
+        match packets::look(&packet, self.options.macs.of(vm), self.options.peers.as_ref()) {
             Fate::Stack(opening) => self.guarded(vm, out, |this, out| {
                 let Some(seat) = this.seat(vm) else { return };
                 if opening.is_some() && seat.opened >= FROM_GUEST_MAX {
-                    seat.excess = Some(frame);
+                    seat.excess = Some(packet);
                     out.dropped(vm, DropReason::Connections);
                     return this.touch(vm);
                 }
@@ -390,7 +390,7 @@ impl Uplink for UserUplink {
                     this.open(vm, opening, out);
                 }
                 if let Some(seat) = this.seat(vm) {
-                    seat.stack.push(frame);
+                    seat.stack.push(packet);
                     this.touch(vm);
                 }
             }),

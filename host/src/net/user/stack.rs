@@ -13,8 +13,8 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant as Time};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, TcpPacket};
 
-use super::frames::{self, Opening};
-use crate::net::{Frame, GATEWAY_IP, GUEST_IP, Outlet, PREFIX_LEN};
+use super::packets::{self, Opening};
+use crate::net::{GATEWAY_IP, GUEST_IP, Outlet, PREFIX_LEN, Packet};
 
 /// Largest IP packet on the virtual link.
 const MTU: usize = 1500;
@@ -86,8 +86,8 @@ pub struct Stack {
 /// Network device of the stack: passes packets, and strips and adds the Ethernet header.
 struct Pipe {
     mac: [u8; 6],
-    inward: VecDeque<Frame>,
-    outward: Vec<Frame>,
+    inward: VecDeque<Packet>,
+    outward: Vec<Packet>,
     /// Number of packets that `outward` has room for.
     room: usize,
     /// Connections on which the guest has something to acknowledge and has sent nothing since, with
@@ -99,9 +99,9 @@ struct Pipe {
 
 /// Returns the ports of a TCP segment, the sender's first, and whether the other end has to
 /// acknowledge it.
-fn segment(packet: &[u8]) -> Option<(Ports, bool)> {
-    let packet = Ipv4Packet::new_checked(packet).ok()?;
-    let tcp = (packet.next_header() == IpProtocol::Tcp).then(|| packet.payload())?;
+fn segment(ip: &[u8]) -> Option<(Ports, bool)> {
+    let ip = Ipv4Packet::new_checked(ip).ok()?;
+    let tcp = (ip.next_header() == IpProtocol::Tcp).then(|| ip.payload())?;
     let tcp = TcpPacket::new_checked(tcp).ok()?;
     Some(((tcp.src_port(), tcp.dst_port()), tcp.segment_len() > 0))
 }
@@ -142,7 +142,7 @@ impl Stack {
         socket.connect(self.interface.context(), to, from).ok()?;
         if !self.greeted {
             self.greeted = true;
-            self.pipe.outward.push(frames::greeting(self.pipe.mac));
+            self.pipe.outward.push(packets::greeting(self.pipe.mac));
         }
         Some(Handle { socket: self.sockets.add(socket), ports: (local, port) })
     }
@@ -218,11 +218,11 @@ impl Stack {
     }
 
     /// Queues a packet from the guest that was inspected.
-    pub fn push(&mut self, frame: Frame) {
-        if let Some(((guest, gateway), _)) = segment(frames::payload(&frame)) {
+    pub fn push(&mut self, packet: Packet) {
+        if let Some(((guest, gateway), _)) = segment(packets::payload(&packet)) {
             self.pipe.asked.remove(&(gateway, guest));
         }
-        self.pipe.inward.push_back(frame);
+        self.pipe.inward.push_back(packet);
     }
 
     /// Handles the queued packets from the guest.
@@ -241,7 +241,7 @@ impl Stack {
             pipe.blocked = None;
         }
         while interface.poll_egress(time, pipe, sockets) != PollResult::None {}
-        pipe.outward.drain(..).for_each(|frame| out.send(vm, frame));
+        pipe.outward.drain(..).for_each(|packet| out.send(vm, packet));
         let at = interface.poll_at(time, sockets)?;
         let at = *epoch + std::time::Duration::from_micros(at.total_micros().max(0) as u64);
         // Packets that are due and were not sent have found no room.
@@ -254,8 +254,8 @@ impl Device for Pipe {
     type TxToken<'a> = Outward<'a>;
 
     fn receive(&mut self, now: Time) -> Option<(Inward, Outward<'_>)> {
-        let frame = self.inward.pop_front()?;
-        Some((Inward(frame), Outward { pipe: self, now }))
+        let packet = self.inward.pop_front()?;
+        Some((Inward(packet), Outward { pipe: self, now }))
     }
 
     fn transmit(&mut self, now: Time) -> Option<Outward<'_>> {
@@ -276,11 +276,11 @@ impl Device for Pipe {
     }
 }
 
-struct Inward(Frame);
+struct Inward(Packet);
 
 impl RxToken for Inward {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(frames::payload(&self.0))
+        f(packets::payload(&self.0))
     }
 }
 
@@ -291,11 +291,11 @@ struct Outward<'a> {
 
 impl TxToken for Outward<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let (frame, result) = frames::packet(self.pipe.mac, len, f);
-        if let Some((ports, true)) = segment(frames::payload(&frame)) {
+        let (packet, result) = packets::ip_packet(self.pipe.mac, len, f);
+        if let Some((ports, true)) = segment(packets::payload(&packet)) {
             self.pipe.asked.entry(ports).or_insert(self.now);
         }
-        self.pipe.outward.push(frame);
+        self.pipe.outward.push(packet);
         result
     }
 }

@@ -10,7 +10,7 @@ use smoltcp::wire::{EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpPack
 mod world;
 
 use self::world::{Pair, World};
-use super::frames::tests::{MAC, from_guest, ip};
+use super::packets::tests::{MAC, from_guest, ip};
 use super::*;
 use crate::net::publish::{Bound, Target, bind_any};
 use crate::net::{GATEWAY_IP, GUEST_IP, Wire};
@@ -60,26 +60,26 @@ impl Bench {
         self.server.local_addr().unwrap().port()
     }
 
-    fn send(&mut self, vm: u32, frame: Vec<u8>) {
-        self.uplink.transmit(vm, frame.into(), &mut self.wire.outlet());
+    fn send(&mut self, vm: u32, packet: Vec<u8>) {
+        self.uplink.transmit(vm, packet.into(), &mut self.wire.outlet());
     }
 
     /// Runs one turn of the uplink. Returns the packets sent to VM `vm`.
-    fn turn(&mut self, vm: u32) -> Vec<Frame> {
+    fn turn(&mut self, vm: u32) -> Vec<Packet> {
         self.turn_at(vm, Instant::now())
     }
 
-    fn turn_at(&mut self, vm: u32, now: Instant) -> Vec<Frame> {
+    fn turn_at(&mut self, vm: u32, now: Instant) -> Vec<Packet> {
         self.turn_until(vm, now).0
     }
 
     /// Runs one turn at time `now`. Returns the packets sent to VM `vm`, and when the uplink is
     /// due next.
-    fn turn_until(&mut self, vm: u32, now: Instant) -> (Vec<Frame>, Option<Instant>) {
+    fn turn_until(&mut self, vm: u32, now: Instant) -> (Vec<Packet>, Option<Instant>) {
         let next = self.pass(now);
-        let mut frames = VecDeque::new();
-        self.wire.take(vm, usize::MAX, &mut frames);
-        (frames.into(), next)
+        let mut packets = VecDeque::new();
+        self.wire.take(vm, usize::MAX, &mut packets);
+        (packets.into(), next)
     }
 
     /// Runs one turn at time `now`, leaving packets for VMs in their queues. Returns when the
@@ -110,13 +110,13 @@ fn segment(from: u16, to: u16, seq: u32, flags: u8, body: &[u8]) -> Vec<u8> {
 
 const SYN: u8 = 2;
 
-/// Returns a frame that some guest might send: mostly well-formed, often damaged, with checksums
+/// Returns a packet that some guest might send: mostly well-formed, often damaged, with checksums
 /// that are right all the same.
-fn frame(dice: &mut Dice, open: u16) -> Vec<u8> {
+fn packet(dice: &mut Dice, open: u16) -> Vec<u8> {
     let port = if dice.below(2) == 0 { open } else { dice.below(65_536) as u16 };
     let len = dice.below(80);
     let body = dice.bytes(len);
-    let mut frame = match dice.below(6) {
+    let mut packet = match dice.below(6) {
         0 => from_guest(EthernetProtocol::Arp, &body),
         1 => ip(IpProtocol::Udp, GUEST_IP, GATEWAY_IP, &body),
         2 => ip(IpProtocol::Icmp, GUEST_IP, GATEWAY_IP, &body),
@@ -127,34 +127,34 @@ fn frame(dice: &mut Dice, open: u16) -> Vec<u8> {
         }
     };
     for _ in 0..dice.below(4) {
-        let at = dice.below(frame.len());
-        frame[at] = dice.below(256) as u8;
+        let at = dice.below(packet.len());
+        packet[at] = dice.below(256) as u8;
     }
     if dice.below(4) == 0 {
-        frame.truncate(dice.below(frame.len() + 1));
+        packet.truncate(dice.below(packet.len() + 1));
     }
     // Long enough for the damage to be inspected.
-    frame.resize(frame.len().max(14), 0);
-    frame[6..12].copy_from_slice(&MAC);
-    if let Ok(mut packet) = Ipv4Packet::new_checked(&mut frame[14..]) {
-        packet.fill_checksum();
-        if packet.next_header() == IpProtocol::Tcp
-            && let Ok(mut tcp) = TcpPacket::new_checked(packet.payload_mut())
+    packet.resize(packet.len().max(14), 0);
+    packet[6..12].copy_from_slice(&MAC);
+    if let Ok(mut ip) = Ipv4Packet::new_checked(&mut packet[14..]) {
+        ip.fill_checksum();
+        if ip.next_header() == IpProtocol::Tcp
+            && let Ok(mut tcp) = TcpPacket::new_checked(ip.payload_mut())
         {
             tcp.fill_checksum(&IpAddress::Ipv4(GUEST_IP), &IpAddress::Ipv4(GATEWAY_IP));
         }
     }
-    frame
+    packet
 }
 
 #[test]
-fn no_frame_breaks_the_stack_or_opens_more_than_it_may() {
+fn no_packet_breaks_the_stack_or_opens_more_than_it_may() {
     let mut bench = Bench::new();
     let open = bench.port();
     let mut dice = Dice(0x1234_5678_9abc_def1);
     let mut answered = 0;
     for i in 0..40_000 {
-        bench.send(0, frame(&mut dice, open));
+        bench.send(0, packet(&mut dice, open));
         if i % 8 == 0 {
             answered += bench.turn(0).len();
         }
@@ -195,7 +195,7 @@ fn a_connection_to_a_port_that_is_not_allowed_is_refused() {
     let other = bench.port() ^ 1;
     bench.send(1, segment(5, other, 7, SYN, &[]));
     let Some(answer) = bench.turn(1).pop() else { panic!("no answer") };
-    let packet = Ipv4Packet::new_checked(frames::payload(&answer)).unwrap();
+    let packet = Ipv4Packet::new_checked(packets::payload(&answer)).unwrap();
     assert!(TcpPacket::new_checked(packet.payload()).unwrap().rst());
     assert_eq!(bench.wire.counts(1).drops.get(DropReason::Unreachable), 1);
 }

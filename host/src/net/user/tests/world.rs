@@ -14,7 +14,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 
 use super::{Bench, MAC};
 use crate::net::publish::bind_any;
-use crate::net::{Frame, GATEWAY_IP, GUEST_IP, PREFIX_LEN};
+use crate::net::{GATEWAY_IP, GUEST_IP, PREFIX_LEN, Packet};
 
 /// Longest step of the clock.
 const STEP: Duration = Duration::from_secs(1);
@@ -56,25 +56,25 @@ impl World {
     pub fn exchange(&mut self) -> Instant {
         for _ in 0..LOOKS {
             let waits = self.bench.wire.has_inbound(0);
-            let (frames, due) = if self.paused {
+            let (packets, due) = if self.paused {
                 // Packets for the paused guest stay queued.
                 (Vec::new(), self.bench.pass(self.now))
             } else {
                 self.bench.turn_until(0, self.now)
             };
-            let taken = waits || !frames.is_empty();
-            self.guest.card.inward.extend(frames);
+            let taken = waits || !packets.is_empty();
+            self.guest.card.inward.extend(packets);
             let (sent, guest_due) = match self.paused {
                 true => (Vec::new(), None),
                 false => self.guest.turn(self.now),
             };
             let quiet = sent.is_empty() && (self.paused || !taken);
-            sent.into_iter().for_each(|frame| self.bench.send(0, frame));
+            sent.into_iter().for_each(|packet| self.bench.send(0, packet));
             if quiet {
                 return due.into_iter().chain(guest_due).min().unwrap_or(self.now + STEP);
             }
         }
-        panic!("frames go to and fro");
+        panic!("packets go to and fro");
     }
 
     /// Advances the clock by `time`.
@@ -245,7 +245,7 @@ impl Guest {
 /// Network device of the guest.
 #[derive(Default)]
 struct Card {
-    inward: VecDeque<Frame>,
+    inward: VecDeque<Packet>,
     outward: Vec<Vec<u8>>,
 }
 
@@ -254,8 +254,8 @@ impl Device for Card {
     type TxToken<'a> = Sent<'a>;
 
     fn receive(&mut self, _: Time) -> Option<(Received, Sent<'_>)> {
-        let frame = self.inward.pop_front()?;
-        Some((Received(frame), Sent(&mut self.outward)))
+        let packet = self.inward.pop_front()?;
+        Some((Received(packet), Sent(&mut self.outward)))
     }
 
     fn transmit(&mut self, _: Time) -> Option<Sent<'_>> {
@@ -270,7 +270,7 @@ impl Device for Card {
     }
 }
 
-struct Received(Frame);
+struct Received(Packet);
 
 impl RxToken for Received {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -282,9 +282,9 @@ struct Sent<'a>(&'a mut Vec<Vec<u8>>);
 
 impl TxToken for Sent<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut frame = vec![0; len];
-        let result = f(&mut frame);
-        self.0.push(frame);
+        let mut packet = vec![0; len];
+        let result = f(&mut packet);
+        self.0.push(packet);
         result
     }
 }

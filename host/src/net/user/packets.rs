@@ -12,7 +12,7 @@ use smoltcp::wire::{
 };
 
 use crate::net::addresses::Addresses;
-use crate::net::{DropReason, Frame, GATEWAY_IP, GATEWAY_MAC, GUEST_IP, GUEST_NETWORK};
+use crate::net::{DropReason, GATEWAY_IP, GATEWAY_MAC, GUEST_IP, GUEST_NETWORK, Packet};
 
 const ICMP: usize = 8;
 const VLAN: u16 = EtherType::VLAN_TAGGED_FRAME.0;
@@ -36,9 +36,9 @@ pub enum Fate {
     /// Pass it to the stack; it may open a connection.
     Stack(Option<Opening>),
     /// Reply to the guest.
-    Answer(Frame),
+    Answer(Packet),
     /// Drop it, perhaps with a reply to the guest.
-    Drop(DropReason, Option<Frame>),
+    Drop(DropReason, Option<Packet>),
     /// Ignore it: it needs no reply.
     Ignore,
 }
@@ -61,13 +61,13 @@ fn dropped(reason: DropReason) -> Fate {
 
 /// Inspects a packet of the guest with MAC address `mac`, which is isolated from `peers`.
 pub fn look(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
-    let Ok(frame) = EthernetFrame::new_checked(bytes) else { return dropped(Malformed) };
-    if frame.src_addr().0 != mac {
+    let Ok(ethernet) = EthernetFrame::new_checked(bytes) else { return dropped(Malformed) };
+    if ethernet.src_addr().0 != mac {
         return dropped(Spoofed);
     }
-    match frame.ethertype() {
-        EthernetProtocol::Arp => arp(frame.payload(), mac, peers),
-        EthernetProtocol::Ipv4 => ipv4(bytes, frame.dst_addr(), frame.payload(), mac, peers),
+    match ethernet.ethertype() {
+        EthernetProtocol::Arp => arp(ethernet.payload(), mac, peers),
+        EthernetProtocol::Ipv4 => ipv4(bytes, ethernet.dst_addr(), ethernet.payload(), mac, peers),
         EthernetProtocol::Ipv6 => dropped(Ipv6),
         EthernetProtocol::Unknown(VLAN | QINQ) => dropped(Vlan),
         EthernetProtocol::Unknown(_) => dropped(Protocol),
@@ -75,39 +75,39 @@ pub fn look(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
 }
 
 /// Returns the reply to a guest that requests its address by DHCP, if this packet does.
-pub fn dhcp_answer(frame: &[u8], mac: [u8; 6]) -> Option<Frame> {
-    let packet = Ipv4Packet::new_checked(payload(frame)).ok()?;
-    let udp = UdpPacket::new_checked(packet.payload()).ok()?;
-    let asks = packet.next_header() == IpProtocol::Udp && udp.dst_port() == DHCP_SERVER_PORT;
-    match asks.then(|| look(frame, mac, None))? {
+pub fn dhcp_answer(packet: &[u8], mac: [u8; 6]) -> Option<Packet> {
+    let ip = Ipv4Packet::new_checked(payload(packet)).ok()?;
+    let udp = UdpPacket::new_checked(ip.payload()).ok()?;
+    let asks = ip.next_header() == IpProtocol::Udp && udp.dst_port() == DHCP_SERVER_PORT;
+    match asks.then(|| look(packet, mac, None))? {
         Fate::Answer(answer) => Some(answer),
         _ => None,
     }
 }
 
-/// Returns an Ethernet frame for the guest with `len` bytes behind the header.
+/// Returns a packet for the guest with `len` bytes behind the Ethernet header.
 fn ethernet(mac: [u8; 6], protocol: EthernetProtocol, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; ETHERNET + len];
-    let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
-    frame.set_dst_addr(EthernetAddress(mac));
-    frame.set_src_addr(EthernetAddress(GATEWAY_MAC));
-    frame.set_ethertype(protocol);
+    let mut ethernet = EthernetFrame::new_unchecked(&mut bytes[..]);
+    ethernet.set_dst_addr(EthernetAddress(mac));
+    ethernet.set_src_addr(EthernetAddress(GATEWAY_MAC));
+    ethernet.set_ethertype(protocol);
     bytes
 }
 
-/// Returns the frame of an IP packet of `len` bytes for the guest, which `fill` writes.
-pub fn packet<R>(mac: [u8; 6], len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> (Frame, R) {
+/// Returns a packet for the guest with `len` bytes of IP, which `fill` writes.
+pub fn ip_packet<R>(mac: [u8; 6], len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> (Packet, R) {
     let mut bytes = ethernet(mac, EthernetProtocol::Ipv4, len);
     let result = fill(&mut bytes[ETHERNET..]);
     (bytes.into(), result)
 }
 
-/// Returns the part of a frame that the stack handles.
-pub fn payload(frame: &[u8]) -> &[u8] {
-    frame.get(ETHERNET..).unwrap_or_default()
+/// Returns the part of a packet that the stack handles.
+pub fn payload(packet: &[u8]) -> &[u8] {
+    packet.get(ETHERNET..).unwrap_or_default()
 }
 
-fn arp_frame(mac: [u8; 6], operation: ArpOperation) -> Frame {
+fn arp_packet(mac: [u8; 6], operation: ArpOperation) -> Packet {
     let repr = ArpRepr::EthernetIpv4 {
         operation,
         source_hardware_addr: EthernetAddress(GATEWAY_MAC),
@@ -122,8 +122,8 @@ fn arp_frame(mac: [u8; 6], operation: ArpOperation) -> Frame {
 
 /// Returns an ARP request for the guest's MAC address. The reply is known already; but the guest
 /// learns the gateway's MAC address from the request, and needs no ARP before its first packet.
-pub fn greeting(mac: [u8; 6]) -> Frame {
-    arp_frame(mac, ArpOperation::Request)
+pub fn greeting(mac: [u8; 6]) -> Packet {
+    arp_packet(mac, ArpOperation::Request)
 }
 
 fn arp(payload: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
@@ -149,7 +149,7 @@ fn arp(payload: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
     }
     match operation {
         ArpOperation::Request if target == GATEWAY_IP => {
-            Fate::Answer(arp_frame(mac, ArpOperation::Reply))
+            Fate::Answer(arp_packet(mac, ArpOperation::Reply))
         }
         ArpOperation::Request if target != GUEST_IP => dropped(elsewhere(target, peers)),
         _ => Fate::Ignore,
@@ -237,14 +237,14 @@ fn ipv4_header(bytes: &mut [u8], protocol: IpProtocol, target: Ipv4Addr) {
 
 /// Returns an ICMP "destination unreachable" message with the beginning of the packet that it is
 /// about. `None` for an ICMP packet, which may be such a message itself.
-fn unreachable(frame: &[u8], mac: [u8; 6], why: Icmpv4DstUnreachable) -> Option<Frame> {
-    let about = payload(frame);
-    let packet = Ipv4Packet::new_checked(about).ok()?;
-    if packet.next_header() == IpProtocol::Icmp {
+fn unreachable(packet: &[u8], mac: [u8; 6], why: Icmpv4DstUnreachable) -> Option<Packet> {
+    let about = payload(packet);
+    let ip = Ipv4Packet::new_checked(about).ok()?;
+    if ip.next_header() == IpProtocol::Icmp {
         return None;
     }
-    let quoted = (usize::from(packet.header_len()) + 8).min(packet.total_len().into());
-    let (frame, ()) = self::packet(mac, IPV4 + ICMP + quoted, |bytes| {
+    let quoted = (usize::from(ip.header_len()) + 8).min(ip.total_len().into());
+    let (told, ()) = ip_packet(mac, IPV4 + ICMP + quoted, |bytes| {
         ipv4_header(bytes, IpProtocol::Icmp, GUEST_IP);
         let mut icmp = Icmpv4Packet::new_unchecked(&mut bytes[IPV4..]);
         icmp.set_msg_type(Icmpv4Message::DstUnreachable);
@@ -252,7 +252,7 @@ fn unreachable(frame: &[u8], mac: [u8; 6], why: Icmpv4DstUnreachable) -> Option<
         icmp.data_mut().copy_from_slice(&about[..quoted]);
         icmp.fill_checksum();
     });
-    Some(frame)
+    Some(told)
 }
 
 /// Replies to DHCP clients: every guest gets the same address.
@@ -298,7 +298,7 @@ fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
     };
     // Old clients expect the 300 bytes of BOOTP.
     let len = answer.buffer_len().max(300);
-    let (frame, emitted) = packet(mac, IPV4 + UDP + len, |bytes| {
+    let (reply, emitted) = ip_packet(mac, IPV4 + UDP + len, |bytes| {
         ipv4_header(bytes, IpProtocol::Udp, Ipv4Addr::BROADCAST);
         let mut udp = UdpPacket::new_unchecked(&mut bytes[IPV4..]);
         udp.set_src_port(DHCP_SERVER_PORT);
@@ -308,7 +308,7 @@ fn dhcp(payload: &[u8], mac: [u8; 6]) -> Fate {
         udp.fill_checksum(&IpAddress::Ipv4(GATEWAY_IP), &IpAddress::Ipv4(Ipv4Addr::BROADCAST));
         emitted
     });
-    if emitted.is_ok() { Fate::Answer(frame) } else { dropped(Malformed) }
+    if emitted.is_ok() { Fate::Answer(reply) } else { dropped(Malformed) }
 }
 
 #[cfg(test)]
@@ -318,7 +318,7 @@ pub mod tests {
 
     pub const MAC: [u8; 6] = [2, b'p', b'x', 0, 0, 0];
 
-    /// Returns a frame from the guest.
+    /// Returns a packet from the guest.
     pub fn from_guest(protocol: EthernetProtocol, payload: &[u8]) -> Vec<u8> {
         let mut bytes = ethernet(GATEWAY_MAC, protocol, payload.len());
         bytes[6..12].copy_from_slice(&MAC);
@@ -386,11 +386,11 @@ pub mod tests {
     #[test]
     fn the_gateway_answers_arp_and_nobody_else_is_there() {
         let ask = |target| arp_of_guest(ArpOperation::Request, GUEST_IP, target);
-        let Fate::Answer(frame) = look_at(&ask(GATEWAY_IP), MAC) else { panic!("no answer") };
-        let packet = ArpPacket::new_checked(payload(&frame)).unwrap();
+        let Fate::Answer(answer) = look_at(&ask(GATEWAY_IP), MAC) else { panic!("no answer") };
+        let packet = ArpPacket::new_checked(payload(&answer)).unwrap();
         assert_eq!(packet.source_hardware_addr(), GATEWAY_MAC);
         assert_eq!(packet.operation(), ArpOperation::Reply);
-        assert_eq!(frame[..6], MAC);
+        assert_eq!(answer[..6], MAC);
         assert_eq!(reason(&ask(Ipv4Addr::new(10, 0, 2, 3))), Some(Unreachable));
         let probe = arp_of_guest(ArpOperation::Request, Ipv4Addr::UNSPECIFIED, GUEST_IP);
         assert_eq!(look_at(&probe, MAC), Fate::Ignore);
@@ -440,15 +440,15 @@ pub mod tests {
     #[test]
     fn the_guest_is_told_what_it_cannot_reach() {
         let away = ip(IpProtocol::Tcp, GUEST_IP, Ipv4Addr::new(9, 9, 9, 9), &syn(443));
-        let Fate::Drop(Unreachable, Some(frame)) = look_at(&away, MAC) else { panic!("not told") };
-        let packet = Ipv4Packet::new_checked(payload(&frame)).unwrap();
+        let Fate::Drop(Unreachable, Some(told)) = look_at(&away, MAC) else { panic!("not told") };
+        let packet = Ipv4Packet::new_checked(payload(&told)).unwrap();
         assert!(packet.verify_checksum());
         assert_eq!((packet.src_addr(), packet.dst_addr()), (GATEWAY_IP, GUEST_IP));
         assert_eq!(packet.payload()[..2], [3, 13]);
         assert_eq!(packet.payload()[8..28], away[14..34]);
         let dns = ip(IpProtocol::Udp, GUEST_IP, GATEWAY_IP, &udp(5000, 53, b"question"));
-        let Fate::Drop(Unreachable, Some(frame)) = look_at(&dns, MAC) else { panic!("not told") };
-        assert_eq!(payload(&frame)[20..22], [3, 3]);
+        let Fate::Drop(Unreachable, Some(told)) = look_at(&dns, MAC) else { panic!("not told") };
+        assert_eq!(payload(&told)[20..22], [3, 3]);
         // An ICMP message never causes another.
         let echo = ip(IpProtocol::Icmp, GUEST_IP, Ipv4Addr::new(9, 9, 9, 9), &[3; 36]);
         assert_eq!(look_at(&echo, MAC), Fate::Drop(Unreachable, None));
@@ -497,8 +497,8 @@ pub mod tests {
             look_at(&ip(IpProtocol::Udp, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp), MAC)
         };
         let answer = |repr: &DhcpRepr<'_>| {
-            let Fate::Answer(frame) = ask(repr) else { panic!("no answer") };
-            let packet = Ipv4Packet::new_checked(payload(&frame)).unwrap();
+            let Fate::Answer(answer) = ask(repr) else { panic!("no answer") };
+            let packet = Ipv4Packet::new_checked(payload(&answer)).unwrap();
             let udp = UdpPacket::new_checked(packet.payload()).unwrap();
             let dhcp = DhcpPacket::new_checked(udp.payload()).unwrap();
             let repr = DhcpRepr::parse(&dhcp).unwrap();
