@@ -1,7 +1,7 @@
 //! Control and status registers.
 //!
-//! One table defines what each CSR number accesses: a constant, a masked view of a stored register,
-//! or one of the few registers with side effects. The required privilege, and whether the CSR is
+//! One table defines what each CSR number accesses: a constant, a masked view of a stored CSR,
+//! or one of the few CSRs with side effects. The required privilege, and whether the CSR is
 //! read-only, follow from the number's bits.
 
 use crate::abi::{Hart, NO_RESERVATION, Platform};
@@ -63,11 +63,11 @@ pub mod number {
     pub const MIP: u32 = 0x344;
 }
 
-/// CSRs that are stored as they are.
+/// The CSRs that are stored as they are.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Word {
+pub enum StoredCsr {
     Mstatus,
     Medeleg,
     Mideleg,
@@ -89,11 +89,11 @@ pub enum Word {
     Stval,
     Satp,
 }
-const WORDS: usize = Word::Satp as usize + 1;
+const STORED_CSRS: usize = StoredCsr::Satp as usize + 1;
 
 /// CSRs with side effects, or whose value is computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Special {
+enum SideEffectCsr {
     Mstatus,
     Sstatus,
     Sie,
@@ -111,65 +111,69 @@ enum Special {
     InstretHigh,
 }
 
+/// How a CSR instruction accesses what a CSR number names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum View {
+enum Access {
     /// A CSR that reads as a constant. Writes are ignored if the number allows them.
-    Fixed(u32),
+    Constant(u32),
     /// A stored CSR, and the mask of its writable bits.
-    Word(Word, u32),
-    Special(Special),
+    Masked(StoredCsr, u32),
+    /// A CSR whose access does more than that.
+    SideEffects(SideEffectCsr),
 }
 
 const ALL: u32 = u32::MAX;
 
 #[inline]
-const fn view(number: u32) -> Option<View> {
-    use View::{Fixed, Special as S, Word as W};
+const fn access(number: u32) -> Option<Access> {
+    use Access::{Constant, Masked, SideEffects};
     Some(match number {
         // Unprivileged counters and their machine-mode, writable names.
-        0xc00 | 0xb00 => S(Special::Cycle),
-        0xc80 | 0xb80 => S(Special::CycleHigh),
-        0xc01 => S(Special::Time),
-        0xc81 => S(Special::TimeHigh),
-        0xc02 | 0xb02 => S(Special::Instret),
-        0xc82 | 0xb82 => S(Special::InstretHigh),
+        0xc00 | 0xb00 => SideEffects(SideEffectCsr::Cycle),
+        0xc80 | 0xb80 => SideEffects(SideEffectCsr::CycleHigh),
+        0xc01 => SideEffects(SideEffectCsr::Time),
+        0xc81 => SideEffects(SideEffectCsr::TimeHigh),
+        0xc02 | 0xb02 => SideEffects(SideEffectCsr::Instret),
+        0xc82 | 0xb82 => SideEffects(SideEffectCsr::InstretHigh),
         // hpmcounter3..31, mhpmcounter3..31 and their high halves, mhpmevent3..31: none counts.
-        0xc03..=0xc1f | 0xc83..=0xc9f | 0xb03..=0xb1f | 0xb83..=0xb9f | 0x323..=0x33f => Fixed(0),
+        0xc03..=0xc1f | 0xc83..=0xc9f | 0xb03..=0xb1f | 0xb83..=0xb9f | 0x323..=0x33f => {
+            Constant(0)
+        }
         // Supervisor.
-        0x100 => S(Special::Sstatus),
-        0x104 => S(Special::Sie),
-        0x105 => W(Word::Stvec, !2),
-        0x106 => W(Word::Scounteren, COUNTERS),
-        0x10a => W(Word::Senvcfg, ENVCFG_FIOM),
-        0x140 => W(Word::Sscratch, ALL),
-        0x141 => W(Word::Sepc, !3),
-        0x142 => W(Word::Scause, ALL),
-        0x143 => W(Word::Stval, ALL),
-        0x144 => S(Special::Sip),
-        0x180 => S(Special::Satp),
+        0x100 => SideEffects(SideEffectCsr::Sstatus),
+        0x104 => SideEffects(SideEffectCsr::Sie),
+        0x105 => Masked(StoredCsr::Stvec, !2),
+        0x106 => Masked(StoredCsr::Scounteren, COUNTERS),
+        0x10a => Masked(StoredCsr::Senvcfg, ENVCFG_FIOM),
+        0x140 => Masked(StoredCsr::Sscratch, ALL),
+        0x141 => Masked(StoredCsr::Sepc, !3),
+        0x142 => Masked(StoredCsr::Scause, ALL),
+        0x143 => Masked(StoredCsr::Stval, ALL),
+        0x144 => SideEffects(SideEffectCsr::Sip),
+        0x180 => SideEffects(SideEffectCsr::Satp),
         // Machine information: mvendorid, marchid, mimpid, mhartid, mconfigptr.
-        0xf11..=0xf15 => Fixed(0),
+        0xf11..=0xf15 => Constant(0),
         // Machine.
-        0x300 => S(Special::Mstatus),
-        0x301 => Fixed(MISA),
-        0x302 => W(Word::Medeleg, MEDELEG_WRITABLE),
-        0x303 => W(Word::Mideleg, irq::S_ALL),
-        0x304 => W(Word::Mie, irq::ALL),
-        0x305 => W(Word::Mtvec, !2),
-        0x306 => W(Word::Mcounteren, COUNTERS),
-        0x30a => W(Word::Menvcfg, ENVCFG_FIOM),
+        0x300 => SideEffects(SideEffectCsr::Mstatus),
+        0x301 => Constant(MISA),
+        0x302 => Masked(StoredCsr::Medeleg, MEDELEG_WRITABLE),
+        0x303 => Masked(StoredCsr::Mideleg, irq::S_ALL),
+        0x304 => Masked(StoredCsr::Mie, irq::ALL),
+        0x305 => Masked(StoredCsr::Mtvec, !2),
+        0x306 => Masked(StoredCsr::Mcounteren, COUNTERS),
+        0x30a => Masked(StoredCsr::Menvcfg, ENVCFG_FIOM),
         // mstatush, medelegh, menvcfgh.
-        0x310 | 0x312 | 0x31a => Fixed(0),
-        0x320 => S(Special::Mcountinhibit),
-        0x340 => W(Word::Mscratch, ALL),
-        0x341 => W(Word::Mepc, !3),
-        0x342 => W(Word::Mcause, ALL),
-        0x343 => W(Word::Mtval, ALL),
-        0x344 => S(Special::Mip),
-        0x3a0..=0x3a3 => S(Special::Pmpcfg),
-        0x3b0..=0x3bf => S(Special::Pmpaddr),
+        0x310 | 0x312 | 0x31a => Constant(0),
+        0x320 => SideEffects(SideEffectCsr::Mcountinhibit),
+        0x340 => Masked(StoredCsr::Mscratch, ALL),
+        0x341 => Masked(StoredCsr::Mepc, !3),
+        0x342 => Masked(StoredCsr::Mcause, ALL),
+        0x343 => Masked(StoredCsr::Mtval, ALL),
+        0x344 => SideEffects(SideEffectCsr::Mip),
+        0x3a0..=0x3a3 => SideEffects(SideEffectCsr::Pmpcfg),
+        0x3b0..=0x3bf => SideEffects(SideEffectCsr::Pmpaddr),
         // tselect, tdata1..3: no trigger exists (tdata1.type is 0).
-        0x7a0..=0x7a3 => Fixed(0),
+        0x7a0..=0x7a3 => Constant(0),
         _ => return None,
     })
 }
@@ -182,11 +186,11 @@ const fn view(number: u32) -> Option<View> {
 )]
 #[repr(C)]
 pub struct Csrs {
-    words: [u32; WORDS],
+    stored: [u32; STORED_CSRS],
     /// The `mip` bits that software has set.
-    mip_soft: u32,
+    mip_software: u32,
     /// The `mip` bits that devices and the timer drive.
-    pub mip_lines: u32,
+    pub mip_hardware: u32,
     /// `mcycle` minus retired instructions; the value itself while inhibited.
     cycle: u64,
     /// `minstret` minus retired instructions; the value itself while inhibited.
@@ -200,9 +204,9 @@ pub struct Csrs {
 impl Csrs {
     /// Values after reset.
     pub const RESET: Self = Self {
-        words: [0; WORDS],
-        mip_soft: 0,
-        mip_lines: 0,
+        stored: [0; STORED_CSRS],
+        mip_software: 0,
+        mip_hardware: 0,
         cycle: 0,
         instret: 0,
         pmp: Pmp::RESET,
@@ -211,15 +215,15 @@ impl Csrs {
 
     /// Returns a stored CSR.
     #[inline]
-    pub fn get(&self, word: Word) -> u32 {
+    pub fn get(&self, register: StoredCsr) -> u32 {
         // Always there; `get` spares the GPU build a panic.
-        self.words.get(word as usize).copied().unwrap_or(0)
+        self.stored.get(register as usize).copied().unwrap_or(0)
     }
 
     /// Sets a stored CSR without masking. Only for callers that write legal values, such as traps.
     #[inline]
-    pub fn set(&mut self, word: Word, value: u32) {
-        if let Some(slot) = self.words.get_mut(word as usize) {
+    pub fn set(&mut self, register: StoredCsr, value: u32) {
+        if let Some(slot) = self.stored.get_mut(register as usize) {
             *slot = value;
         }
     }
@@ -227,26 +231,26 @@ impl Csrs {
     /// Returns `mip`: the bits that software has set and those that devices drive.
     #[inline]
     pub fn mip(&self) -> u32 {
-        self.mip_soft | self.mip_lines
+        self.mip_software | self.mip_hardware
     }
 
     /// Sets or clears a software-writable bit of `mip`.
     pub fn set_pending(&mut self, bits: u32, on: bool) {
-        self.mip_soft = if on { self.mip_soft | bits } else { self.mip_soft & !bits };
+        self.mip_software = if on { self.mip_software | bits } else { self.mip_software & !bits };
     }
 
-    fn merge(&mut self, word: Word, mask: u32, value: u32) {
-        self.set(word, self.get(word) & !mask | value & mask);
+    fn merge(&mut self, register: StoredCsr, mask: u32, value: u32) {
+        self.set(register, self.get(register) & !mask | value & mask);
     }
 
     fn merge_status(&mut self, mask: u32, value: u32) {
-        let old = self.get(Word::Mstatus);
+        let old = self.get(StoredCsr::Mstatus);
         let mut new = old & !mask | value & mask;
         // MPP is WARL: 2 is no privilege.
         if new & mstatus::MPP == 2 << mstatus::MPP_SHIFT {
             new = new & !mstatus::MPP | old & mstatus::MPP;
         }
-        self.set(Word::Mstatus, new);
+        self.set(StoredCsr::Mstatus, new);
     }
 }
 
@@ -301,15 +305,17 @@ impl Platform {
         op: CsrOp,
         operand: Option<u32>,
     ) -> Result<(u32, Change), IllegalCsr> {
-        let v = view(number).ok_or(IllegalCsr)?;
+        let access = access(number).ok_or(IllegalCsr)?;
         self.check_privilege(hart, number, operand.is_some())?;
-        let old = self.csr_read(number, v);
+        let old = self.csr_read(number, access);
         let Some(operand) = operand else { return Ok((old, Change::Nothing)) };
         // Read-modify-write of mip works on the software bits alone, else a device's line would
         // be latched.
-        let base = match v {
-            View::Special(Special::Mip) => self.csr.mip_soft,
-            View::Special(Special::Sip) => self.csr.mip_soft & self.csr.get(Word::Mideleg),
+        let base = match access {
+            Access::SideEffects(SideEffectCsr::Mip) => self.csr.mip_software,
+            Access::SideEffects(SideEffectCsr::Sip) => {
+                self.csr.mip_software & self.csr.get(StoredCsr::Mideleg)
+            }
             _ => old,
         };
         let new = match op {
@@ -317,7 +323,7 @@ impl Platform {
             CsrOp::Set => base | operand,
             CsrOp::Clear => base & !operand,
         };
-        Ok((old, self.csr_write(hart, number, v, new)))
+        Ok((old, self.csr_write(hart, number, access, new)))
     }
 
     fn check_privilege(&self, hart: &Hart, number: u32, write: bool) -> Result<(), IllegalCsr> {
@@ -328,11 +334,13 @@ impl Platform {
         let enabled = match number {
             0xc00..=0xc9f => {
                 let bit = 1u32 << (number & 31);
-                (privilege == Privilege::Machine || self.csr.get(Word::Mcounteren) & bit != 0)
-                    && (privilege != Privilege::User || self.csr.get(Word::Scounteren) & bit != 0)
+                (privilege == Privilege::Machine || self.csr.get(StoredCsr::Mcounteren) & bit != 0)
+                    && (privilege != Privilege::User
+                        || self.csr.get(StoredCsr::Scounteren) & bit != 0)
             }
             0x180 => {
-                privilege == Privilege::Machine || self.csr.get(Word::Mstatus) & mstatus::TVM == 0
+                privilege == Privilege::Machine
+                    || self.csr.get(StoredCsr::Mstatus) & mstatus::TVM == 0
             }
             _ => true,
         };
@@ -340,7 +348,7 @@ impl Platform {
     }
 
     fn counter(&self, base: u64, bit: u32) -> u64 {
-        if self.csr.get(Word::Mcountinhibit) & bit != 0 {
+        if self.csr.get(StoredCsr::Mcountinhibit) & bit != 0 {
             base
         } else {
             base.wrapping_add(self.clock.retired)
@@ -355,116 +363,128 @@ impl Platform {
         self.counter(self.csr.instret, 4)
     }
 
-    fn csr_read(&self, number: u32, view: View) -> u32 {
+    fn csr_read(&self, number: u32, access: Access) -> u32 {
         let csr = &self.csr;
-        match view {
-            View::Fixed(v) => v,
-            View::Word(word, _) => csr.get(word),
-            View::Special(special) => match special {
-                Special::Mstatus => csr.get(Word::Mstatus),
-                Special::Sstatus => csr.get(Word::Mstatus) & mstatus::S_VIEW,
-                Special::Sie => csr.get(Word::Mie) & csr.get(Word::Mideleg),
-                Special::Mip => csr.mip(),
-                Special::Sip => csr.mip() & csr.get(Word::Mideleg),
-                Special::Satp => csr.get(Word::Satp),
-                Special::Mcountinhibit => csr.get(Word::Mcountinhibit),
-                Special::Pmpcfg => csr.pmp.read_cfg((number & 3) as usize),
-                Special::Pmpaddr => csr.pmp.read_addr((number & 15) as usize),
-                Special::Cycle => low(self.cycle()),
-                Special::CycleHigh => high(self.cycle()),
-                Special::Time => low(self.clock.now()),
-                Special::TimeHigh => high(self.clock.now()),
-                Special::Instret => low(self.instret()),
-                Special::InstretHigh => high(self.instret()),
+        match access {
+            Access::Constant(v) => v,
+            Access::Masked(register, _) => csr.get(register),
+            Access::SideEffects(register) => match register {
+                SideEffectCsr::Mstatus => csr.get(StoredCsr::Mstatus),
+                SideEffectCsr::Sstatus => csr.get(StoredCsr::Mstatus) & mstatus::S_VIEW,
+                SideEffectCsr::Sie => csr.get(StoredCsr::Mie) & csr.get(StoredCsr::Mideleg),
+                SideEffectCsr::Mip => csr.mip(),
+                SideEffectCsr::Sip => csr.mip() & csr.get(StoredCsr::Mideleg),
+                SideEffectCsr::Satp => csr.get(StoredCsr::Satp),
+                SideEffectCsr::Mcountinhibit => csr.get(StoredCsr::Mcountinhibit),
+                SideEffectCsr::Pmpcfg => csr.pmp.read_cfg((number & 3) as usize),
+                SideEffectCsr::Pmpaddr => csr.pmp.read_addr((number & 15) as usize),
+                SideEffectCsr::Cycle => low(self.cycle()),
+                SideEffectCsr::CycleHigh => high(self.cycle()),
+                SideEffectCsr::Time => low(self.clock.now()),
+                SideEffectCsr::TimeHigh => high(self.clock.now()),
+                SideEffectCsr::Instret => low(self.instret()),
+                SideEffectCsr::InstretHigh => high(self.instret()),
             },
         }
     }
 
-    fn csr_write(&mut self, hart: &mut Hart, number: u32, view: View, value: u32) -> Change {
+    fn csr_write(&mut self, hart: &mut Hart, number: u32, access: Access, value: u32) -> Change {
         let csr = &mut self.csr;
-        match view {
-            View::Fixed(_) => Change::Nothing,
-            View::Word(word, mask) => {
-                csr.merge(word, mask, value);
-                match word {
-                    Word::Mie | Word::Mideleg => Change::Interrupts,
+        match access {
+            Access::Constant(_) => Change::Nothing,
+            Access::Masked(register, mask) => {
+                csr.merge(register, mask, value);
+                match register {
+                    StoredCsr::Mie | StoredCsr::Mideleg => Change::Interrupts,
                     _ => Change::Nothing,
                 }
             }
-            View::Special(special) => {
-                let before = (hart.ctx, csr.get(Word::Mstatus) & mstatus::MXR);
-                self.csr_write_special(hart, number, special, value);
-                let same = before == (hart.ctx, self.csr.get(Word::Mstatus) & mstatus::MXR);
-                match special {
-                    Special::Sie | Special::Mip | Special::Sip => Change::Interrupts,
-                    Special::Mstatus | Special::Sstatus if same => Change::Interrupts,
+            Access::SideEffects(register) => {
+                let before = (hart.ctx, csr.get(StoredCsr::Mstatus) & mstatus::MXR);
+                self.csr_write_side_effects(hart, number, register, value);
+                let same = before == (hart.ctx, self.csr.get(StoredCsr::Mstatus) & mstatus::MXR);
+                match register {
+                    SideEffectCsr::Sie | SideEffectCsr::Mip | SideEffectCsr::Sip => {
+                        Change::Interrupts
+                    }
+                    SideEffectCsr::Mstatus | SideEffectCsr::Sstatus if same => Change::Interrupts,
                     _ => Change::Translation,
                 }
             }
         }
     }
 
-    fn csr_write_special(&mut self, hart: &mut Hart, number: u32, special: Special, value: u32) {
+    fn csr_write_side_effects(
+        &mut self,
+        hart: &mut Hart,
+        number: u32,
+        register: SideEffectCsr,
+        value: u32,
+    ) {
         // A counter written by an instruction does not count that instruction.
         let next = self.clock.retired.wrapping_add(1);
         let csr = &mut self.csr;
-        match special {
-            Special::Mstatus | Special::Sstatus => {
-                let old = csr.get(Word::Mstatus);
+        match register {
+            SideEffectCsr::Mstatus | SideEffectCsr::Sstatus => {
+                let old = csr.get(StoredCsr::Mstatus);
                 csr.merge_status(
-                    if special == Special::Mstatus { mstatus::WRITABLE } else { mstatus::S_VIEW },
+                    if register == SideEffectCsr::Mstatus {
+                        mstatus::WRITABLE
+                    } else {
+                        mstatus::S_VIEW
+                    },
                     value,
                 );
-                if (old ^ csr.get(Word::Mstatus)) & mstatus::MXR != 0 {
+                if (old ^ csr.get(StoredCsr::Mstatus)) & mstatus::MXR != 0 {
                     self.flush_tlbs(hart);
                 }
                 // MPRV and MPP change what the reserved virtual address stands for.
                 hart.reservation = NO_RESERVATION;
                 self.sync_context(hart);
             }
-            Special::Sie => {
-                let mask = csr.get(Word::Mideleg);
-                csr.merge(Word::Mie, mask, value);
+            SideEffectCsr::Sie => {
+                let mask = csr.get(StoredCsr::Mideleg);
+                csr.merge(StoredCsr::Mie, mask, value);
             }
-            Special::Mip => csr.mip_soft = value & irq::S_ALL,
-            Special::Sip => {
-                let mask = irq::SSI & csr.get(Word::Mideleg);
-                csr.mip_soft = csr.mip_soft & !mask | value & mask;
+            SideEffectCsr::Mip => csr.mip_software = value & irq::S_ALL,
+            SideEffectCsr::Sip => {
+                let mask = irq::SSI & csr.get(StoredCsr::Mideleg);
+                csr.mip_software = csr.mip_software & !mask | value & mask;
             }
-            Special::Satp => {
-                csr.set(Word::Satp, value & (SATP_MODE | SATP_PPN));
+            SideEffectCsr::Satp => {
+                csr.set(StoredCsr::Satp, value & (SATP_MODE | SATP_PPN));
                 self.flush_tlbs(hart);
                 hart.reservation = NO_RESERVATION;
             }
-            Special::Mcountinhibit => {
+            SideEffectCsr::Mcountinhibit => {
                 let (cycle, instret) = (self.cycle(), self.instret());
-                self.csr.set(Word::Mcountinhibit, value & COUNT_INHIBIT);
+                self.csr.set(StoredCsr::Mcountinhibit, value & COUNT_INHIBIT);
                 self.set_cycle(cycle, self.clock.retired);
                 self.set_instret(instret, self.clock.retired);
             }
-            Special::Pmpcfg => {
+            SideEffectCsr::Pmpcfg => {
                 csr.pmp.write_cfg((number & 3) as usize, value);
                 self.flush_tlbs(hart);
             }
-            Special::Pmpaddr => {
+            SideEffectCsr::Pmpaddr => {
                 csr.pmp.write_addr((number & (pmp::ENTRIES as u32 - 1)) as usize, value);
                 self.flush_tlbs(hart);
             }
-            Special::Cycle => self.set_cycle(with_low(self.cycle(), value), next),
-            Special::CycleHigh => self.set_cycle(with_high(self.cycle(), value), next),
-            Special::Instret => self.set_instret(with_low(self.instret(), value), next),
-            Special::InstretHigh => self.set_instret(with_high(self.instret(), value), next),
-            Special::Time | Special::TimeHigh => {}
+            SideEffectCsr::Cycle => self.set_cycle(with_low(self.cycle(), value), next),
+            SideEffectCsr::CycleHigh => self.set_cycle(with_high(self.cycle(), value), next),
+            SideEffectCsr::Instret => self.set_instret(with_low(self.instret(), value), next),
+            SideEffectCsr::InstretHigh => self.set_instret(with_high(self.instret(), value), next),
+            SideEffectCsr::Time | SideEffectCsr::TimeHigh => {}
         }
     }
 
     fn set_cycle(&mut self, value: u64, at: u64) {
-        let inhibited = self.csr.get(Word::Mcountinhibit) & 1 != 0;
+        let inhibited = self.csr.get(StoredCsr::Mcountinhibit) & 1 != 0;
         self.csr.cycle = if inhibited { value } else { value.wrapping_sub(at) };
     }
 
     fn set_instret(&mut self, value: u64, at: u64) {
-        let inhibited = self.csr.get(Word::Mcountinhibit) & 4 != 0;
+        let inhibited = self.csr.get(StoredCsr::Mcountinhibit) & 4 != 0;
         self.csr.instret = if inhibited { value } else { value.wrapping_sub(at) };
     }
 }
@@ -550,9 +570,9 @@ mod tests {
     #[test]
     fn setting_a_bit_of_mip_does_not_latch_a_device_line() {
         let mut vm = machine();
-        vm.platform.csr.mip_lines = irq::SEI;
+        vm.platform.csr.mip_hardware = irq::SEI;
         access(&mut vm, 0x344, CsrOp::Set, Some(irq::SSI)).unwrap();
-        vm.platform.csr.mip_lines = 0;
+        vm.platform.csr.mip_hardware = 0;
         assert_eq!(read(&mut vm, 0x344), Ok(irq::SSI));
     }
 
@@ -560,9 +580,9 @@ mod tests {
     fn counters_need_both_enables_in_user_mode() {
         let mut vm = machine();
         vm.platform.set_privilege(&mut vm.hart, Privilege::User);
-        vm.platform.csr.set(Word::Mcounteren, 1);
+        vm.platform.csr.set(StoredCsr::Mcounteren, 1);
         assert_eq!(read(&mut vm, 0xc00), Err(IllegalCsr));
-        vm.platform.csr.set(Word::Scounteren, 1);
+        vm.platform.csr.set(StoredCsr::Scounteren, 1);
         assert!(read(&mut vm, 0xc00).is_ok());
     }
 

@@ -2,7 +2,7 @@
 //! returns an [`Exit`].
 
 use crate::abi::{Exit, ExitCode, FaultCode, Hart, NO_RESERVATION, Platform, Vm};
-use crate::csr::{MEDELEG_WRITABLE, Word, irq};
+use crate::csr::{MEDELEG_WRITABLE, StoredCsr, irq};
 use crate::dev::virtio::Deferred;
 use crate::layout::virtio_slot;
 use crate::mem::{Dma, Memory, Ram};
@@ -337,7 +337,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Wakes a hart that waits for an interrupt, if one is pending. Under the `instret` clock it
     /// otherwise advances time to the next timer. Returns `false` if the hart must keep waiting.
     fn end_wait(&mut self, now: Now) -> bool {
-        let enabled = self.platform.csr.get(Word::Mie);
+        let enabled = self.platform.csr.get(StoredCsr::Mie);
         if self.platform.csr.mip() & enabled != 0 {
             self.platform.waiting = 0;
             return true;
@@ -406,7 +406,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         if platform.dev.clint.msip != 0 {
             lines |= irq::MSI;
         }
-        platform.csr.mip_lines = lines;
+        platform.csr.mip_hardware = lines;
     }
 
     /// Lets every device take the input that arrived on the port since the last poll.
@@ -453,7 +453,7 @@ impl Platform {
     /// Returns the `time` at which a waiting hart must run again if no input comes before, or
     /// `u64::MAX` if only input can wake it.
     fn wake_at(&self) -> u64 {
-        let enabled = self.csr.get(Word::Mie);
+        let enabled = self.csr.get(StoredCsr::Mie);
         let timer = if self.sbi != 0 { irq::STI } else { irq::MTI };
         let timer = if enabled & timer != 0 { self.clock.timecmp } else { u64::MAX };
         match self.dev.rtc.next_alarm() {
@@ -477,9 +477,9 @@ impl Vm {
     pub fn boot_supervisor(&mut self, entry: u32, a0: u32, a1: u32) {
         self.boot(entry, a0, a1, Privilege::Supervisor);
         self.platform.sbi = 1;
-        self.platform.csr.set(Word::Medeleg, MEDELEG_WRITABLE & !(1 << cause::ECALL_S));
-        self.platform.csr.set(Word::Mideleg, irq::S_ALL);
-        self.platform.csr.set(Word::Mcounteren, 0b111);
+        self.platform.csr.set(StoredCsr::Medeleg, MEDELEG_WRITABLE & !(1 << cause::ECALL_S));
+        self.platform.csr.set(StoredCsr::Mideleg, irq::S_ALL);
+        self.platform.csr.set(StoredCsr::Mcounteren, 0b111);
         self.platform.csr.pmp = Pmp::OPEN;
     }
 

@@ -1,7 +1,7 @@
 //! Sv32 translation (privileged specification, section 10.3), filling the TLBs of [`crate::tlb`].
 
 use crate::abi::{Hart, NO_RESERVATION, Platform};
-use crate::csr::{SATP_MODE, Word, mstatus};
+use crate::csr::{SATP_MODE, StoredCsr, mstatus};
 use crate::mem::{FRAME_SHIFT, Frame, Memory, Ram};
 use crate::pmp;
 use crate::tlb::deny;
@@ -125,7 +125,7 @@ impl Platform {
 
     /// Recomputes the context after a change of privilege or `mstatus`.
     pub(crate) fn sync_context(&self, hart: &mut Hart) {
-        let status = self.csr.get(Word::Mstatus);
+        let status = self.csr.get(StoredCsr::Mstatus);
         let data_privilege = self.data_privilege(hart);
         let ctx = &mut hart.ctx;
         ctx.fetch = match ctx.privilege {
@@ -144,7 +144,7 @@ impl Platform {
 
     /// Returns the privilege of loads and stores, which is `mstatus.MPP` when MPRV is set.
     fn data_privilege(&self, hart: &Hart) -> Privilege {
-        let status = self.csr.get(Word::Mstatus);
+        let status = self.csr.get(StoredCsr::Mstatus);
         if status & mstatus::MPRV == 0 {
             return hart.ctx.privilege;
         }
@@ -156,7 +156,7 @@ impl Platform {
     }
 
     fn allowed(&self, leaf: &Leaf, access: AccessType, privilege: Privilege) -> bool {
-        let status = self.csr.get(Word::Mstatus);
+        let status = self.csr.get(StoredCsr::Mstatus);
         let mode = match privilege {
             Privilege::Machine => true,
             Privilege::User => leaf.bits & pte::U != 0,
@@ -183,7 +183,7 @@ impl Platform {
         access: AccessType,
         privilege: Privilege,
     ) -> Result<Leaf, Trap> {
-        let satp = self.csr.get(Word::Satp);
+        let satp = self.csr.get(StoredCsr::Satp);
         if privilege == Privilege::Machine || satp & SATP_MODE == 0 {
             return Ok(Leaf { ppn: va >> FRAME_SHIFT, bits: !pte::U, superpage: false });
         }
@@ -337,13 +337,13 @@ impl Platform {
     }
 
     fn data_deny(&self, leaf: &Leaf, privilege: Privilege, pmp: pmp::Access, private: bool) -> u32 {
-        let mxr = self.csr.get(Word::Mstatus) & mstatus::MXR != 0;
+        let mxr = self.csr.get(StoredCsr::Mstatus) & mstatus::MXR != 0;
         let r = pmp.r && leaf.bits & (if mxr { pte::R | pte::X } else { pte::R }) != 0;
         // The first store must come here: to set D, or to get a private frame.
         let w = pmp.w && private && leaf.bits & pte::W != 0 && leaf.bits & pte::D != 0;
         let (read, write) = if privilege == Privilege::Machine {
             (deny::M_R, deny::M_W)
-        } else if self.csr.get(Word::Satp) & SATP_MODE == 0 {
+        } else if self.csr.get(StoredCsr::Satp) & SATP_MODE == 0 {
             (deny::U_R | deny::S_R | deny::SUM_R, deny::U_W | deny::S_W | deny::SUM_W)
         } else if leaf.bits & pte::U != 0 {
             (deny::U_R | deny::SUM_R, deny::U_W | deny::SUM_W)
@@ -395,7 +395,8 @@ impl Platform {
         let allowed = self.csr.pmp.check(physical, privilege == Privilege::Machine).x;
         let frame = ram.frame(page).or_else(|| self.rom_frame(ram, physical));
         let frame = frame.filter(|_| allowed).ok_or(access.access_fault(va))?;
-        let x = if privilege != Privilege::Machine && self.csr.get(Word::Satp) & SATP_MODE == 0 {
+        let x = if privilege != Privilege::Machine && self.csr.get(StoredCsr::Satp) & SATP_MODE == 0
+        {
             deny::U_X | deny::S_X
         } else {
             hart.ctx.fetch

@@ -2,7 +2,7 @@
 //! instructions, and jumps to misaligned addresses.
 
 use crate::abi::{Hart, NO_RESERVATION};
-use crate::csr::{Change, CsrOp, Word, mstatus};
+use crate::csr::{Change, CsrOp, StoredCsr, mstatus};
 use crate::insn::{Decoded, Format, Insn, Op, decode};
 use crate::machine::Core;
 use crate::mem::{FRAME_SIZE, Frame, Memory, Ram};
@@ -305,7 +305,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
     /// Executes a system instruction other than those on CSRs. Returns the next `pc`.
     fn system(&mut self, hart: &mut Hart, insn: Insn, next: u32) -> Result<u32, Trap> {
         let privilege = hart.ctx.privilege;
-        let status = self.platform.csr.get(Word::Mstatus);
+        let status = self.platform.csr.get(StoredCsr::Mstatus);
         let supervisor = privilege == Privilege::Supervisor;
         let trapped = |bit: u32| supervisor && status & bit != 0;
         let illegal = Err(Trap::illegal(insn.0));

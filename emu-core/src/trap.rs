@@ -1,7 +1,7 @@
 //! Traps as values (privileged specification, section 3.1.15).
 
 use crate::abi::{FaultCode, Hart, NO_RESERVATION, Platform};
-use crate::csr::{Word, irq, mstatus};
+use crate::csr::{StoredCsr, irq, mstatus};
 use crate::mmu::Privilege;
 
 /// Exception and interrupt numbers as they stand in `mcause` and `scause`.
@@ -81,12 +81,12 @@ const PRIORITY: [(u32, u32); 6] =
 impl Platform {
     /// Returns the interrupt to take now, if any, as its cause without the interrupt bit.
     pub(crate) fn pending_interrupt(&self, hart: &Hart) -> Option<u32> {
-        let pending = self.csr.mip() & self.csr.get(Word::Mie);
+        let pending = self.csr.mip() & self.csr.get(StoredCsr::Mie);
         if pending == 0 {
             return None;
         }
-        let status = self.csr.get(Word::Mstatus);
-        let delegated = self.csr.get(Word::Mideleg);
+        let status = self.csr.get(StoredCsr::Mstatus);
+        let delegated = self.csr.get(StoredCsr::Mideleg);
         let privilege = hart.ctx.privilege;
         let m_enabled = privilege != Privilege::Machine || status & mstatus::MIE != 0;
         let s_enabled = privilege == Privilege::User
@@ -100,25 +100,38 @@ impl Platform {
     /// Enters the trap handler for the instruction at `hart.pc`.
     pub(crate) fn take_trap(&mut self, hart: &mut Hart, cause: u32, tval: u32) {
         let number = cause & 31;
-        let deleg = if cause & cause::INTERRUPT != 0 { Word::Mideleg } else { Word::Medeleg };
+        let deleg =
+            if cause & cause::INTERRUPT != 0 { StoredCsr::Mideleg } else { StoredCsr::Medeleg };
         let from = hart.ctx.privilege;
         let pc = hart.pc;
-        let mut status = self.csr.get(Word::Mstatus);
+        let mut status = self.csr.get(StoredCsr::Mstatus);
         let to_supervisor = from != Privilege::Machine && self.csr.get(deleg) >> number & 1 != 0;
         let (epc, cause_word, tval_word, tvec, to) = if to_supervisor {
             let ie = status & mstatus::SIE != 0;
             status &= !(mstatus::SIE | mstatus::SPIE | mstatus::SPP);
             status |= if ie { mstatus::SPIE } else { 0 };
             status |= if from == Privilege::Supervisor { mstatus::SPP } else { 0 };
-            (Word::Sepc, Word::Scause, Word::Stval, Word::Stvec, Privilege::Supervisor)
+            (
+                StoredCsr::Sepc,
+                StoredCsr::Scause,
+                StoredCsr::Stval,
+                StoredCsr::Stvec,
+                Privilege::Supervisor,
+            )
         } else {
             let ie = status & mstatus::MIE != 0;
             status &= !(mstatus::MIE | mstatus::MPIE | mstatus::MPP);
             status |= if ie { mstatus::MPIE } else { 0 };
             status |= (from as u32) << mstatus::MPP_SHIFT;
-            (Word::Mepc, Word::Mcause, Word::Mtval, Word::Mtvec, Privilege::Machine)
+            (
+                StoredCsr::Mepc,
+                StoredCsr::Mcause,
+                StoredCsr::Mtval,
+                StoredCsr::Mtvec,
+                Privilege::Machine,
+            )
         };
-        self.csr.set(Word::Mstatus, status);
+        self.csr.set(StoredCsr::Mstatus, status);
         self.csr.set(epc, pc);
         self.csr.set(cause_word, cause);
         self.csr.set(tval_word, tval);
@@ -132,7 +145,7 @@ impl Platform {
 
     /// MRET; the caller has checked the privilege.
     pub(crate) fn mret(&mut self, hart: &mut Hart) {
-        let mut status = self.csr.get(Word::Mstatus);
+        let mut status = self.csr.get(StoredCsr::Mstatus);
         let to = match (status & mstatus::MPP) >> mstatus::MPP_SHIFT {
             0 => Privilege::User,
             1 => Privilege::Supervisor,
@@ -144,21 +157,21 @@ impl Platform {
         if to != Privilege::Machine {
             status &= !mstatus::MPRV;
         }
-        self.xret(hart, status, to, Word::Mepc);
+        self.xret(hart, status, to, StoredCsr::Mepc);
     }
 
     /// SRET; the caller has checked the privilege.
     pub(crate) fn sret(&mut self, hart: &mut Hart) {
-        let mut status = self.csr.get(Word::Mstatus);
+        let mut status = self.csr.get(StoredCsr::Mstatus);
         let to = if status & mstatus::SPP != 0 { Privilege::Supervisor } else { Privilege::User };
         let ie = status & mstatus::SPIE != 0;
         status &= !(mstatus::SIE | mstatus::SPP | mstatus::MPRV);
         status |= mstatus::SPIE | if ie { mstatus::SIE } else { 0 };
-        self.xret(hart, status, to, Word::Sepc);
+        self.xret(hart, status, to, StoredCsr::Sepc);
     }
 
-    fn xret(&mut self, hart: &mut Hart, status: u32, to: Privilege, epc: Word) {
-        self.csr.set(Word::Mstatus, status);
+    fn xret(&mut self, hart: &mut Hart, status: u32, to: Privilege, epc: StoredCsr) {
+        self.csr.set(StoredCsr::Mstatus, status);
         hart.pc = self.csr.get(epc);
         hart.reservation = NO_RESERVATION;
         self.set_privilege(hart, to);

@@ -167,7 +167,7 @@ fn the_external_interrupt_bit_is_the_line_or_what_software_set() {
     let mut m = quiet();
     m.set_csr(MIP, irq::SEI);
     assert_eq!(m.csr(MIP), irq::SEI);
-    m.vm.platform.csr.mip_lines = irq::SEI;
+    m.vm.platform.csr.mip_hardware = irq::SEI;
     m.set_csr(MIP, 0);
     assert_eq!(m.csr(MIP), irq::SEI);
 }
