@@ -9,7 +9,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::backend::Totals;
-use crate::engine::Counts;
+use crate::engine::StateCounts;
 use crate::stdio::{self, say};
 use crate::sync::lock;
 
@@ -25,7 +25,7 @@ pub struct Progress {
     shown: bool,
     bar: Option<ProgressBar>,
     /// State that was last shown, and when.
-    last: Option<(Counts, Duration)>,
+    last: Option<(StateCounts, Duration)>,
     /// Instructions and time of the last update, to compute the current speed.
     before: (u64, Duration),
 }
@@ -51,7 +51,7 @@ impl Progress {
     }
 
     /// Shows the state of the fleet.
-    pub fn show(&mut self, counts: Counts, totals: Totals, elapsed: Duration) {
+    pub fn show(&mut self, counts: StateCounts, totals: Totals, elapsed: Duration) {
         if !self.shown {
             return;
         }
@@ -85,7 +85,7 @@ impl Progress {
     }
 
     /// Prints the final state of the fleet, with the average speed.
-    pub fn finish(&mut self, counts: Counts, totals: Totals, elapsed: Duration) {
+    pub fn finish(&mut self, counts: StateCounts, totals: Totals, elapsed: Duration) {
         self.clear();
         if self.shown {
             let mips = totals.instructions as f64 / elapsed.as_secs_f64().max(1e-3) / 1e6;
@@ -107,8 +107,8 @@ impl Drop for Progress {
     }
 }
 
-fn line(counts: Counts, mips: f64, elapsed: Duration) -> String {
-    let Counts { booting, ready, paused, halted, faulted, stopped } = counts;
+fn line(counts: StateCounts, mips: f64, elapsed: Duration) -> String {
+    let StateCounts { booting, ready, paused, halted, faulted, stopped } = counts;
     // Shown only if a user has caused them.
     let asked = [(paused, "paused"), (stopped, "stopped")].into_iter().filter(|(n, _)| *n > 0);
     let asked: String = asked.map(|(n, state)| format!(", {n} {state}")).collect();
@@ -143,10 +143,11 @@ mod tests {
 
     #[test]
     fn the_line_has_every_state_speed_and_time() {
-        let counts = Counts { booting: 1, ready: 2, halted: 3, faulted: 4, ..Counts::default() };
+        let counts =
+            StateCounts { booting: 1, ready: 2, halted: 3, faulted: 4, ..StateCounts::default() };
         let text = line(counts, 250.4, Duration::from_millis(1250));
         assert_eq!(text, "1 booting, 2 ready, 3 halted, 4 faulted; 250 MIPS; 1.2 s");
-        let text = line(Counts { paused: 5, stopped: 6, ..counts }, 0.0, Duration::ZERO);
+        let text = line(StateCounts { paused: 5, stopped: 6, ..counts }, 0.0, Duration::ZERO);
         assert_eq!(
             text,
             "1 booting, 2 ready, 3 halted, 4 faulted, 5 paused, 6 stopped; 0 MIPS; 0.0 s"

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::backend::Backend;
-use crate::engine::{Outcome, State};
+use crate::engine::{RunSummary, VmState};
 use crate::net::{Counts, Wire};
 use crate::stdio::print;
 
@@ -80,7 +80,7 @@ pub struct VmReport {
     /// Number of the VM.
     pub id: u32,
     /// State of the VM at the end.
-    pub state: State,
+    pub state: VmState,
     /// Instructions that the VM retired.
     pub instret: u64,
     /// Instructions that the VM had retired when it was ready, rounded up to a slice (32,768).
@@ -99,17 +99,17 @@ impl BootReport {
     /// Returns the report of a run.
     pub fn new(
         backend: &dyn Backend,
-        outcome: &Outcome,
+        run: &RunSummary,
         seed: u64,
         network: Option<NetReport>,
         wire: &Wire,
         console_dir: Option<&Path>,
     ) -> Self {
-        let wall_seconds = outcome.wall.as_secs_f64();
-        let instructions = outcome.totals.instructions;
-        let count = outcome.vms.len() as u32;
+        let wall_seconds = run.wall.as_secs_f64();
+        let instructions = run.totals.instructions;
+        let count = run.vms.len() as u32;
         let per_second = instructions as f64 / wall_seconds.max(1e-9);
-        let vms = (0..).zip(&outcome.vms).map(|(id, vm)| VmReport {
+        let vms = (0..).zip(&run.vms).map(|(id, vm)| VmReport {
             id,
             state: vm.state,
             instret: backend.instret(id),
@@ -122,15 +122,15 @@ impl BootReport {
             backend: backend.name(),
             count,
             seed: seed.to_string(),
-            ready: outcome.counts.ready,
-            halted: outcome.counts.halted,
-            faulted: outcome.counts.faulted,
+            ready: run.counts.ready,
+            halted: run.counts.halted,
+            faulted: run.counts.faulted,
             wall_seconds,
             instructions,
             mips_per_vm: per_second / f64::from(count.max(1)) / 1e6,
             total_gips: per_second / 1e9,
-            shared_frames: outcome.totals.shared_frames,
-            private_frames: outcome.totals.private_frames,
+            shared_frames: run.totals.shared_frames,
+            private_frames: run.totals.private_frames,
             network,
             console_dir: console_dir.map(|d| d.display().to_string()),
             vms: vms.collect(),

@@ -36,9 +36,9 @@ const PROTOCOL: &str = "pxvm";
 const OFFSET: HeaderName = HeaderName::from_static("x-pxvm-offset");
 
 fn listen(app: &Shared, id: u32) -> Result<(Tail, Listener), ApiError> {
-    app.hub.record(id)?;
+    app.fleet.record(id)?;
     let full = || ApiError::TooMany(format!("too many clients follow the console of vm{id}"));
-    app.hub.consoles.listen(id).ok_or_else(full)
+    app.fleet.consoles.listen(id).ok_or_else(full)
 }
 
 /// Returns the headers of output that begins at `offset`.
@@ -50,8 +50,8 @@ fn head(offset: u64) -> [(HeaderName, String); 3] {
 
 /// `GET /api/v1/vms/{id}/console`
 pub async fn read(State(app): State<Shared>, Id(id): Id) -> Result<Response, ApiError> {
-    app.hub.record(id)?;
-    let tail = app.hub.consoles.tail(id);
+    app.fleet.record(id)?;
+    let tail = app.fleet.consoles.tail(id);
     Ok((head(tail.offset), tail.bytes).into_response())
 }
 
@@ -78,7 +78,7 @@ pub async fn write(
     Id(id): Id,
     Limited(bytes): Limited<INPUT_MAX>,
 ) -> Result<StatusCode, ApiError> {
-    app.hub.input(id, &bytes)?;
+    app.fleet.input(id, &bytes)?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -109,7 +109,7 @@ pub async fn broadcast(
         return Err(ApiError::BadRequest("a line has no end in its middle".to_owned()));
     }
     let state = state.as_deref().map(state_of).transpose()?;
-    let count = app.hub.ledger().count();
+    let count = app.fleet.state().count();
     let mut vms = vms.unwrap_or_else(|| (0..count).collect());
     vms.sort_unstable();
     vms.dedup();
@@ -118,10 +118,10 @@ pub async fn broadcast(
     }
     let bytes = [line.as_bytes(), b"\n"].concat();
     let is_meant = |&vm: &u32| {
-        state.is_none_or(|state| app.hub.record(vm).is_ok_and(|record| record.state == state))
+        state.is_none_or(|state| app.fleet.record(vm).is_ok_and(|record| record.state == state))
     };
     // VMs that have ended or do not read are not counted.
-    let sent = vms.into_iter().filter(is_meant).filter(|&vm| app.hub.input(vm, &bytes).is_ok());
+    let sent = vms.into_iter().filter(is_meant).filter(|&vm| app.fleet.input(vm, &bytes).is_ok());
     Ok(Json(Sent { sent: sent.count() as u32 }))
 }
 
@@ -199,7 +199,7 @@ async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Lis
             if bytes.len() > INPUT_MAX {
                 return Some(TOO_LONG);
             }
-            match app.hub.input(id, &bytes) {
+            match app.fleet.input(id, &bytes) {
                 // Input beyond the VM's buffer is lost, as on a line without flow control.
                 Ok(()) | Err(ControlError::InputFull { .. }) => {}
                 // The VM may be started again.

@@ -62,7 +62,7 @@ fn pieces(rows: &[Row], before: &[Row]) -> Vec<News> {
 }
 
 fn fleet_news(app: &Shared) -> Option<News> {
-    serde_json::to_string(&app.fleet()).ok().map(|text| ("fleet", text.into()))
+    serde_json::to_string(&app.body()).ok().map(|text| ("fleet", text.into()))
 }
 
 /// Feeds the event stream, for ever.

@@ -13,7 +13,7 @@ use super::gauges::{Point, Row};
 use super::proxy::HTTP;
 use super::{App, Reach, Shared};
 use crate::backend::{ClockSource, Command};
-use crate::engine::{Counts, Record, State as VmState};
+use crate::engine::{StateCounts, VmRecord, VmState};
 use crate::machine::fleet::name;
 use crate::net::{Counts as NetCounts, DropReason};
 
@@ -32,7 +32,7 @@ pub struct FleetBody {
     count: u32,
     capacity: u32,
     uptime_seconds: f64,
-    states: Counts,
+    states: StateCounts,
     instructions: u64,
     mips: f64,
     shared_frames: u32,
@@ -91,18 +91,18 @@ impl From<NetCounts> for VmNetwork {
 
 impl App {
     /// Returns the fleet as it is now.
-    pub(super) fn fleet(&self) -> FleetBody {
+    pub(super) fn body(&self) -> FleetBody {
         let (count, capacity, states) = {
-            let ledger = self.hub.ledger();
-            (ledger.count(), ledger.capacity(), ledger.counts())
+            let state = self.fleet.state();
+            (state.count(), state.capacity(), state.counts())
         };
-        let totals = self.hub.backend().totals();
+        let totals = self.fleet.backend().totals();
         let (history, pulse) = self.gauges.history();
         let reached = !matches!(self.about.reach, Reach::None);
         FleetBody {
             name: self.about.name.clone(),
             version: env!("CARGO_PKG_VERSION"),
-            backend: self.hub.backend().name(),
+            backend: self.fleet.backend().name(),
             device: self.about.device.clone(),
             clock: match self.about.clock {
                 ClockSource::Instret => "instret",
@@ -110,7 +110,7 @@ impl App {
             },
             count,
             capacity,
-            uptime_seconds: super::gauges::rounded(self.hub.started().elapsed().as_secs_f64()),
+            uptime_seconds: super::gauges::rounded(self.fleet.started().elapsed().as_secs_f64()),
             states,
             instructions: totals.instructions,
             mips: pulse.mips,
@@ -130,7 +130,7 @@ impl App {
         }
     }
 
-    fn describe(&self, id: u32, record: &Record, row: Option<&Row>) -> VmBody {
+    fn describe(&self, id: u32, record: &VmRecord, row: Option<&Row>) -> VmBody {
         let published =
             self.about.publish.iter().map(|publish| {
                 format!("127.0.0.1:{}->{}", u32::from(publish.base) + id, publish.port)
@@ -140,38 +140,38 @@ impl App {
             name: name(id),
             state: record.state,
             reason: record.reason.clone(),
-            instret: self.hub.backend().instret(id),
+            instret: self.fleet.backend().instret(id),
             mips: row.map_or(0.0, |row| row.mips as f64 / 10.0),
             resets: record.resets,
             ready_instret: record.ready_instret,
             address: self.about.addresses.map(|addresses| addresses.ip(id).to_string()),
             published: published.collect(),
             network: self.wire.counts(id).into(),
-            console_bytes: self.hub.consoles.written(id),
+            console_bytes: self.fleet.consoles.written(id),
             private_frames: None,
         }
     }
 
     fn vm(&self, id: u32) -> Result<VmBody, ApiError> {
-        let record = self.hub.record(id)?;
+        let record = self.fleet.record(id)?;
         Ok(self.describe(id, &record, self.gauges.look().get(id as usize)))
     }
 
     async fn act(&self, id: u32, command: Command) -> Result<Json<VmBody>, ApiError> {
-        self.hub.execute(id, command).await?;
+        self.fleet.execute(id, command).await?;
         self.vm(id).map(Json)
     }
 }
 
 /// `GET /api/v1/fleet`
 pub async fn fleet(State(app): State<Shared>) -> Json<FleetBody> {
-    Json(app.fleet())
+    Json(app.body())
 }
 
 /// `GET /healthz`
 pub async fn health(State(app): State<Shared>) -> Result<&'static str, ApiError> {
     let ended = || ApiError::Unavailable("the fleet has ended".to_owned());
-    app.hub.is_alive().then_some("ok").ok_or_else(ended)
+    app.fleet.is_alive().then_some("ok").ok_or_else(ended)
 }
 
 /// Query: which VMs to list.
@@ -210,9 +210,9 @@ pub async fn vms(
     let rows = app.gauges.look();
     let offset = which.offset.unwrap_or(0) as usize;
     let (total, chosen) = {
-        let ledger = app.hub.ledger();
+        let fleet = app.fleet.state();
         let all = || {
-            let records = (0u32..).zip(ledger.records());
+            let records = (0u32..).zip(fleet.records());
             records.filter(|(_, record)| state.is_none_or(|state| state == record.state))
         };
         let some = all().skip(offset).take(limit as usize);
@@ -248,7 +248,7 @@ pub async fn add(
     if count == 0 {
         return Err(ApiError::BadRequest("the count is 1 or more".to_owned()));
     }
-    Ok((StatusCode::CREATED, Json(Added { ids: app.hub.add(count).await? })))
+    Ok((StatusCode::CREATED, Json(Added { ids: app.fleet.add(count).await? })))
 }
 
 /// `POST /api/v1/vms/{id}/pause`

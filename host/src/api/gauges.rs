@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::Shared;
-use crate::engine::Hub;
+use crate::engine::FleetHandle;
 use crate::net::{Counts, Wire};
 use crate::sync::lock;
 
@@ -66,7 +66,7 @@ struct Looks {
 
 /// Measurements of a fleet.
 pub struct Gauges {
-    hub: Arc<Hub>,
+    fleet: Arc<FleetHandle>,
     wire: Arc<Wire>,
     looks: Mutex<Looks>,
     history: Mutex<(VecDeque<Point>, Pulse)>,
@@ -79,26 +79,26 @@ pub fn rounded(value: f64) -> f64 {
 
 impl Gauges {
     /// Returns measurements without any sample.
-    pub fn new(hub: Arc<Hub>, wire: Arc<Wire>) -> Self {
-        Self { hub, wire, looks: Mutex::default(), history: Mutex::default() }
+    pub fn new(fleet: Arc<FleetHandle>, wire: Arc<Wire>) -> Self {
+        Self { fleet, wire, looks: Mutex::default(), history: Mutex::default() }
     }
 
     /// Returns measurements of the VMs, at most `LOOK_EVERY` old.
     pub fn look(&self) -> Arc<Vec<Row>> {
-        self.hub.backend().watched();
+        self.fleet.backend().watched();
         let mut looks = lock(&self.looks);
         let now = Instant::now();
         let fresh = looks.samples.back().is_some_and(|(at, _)| now - *at < LOOK_EVERY);
-        if !fresh || looks.rows.len() != self.hub.ledger().records().len() {
+        if !fresh || looks.rows.len() != self.fleet.state().records().len() {
             self.refresh(&mut looks, now);
         }
         Arc::clone(&looks.rows)
     }
 
     fn refresh(&self, looks: &mut Looks, now: Instant) {
-        let backend = self.hub.backend();
+        let backend = self.fleet.backend();
         let states: Vec<u8> =
-            self.hub.ledger().records().iter().map(|record| record.state as u8).collect();
+            self.fleet.state().records().iter().map(|record| record.state as u8).collect();
         let counts: Vec<u64> = (0..states.len() as u32).map(|vm| backend.instret(vm)).collect();
         // The newest sample that is as old as the window stays.
         while looks.samples.get(1).is_some_and(|(at, _)| now - *at >= WINDOW) {
@@ -106,7 +106,7 @@ impl Gauges {
         }
         let (since, before) = match looks.samples.front() {
             Some((at, counts)) => (*at, &counts[..]),
-            None => (self.hub.started(), &[][..]),
+            None => (self.fleet.started(), &[][..]),
         };
         let us = (now - since).as_micros().max(1) as u64;
         let row = |(vm, state): (usize, u8)| Row {
@@ -116,7 +116,7 @@ impl Gauges {
                 (retired * 10 + us / 2) / us
             },
             packets: self.wire.packets(vm as u32),
-            console: self.hub.consoles.written(vm as u32),
+            console: self.fleet.consoles.written(vm as u32),
         };
         looks.rows = Arc::new(states.into_iter().enumerate().map(row).collect());
         looks.samples.push_back((now, counts));
@@ -133,19 +133,19 @@ impl Gauges {
 pub async fn keep_history(app: Shared) {
     let mut ticker = tokio::time::interval(SECOND);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut at, mut instructions, mut packets) = (app.hub.started(), 0, 0);
+    let (mut at, mut instructions, mut packets) = (app.fleet.started(), 0, 0);
     loop {
         ticker.tick().await;
         let now = Instant::now();
-        let totals = app.hub.backend().totals();
+        let totals = app.fleet.backend().totals();
         let network = app.wire.total();
         let span = (now - at).as_secs_f64().max(1e-3);
         let mips = rounded(totals.instructions.saturating_sub(instructions) as f64 / span / 1e6);
         let passed = network.rx_packets + network.tx_packets;
         let point = Point {
-            t: (now - app.hub.started()).as_secs(),
+            t: (now - app.fleet.started()).as_secs(),
             mips,
-            ready: app.hub.counts().ready,
+            ready: app.fleet.counts().ready,
             packets: passed - packets,
         };
         (at, instructions, packets) = (now, totals.instructions, passed);

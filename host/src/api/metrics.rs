@@ -53,7 +53,7 @@ pub async fn metrics(
     State(app): State<Shared>,
     Params(which): Params<Which>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let count = app.hub.ledger().count();
+    let count = app.fleet.state().count();
     let vms = which.vms.map(|text| ranges(&text, count)).transpose()?.unwrap_or_default();
     let mut registry = Registry::with_prefix("pxvm");
     fleet(&app, &mut registry);
@@ -68,8 +68,8 @@ pub async fn metrics(
 
 fn fleet(app: &Shared, registry: &mut Registry) {
     let (states, capacity) = {
-        let ledger = app.hub.ledger();
-        (serde_json::to_value(ledger.counts()).unwrap_or_default(), ledger.capacity())
+        let state = app.fleet.state();
+        (serde_json::to_value(state.counts()).unwrap_or_default(), state.capacity())
     };
     let vms = Family::<Labels, Gauge>::default();
     for (state, n) in states.as_object().into_iter().flatten() {
@@ -87,7 +87,7 @@ fn fleet(app: &Shared, registry: &mut Registry) {
         counter
     };
     registry.register("capacity", "VMs that there is room for", gauge(capacity.into()));
-    let totals = app.hub.backend().totals();
+    let totals = app.fleet.backend().totals();
     registry.register("instructions", "Instructions retired", counter(totals.instructions));
     let frames = Family::<Labels, Gauge>::default();
     for (kind, n) in [("shared", totals.shared_frames), ("private", totals.private_frames)] {
@@ -108,12 +108,12 @@ fn fleet(app: &Shared, registry: &mut Registry) {
     registry.register("network_bytes", "Bytes of these packets", bytes);
     let drops = counter(network.drops.total());
     registry.register("drops", "Packets that went nowhere", drops);
-    if let Some(launches) = app.hub.backend().launches() {
+    if let Some(launches) = app.fleet.backend().launches() {
         registry.register("launches", "Launches on the device", counter(launches.count));
         let us = launches.time.as_micros() as u64;
         registry.register("device_microseconds", "Time that they took there", counter(us));
     }
-    let uptime = app.hub.started().elapsed().as_secs();
+    let uptime = app.fleet.started().elapsed().as_secs();
     registry.register("uptime_seconds", "Since the fleet was started", gauge(uptime));
 }
 
@@ -125,19 +125,19 @@ fn single(app: &Shared, vms: &[u32], registry: &mut Registry) {
         Family::<Labels, Counter>::default(),
         Family::<Labels, Counter>::default(),
     );
-    app.hub.backend().watched();
+    app.fleet.backend().watched();
     for &vm in vms {
-        let Ok(record) = app.hub.record(vm) else { continue };
+        let Ok(record) = app.fleet.record(vm) else { continue };
         let labels = |more: Option<(&'static str, &str)>| {
             let own = std::iter::once(("vm", vm.to_string()));
             own.chain(more.map(|(name, value)| (name, value.to_owned()))).collect::<Labels>()
         };
         states.get_or_create(&labels(Some(("state", record.state.name())))).set(1);
-        instructions.get_or_create(&labels(None)).inc_by(app.hub.backend().instret(vm));
+        instructions.get_or_create(&labels(None)).inc_by(app.fleet.backend().instret(vm));
         let (rx, tx) = app.wire.packets(vm);
         packets.get_or_create(&labels(Some(("direction", "rx")))).inc_by(rx);
         packets.get_or_create(&labels(Some(("direction", "tx")))).inc_by(tx);
-        console.get_or_create(&labels(None)).inc_by(app.hub.consoles.written(vm));
+        console.get_or_create(&labels(None)).inc_by(app.fleet.consoles.written(vm));
         resets.get_or_create(&labels(None)).inc_by(record.resets.into());
     }
     registry.register("vm_state", "1 for the VM's state", states);

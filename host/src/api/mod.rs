@@ -1,8 +1,8 @@
 //! The control API: HTTP for programs, the web dashboard for people, and a Unix socket for `pxvm`
 //! itself.
 //!
-//! [`App`] is the state that requests work on: the fleet's [`Hub`], its network, and measurements.
-//! The router over it is served at the TCP address that the user chose, behind [`access`] control,
+//! [`App`] is the state that requests work on: the fleet's [`FleetHandle`], its network, and
+//! measurements. The router over it is served at the TCP address that the user chose, behind [`access`] control,
 //! and on the Unix socket, which file permissions protect.
 
 pub mod access;
@@ -40,7 +40,7 @@ use self::gauges::Gauges;
 pub use self::serve::{BindError, Listener};
 use self::tickets::Tickets;
 use crate::backend::ClockSource;
-use crate::engine::Hub;
+use crate::engine::FleetHandle;
 use crate::net::addresses::Addresses;
 use crate::net::{Door, Publish, Wire};
 
@@ -85,7 +85,7 @@ pub enum Reach {
 
 /// State that requests work on.
 pub struct App {
-    hub: Arc<Hub>,
+    fleet: Arc<FleetHandle>,
     wire: Arc<Wire>,
     about: About,
     gauges: Gauges,
@@ -106,7 +106,7 @@ impl Server {
     /// Serves a fleet at an address with its access rules, and on a Unix socket, both bound
     /// already.
     pub fn start(
-        hub: Arc<Hub>,
+        fleet: Arc<FleetHandle>,
         wire: Arc<Wire>,
         about: About,
         public: Option<(Listener, Access)>,
@@ -118,9 +118,9 @@ impl Server {
             .enable_all()
             .build()?;
         let app = Arc::new(App {
-            gauges: Gauges::new(Arc::clone(&hub), Arc::clone(&wire)),
+            gauges: Gauges::new(Arc::clone(&fleet), Arc::clone(&wire)),
             feed: Feed::default(),
-            hub,
+            fleet,
             wire,
             about,
             visits: Arc::new(Semaphore::new(VISITS_MAX)),

@@ -24,7 +24,7 @@ use url::{Position, Url};
 use super::bodies::number;
 use super::error::ApiError;
 use super::{App, Reach, Shared};
-use crate::engine::State as VmState;
+use crate::engine::VmState;
 use crate::machine::fleet::name;
 
 /// Port of the page that shows what a VM does.
@@ -222,7 +222,7 @@ type Ticket = oneshot::Sender<()>;
 impl App {
     /// Connects to a port of a VM.
     async fn visit(&self, id: u32, port: u16) -> Result<TcpStream, ApiError> {
-        let state = self.hub.record(id)?.state;
+        let state = self.fleet.record(id)?.state;
         if !state.is_alive() {
             let message = format!("vm{id} is {}: nothing answers", state.name());
             return Err(ApiError::Unavailable(message));

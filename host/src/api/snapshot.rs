@@ -78,7 +78,7 @@ pub async fn snapshot(
     State(app): State<Shared>,
     Id(id): Id,
 ) -> Result<Json<SnapshotBody>, ApiError> {
-    let inspection = app.hub.inspect(id).await?.ok_or(ApiError::NoMemory(id))?;
+    let inspection = app.fleet.inspect(id).await?.ok_or(ApiError::NoMemory(id))?;
     Ok(Json(describe(inspection)))
 }
 

@@ -63,7 +63,7 @@ pub async fn ticket(
     Id(id): Id,
     Params(Wanted { port }): Params<Wanted>,
 ) -> Result<Json<Ticket>, ApiError> {
-    app.hub.record(id)?;
+    app.fleet.record(id)?;
     let port = port.unwrap_or(HTTP);
     if port == 0 {
         return Err(ApiError::BadRequest("a port is a number from 1 to 65535".to_owned()));

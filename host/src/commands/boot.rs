@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::steering::Steering;
+use super::server::ApiServer;
 use super::{network, on_cpu, printing};
 use crate::api::About;
 use crate::backend::cpu::{CpuBackend, check_count};
@@ -21,7 +21,7 @@ use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
 use crate::console::screen::Screen;
 use crate::console::terminal::{self, RawMode};
-use crate::engine::{self, Hub, Inputs, REQUESTS_MAX, Request, Until, Verdict};
+use crate::engine::{self, FleetHandle, Inputs, REQUESTS_MAX, Request, RunOutcome, Until};
 use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
@@ -59,8 +59,8 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         wire: Arc::new(Wire::new(capacity)),
     };
     let drawn = draw_seed(&mut guest, settings.clock)?;
-    let steering = Steering::bind(&control)?;
-    let uplink = network::uplink(&networking, capacity, running.backend, steering.address())?;
+    let api = ApiServer::bind(&control)?;
+    let uplink = network::uplink(&networking, capacity, running.backend, api.address())?;
     let device = running.device.unwrap_or_default();
     let options = cuda::Options { device, lanes: running.lanes };
     // A GPU that cannot be used is reported before images are searched; loading the program into
@@ -94,51 +94,51 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     };
 
     let capture = network::capture(&networking, capacity, &settings.wire)?;
-    let mut stage = Stage::new(&running, capacity)?;
+    let mut ui = TerminalUi::new(&running, capacity)?;
     if let Some(seed) = drawn {
-        stage.progress.say(&format!("seed: {seed}"));
+        ui.progress.say(&format!("seed: {seed}"));
     }
     let seed = fleet.seed;
     let wire = Arc::clone(&settings.wire);
     if let Some(places) = network::places(&networking, capacity) {
-        stage.progress.say(&places);
+        ui.progress.say(&places);
     }
     let network = uplink.map(|uplink| Network::start(Arc::clone(&wire), uplink)).transpose()?;
     let about = About {
-        name: steering.name.clone(),
+        name: api.name.clone(),
         device: device.map(|info| info.name),
         clock: settings.clock,
         reach: network::reach(&networking, network.as_ref()),
         addresses: network::addresses(&networking, capacity),
         publish: networking.publish.clone(),
     };
-    if let Some(url) = steering.url() {
-        stage.progress.say(&format!("dashboard: {url}"));
+    if let Some(url) = api.url() {
+        ui.progress.say(&format!("dashboard: {url}"));
     }
-    let (requests, inputs) = stage.inputs(capacity, &running)?;
+    let (requests, inputs) = ui.inputs(capacity, &running)?;
     let backend = start(place, fleet, settings)?;
-    let hub = Arc::new(Hub::new(backend, count, capacity, until, requests));
-    let server = steering.serve(&hub, &wire, about)?;
-    let options = engine::Options { timeout: running.timeout, hold_input: !stage.interactive };
-    let outcome = engine::run(&hub, &options, &inputs, stage.sink.as_mut(), &mut stage.progress)?;
+    let handle = Arc::new(FleetHandle::new(backend, count, capacity, until, requests));
+    let server = api.serve(&handle, &wire, about)?;
+    let options = engine::Options { timeout: running.timeout, hold_input: !ui.interactive };
+    let run = engine::run(&handle, &options, &inputs, ui.sink.as_mut(), &mut ui.progress)?;
     drop(server);
-    drop(stage.raw.take());
+    drop(ui.raw.take());
     let network = network.map(|network| NetReport::new(&wire, network.stop()));
     if let Some(missing) = capture.and_then(network::finish) {
-        stage.progress.say(&missing);
+        ui.progress.say(&missing);
     }
-    if stage.interactive && outcome.verdict == Verdict::Left {
+    if ui.interactive && run.outcome == RunOutcome::Left {
         say("\npxvm: left the console");
     }
-    if let Some(shortfall) = outcome.shortfall(until) {
+    if let Some(shortfall) = run.shortfall(until) {
         say(&format!("pxvm: {shortfall}"));
     }
     if running.json {
         let report =
-            BootReport::new(hub.backend(), &outcome, seed, network, &wire, stage.logs.as_deref());
+            BootReport::new(handle.backend(), &run, seed, network, &wire, ui.logs.as_deref());
         print_json(&report).map_err(printing)?;
     }
-    Ok(outcome.verdict.code())
+    Ok(run.outcome.code())
 }
 
 /// Gives a fleet a random seed, and returns it, unless the user or the clock requires runs to be
@@ -211,8 +211,8 @@ pub(super) fn start(
     })
 }
 
-/// Terminal UI of a fleet (`Stage`): where consoles and progress are shown.
-struct Stage {
+/// Terminal UI of a fleet: where consoles and progress are shown.
+struct TerminalUi {
     sink: Box<dyn Sink>,
     progress: Progress,
     /// Whether the terminal belongs to the guest's console.
@@ -222,7 +222,7 @@ struct Stage {
     logs: Option<PathBuf>,
 }
 
-impl Stage {
+impl TerminalUi {
     /// Returns the terminal UI of a fleet of up to `count` VMs.
     fn new(running: &Running, count: u32) -> Result<Self, Error> {
         let on_screen = count == 1 && !running.json;
@@ -265,7 +265,7 @@ impl Stage {
         let mut insisting = 0;
         signals::on_interrupt(move || {
             insisting += 1;
-            if on_signal.try_send(Verdict::Interrupted).is_err() && insisting >= INSISTING {
+            if on_signal.try_send(RunOutcome::Interrupted).is_err() && insisting >= INSISTING {
                 signals::end();
             }
         });
@@ -279,7 +279,7 @@ impl Stage {
             let helper = sender.clone();
             // A full channel holds the same request already.
             let act = move |action| match action {
-                Action::Leave => drop(ender.try_send(Verdict::Left)),
+                Action::Leave => drop(ender.try_send(RunOutcome::Left)),
                 Action::Help => drop(helper.try_send(Request::Help)),
             };
             keyboard::read(self.interactive, act)

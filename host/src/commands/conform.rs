@@ -36,7 +36,7 @@ struct Test {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+enum TestResult {
     Passed,
     Failed,
     Skipped,
@@ -45,7 +45,7 @@ enum Verdict {
 #[derive(Clone, Debug, Serialize)]
 struct Line {
     name: String,
-    result: Verdict,
+    result: TestResult,
     /// Why the test failed or was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
@@ -78,9 +78,9 @@ pub fn conform(args: Conform) -> Result<Code, Error> {
         None => run_all(&tests, threads, max),
         Some(gpu) => run_all_on(gpu, &tests, max)?,
     };
-    let count = |verdict| lines.iter().filter(|l| l.result == verdict).count();
-    let (passed, failed) = (count(Verdict::Passed), count(Verdict::Failed));
-    let skipped = count(Verdict::Skipped);
+    let count = |result| lines.iter().filter(|l| l.result == result).count();
+    let (passed, failed) = (count(TestResult::Passed), count(TestResult::Failed));
+    let skipped = count(TestResult::Skipped);
     let code = if failed == 0 { Code::Success } else { Code::Guest };
     if args.json {
         print_json(&Summary { passed, failed, skipped, tests: lines }).map_err(printing)?;
@@ -89,9 +89,9 @@ pub fn conform(args: Conform) -> Result<Code, Error> {
     let mut text = String::new();
     for line in &lines {
         let mark = match line.result {
-            Verdict::Passed => "ok",
-            Verdict::Failed => "FAILED",
-            Verdict::Skipped => "skipped",
+            TestResult::Passed => "ok",
+            TestResult::Failed => "FAILED",
+            TestResult::Skipped => "skipped",
         };
         let detail = line.detail.as_ref().map(|d| format!(": {d}")).unwrap_or_default();
         text += &format!("{mark} {}{detail}\n", line.name);
@@ -203,7 +203,7 @@ fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Lin
 fn skipped(test: &Test) -> Option<Line> {
     let detail = Some(test.skip.clone()?);
     let name = name(&test.path);
-    Some(Line { name, result: Verdict::Skipped, detail, instructions: 0 })
+    Some(Line { name, result: TestResult::Skipped, detail, instructions: 0 })
 }
 
 fn run_one(test: &Test, max: u64) -> Line {
@@ -231,7 +231,7 @@ fn judge(name: String, bare: &mut Bare, max: u64) -> Result<Line, Error> {
 impl Line {
     /// Returns the line of a test that ran; `detail` says why it failed, if it did.
     fn new(name: String, detail: Option<String>, instructions: u64) -> Self {
-        let result = if detail.is_none() { Verdict::Passed } else { Verdict::Failed };
+        let result = if detail.is_none() { TestResult::Passed } else { TestResult::Failed };
         Self { name, result, detail, instructions }
     }
 }

@@ -10,7 +10,7 @@ mod generate;
 mod images;
 mod network;
 mod run;
-mod steering;
+mod server;
 
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};

@@ -1,17 +1,17 @@
 //! The engine: runs a fleet until the condition that the user named. It receives the backend's
 //! events, keeps the state of each VM, and passes console output on.
 //!
-//! One thread does that. Its state is in a [`Hub`], the handle through which others read it;
+//! One thread does that. Its state is in a [`FleetHandle`], through which others read it;
 //! requests from others arrive as [`Request`] messages.
 
 pub mod consoles;
-mod hub;
-mod ledger;
+mod handle;
+mod state;
 #[cfg(test)]
 mod tests;
 
-pub use hub::Hub;
-pub use ledger::{ControlError, Counts, Ledger, Record, State};
+pub use handle::FleetHandle;
+pub use state::{ControlError, FleetState, StateCounts, VmRecord, VmState};
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -83,14 +83,14 @@ pub struct Inputs {
     /// Requests to the fleet.
     pub requests: Receiver<Request>,
     /// Requests to end the run, each with the outcome to report.
-    pub end: Receiver<Verdict>,
+    pub end: Receiver<RunOutcome>,
     /// Console input for VM 0.
     pub typed: Typed,
 }
 
-/// Outcome of a run (`Verdict`): why it ended.
+/// Outcome of a run: why it ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum RunOutcome {
     /// Every VM met the condition.
     Met,
     /// Every VM met the condition or failed, and at least one failed.
@@ -103,7 +103,7 @@ pub enum Verdict {
     Interrupted,
 }
 
-impl Verdict {
+impl RunOutcome {
     /// Returns the exit code of the program.
     pub fn code(self) -> Code {
         match self {
@@ -117,13 +117,13 @@ impl Verdict {
 
 /// Result of a run.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct RunSummary {
     /// Why the run ended.
-    pub verdict: Verdict,
+    pub outcome: RunOutcome,
     /// Records of the VMs.
-    pub vms: Vec<Record>,
+    pub vms: Vec<VmRecord>,
     /// Number of VMs in each state.
-    pub counts: Counts,
+    pub counts: StateCounts,
     /// Time from the start to the end of the run.
     pub wall: Duration,
     /// Sums over the fleet at the end of the run.
@@ -133,19 +133,19 @@ pub struct Outcome {
 /// Largest number of VMs that are named when a run fails.
 const NAMED_MAX: usize = 5;
 
-impl Outcome {
+impl RunSummary {
     /// Returns a sentence that says what kept the fleet from the condition; `None` when it was met
     /// or the user ended the run.
     pub fn shortfall(&self, until: Until) -> Option<String> {
-        let (settled, what) = match (self.verdict, until) {
-            (Verdict::Met | Verdict::Left | Verdict::Interrupted, _) => return None,
-            (Verdict::Timeout, Until::Never) => return Some("ended by --timeout".to_owned()),
-            (Verdict::Timeout, Until::Ready) => (None, "not ready before --timeout"),
-            (Verdict::Timeout, Until::Halt) => (None, "not powered off before --timeout"),
-            (Verdict::Failed, Until::Ready) => (Some(false), "ended without being ready"),
-            (Verdict::Failed, _) => (Some(false), "failed"),
+        let (resolved, what) = match (self.outcome, until) {
+            (RunOutcome::Met | RunOutcome::Left | RunOutcome::Interrupted, _) => return None,
+            (RunOutcome::Timeout, Until::Never) => return Some("ended by --timeout".to_owned()),
+            (RunOutcome::Timeout, Until::Ready) => (None, "not ready before --timeout"),
+            (RunOutcome::Timeout, Until::Halt) => (None, "not powered off before --timeout"),
+            (RunOutcome::Failed, Until::Ready) => (Some(false), "ended without being ready"),
+            (RunOutcome::Failed, _) => (Some(false), "failed"),
         };
-        let vms = (0..).zip(&self.vms).filter(|(_, vm)| vm.settled() == settled);
+        let vms = (0..).zip(&self.vms).filter(|(_, vm)| vm.resolved() == resolved);
         let names: Vec<String> = vms.map(|(id, _)| crate::machine::fleet::name(id)).collect();
         let some = names[..names.len().min(NAMED_MAX)].join(", ");
         let more = if names.len() > NAMED_MAX { ", ..." } else { "" };
@@ -174,26 +174,26 @@ struct CommandQueues(HashMap<u32, VecDeque<Pending>>);
 
 impl CommandQueues {
     /// Queues a command, and sends it to the backend unless an earlier one is pending.
-    fn push(&mut self, hub: &Hub, vm: u32, command: Command, reply: Option<Reply<()>>) {
+    fn push(&mut self, fleet: &FleetHandle, vm: u32, command: Command, reply: Option<Reply<()>>) {
         let queue = self.0.entry(vm).or_default();
         if queue.len() >= COMMANDS_MAX {
-            return answer(reply, Err(ControlError::Busy(vm)));
+            return respond(reply, Err(ControlError::Busy(vm)));
         }
         queue.push_back((command, reply));
         if queue.len() == 1 {
-            self.pass_on(hub, vm);
+            self.pass_on(fleet, vm);
         }
     }
 
     /// Sends a VM's first command that its state allows to the backend.
-    fn pass_on(&mut self, hub: &Hub, vm: u32) {
+    fn pass_on(&mut self, fleet: &FleetHandle, vm: u32) {
         let Some(queue) = self.0.get_mut(&vm) else { return };
         while let Some((command, _)) = queue.front() {
-            let allowed = hub.ledger().allows(vm, *command);
-            match allowed.and_then(|()| Ok(hub.backend().submit(vm, *command)?)) {
+            let allowed = fleet.state().allows(vm, *command);
+            match allowed.and_then(|()| Ok(fleet.backend().submit(vm, *command)?)) {
                 Ok(()) => return,
                 Err(error) => {
-                    answer(queue.pop_front().and_then(|(_, reply)| reply), Err(error));
+                    respond(queue.pop_front().and_then(|(_, reply)| reply), Err(error));
                 }
             }
         }
@@ -201,37 +201,37 @@ impl CommandQueues {
     }
 
     /// Handles the completion of a command.
-    fn complete(&mut self, hub: &Hub, vm: u32, command: Command) {
+    fn complete(&mut self, fleet: &FleetHandle, vm: u32, command: Command) {
         let first = self.0.get_mut(&vm).and_then(VecDeque::pop_front);
-        answer(first.and_then(|(_, reply)| reply), hub.ledger().outcome(vm, command));
-        self.pass_on(hub, vm);
+        respond(first.and_then(|(_, reply)| reply), fleet.state().completion(vm, command));
+        self.pass_on(fleet, vm);
     }
 
     /// Adds VMs and starts them.
-    fn add(&mut self, hub: &Hub, count: u32) -> Result<Vec<u32>, ControlError> {
-        let first = hub.ledger().add(count)?;
+    fn add(&mut self, fleet: &FleetHandle, count: u32) -> Result<Vec<u32>, ControlError> {
+        let first = fleet.state().add(count)?;
         let added: Vec<u32> = (first..first + count).collect();
         for &vm in &added {
-            self.push(hub, vm, Command::Reset, None);
+            self.push(fleet, vm, Command::Reset, None);
         }
         Ok(added)
     }
 }
 
-fn answer<T>(reply: Option<Reply<T>>, result: Result<T, ControlError>) {
+fn respond<T>(reply: Option<Reply<T>>, result: Result<T, ControlError>) {
     // The requester may have stopped waiting.
     drop(reply.map(|reply| reply.send(result)));
 }
 
-/// Runs the fleet of `hub` to its end, then stops it and drains its last output.
+/// Runs a fleet to its end, then stops it and drains its last output.
 pub fn run(
-    hub: &Hub,
+    fleet: &FleetHandle,
     options: &Options,
     inputs: &Inputs,
     sink: &mut dyn Sink,
     progress: &mut Progress,
-) -> Result<Outcome, Error> {
-    let (start, backend) = (hub.started(), hub.backend());
+) -> Result<RunSummary, Error> {
+    let (start, backend) = (fleet.started(), fleet.backend());
     let mut commands = CommandQueues::default();
     let timeout = match options.timeout.and_then(|t| start.checked_add(t)) {
         Some(end) => at(end),
@@ -241,9 +241,9 @@ pub fn run(
     let ticker = tick(TICK);
     let mut typing = Typing::new(&inputs.typed, options.hold_input);
 
-    let result: Result<Verdict, Error> = loop {
-        if let Some(verdict) = hub.ledger().verdict() {
-            break Ok(verdict);
+    let result: Result<RunOutcome, Error> = loop {
+        if let Some(outcome) = fleet.state().outcome() {
+            break Ok(outcome);
         }
         let again = typing.pass_on(backend);
         select! {
@@ -251,71 +251,71 @@ pub fn run(
                 let Ok(event) = event else {
                     break Err(backend.failure().into());
                 };
-                hub.ledger().note(&event);
+                fleet.state().note(&event);
                 match &event.kind {
                     EventKind::Console(bytes) => {
-                        hub.consoles.write(event.vm, bytes);
+                        fleet.consoles.write(event.vm, bytes);
                         if let Err(Closed) = sink.write(event.vm, bytes) {
-                            break Ok(Verdict::Left);
+                            break Ok(RunOutcome::Left);
                         }
                     }
                     EventKind::Ready => typing.release(),
-                    EventKind::Completed(command) => commands.complete(hub, event.vm, *command),
-                    _ => tell(hub, progress, &event),
+                    EventKind::Completed(command) => commands.complete(fleet, event.vm, *command),
+                    _ => tell(fleet, progress, &event),
                 }
             }
             recv(inputs.requests) -> request => match request {
                 Ok(Request::Help) => {
                     if let Err(Closed) = sink.write(0, escape::HELP.as_bytes()) {
-                        break Ok(Verdict::Left);
+                        break Ok(RunOutcome::Left);
                     }
                 }
                 Ok(Request::Execute { vm, command, reply }) => {
-                    commands.push(hub, vm, command, Some(reply));
+                    commands.push(fleet, vm, command, Some(reply));
                 }
                 Ok(Request::Add { count, reply }) => {
-                    answer(Some(reply), commands.add(hub, count));
+                    respond(Some(reply), commands.add(fleet, count));
                 }
-                Err(_) => break Ok(Verdict::Interrupted),
+                Err(_) => break Ok(RunOutcome::Interrupted),
             },
-            recv(inputs.end) -> verdict => break Ok(verdict.unwrap_or(Verdict::Interrupted)),
+            recv(inputs.end) -> outcome => break Ok(outcome.unwrap_or(RunOutcome::Interrupted)),
             recv(typing.bell) -> rung => typing.rung(rung.is_ok()),
             recv(again) -> _ => {}
             recv(patience) -> _ => typing.release(),
-            recv(timeout) -> _ => break Ok(Verdict::Timeout),
+            recv(timeout) -> _ => break Ok(RunOutcome::Timeout),
             recv(ticker) -> _ => {
-                progress.show(hub.counts(), backend.totals(), start.elapsed());
+                progress.show(fleet.counts(), backend.totals(), start.elapsed());
                 sink.flush();
             }
         }
     };
 
-    hub.ends();
+    fleet.ends();
     let (wall, totals) = (start.elapsed(), backend.totals());
     backend.stop();
     // Output that guests wrote before they were stopped.
     for event in backend.events() {
         if let EventKind::Console(bytes) = &event.kind {
-            hub.consoles.write(event.vm, bytes);
+            fleet.consoles.write(event.vm, bytes);
             // The run is over: a write error changes nothing any more.
             let _ = sink.write(event.vm, bytes);
         }
     }
     sink.flush();
-    let (counts, vms) = (hub.counts(), hub.ledger().records().to_vec());
+    let (counts, vms) = (fleet.counts(), fleet.state().records().to_vec());
     progress.finish(counts, totals, wall);
-    let verdict = result?;
-    Ok(Outcome { verdict, vms, counts, wall, totals })
+    let outcome = result?;
+    Ok(RunSummary { outcome, vms, counts, wall, totals })
 }
 
 /// Prints an event of a VM that concerns the user.
-fn tell(hub: &Hub, progress: &Progress, event: &Event) {
+fn tell(fleet: &FleetHandle, progress: &Progress, event: &Event) {
     let &Event { vm, instret, ref kind } = event;
     match kind {
         EventKind::Faulted(reason) => progress.say(&format!("vm{vm} faulted: {reason}")),
         EventKind::Reset => {
             tracing::info!(vm, instret, "starts again");
-            if hub.record(vm).is_ok_and(|record| record.resets == RESETS_NOTED) {
+            if fleet.record(vm).is_ok_and(|record| record.resets == RESETS_NOTED) {
                 progress.say(&format!("vm{vm} resets again and again"));
             }
         }

@@ -1,4 +1,4 @@
-//! Tests of a running fleet through its handle (`Hub`), over the CPU backend.
+//! Tests of a running fleet through its handle, over the CPU backend.
 
 use std::sync::Arc;
 use std::thread;
@@ -50,74 +50,74 @@ fn backend(code: &[u32], count: u32, started: u32) -> Arc<CpuBackend> {
 }
 
 /// Runs two of three VMs with this program while `check` inspects them.
-fn with_fleet(code: &[u32], check: impl AsyncFnOnce(&Hub)) -> Outcome {
+fn with_fleet(code: &[u32], check: impl AsyncFnOnce(&FleetHandle)) -> RunSummary {
     let (sender, requests) = bounded(REQUESTS_MAX);
     let (ender, end) = bounded(1);
     let inputs = Inputs { requests, end, typed: Typed::nothing() };
-    let hub = Hub::new(backend(code, 3, 2), 2, 3, Until::Never, sender);
+    let fleet = FleetHandle::new(backend(code, 3, 2), 2, 3, Until::Never, sender);
     let options = Options { timeout: None, hold_input: false };
     thread::scope(|scope| {
-        let run = || run(&hub, &options, &inputs, &mut Nowhere, &mut Progress::hidden()).unwrap();
+        let run = || run(&fleet, &options, &inputs, &mut Nowhere, &mut Progress::hidden()).unwrap();
         let running = scope.spawn(run);
-        crate::client::block_on(check(&hub)).unwrap();
-        ender.send(Verdict::Interrupted).unwrap();
+        crate::client::block_on(check(&fleet)).unwrap();
+        ender.send(RunOutcome::Interrupted).unwrap();
         running.join().unwrap()
     })
 }
 
-async fn until(hub: &Hub, vm: u32, state: State) {
+async fn until(fleet: &FleetHandle, vm: u32, state: VmState) {
     let limit = Instant::now() + Duration::from_secs(60);
-    while hub.record(vm).unwrap().state != state {
-        assert!(Instant::now() < limit, "it is {:?}", hub.record(vm));
+    while fleet.record(vm).unwrap().state != state {
+        assert!(Instant::now() < limit, "it is {:?}", fleet.record(vm));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
 #[test]
 fn commands_return_when_they_were_completed_or_make_no_sense() {
-    let outcome = with_fleet(LOOP, async |hub| {
-        hub.execute(0, Command::Pause).await.unwrap();
-        assert_eq!(hub.record(0).unwrap().state, State::Paused);
-        let again = hub.execute(0, Command::Pause).await;
-        let (vm, state, command) = (0, State::Paused, Command::Pause);
+    let run = with_fleet(LOOP, async |fleet| {
+        fleet.execute(0, Command::Pause).await.unwrap();
+        assert_eq!(fleet.record(0).unwrap().state, VmState::Paused);
+        let again = fleet.execute(0, Command::Pause).await;
+        let (vm, state, command) = (0, VmState::Paused, Command::Pause);
         assert_eq!(again, Err(ControlError::WrongState { vm, state, command }));
         let unknown = ControlError::UnknownVm { vm: 2, count: 2 };
-        assert_eq!(hub.execute(2, Command::Stop).await, Err(unknown));
-        assert!(hub.add(2).await.unwrap_err().to_string().contains("1 more fit"));
-        assert_eq!(hub.add(1).await, Ok(vec![2]));
-        assert!(hub.inspect(1).await.unwrap().is_some());
+        assert_eq!(fleet.execute(2, Command::Stop).await, Err(unknown));
+        assert!(fleet.add(2).await.unwrap_err().to_string().contains("1 more fit"));
+        assert_eq!(fleet.add(1).await, Ok(vec![2]));
+        assert!(fleet.inspect(1).await.unwrap().is_some());
         // Concurrent commands are executed one after the other.
         let commands = (0..40)
-            .map(|i| hub.execute(1, if i % 2 == 0 { Command::Pause } else { Command::Resume }));
+            .map(|i| fleet.execute(1, if i % 2 == 0 { Command::Pause } else { Command::Resume }));
         let answers = futures_util::future::join_all(commands).await;
         assert!(answers.contains(&Err(ControlError::Busy(1))), "{answers:?}");
         assert!(answers.iter().filter(|answer| answer.is_ok()).count() >= 2, "{answers:?}");
         // Input that no guest reads is bounded.
         let mut taken = 0;
         let full = loop {
-            match hub.input(0, &[b'x'; 4096]) {
+            match fleet.input(0, &[b'x'; 4096]) {
                 Ok(()) => taken += 1,
                 Err(error) => break error,
             }
         };
         assert_eq!((taken, full), (16, ControlError::InputFull { vm: 0, waiting: 64 << 10 }));
     });
-    assert_eq!((outcome.verdict, outcome.vms.len()), (Verdict::Interrupted, 3));
+    assert_eq!((run.outcome, run.vms.len()), (RunOutcome::Interrupted, 3));
 }
 
 #[test]
 fn a_vm_that_has_ended_is_told_as_that_and_can_be_started_again() {
-    with_fleet(POWER_OFF, async |hub| {
-        until(hub, 0, State::Halted).await;
-        let (vm, state) = (0, State::Halted);
+    with_fleet(POWER_OFF, async |fleet| {
+        until(fleet, 0, VmState::Halted).await;
+        let (vm, state) = (0, VmState::Halted);
         let command = Command::Pause;
         let wrong = Err(ControlError::WrongState { vm, state, command });
-        assert_eq!(hub.execute(0, command).await, wrong);
-        assert_eq!(hub.input(0, b"x"), Err(ControlError::NotListening { vm, state }));
-        assert!(hub.inspect(0).await.unwrap().is_none());
-        hub.execute(0, Command::Reset).await.unwrap();
-        until(hub, 0, State::Halted).await;
-        assert_eq!(hub.record(0).unwrap().resets, 1);
+        assert_eq!(fleet.execute(0, command).await, wrong);
+        assert_eq!(fleet.input(0, b"x"), Err(ControlError::NotListening { vm, state }));
+        assert!(fleet.inspect(0).await.unwrap().is_none());
+        fleet.execute(0, Command::Reset).await.unwrap();
+        until(fleet, 0, VmState::Halted).await;
+        assert_eq!(fleet.record(0).unwrap().resets, 1);
     });
 }
 
@@ -125,7 +125,7 @@ fn a_vm_that_has_ended_is_told_as_that_and_can_be_started_again() {
 fn a_fleet_that_has_ended_answers_no_more() {
     let (sender, requests) = bounded(1);
     drop(requests);
-    let hub = Hub::new(backend(LOOP, 1, 0), 1, 1, Until::Never, sender);
-    let answer = crate::client::block_on(hub.execute(0, Command::Pause)).unwrap();
+    let fleet = FleetHandle::new(backend(LOOP, 1, 0), 1, 1, Until::Never, sender);
+    let answer = crate::client::block_on(fleet.execute(0, Command::Pause)).unwrap();
     assert_eq!(answer, Err(ControlError::Silent));
 }

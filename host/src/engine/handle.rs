@@ -1,5 +1,5 @@
-//! Handle on a running fleet (`Hub`), through which the control API and the terminal observe it and
-//! command it.
+//! Handle on a running fleet, through which the control API and the terminal observe it and command
+//! it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,7 +9,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::consoles::Consoles;
-use super::ledger::{ControlError, Counts, Ledger, Record};
+use super::state::{ControlError, FleetState, StateCounts, VmRecord};
 use super::{INPUT_MAX, Request, Until};
 use crate::backend::{Backend, Command, Inspection};
 use crate::sync::lock;
@@ -20,18 +20,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const INSPECTIONS_MAX: usize = 256;
 
 /// Handle on a fleet, shared by the thread that runs it and by its users.
-pub struct Hub {
+pub struct FleetHandle {
     /// Console output of the VMs.
     pub consoles: Consoles,
     backend: Arc<dyn Backend>,
-    ledger: Mutex<Ledger>,
+    state: Mutex<FleetState>,
     requests: Sender<Request>,
     started: Instant,
     alive: AtomicBool,
     inspections: Arc<Semaphore>,
 }
 
-impl Hub {
+impl FleetHandle {
     /// Returns the handle of a fleet on `backend` with `count` VMs started and room for `capacity`.
     /// The fleet's thread receives from `requests`.
     pub fn new(
@@ -44,7 +44,7 @@ impl Hub {
         Self {
             consoles: Consoles::new(capacity),
             backend,
-            ledger: Mutex::new(Ledger::new(count, capacity, until)),
+            state: Mutex::new(FleetState::new(count, capacity, until)),
             requests,
             started: Instant::now(),
             alive: AtomicBool::new(true),
@@ -59,18 +59,18 @@ impl Hub {
 
     /// Locks the fleet state. To be held for moments only, because the fleet's events wait
     /// meanwhile.
-    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        lock(&self.ledger)
+    pub fn state(&self) -> MutexGuard<'_, FleetState> {
+        lock(&self.state)
     }
 
     /// Returns the record of a VM.
-    pub fn record(&self, vm: u32) -> Result<Record, ControlError> {
-        self.ledger().record(vm).cloned()
+    pub fn record(&self, vm: u32) -> Result<VmRecord, ControlError> {
+        self.state().record(vm).cloned()
     }
 
     /// Returns the number of VMs in each state.
-    pub fn counts(&self) -> Counts {
-        self.ledger().counts()
+    pub fn counts(&self) -> StateCounts {
+        self.state().counts()
     }
 
     /// Returns when the fleet was started.

@@ -1,13 +1,13 @@
-//! Fleet state (`Ledger`): the state of each VM, which commands it takes in which state, and
-//! whether the run is over. Bookkeeping only: nothing here waits.
+//! Fleet state: the state of each VM, which commands it takes in which state, and whether the run is
+//! over. Bookkeeping only: nothing here waits.
 
-use super::{Until, Verdict};
+use super::{RunOutcome, Until};
 use crate::backend::{Command, Event, EventKind, Unsupported};
 
 /// State of a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum VmState {
     /// The VM was started and is not ready yet.
     Booting,
     /// The VM's console showed the ready pattern.
@@ -22,7 +22,7 @@ pub enum State {
     Stopped,
 }
 
-impl State {
+impl VmState {
     /// All states. Their positions are the numbers in the event stream.
     pub const ALL: [Self; 6] =
         [Self::Booting, Self::Ready, Self::Paused, Self::Halted, Self::Faulted, Self::Stopped];
@@ -75,7 +75,7 @@ pub enum ControlError {
         /// Number of the VM.
         vm: u32,
         /// State of the VM.
-        state: State,
+        state: VmState,
         /// The command.
         command: Command,
     },
@@ -85,7 +85,7 @@ pub enum ControlError {
         /// Number of the VM.
         vm: u32,
         /// State of the VM.
-        state: State,
+        state: VmState,
     },
     /// The VM has not read earlier input yet.
     #[error("vm{vm} has {waiting} bytes to read still; send more when it has")]
@@ -126,9 +126,9 @@ pub enum ControlError {
 
 /// State of one VM as the engine knows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Record {
+pub struct VmRecord {
     /// State of the VM.
-    pub state: State,
+    pub state: VmState,
     /// Instructions that the VM had retired when it was ready.
     pub ready_instret: Option<u64>,
     /// Number of the VM's resets.
@@ -139,52 +139,52 @@ pub struct Record {
     started: bool,
     /// Whether the VM met or missed the condition of the run; `None` while that is open
     /// (unresolved).
-    settled: Option<bool>,
+    resolved: Option<bool>,
 }
 
-impl Record {
+impl VmRecord {
     /// Whether the VM met the condition of the run; `None` while that is open (unresolved).
-    pub fn settled(&self) -> Option<bool> {
-        self.settled
+    pub fn resolved(&self) -> Option<bool> {
+        self.resolved
     }
 }
 
 /// Number of VMs in each state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
-pub struct Counts {
-    /// [`State::Booting`].
+pub struct StateCounts {
+    /// [`VmState::Booting`].
     pub booting: u32,
-    /// [`State::Ready`].
+    /// [`VmState::Ready`].
     pub ready: u32,
-    /// [`State::Paused`].
+    /// [`VmState::Paused`].
     pub paused: u32,
-    /// [`State::Halted`].
+    /// [`VmState::Halted`].
     pub halted: u32,
-    /// [`State::Faulted`].
+    /// [`VmState::Faulted`].
     pub faulted: u32,
-    /// [`State::Stopped`].
+    /// [`VmState::Stopped`].
     pub stopped: u32,
 }
 
-impl Counts {
-    fn of(&mut self, state: State) -> &mut u32 {
+impl StateCounts {
+    fn of(&mut self, state: VmState) -> &mut u32 {
         match state {
-            State::Booting => &mut self.booting,
-            State::Ready => &mut self.ready,
-            State::Paused => &mut self.paused,
-            State::Halted => &mut self.halted,
-            State::Faulted => &mut self.faulted,
-            State::Stopped => &mut self.stopped,
+            VmState::Booting => &mut self.booting,
+            VmState::Ready => &mut self.ready,
+            VmState::Paused => &mut self.paused,
+            VmState::Halted => &mut self.halted,
+            VmState::Faulted => &mut self.faulted,
+            VmState::Stopped => &mut self.stopped,
         }
     }
 }
 
 /// Fleet state.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct FleetState {
     until: Until,
-    vms: Vec<Record>,
-    counts: Counts,
+    vms: Vec<VmRecord>,
+    counts: StateCounts,
     /// Largest number of VMs.
     capacity: u32,
     /// VMs whose part in the condition is open.
@@ -192,29 +192,29 @@ pub struct Ledger {
     failed: u32,
 }
 
-impl Ledger {
+impl FleetState {
     /// Returns the state of `count` VMs that boot, with room for more up to `capacity`.
     pub fn new(count: u32, capacity: u32, until: Until) -> Self {
-        let mut ledger = Self {
+        let mut fleet = Self {
             until,
             vms: Vec::new(),
-            counts: Counts::default(),
+            counts: StateCounts::default(),
             capacity,
             open: 0,
             failed: 0,
         };
-        ledger.push(count, true);
-        ledger
+        fleet.push(count, true);
+        fleet
     }
 
     fn push(&mut self, count: u32, started: bool) {
-        let record = Record {
-            state: State::Booting,
+        let record = VmRecord {
+            state: VmState::Booting,
             ready_instret: None,
             resets: 0,
             reason: None,
             started,
-            settled: None,
+            resolved: None,
         };
         self.vms.resize(self.vms.len() + count as usize, record);
         self.counts.booting += count;
@@ -243,17 +243,17 @@ impl Ledger {
     }
 
     /// Returns the number of VMs in each state.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> StateCounts {
         self.counts
     }
 
     /// Returns the records of all VMs.
-    pub fn records(&self) -> &[Record] {
+    pub fn records(&self) -> &[VmRecord] {
         &self.vms
     }
 
     /// Returns the record of a VM.
-    pub fn record(&self, vm: u32) -> Result<&Record, ControlError> {
+    pub fn record(&self, vm: u32) -> Result<&VmRecord, ControlError> {
         let unknown = ControlError::UnknownVm { vm, count: self.count() };
         self.vms.get(vm as usize).ok_or(unknown)
     }
@@ -265,7 +265,7 @@ impl Ledger {
     }
 
     /// Returns the result of a command that was executed: the VM may have ended before.
-    pub fn outcome(&self, vm: u32, command: Command) -> Result<(), ControlError> {
+    pub fn completion(&self, vm: u32, command: Command) -> Result<(), ControlError> {
         let state = self.record(vm)?.state;
         state.follows(command).then_some(()).ok_or(ControlError::WrongState { vm, state, command })
     }
@@ -274,56 +274,56 @@ impl Ledger {
     pub fn note(&mut self, event: &Event) {
         let Some(vm) = self.vms.get_mut(event.vm as usize) else { return };
         let until = self.until;
-        let (state, settled) = match &event.kind {
+        let (state, resolved) = match &event.kind {
             EventKind::Console(_) => return,
             EventKind::Ready => {
                 vm.ready_instret = Some(event.instret);
-                (State::Ready, (until == Until::Ready).then_some(true))
+                (VmState::Ready, (until == Until::Ready).then_some(true))
             }
             EventKind::Reset => {
                 vm.ready_instret = None;
                 vm.resets += 1;
-                (State::Booting, None)
+                (VmState::Booting, None)
             }
-            EventKind::Halted(0) => (State::Halted, Some(until == Until::Halt)),
+            EventKind::Halted(0) => (VmState::Halted, Some(until == Until::Halt)),
             EventKind::Halted(status) => {
                 vm.reason = Some(format!("it powered off with status {status}"));
-                (State::Faulted, Some(false))
+                (VmState::Faulted, Some(false))
             }
             EventKind::Faulted(reason) => {
                 vm.reason = Some(reason.to_string());
-                (State::Faulted, Some(false))
+                (VmState::Faulted, Some(false))
             }
             EventKind::Completed(Command::Reset) => {
                 (vm.ready_instret, vm.reason) = (None, None);
                 vm.resets += u32::from(std::mem::replace(&mut vm.started, true));
-                (State::Booting, None)
+                (VmState::Booting, None)
             }
             // The VM had ended before the command reached it.
             EventKind::Completed(command) if !vm.state.takes(*command) => return,
-            EventKind::Completed(Command::Pause) => (State::Paused, None),
+            EventKind::Completed(Command::Pause) => (VmState::Paused, None),
             EventKind::Completed(Command::Resume) if vm.ready_instret.is_some() => {
-                (State::Ready, None)
+                (VmState::Ready, None)
             }
-            EventKind::Completed(Command::Resume) => (State::Booting, None),
-            EventKind::Completed(Command::Stop) => (State::Stopped, Some(until == Until::Halt)),
+            EventKind::Completed(Command::Resume) => (VmState::Booting, None),
+            EventKind::Completed(Command::Stop) => (VmState::Stopped, Some(until == Until::Halt)),
         };
         *self.counts.of(vm.state) -= 1;
         *self.counts.of(state) += 1;
         vm.state = state;
-        if vm.settled.is_none() && settled.is_some() {
-            vm.settled = settled;
+        if vm.resolved.is_none() && resolved.is_some() {
+            vm.resolved = resolved;
             self.open -= 1;
-            self.failed += u32::from(settled == Some(false));
+            self.failed += u32::from(resolved == Some(false));
         }
     }
 
     /// Returns the outcome of the run once the VMs have decided it; `None` until then.
-    pub fn verdict(&self) -> Option<Verdict> {
+    pub fn outcome(&self) -> Option<RunOutcome> {
         match (self.until, self.open, self.failed) {
             (Until::Never, ..) => None,
-            (_, 0, 0) => Some(Verdict::Met),
-            (_, 0, _) => Some(Verdict::Failed),
+            (_, 0, 0) => Some(RunOutcome::Met),
+            (_, 0, _) => Some(RunOutcome::Failed),
             _ => None,
         }
     }
@@ -334,56 +334,56 @@ mod tests {
     use super::*;
     use crate::backend::Reason;
 
-    fn ledger(count: u32, until: Until, events: &[(u32, EventKind)]) -> Ledger {
-        let mut ledger = Ledger::new(count, count, until);
+    fn fleet(count: u32, until: Until, events: &[(u32, EventKind)]) -> FleetState {
+        let mut fleet = FleetState::new(count, count, until);
         for (vm, kind) in events {
-            ledger.note(&Event { vm: *vm, instret: 10, kind: kind.clone() });
+            fleet.note(&Event { vm: *vm, instret: 10, kind: kind.clone() });
         }
-        ledger
+        fleet
     }
 
     #[test]
     fn a_fleet_is_ready_when_all_its_vms_were() {
-        let open = ledger(2, Until::Ready, &[(0, EventKind::Ready), (0, EventKind::Ready)]);
-        assert_eq!(open.verdict(), None);
-        let met = ledger(2, Until::Ready, &[(0, EventKind::Ready), (1, EventKind::Ready)]);
-        assert_eq!(met.verdict(), Some(Verdict::Met));
+        let open = fleet(2, Until::Ready, &[(0, EventKind::Ready), (0, EventKind::Ready)]);
+        assert_eq!(open.outcome(), None);
+        let met = fleet(2, Until::Ready, &[(0, EventKind::Ready), (1, EventKind::Ready)]);
+        assert_eq!(met.outcome(), Some(RunOutcome::Met));
         assert_eq!((met.counts.ready, met.vms[1].ready_instret), (2, Some(10)));
     }
 
     #[test]
     fn a_vm_that_ends_too_early_fails_the_fleet_but_not_its_neighbours() {
         let events = [(0, EventKind::Halted(0)), (1, EventKind::Ready)];
-        let ledger = ledger(2, Until::Ready, &events);
-        assert_eq!(ledger.verdict(), Some(Verdict::Failed));
-        assert_eq!((ledger.counts.halted, ledger.counts.ready), (1, 1));
+        let fleet = fleet(2, Until::Ready, &events);
+        assert_eq!(fleet.outcome(), Some(RunOutcome::Failed));
+        assert_eq!((fleet.counts.halted, fleet.counts.ready), (1, 1));
     }
 
     #[test]
     fn halting_with_a_failure_is_a_fault() {
         let events = [(0, EventKind::Halted(0)), (1, EventKind::Halted(3))];
-        let ledger = ledger(2, Until::Halt, &events);
-        assert_eq!(ledger.verdict(), Some(Verdict::Failed));
-        assert_eq!((ledger.counts.halted, ledger.counts.faulted), (1, 1));
+        let fleet = fleet(2, Until::Halt, &events);
+        assert_eq!(fleet.outcome(), Some(RunOutcome::Failed));
+        assert_eq!((fleet.counts.halted, fleet.counts.faulted), (1, 1));
     }
 
     #[test]
     fn never_means_that_no_guest_ends_the_run() {
         let events = [(0, EventKind::Faulted(Reason::NoMemory))];
-        assert_eq!(ledger(1, Until::Never, &events).verdict(), None);
+        assert_eq!(fleet(1, Until::Never, &events).outcome(), None);
     }
 
     #[test]
     fn a_reset_vm_boots_again() {
         let events = [(0, EventKind::Ready), (0, EventKind::Reset)];
-        let ledger = ledger(1, Until::Halt, &events);
-        assert_eq!((ledger.counts.booting, ledger.vms[0].ready_instret), (1, None));
-        assert_eq!(ledger.vms[0].resets, 1);
+        let fleet = fleet(1, Until::Halt, &events);
+        assert_eq!((fleet.counts.booting, fleet.vms[0].ready_instret), (1, None));
+        assert_eq!(fleet.vms[0].resets, 1);
     }
 
     #[test]
     fn names_and_numbers_are_in_the_same_order() {
-        for (i, state) in State::ALL.into_iter().enumerate() {
+        for (i, state) in VmState::ALL.into_iter().enumerate() {
             assert_eq!(state as usize, i);
             assert_eq!(serde_json::to_value(state).unwrap(), state.name());
         }
@@ -392,18 +392,18 @@ mod tests {
     #[test]
     fn each_state_takes_the_commands_that_make_sense_in_it() {
         let commands = [Command::Reset, Command::Pause, Command::Resume, Command::Stop];
-        let taken = |state: State| commands.map(|command| state.takes(command));
-        assert_eq!(taken(State::Booting), [true, true, false, true]);
-        assert_eq!(taken(State::Ready), [true, true, false, true]);
-        assert_eq!(taken(State::Paused), [true, false, true, true]);
-        for ended in [State::Halted, State::Faulted, State::Stopped] {
+        let taken = |state: VmState| commands.map(|command| state.takes(command));
+        assert_eq!(taken(VmState::Booting), [true, true, false, true]);
+        assert_eq!(taken(VmState::Ready), [true, true, false, true]);
+        assert_eq!(taken(VmState::Paused), [true, false, true, true]);
+        for ended in [VmState::Halted, VmState::Faulted, VmState::Stopped] {
             assert_eq!(taken(ended), [true, false, false, false]);
         }
         let events = [(0, EventKind::Ready), (0, EventKind::Completed(Command::Pause))];
-        let ledger = ledger(1, Until::Never, &events);
-        let error = ledger.allows(0, Command::Pause).unwrap_err();
+        let fleet = fleet(1, Until::Never, &events);
+        let error = fleet.allows(0, Command::Pause).unwrap_err();
         assert_eq!(error.to_string(), "vm0 is paused; it cannot pause");
-        assert!(ledger.allows(1, Command::Pause).unwrap_err().to_string().contains("(0 to 0)"));
+        assert!(fleet.allows(1, Command::Pause).unwrap_err().to_string().contains("(0 to 0)"));
     }
 
     #[test]
@@ -411,27 +411,27 @@ mod tests {
         use EventKind::{Completed, Halted, Ready};
         let state = |events: &[EventKind]| {
             let events: Vec<_> = events.iter().map(|kind| (0, kind.clone())).collect();
-            ledger(1, Until::Never, &events).vms[0].state
+            fleet(1, Until::Never, &events).vms[0].state
         };
         let (pause, resume) = (Completed(Command::Pause), Completed(Command::Resume));
-        assert_eq!(state(std::slice::from_ref(&pause)), State::Paused);
-        assert_eq!(state(&[pause.clone(), resume.clone()]), State::Booting);
-        assert_eq!(state(&[Ready, pause.clone(), resume.clone()]), State::Ready);
-        assert_eq!(state(&[Halted(0), pause.clone()]), State::Halted);
-        assert_eq!(state(&[Halted(0), Completed(Command::Stop)]), State::Halted);
-        assert_eq!(state(&[pause, Completed(Command::Stop), resume]), State::Stopped);
-        assert_eq!(state(&[Completed(Command::Stop), Completed(Command::Reset)]), State::Booting);
+        assert_eq!(state(std::slice::from_ref(&pause)), VmState::Paused);
+        assert_eq!(state(&[pause.clone(), resume.clone()]), VmState::Booting);
+        assert_eq!(state(&[Ready, pause.clone(), resume.clone()]), VmState::Ready);
+        assert_eq!(state(&[Halted(0), pause.clone()]), VmState::Halted);
+        assert_eq!(state(&[Halted(0), Completed(Command::Stop)]), VmState::Halted);
+        assert_eq!(state(&[pause, Completed(Command::Stop), resume]), VmState::Stopped);
+        assert_eq!(state(&[Completed(Command::Stop), Completed(Command::Reset)]), VmState::Booting);
     }
 
     #[test]
     fn vms_are_added_up_to_the_capacity() {
-        let mut ledger = Ledger::new(2, 5, Until::Ready);
-        assert_eq!(ledger.add(2), Ok(2));
-        let error = ledger.add(2).unwrap_err().to_string();
+        let mut fleet = FleetState::new(2, 5, Until::Ready);
+        assert_eq!(fleet.add(2), Ok(2));
+        let error = fleet.add(2).unwrap_err().to_string();
         assert!(error.contains("4 of 5 are in use, so 1 more fit"), "{error}");
         assert!(error.contains("--capacity 6"), "{error}");
-        assert!(ledger.add(u32::MAX).is_err());
-        ledger.note(&Event { vm: 3, instret: 0, kind: EventKind::Completed(Command::Reset) });
-        assert_eq!((ledger.vms[3].resets, ledger.counts.booting, ledger.open), (0, 4, 4));
+        assert!(fleet.add(u32::MAX).is_err());
+        fleet.note(&Event { vm: 3, instret: 0, kind: EventKind::Completed(Command::Reset) });
+        assert_eq!((fleet.vms[3].resets, fleet.counts.booting, fleet.open), (0, 4, 4));
     }
 }

@@ -1,5 +1,5 @@
-//! API server set-up (`Steering`): binds the address for browsers and programs, and the Unix socket
-//! for `pxvm` commands. Both are bound before anything boots.
+//! API server of a fleet: binds the address for browsers and programs, and the Unix socket for
+//! `pxvm`'s subcommands. Both are bound before anything boots.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,19 +8,19 @@ use crate::api::access::{Access, new_token};
 use crate::api::socket::{self, Socket};
 use crate::api::{self, About, Listener, Server};
 use crate::cli::Controlling;
-use crate::engine::Hub;
+use crate::engine::FleetHandle;
 use crate::exit::{Error, sentence};
 use crate::net::Wire;
 
 /// The bound address and socket of a fleet's API.
-pub struct Steering {
+pub struct ApiServer {
     /// Name of the fleet.
     pub name: String,
     public: Option<(Listener, Access)>,
     socket: Option<Socket>,
 }
 
-impl Steering {
+impl ApiServer {
     /// Binds the address and the socket that the options name.
     pub fn bind(options: &Controlling) -> Result<Self, Error> {
         let name = options.name.clone();
@@ -61,9 +61,14 @@ impl Steering {
     }
 
     /// Starts to serve the fleet.
-    pub fn serve(self, hub: &Arc<Hub>, wire: &Arc<Wire>, about: About) -> Result<Server, Error> {
-        let (hub, wire) = (Arc::clone(hub), Arc::clone(wire));
-        Server::start(hub, wire, about, self.public, self.socket)
+    pub fn serve(
+        self,
+        fleet: &Arc<FleetHandle>,
+        wire: &Arc<Wire>,
+        about: About,
+    ) -> Result<Server, Error> {
+        let (fleet, wire) = (Arc::clone(fleet), Arc::clone(wire));
+        Server::start(fleet, wire, about, self.public, self.socket)
             .map_err(|e| Error::io("serve the control API", e))
     }
 }
