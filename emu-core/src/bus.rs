@@ -2,6 +2,7 @@
 
 use crate::abi::Hart;
 use crate::dev::finisher;
+use crate::lane::Lane;
 use crate::layout::Map;
 use crate::machine::Core;
 use crate::mem::{Memory, Ram};
@@ -49,7 +50,7 @@ const fn mask(size: u32) -> u32 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NoDevice;
 
-impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Reads a device register of `size` bytes.
     pub(crate) fn bus_read(&mut self, addr: u32, size: u32) -> Result<u32, NoDevice> {
         let device = route(self.platform.kind.map(), addr).ok_or(NoDevice)?;

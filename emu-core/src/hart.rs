@@ -11,6 +11,7 @@
 
 use crate::abi::Hart;
 use crate::insn::{Decoded, INSN_SIZE, Op};
+use crate::lane::Lane;
 use crate::machine::Core;
 use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, Ram, Window};
 use crate::mmu::{Context, PAGE_MASK};
@@ -18,7 +19,7 @@ use crate::port::Port;
 use crate::trace::Trace;
 use crate::trap::Trap;
 
-impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Executes up to `n` instructions from `hart.pc`. Returns how many retired, and the trap that
     /// the next one raised, if any.
     ///
@@ -48,7 +49,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
         let Context { load, store, .. } = hart.ctx;
         self.exit_loop = false;
         debug_assert!(n > 0);
-        let company = self.port.company();
+        let expected = self.lane.expected();
 
         // The address of instruction `at`.
         macro_rules! pc {
@@ -76,11 +77,11 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                 left = 1;
             };
         }
-        // With `READ_AHEAD`, instruction `at`, read while the one before it was executed.
+        // With `PREFETCH`, instruction `at`, read while the one before it was executed.
         let mut prefetched = Decoded(0);
         macro_rules! read {
             ($at:expr) => {
-                if M::READ_AHEAD {
+                if L::PREFETCH {
                     prefetched = Decoded(self.ram.decoded(code, $at));
                 }
             };
@@ -111,10 +112,10 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                     break 'page;
                 }
                 let insn =
-                    if M::READ_AHEAD { prefetched } else { Decoded(self.ram.decoded(code, at)) };
+                    if L::PREFETCH { prefetched } else { Decoded(self.ram.decoded(code, at)) };
                 // On a CPU the constant keeps `following` independent of `insn`. For a GPU see
                 // `Decoded::one`.
-                let one = if M::READ_AHEAD { insn.one() } else { 1 };
+                let one = if L::PREFETCH { insn.one() } else { 1 };
                 let following = at.wrapping_add(one);
                 read!(following);
                 let privilege = if T::ENABLED { hart.ctx.privilege as u32 } else { 0 };
@@ -127,19 +128,19 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 // Reading both sources before the dispatch hides the latency of a
                                 // GPU's shared memory. A CPU would read registers that are not
                                 // needed.
-                                let sources = if M::READ_AHEAD {
+                                let sources = if L::PREFETCH {
                                     (hart.x[insn.rs1()], hart.x[insn.rs2()])
                                 } else {
                                     (0, 0)
                                 };
                                 macro_rules! a {
                                     () => {
-                                        if M::READ_AHEAD { sources.0 } else { hart.x[insn.rs1()] }
+                                        if L::PREFETCH { sources.0 } else { hart.x[insn.rs1()] }
                                     };
                                 }
                                 macro_rules! b {
                                     () => {
-                                        if M::READ_AHEAD { sources.1 } else { hart.x[insn.rs2()] }
+                                        if L::PREFETCH { sources.1 } else { hart.x[insn.rs2()] }
                                     };
                                 }
                                 // `rd` is never x0 here: `Decoded::new` makes other operations of
@@ -182,7 +183,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                     ($taken:expr) => {
                                         // On a GPU, selecting the target costs less than a branch
                                         // that makes lanes diverge and reconverge.
-                                        if M::READ_AHEAD {
+                                        if L::PREFETCH {
                                             let to = at.wrapping_add(imm);
                                             go!(if $taken { to } else { following });
                                         } else if $taken {
@@ -216,8 +217,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                         // All paths through a function lead to its return, so this
                                         // is where diverged lanes can reconverge.
                                         if !ALONE
-                                            && P::parted(company)
-                                            && !self.port.goes_on(hart.x[2], target)
+                                            && self.lane.diverged(expected)
+                                            && !self.lane.skips_sync(hart.x[2], target)
                                         {
                                             self.exit_loop = true;
                                             end!(1);
@@ -302,8 +303,8 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                                 }
                                 break 'done following;
                             }
-                            let insn = Decoded(M::aside(insn.0));
-                            let done = if M::READ_AHEAD {
+                            let insn = Decoded(L::opaque(insn.0));
+                            let done = if L::PREFETCH {
                                 self.l2_hit(hart, ram, insn, trace)
                             } else {
                                 self.l2_hit_outlined(hart, ram, insn, trace)
@@ -327,7 +328,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                             left += 1;
                             break 'done at;
                         }
-                        let here = M::aside(at.into()) as u32;
+                        let here = L::opaque(at.into()) as u32;
                         sync!(pc!(here));
                         match self.slow_path(hart, insn, trace) {
                             Ok(pc) => {
@@ -345,7 +346,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
                     end!(0);
                     at
                 };
-                M::rejoin();
+                L::region_end();
                 if T::ENABLED && result.is_ok() && insn.slot() != Op::Undecoded {
                     let word = ram.load32(frame, at * INSN_SIZE);
                     trace.retire(pc!(), word, privilege);

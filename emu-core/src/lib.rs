@@ -15,6 +15,7 @@ pub mod csr;
 pub mod dev;
 mod hart;
 pub mod insn;
+pub mod lane;
 pub mod layout;
 pub mod machine;
 pub mod mem;

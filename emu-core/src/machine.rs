@@ -4,11 +4,12 @@
 use crate::abi::{Exit, ExitCode, FaultCode, Hart, NO_RESERVATION, Platform, Vm};
 use crate::csr::{MEDELEG_WRITABLE, StoredCsr, irq};
 use crate::dev::virtio::Deferred;
+use crate::lane::{Lane, Scalar, SyncPoint};
 use crate::layout::virtio_slot;
 use crate::mem::{Dma, Memory, Ram};
 use crate::mmu::Privilege;
 use crate::pmp::Pmp;
-use crate::port::{Place, Port};
+use crate::port::Port;
 use crate::trace::{NoTrace, Trace};
 use crate::trap::{Trap, cause};
 
@@ -159,19 +160,21 @@ impl Clock {
     }
 }
 
-/// A VM together with everything that its instructions can access: RAM, disk and port.
-pub struct Machine<'a, M, D, P> {
+/// A VM together with everything that its instructions can access, RAM, disk and port, and with
+/// what its hart executes on.
+pub struct Machine<'a, M, D, P, L = Scalar> {
     hart: &'a mut Hart,
-    core: Core<'a, M, D, P>,
+    core: Core<'a, M, D, P, L>,
 }
 
 /// Everything that instructions access besides [`Hart`]. The two are separate so that the
 /// instruction loop can keep a pointer to each in a register.
-pub(crate) struct Core<'a, M, D, P> {
+pub(crate) struct Core<'a, M, D, P, L> {
     pub(crate) platform: &'a mut Platform,
     pub(crate) ram: &'a mut M,
     pub(crate) disk: &'a mut D,
     pub(crate) port: &'a mut P,
+    pub(crate) lane: L,
     /// The instruction loop must end after this instruction, because something that it holds in
     /// registers or assumes (translations, interrupts, the frame of the current page) may have
     /// changed.
@@ -182,54 +185,45 @@ pub(crate) struct Core<'a, M, D, P> {
 
 impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     /// Makes a machine of a VM's state, its RAM, the disk behind virtio-blk, and its connection to
-    /// the host.
+    /// the host. Its hart executes on a CPU.
     pub fn new(vm: &'a mut Vm, ram: &'a mut M, disk: &'a mut D, port: &'a mut P) -> Self {
-        Self::with_hart(&mut vm.hart, &mut vm.platform, ram, disk, port)
+        Self::on(Scalar, &mut vm.hart, &mut vm.platform, ram, disk, port)
     }
+}
 
-    /// Makes a machine as [`Machine::new`] does, with the VM's hot state apart from the rest, such
-    /// as in a GPU's shared memory.
-    pub fn with_hart(
+impl<'a, M: Ram, D: Memory, P: Port, L: Lane> Machine<'a, M, D, P, L> {
+    /// Makes a machine as [`Machine::new`] does, whose hart executes on `lane`. The hart's state may
+    /// lie apart from the rest, such as in a GPU's shared memory.
+    pub fn on(
+        lane: L,
         hart: &'a mut Hart,
         platform: &'a mut Platform,
         ram: &'a mut M,
         disk: &'a mut D,
         port: &'a mut P,
     ) -> Self {
-        Self { hart, core: Core { platform, ram, disk, port, exit_loop: false, exit: None } }
+        Self { hart, core: Core { platform, ram, disk, port, lane, exit_loop: false, exit: None } }
     }
 
     /// Executes at most `budget` instructions and returns why it stopped. It polls the port for input
     /// at the start only. Everything else depends on the VM's state alone, not on how its
     /// instructions are divided into runs.
-    pub fn run(&mut self, budget: u32, now: Now) -> Exit {
-        self.run_traced(budget, now, &mut NoTrace)
-    }
-
-    /// Executes as [`Machine::run`] does if `poll` is true. If it is false, continues a run that
-    /// reconvergence ended ([`crate::port::Port::meet`]), without polling time and input again.
+    // Inlined, so that a GPU's compiler sees that `hart` is in shared memory.
     #[inline(always)]
-    pub fn run_on(&mut self, budget: u32, now: Now, poll: bool) -> Exit {
-        self.core.run(self.hart, budget, now, poll, &mut NoTrace)
+    pub fn run(&mut self, budget: u32, now: Now) -> Exit {
+        self.core.run(self.hart, budget, now, &mut NoTrace)
     }
 
     /// Executes as [`Machine::run`] does, and reports every instruction to `trace`.
     pub fn run_traced<T: Trace>(&mut self, budget: u32, now: Now, trace: &mut T) -> Exit {
-        self.core.run(self.hart, budget, now, true, trace)
+        self.core.run(self.hart, budget, now, trace)
     }
 }
 
-impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     #[inline]
-    fn run<T: Trace>(
-        &mut self,
-        hart: &mut Hart,
-        budget: u32,
-        now: Now,
-        poll: bool,
-        trace: &mut T,
-    ) -> Exit {
-        if poll {
+    fn run<T: Trace>(&mut self, hart: &mut Hart, budget: u32, now: Now, trace: &mut T) -> Exit {
+        if self.lane.polls() {
             self.platform.next_event_at = 0;
             self.platform.clock.begin(now);
             if let Err(trap) = self.poll_devices(hart) {
@@ -272,7 +266,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             }
             let until = self.platform.next_event_at - self.platform.clock.retired;
             let n = until.min(u64::from(left)) as u32;
-            let (spent, result) = if self.port.alone() {
+            let (spent, result) = if self.lane.is_alone() {
                 self.execute::<T, true>(hart, n, trace)
             } else {
                 self.execute::<T, false>(hart, n, trace)
@@ -281,15 +275,15 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             // Lanes reconverge only where an instruction ended the loop. Where `n` was used up will
             // not do: each VM is at a different place then.
             let met = self.exit_loop || result.is_err();
-            let place = Place {
+            let hart_now = SyncPoint {
                 retired: self.platform.clock.retired,
-                call: matches!(result, Err(Trap::Exception { cause: cause::ECALL_U, .. })),
-                waits: self.platform.waiting != 0,
+                syscall: matches!(result, Err(Trap::Exception { cause: cause::ECALL_U, .. })),
+                waiting: self.platform.waiting != 0,
                 user: hart.ctx.privilege == Privilege::User && result.is_ok(),
                 sp: hart.x[2],
                 pc: hart.pc,
             };
-            let stop = met && self.port.meet(place);
+            let stop = met && self.lane.sync_point(hart_now);
             match result {
                 Ok(()) => {}
                 Err(Trap::Exception { cause, tval }) => {

@@ -85,26 +85,10 @@ pub trait Memory {
 /// valid. Before a private frame is written for which [`Ram::is_code`] is true, [`Ram::drop_code`]
 /// must be called.
 pub trait Ram: Memory {
-    /// Whether the instruction loop reads both source registers and prefetches the next instruction
-    /// before it knows whether it needs them. That hides latency on a GPU and costs time on a CPU.
-    const READ_AHEAD: bool = false;
-
     /// Returns the frame of page `page` of the ROM, or `None` past its end. It is always shared.
     fn rom(&self, _page: u32) -> Option<Frame> {
         None
     }
-
-    /// Returns `value`, and hides from the compiler that it does: an optimisation barrier. It keeps
-    /// LLVM from hoisting what only the slow path computes into the hot path.
-    #[inline(always)]
-    fn aside(value: u64) -> u64 {
-        value
-    }
-
-    /// Marks where all control-flow paths through an instruction join, so that the diverged lanes
-    /// of a warp reconverge there.
-    #[inline(always)]
-    fn rejoin() {}
 
     /// Raw access to frames, without going through `self`: see [`Window`].
     type Window: Window;

@@ -7,26 +7,6 @@
 /// Largest packet a VM may send or receive: an Ethernet frame without its check sequence, in bytes.
 pub const PACKET_MAX: u32 = 1518;
 
-/// The state of a hart after an instruction that ended the instruction loop. Lanes of a warp
-/// compare it to decide whether they have reconverged.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// Instructions retired since reset.
-    pub retired: u64,
-    /// Whether the hart has just executed an ECALL in U-mode. VMs that run the same program make
-    /// the same system calls in the same order, whereas page faults and interrupts differ between
-    /// them.
-    pub call: bool,
-    /// Whether the hart waits for an interrupt (WFI).
-    pub waits: bool,
-    /// Whether the hart is in U-mode and stays there, because the instruction did not trap.
-    pub user: bool,
-    /// Stack pointer, `x2`.
-    pub sp: u32,
-    /// Program counter.
-    pub pc: u32,
-}
-
 /// One VM's connection to the host.
 pub trait Port {
     /// Returns how many console bytes from the guest the port has room for.
@@ -54,48 +34,6 @@ pub trait Port {
     /// instructions retired before the one that produces the output.
     #[inline(always)]
     fn at(&mut self, _retired: u64) {}
-
-    /// Returns whether the VM is the only one in its warp. Always true on a CPU.
-    #[inline(always)]
-    fn alone(&self) -> bool {
-        true
-    }
-
-    /// Returns the mask of the lanes that this lane last converged with, or 0 when checking for
-    /// convergence does not pay.
-    #[inline(always)]
-    fn company(&self) -> u32 {
-        0
-    }
-
-    /// Returns whether the lanes of the mask have diverged, so that not all of them execute this
-    /// together.
-    #[inline(always)]
-    fn parted(_company: u32) -> bool {
-        false
-    }
-
-    /// Decides, when a function returns while the warp is diverged, whether this lane keeps
-    /// running. Returns true if it does, because its `sp` and `pc` have not yet reached the place
-    /// where other lanes wait for it.
-    #[inline(always)]
-    fn goes_on(&self, _sp: u32, _pc: u32) -> bool {
-        true
-    }
-
-    /// Returns whether the lanes should try to reconverge at the next place where that is cheap,
-    /// because the warp is diverged or the launch's time is over.
-    #[inline(always)]
-    fn would_meet(&self) -> bool {
-        false
-    }
-
-    /// Offers to reconverge the warp, after an instruction that ended the instruction loop. Returns
-    /// true if the run must end here, so that the lane can wait for the other lanes.
-    #[inline(always)]
-    fn meet(&mut self, _place: Place) -> bool {
-        false
-    }
 }
 
 /// A port that drops all output and has no input.

@@ -4,6 +4,7 @@
 use crate::abi::{Hart, NO_RESERVATION};
 use crate::csr::{Change, CsrOp, StoredCsr, mstatus};
 use crate::insn::{Decoded, Format, Insn, Op, decode};
+use crate::lane::Lane;
 use crate::machine::Core;
 use crate::mem::{FRAME_SIZE, Frame, Memory, Ram};
 use crate::mmu::{AccessType, PAGE_MASK, Privilege, Target};
@@ -11,7 +12,7 @@ use crate::port::Port;
 use crate::trace::Trace;
 use crate::trap::{Trap, cause};
 
-impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
+impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Executes one instruction at `hart.pc` and returns the next `pc`. Sets `exit_loop` when the
     /// instruction loop must end after it.
     #[cold]
@@ -291,7 +292,7 @@ impl<M: Ram, D: Memory, P: Port> Core<'_, M, D, P> {
             // pending, so ending the loop each time would be wasteful.
             Change::Interrupts => {
                 self.exit_loop |=
-                    self.port.would_meet() || self.platform.pending_interrupt(hart).is_some();
+                    self.lane.wants_sync() || self.platform.pending_interrupt(hart).is_some();
             }
             Change::Translation => self.exit_loop = true,
         }

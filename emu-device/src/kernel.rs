@@ -6,7 +6,7 @@ use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
 use crate::placement::OnGpu;
 use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
-use crate::warp::{bracket, rejoin};
+use crate::warp::{Warp, bracket, rejoin};
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hart, VERSION, Vm};
 use emu_core::layout::virtio_slot;
@@ -89,6 +89,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
         let vm = &mut *launch.vms.ptr().add(id as usize);
         let (rest, exit) = (state.rest, state.exit);
         let (offered, inbox) = (inbox.is_some(), inbox.unwrap_or(Inbox::NONE));
+        let mut warp = Warp::alone(state.calls);
         let mut port = LogPort::new(id, state, &control.outbox, inbox);
         if launch.version != VERSION {
             let code = FaultCode::BadState as u32;
@@ -131,7 +132,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
         let run = budget + budget / 2;
         let (slice, limit, runs, cut) = if meeting {
             let goal = before + run * RUNS;
-            port.gather(before, hart.x[2], goal, launch.meeting_ns);
+            warp.gather(before, hart.x[2], goal, launch.meeting_ns);
             let alone = launch.lanes == 1;
             let slice = if alone { launch.slice } else { SLICE };
             (slice, goal + GRACE, u64::MAX, alone | offered)
@@ -147,29 +148,35 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
                     let retired = vm.platform.clock.retired;
                     let left = limit.saturating_sub(retired);
                     let over = retired as u32 & (slice - 1);
-                    let most = if cut { u64::from(slice - over) } else { port.stint(run) };
+                    let most = if cut { u64::from(slice - over) } else { warp.stint(run) };
                     let n = most.min(left) as u32;
                     port.begin(retired);
-                    let mut machine =
-                        Machine::with_hart(hart, &mut vm.platform, &mut ram, &mut disk, &mut port);
-                    let looks = first | !meeting | (over == 0);
-                    exit = machine.run_on(n, now, looks);
-                    port.end(vm.platform.clock.retired, exit);
+                    warp.polls = first | !meeting | (over == 0);
+                    let mut machine = Machine::on(
+                        &mut warp,
+                        hart,
+                        &mut vm.platform,
+                        &mut ram,
+                        &mut disk,
+                        &mut port,
+                    );
+                    exit = machine.run(n, now);
+                    port.end(vm.platform.clock.retired, exit, warp.calls);
                     stuck = if vm.platform.clock.retired == retired { stuck + 1 } else { 0 };
                     (first, done) = (false, done + 1);
                 }
-                port.wait();
+                warp.wait();
             }
             rejoin();
             // An exception counts against the budget but retires no instruction, so a run may end
             // before its slice does, and another run follows at once. A VM that does nothing but
             // take exceptions (`stuck`) continues in the next launch.
             let over = vm.platform.clock.retired >= limit || done >= runs || stuck >= SLICE_PARTS;
-            if port.leave(over || exit.code != ExitCode::Budget) {
+            if warp.leave(over || exit.code != ExitCode::Budget) {
                 break;
             }
-            goes = port.settle(vm.platform.clock.retired);
-            if port.ended() {
+            goes = warp.settle(vm.platform.clock.retired);
+            if warp.ended {
                 break;
             }
         }

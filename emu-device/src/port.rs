@@ -6,10 +6,9 @@
 //! is.
 
 use crate::launch::{At, SLICE};
-use crate::warp::{self, Warp};
 use core::sync::atomic::{AtomicU32, Ordering};
 use emu_core::abi::{Exit, ExitCode};
-use emu_core::port::{PACKET_MAX, Place, Port};
+use emu_core::port::{PACKET_MAX, Port};
 
 /// How many console bytes a VM buffers before it writes a record.
 pub const CONSOLE_BYTES: usize = 120;
@@ -335,16 +334,14 @@ pub struct LogPort<'a> {
     packet_len: u32,
     /// How many bytes of packets the VM may still write to the log.
     share: u32,
-    warp: Warp,
 }
 
 impl<'a> LogPort<'a> {
     /// Makes a port that writes to `outbox` and reads from `inbox`.
     pub fn new(vm: u32, state: &'a mut PortState, outbox: &'a Outbox, inbox: Inbox<'a>) -> Self {
         let packet = core::ptr::null_mut();
-        let warp = Warp::alone(state.calls);
         let share = u32::MAX;
-        Self { vm, state, outbox, inbox, instret: 0, packet, packet_len: 0, share, warp }
+        Self { vm, state, outbox, inbox, instret: 0, packet, packet_len: 0, share }
     }
 
     /// Limits how much of the log the VM may fill with packets, so that one VM cannot take
@@ -369,43 +366,14 @@ impl<'a> LogPort<'a> {
         self.instret = end_of_slice(retired);
     }
 
-    /// Makes the VMs of a warp wait for each other: see `Warp::gather`.
-    pub fn gather(&mut self, retired: u64, sp: u32, goal: u64, ns: u32) {
-        self.warp.gather(retired, sp, goal, ns);
-    }
-
-    /// Waits for the other VMs of the warp: see `Warp::wait`.
-    pub fn wait(&self) {
-        self.warp.wait();
-    }
-
-    /// Removes the VM from those that wait for each other if it is `over`: see `Warp::leave`.
-    pub fn leave(&mut self, over: bool) -> bool {
-        self.warp.leave(over)
-    }
-
-    /// Returns whether the VM is one of those that run next: see `Warp::settle`.
-    pub fn settle(&mut self, retired: u64) -> bool {
-        self.warp.settle(retired)
-    }
-
-    /// Returns how many of `most` instructions the next run may execute: see `Warp::stint`.
-    pub fn stint(&self, most: u64) -> u64 {
-        self.warp.stint(most)
-    }
-
-    /// Returns whether the launch has ended.
-    pub fn ended(&self) -> bool {
-        self.warp.ended
-    }
-
-    /// Ends a run. `retired` is the VM's instruction count now, and `exit` is how the run ended.
-    pub fn end(&mut self, retired: u64, exit: Exit) {
+    /// Ends a run. `retired` is the VM's instruction count now, `exit` is how the run ended, and
+    /// `calls` is how many system calls the VM's programs have made.
+    pub fn end(&mut self, retired: u64, exit: Exit, calls: u32) {
         if retired > self.instret {
             self.flush();
         }
         self.state.instret = retired;
-        self.state.calls = self.warp.calls;
+        self.state.calls = calls;
         self.instret = match exit.code {
             ExitCode::Budget => retired.next_multiple_of(u64::from(SLICE)),
             _ => retired,
@@ -545,36 +513,6 @@ impl Port for LogPort<'_> {
             self.instret = end;
         }
     }
-
-    #[inline(always)]
-    fn alone(&self) -> bool {
-        self.warp.is_alone()
-    }
-
-    #[inline(always)]
-    fn company(&self) -> u32 {
-        self.warp.company
-    }
-
-    #[inline(always)]
-    fn parted(company: u32) -> bool {
-        warp::parted(company)
-    }
-
-    #[inline(always)]
-    fn goes_on(&self, sp: u32, pc: u32) -> bool {
-        self.warp.goes_on(sp, pc)
-    }
-
-    #[inline]
-    fn would_meet(&self) -> bool {
-        self.warp.would_meet()
-    }
-
-    #[inline]
-    fn meet(&mut self, place: Place) -> bool {
-        self.warp.arrive(&place)
-    }
 }
 
 #[cfg(test)]
@@ -625,7 +563,7 @@ mod tests {
         for byte in b"hello, log" {
             assert!(port.console_put(*byte));
         }
-        port.end(30_000, Exit { code: ExitCode::Budget, arg: 0 });
+        port.end(30_000, Exit { code: ExitCode::Budget, arg: 0 }, 0);
         let bytes = log.bytes();
         assert_eq!(bytes[..8], [7, 0, 0, 0, RecordKind::Console as u8, 0, 10, 0]);
         assert_eq!(bytes[8..16], 32_768u64.to_le_bytes());
@@ -643,7 +581,7 @@ mod tests {
             port.at(retired);
             assert!(port.console_put(byte));
         }
-        port.end(99_000, Exit { code: ExitCode::Idle, arg: 0 });
+        port.end(99_000, Exit { code: ExitCode::Idle, arg: 0 }, 0);
         let bytes = log.bytes();
         let stamp = |at: usize| u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap());
         assert_eq!([stamp(0), stamp(24), stamp(48)], [32_768, 65_536, 98_304]);

@@ -451,21 +451,6 @@ impl<S: FrameSource, L: Placement, const SLOTS: usize> Memory for FrameRam<'_, S
 pub struct CodeRef(*const AtomicU64);
 
 impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, S, L, SLOTS> {
-    const READ_AHEAD: bool = cfg!(feature = "device") && ablation::READ_AHEAD;
-
-    #[inline(always)]
-    fn aside(value: u64) -> u64 {
-        #[cfg(feature = "device")]
-        return crate::intrin::opaque(value);
-        #[cfg(not(feature = "device"))]
-        value
-    }
-
-    #[inline(always)]
-    fn rejoin() {
-        crate::warp::rejoin();
-    }
-
     type Window = Arena<L>;
     type Code = CodeRef;
     type SharedCode = &'a [CodePage];

@@ -8,7 +8,7 @@
 //! Lanes check whether they have diverged where that costs nothing: when an instruction ends the
 //! instruction loop. Instructions that disable or enable interrupts are frequent in kernels, and
 //! end the loop only to reconverge: when lanes have diverged, or when the launch's time is over
-//! ([`Warp::would_meet`]). If all lanes are there and at the same instruction, they continue. If
+//! ([`Lane::wants_sync`]). If all lanes are there and at the same instruction, they continue. If
 //! not, each lane's run ends ([`Warp::arrive`]). When all runs have ended, the lanes choose which
 //! of them run first ([`Warp::settle`]), and the others wait. The choice is meant to be of those
 //! that will come past the place where the others wait:
@@ -40,7 +40,7 @@
 //! take, at whose end they all wait at a barrier ([`Warp::wait`]).
 
 use crate::ablation;
-use emu_core::port::Place;
+use emu_core::lane::{Lane, SyncPoint};
 
 // Votes, shuffles and barriers. In a build without reconvergence, each lane acts as if it were
 // alone.
@@ -76,7 +76,7 @@ pub struct Warp {
     /// The mask of all lanes that have not left.
     lanes: u32,
     /// The mask of lanes that this lane expects at each return from a function; 0 for no check.
-    pub company: u32,
+    company: u32,
     /// The mask of lanes that run together with this one, this one included.
     going: u32,
     /// The `sp` and `pc` of the waiting lane that these lanes reach first.
@@ -88,6 +88,8 @@ pub struct Warp {
     times: (u64, u64),
     /// Where this lane's run ended to reconverge, while it waits.
     at: Option<Stop>,
+    /// Whether the next run polls time and input: it does not continue one that a sync point ended.
+    pub polls: bool,
     /// Whether the launch has ended.
     pub ended: bool,
 }
@@ -119,6 +121,7 @@ impl Warp {
             goal: u64::MAX,
             times: (u64::MAX, u64::MAX),
             at: None,
+            polls: true,
             ended: false,
         }
     }
@@ -135,24 +138,13 @@ impl Warp {
         (self.company, self.going) = (self.lanes, self.lanes);
     }
 
-    /// Returns whether this lane is the only one left.
-    pub fn is_alone(&self) -> bool {
-        ablation::ALONE_LOOP && self.lanes & self.lanes.wrapping_sub(1) == 0
-    }
-
-    /// Returns whether the instruction loop should end just to reconverge, because lanes have
-    /// diverged or the launch's time is over.
-    pub fn would_meet(&self) -> bool {
-        self.meeting && (parted(self.lanes) || now_ns() >= self.times.0)
-    }
-
     /// Handles a sync point: an instruction has ended the instruction loop. Returns whether this
     /// lane's run must end, either to wait for other lanes or because the launch has ended.
-    pub fn arrive(&mut self, place: &Place) -> bool {
+    fn arrive(&mut self, place: &SyncPoint) -> bool {
         if !self.meeting {
             return false;
         }
-        if place.call {
+        if place.syscall {
             self.calls = self.calls.wrapping_add(1);
         }
         let turn = Turn::of(place, self.calls, self.sp);
@@ -174,14 +166,6 @@ impl Warp {
         (self.company, self.going, self.until) = (lanes, lanes, Self::NOWHERE);
         self.calls = from_lane(lanes, self.calls, leader);
         self.ended = ballot(lanes, stop.retired >= self.goal || now_ns() >= self.times.0) != 0;
-    }
-
-    /// Decides, when a function returns to `pc` with this `sp` while the warp is diverged, whether
-    /// this lane keeps running. Returns true if all lanes that run together are here, and have not
-    /// yet reached the place where others wait.
-    #[inline(always)]
-    pub fn goes_on(&self, sp: u32, pc: u32) -> bool {
-        (sp, pc) < self.until && self.going & !here() == 0
     }
 
     /// Waits until all lanes' runs have ended.
@@ -252,6 +236,58 @@ impl Warp {
     }
 }
 
+impl Lane for &mut Warp {
+    const PREFETCH: bool = cfg!(feature = "device") && ablation::READ_AHEAD;
+
+    #[inline(always)]
+    fn opaque(value: u64) -> u64 {
+        #[cfg(feature = "device")]
+        return crate::intrin::opaque(value);
+        #[cfg(not(feature = "device"))]
+        value
+    }
+
+    #[inline(always)]
+    fn region_end() {
+        rejoin();
+    }
+
+    #[inline(always)]
+    fn is_alone(&self) -> bool {
+        ablation::ALONE_LOOP && self.lanes & self.lanes.wrapping_sub(1) == 0
+    }
+
+    #[inline(always)]
+    fn polls(&self) -> bool {
+        self.polls
+    }
+
+    #[inline(always)]
+    fn expected(&self) -> u32 {
+        self.company
+    }
+
+    #[inline(always)]
+    fn diverged(&self, expected: u32) -> bool {
+        parted(expected)
+    }
+
+    #[inline(always)]
+    fn skips_sync(&self, sp: u32, pc: u32) -> bool {
+        (sp, pc) < self.until && self.going & !here() == 0
+    }
+
+    #[inline]
+    fn wants_sync(&self) -> bool {
+        self.meeting && (parted(self.lanes) || now_ns() >= self.times.0)
+    }
+
+    #[inline]
+    fn sync_point(&mut self, hart: SyncPoint) -> bool {
+        self.arrive(&hart)
+    }
+}
+
 /// The key that lanes are ordered by: those with the least key run first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Turn {
@@ -272,10 +308,10 @@ impl Turn {
     const REST: u32 = 2;
     const FIRST: Self = Self { calls: 0, kind: 0, depth: 0, at: 0 };
 
-    fn of(place: &Place, calls: u32, met_sp: u32) -> Self {
+    fn of(place: &SyncPoint, calls: u32, met_sp: u32) -> Self {
         // A program's stack is at another address in each VM, so only its growth can be compared.
         let grown = place.sp.wrapping_sub(met_sp).wrapping_add(1 << 31);
-        let (kind, depth) = match (place.call | place.waits, place.user) {
+        let (kind, depth) = match (place.syscall | place.waiting, place.user) {
             (true, _) => (Self::REST, 0),
             (false, false) => (Self::KERNEL, place.sp),
             (false, true) => (Self::PROGRAM, grown),
@@ -355,7 +391,7 @@ mod one_lane {
 /// Returns whether the lanes of the mask `company` have diverged, so that not all of them execute
 /// this together.
 #[inline(always)]
-pub fn parted(company: u32) -> bool {
+fn parted(company: u32) -> bool {
     company & !here() != 0
 }
 
@@ -392,26 +428,26 @@ fn now_ns() -> u64 {
 mod tests {
     use super::*;
 
-    const KERNEL: Place = Place {
+    const KERNEL: SyncPoint = SyncPoint {
         retired: 0,
-        call: false,
-        waits: false,
+        syscall: false,
+        waiting: false,
         user: false,
         sp: 0xc100_0000,
         pc: 0xc000_1000,
     };
-    const PROGRAM: Place = Place { user: true, sp: 0x9d00_0000, pc: 0x1_0000, ..KERNEL };
+    const PROGRAM: SyncPoint = SyncPoint { user: true, sp: 0x9d00_0000, pc: 0x1_0000, ..KERNEL };
 
-    fn turn(place: Place, calls: u32) -> Turn {
+    fn turn(place: SyncPoint, calls: u32) -> Turn {
         Turn::of(&place, calls, PROGRAM.sp)
     }
 
     #[test]
     fn those_go_first_that_the_others_wait_for() {
-        let call = Place { call: true, ..PROGRAM };
-        let waits = Place { waits: true, ..KERNEL };
-        let deeper = Place { sp: PROGRAM.sp - 64, pc: PROGRAM.pc + 400, ..PROGRAM };
-        let earlier = Place { pc: PROGRAM.pc - 4, ..PROGRAM };
+        let call = SyncPoint { syscall: true, ..PROGRAM };
+        let waits = SyncPoint { waiting: true, ..KERNEL };
+        let deeper = SyncPoint { sp: PROGRAM.sp - 64, pc: PROGRAM.pc + 400, ..PROGRAM };
+        let earlier = SyncPoint { pc: PROGRAM.pc - 4, ..PROGRAM };
         let order = [
             turn(waits, 3),
             turn(KERNEL, 4),
@@ -426,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_programs_stack_may_lie_anywhere() {
-        let elsewhere = Place { sp: PROGRAM.sp - 0x5_0000, ..PROGRAM };
+        let elsewhere = SyncPoint { sp: PROGRAM.sp - 0x5_0000, ..PROGRAM };
         let there = Turn::of(&elsewhere, 4, elsewhere.sp);
         assert_eq!(there, turn(PROGRAM, 4));
     }
@@ -437,14 +473,14 @@ mod tests {
         assert!(!warp.arrive(&KERNEL), "nobody waits in an exact launch");
         warp.gather(0, KERNEL.sp, 100, 1_000_000);
         assert!(!warp.arrive(&KERNEL) && !warp.ended);
-        assert!(warp.arrive(&Place { retired: 100, ..PROGRAM }) && warp.ended);
+        assert!(warp.arrive(&SyncPoint { retired: 100, ..PROGRAM }) && warp.ended);
     }
 
     #[test]
     fn a_call_is_counted_and_a_lane_that_is_over_leaves() {
         let mut warp = Warp::alone(7);
         warp.gather(0, KERNEL.sp, u64::MAX, 1_000_000);
-        assert!(!warp.arrive(&Place { call: true, ..PROGRAM }));
+        assert!(!warp.arrive(&SyncPoint { syscall: true, ..PROGRAM }));
         assert_eq!(warp.calls, 8);
         assert!(!warp.leave(false));
         assert!(warp.settle(10) && !warp.ended);

@@ -289,7 +289,7 @@ fn access(m: &mut TestMachine, bytes: &mut Bytes<'_>, mode: Mode, hidden: u32) {
 pub fn machine(data: &[u8]) {
     let [mut m, mut watched, mut sharing] = [false, false, true].map(|shares| {
         let mut m = arbitrary(data);
-        m.port.shares_warp = shares;
+        m.lane.shares_warp = shares;
         m
     });
     let (mut one, mut other) = (Retired::default(), Retired::default());

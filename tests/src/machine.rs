@@ -5,6 +5,7 @@ use std::rc::Rc;
 use emu_core::abi::{Exit, Vm};
 use emu_core::csr::CsrOp;
 use emu_core::dev::virtio::driver::MockPort;
+use emu_core::lane::Lane;
 use emu_core::layout::MachineKind;
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{Dma, FRAME_SIZE, Memory};
@@ -57,6 +58,20 @@ pub const fn to_s(cause: u32, epc: u32, tval: u32) -> Option<Taken> {
     Some(Taken { to: Privilege::Supervisor, cause, epc, tval })
 }
 
+/// What the machine's hart executes on: a CPU, which can select the form of the instruction loop
+/// that is for a VM that shares its warp.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TestLane {
+    /// Whether the VM is not [`Lane::is_alone`].
+    pub shares_warp: bool,
+}
+
+impl Lane for TestLane {
+    fn is_alone(&self) -> bool {
+        !self.shares_warp
+    }
+}
+
 /// A VM with its memory, port and clock.
 pub struct TestMachine {
     /// The VM's state. It caches frames of this machine's memory, so it must not be moved to
@@ -64,6 +79,8 @@ pub struct TestMachine {
     pub vm: Vm,
     /// Console and network.
     pub port: MockPort,
+    /// What the hart executes on.
+    pub lane: TestLane,
     /// The clock.
     pub now: Now,
     space: Space,
@@ -101,7 +118,13 @@ impl TestMachine {
         vm.boot_machine(RAM, 0, 0);
         // PMP is as firmware leaves it. Without an entry, S and U mode could not access anything.
         vm.platform.csr.pmp = Pmp::OPEN;
-        let mut m = Self { vm, port: MockPort::default(), now: Now::Instret, space };
+        let mut m = Self {
+            vm,
+            port: MockPort::default(),
+            lane: TestLane::default(),
+            now: Now::Instret,
+            space,
+        };
         m.set_csr(csr::MTVEC, M_HANDLER);
         m.set_csr(csr::STVEC, S_HANDLER);
         m
@@ -162,8 +185,11 @@ impl TestMachine {
 
     /// Executes as [`TestMachine::run`] does, and reports every instruction to a trace.
     pub fn run_traced(&mut self, budget: u32, trace: &mut impl Trace) -> Exit {
-        let Self { vm, port, now, space } = self;
-        space.with(|ram, disk| Machine::new(vm, ram, disk, port).run_traced(budget, *now, trace))
+        let Self { vm, port, lane, now, space } = self;
+        space.with(|ram, disk| {
+            Machine::on(*lane, &mut vm.hart, &mut vm.platform, ram, disk, port)
+                .run_traced(budget, *now, trace)
+        })
     }
 
     /// Returns the trap that was caught, if a handler has been reached.

@@ -229,8 +229,6 @@ pub struct MockPort {
     pub tx: Vec<Vec<u8>>,
     /// How many more packets there is room for.
     pub tx_room: u32,
-    /// Whether the VM is not [`Port::alone`].
-    pub shares_warp: bool,
     begun: Option<Vec<u8>>,
 }
 
@@ -243,16 +241,12 @@ impl Default for MockPort {
             rx: VecDeque::new(),
             tx: Vec::new(),
             tx_room: u32::MAX,
-            shares_warp: false,
             begun: None,
         }
     }
 }
 
 impl Port for MockPort {
-    fn alone(&self) -> bool {
-        !self.shares_warp
-    }
     fn console_room(&self) -> u32 {
         self.output_room
     }

@@ -110,7 +110,7 @@ mod tests {
         port.net_tx_write(0, b"eth");
         port.net_tx_end();
         let exit = Exit { code: ExitCode::Idle, arg: 0 };
-        port.end(77, exit);
+        port.end(77, exit, 0);
         let drops = CardDrops { rx: 3, tx: 4 };
         port.tell_taken(false, drops);
         port.rest(exit, 5);
