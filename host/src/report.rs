@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::engine::{RunSummary, VmState};
-use crate::net::{Counts, Wire};
+use crate::net::{Counts, VirtualLink};
 use crate::stdio::print;
 
 /// What `pxvm boot --json` prints.
@@ -60,8 +60,8 @@ pub struct NetReport {
 
 impl NetReport {
     /// Sums up the network's counters, and writes the sums to the log.
-    pub fn new(wire: &Wire, cpu: Duration) -> Self {
-        let counts = wire.total();
+    pub fn new(link: &VirtualLink, cpu: Duration) -> Self {
+        let counts = link.total();
         let packets = counts.tx_packets + counts.rx_packets;
         tracing::info!(
             tx = counts.tx_packets,
@@ -102,7 +102,7 @@ impl BootReport {
         run: &RunSummary,
         seed: u64,
         network: Option<NetReport>,
-        wire: &Wire,
+        link: &VirtualLink,
         console_dir: Option<&Path>,
     ) -> Self {
         let wall_seconds = run.wall.as_secs_f64();
@@ -116,7 +116,7 @@ impl BootReport {
             ready_instret: vm.ready_instret,
             resets: vm.resets,
             reason: vm.reason.clone(),
-            network: Some(wire.counts(id)).filter(|counts| *counts != Counts::default()),
+            network: Some(link.counts(id)).filter(|counts| *counts != Counts::default()),
         });
         Self {
             backend: backend.name(),

@@ -23,7 +23,7 @@ mod tests {
     use super::common::terminal::Terminal;
     use super::common::{has_image, pxvm, run, unread};
 
-    const PATIENCE: Duration = Duration::from_secs(90);
+    const TIMEOUT: Duration = Duration::from_secs(90);
 
     /// A fleet with its API at a free port. It ends with the test.
     struct Fleet {
@@ -90,7 +90,7 @@ mod tests {
         }
 
         fn wait(&self, mut condition: impl FnMut() -> bool) {
-            let limit = Instant::now() + PATIENCE;
+            let limit = Instant::now() + TIMEOUT;
             while !condition() {
                 assert!(Instant::now() < limit, "waited for too long");
                 std::thread::sleep(Duration::from_millis(20));
@@ -99,7 +99,7 @@ mod tests {
 
         fn connect(&self) -> TcpStream {
             let stream = TcpStream::connect(&self.host).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             stream
         }
 
@@ -393,7 +393,7 @@ mod tests {
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await.expect("in time") })
+        runtime.block_on(async { tokio::time::timeout(TIMEOUT, work).await.expect("in time") })
     }
 
     type Socket = tokio_tungstenite::WebSocketStream<

@@ -101,7 +101,7 @@ mod tests {
             clock: ClockSource::Instret,
             ready: ReadyPattern::new(ReadyPattern::DEFAULT).unwrap(),
             until_ready: false,
-            wire: Arc::default(),
+            link: Arc::default(),
         };
         let backend = CpuBackend::start(fleet, settings).unwrap();
         let mut console = Vec::new();

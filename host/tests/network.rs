@@ -15,7 +15,7 @@ mod tests {
 
     use super::common::{has_image, pxvm, run};
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
     /// Returns the first of `len` ports that are free, as well as one can know; no other test gets
     /// them.
@@ -57,7 +57,7 @@ mod tests {
 
         /// Waits until a VM serves.
         fn wait(&self, vm: u16) {
-            let limit = Instant::now() + PATIENCE;
+            let limit = Instant::now() + TIMEOUT;
             while let Err(e) = self.page(vm) {
                 assert!(Instant::now() < limit, "vm{vm} does not serve: {e}");
                 std::thread::sleep(Duration::from_millis(20));
@@ -103,7 +103,7 @@ mod tests {
 
     fn connect(port: u16) -> io::Result<TcpStream> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         Ok(stream)
     }
 
@@ -225,7 +225,7 @@ mod tests {
         }
         fleet.check(0);
         drop(silent);
-        let limit = Instant::now() + PATIENCE;
+        let limit = Instant::now() + TIMEOUT;
         while fleet.files() > before {
             assert!(Instant::now() < limit, "{} files, {before} before", fleet.files());
             std::thread::sleep(Duration::from_millis(100));
@@ -347,7 +347,7 @@ mod tests {
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").unwrap();
         stream.write_all(&bytes).unwrap();
         drop(stream);
-        let limit = Instant::now() + PATIENCE;
+        let limit = Instant::now() + TIMEOUT;
         loop {
             let mut stream = fleet.connect(0).unwrap();
             stream.write_all(b"GET /copy HTTP/1.0\r\n\r\n").unwrap();
@@ -400,7 +400,7 @@ mod tests {
         let mut answer = String::new();
         silent.read_to_string(&mut answer).unwrap();
         assert!(answer.contains("<title>vm0</title>"), "{answer}");
-        let limit = Instant::now() + PATIENCE;
+        let limit = Instant::now() + TIMEOUT;
         while ask(fleet.port, b"GET /copy HTTP/1.0\r\n\r\n").is_err() {
             assert!(Instant::now() < limit, "the guest has no answer");
             std::thread::sleep(Duration::from_millis(20));

@@ -158,7 +158,7 @@ fn good_guests_are_served_the_same_beside_hostile_ones_by_both_backends() {
         clock: ClockSource::Instret,
         ready,
         until_ready: false,
-        wire: Arc::default(),
+        link: Arc::default(),
     };
     let cpu = |guests: &[Guest]| {
         let fleet = fleet(guests);

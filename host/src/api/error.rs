@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::serve::HEAD_MAX;
 use crate::engine::ControlError;
-use crate::net::door::VisitError;
+use crate::net::connector::ConnectError;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -99,12 +99,12 @@ impl ApiError {
     }
 
     /// Returns the error for a connection to a VM that was refused.
-    pub fn visit(vm: u32, error: &VisitError) -> Self {
+    pub fn connect(vm: u32, error: &ConnectError) -> Self {
         match error {
-            VisitError::Ended | VisitError::Busy => {
-                Self::Unavailable(format!("vm{vm} cannot be visited: {error}"))
+            ConnectError::Ended | ConnectError::Busy => {
+                Self::Unavailable(format!("vm{vm} cannot be reached: {error}"))
             }
-            VisitError::Nowhere | VisitError::Io(_) => {
+            ConnectError::Nowhere | ConnectError::Io(_) => {
                 Self::BadGateway(format!("vm{vm}: {}", crate::exit::sentence(error)))
             }
         }

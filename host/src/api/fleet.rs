@@ -146,7 +146,7 @@ impl App {
             ready_instret: record.ready_instret,
             address: self.about.addresses.map(|addresses| addresses.ip(id).to_string()),
             published: published.collect(),
-            network: self.wire.counts(id).into(),
+            network: self.link.counts(id).into(),
             console_bytes: self.fleet.consoles.written(id),
             private_frames: None,
         }

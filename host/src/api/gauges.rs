@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::Shared;
 use crate::engine::FleetHandle;
-use crate::net::{Counts, Wire};
+use crate::net::{Counts, VirtualLink};
 use crate::sync::lock;
 
 /// Age up to which a measurement of the VMs is reused.
@@ -67,7 +67,7 @@ struct Looks {
 /// Measurements of a fleet.
 pub struct Gauges {
     fleet: Arc<FleetHandle>,
-    wire: Arc<Wire>,
+    link: Arc<VirtualLink>,
     looks: Mutex<Looks>,
     history: Mutex<(VecDeque<Point>, Pulse)>,
 }
@@ -79,8 +79,8 @@ pub fn rounded(value: f64) -> f64 {
 
 impl Gauges {
     /// Returns measurements without any sample.
-    pub fn new(fleet: Arc<FleetHandle>, wire: Arc<Wire>) -> Self {
-        Self { fleet, wire, looks: Mutex::default(), history: Mutex::default() }
+    pub fn new(fleet: Arc<FleetHandle>, link: Arc<VirtualLink>) -> Self {
+        Self { fleet, link, looks: Mutex::default(), history: Mutex::default() }
     }
 
     /// Returns measurements of the VMs, at most `LOOK_EVERY` old.
@@ -115,7 +115,7 @@ impl Gauges {
                 let retired = counts[vm].saturating_sub(before.get(vm).copied().unwrap_or(0));
                 (retired * 10 + us / 2) / us
             },
-            packets: self.wire.packets(vm as u32),
+            packets: self.link.packets(vm as u32),
             console: self.fleet.consoles.written(vm as u32),
         };
         looks.rows = Arc::new(states.into_iter().enumerate().map(row).collect());
@@ -138,7 +138,7 @@ pub async fn keep_history(app: Shared) {
         ticker.tick().await;
         let now = Instant::now();
         let totals = app.fleet.backend().totals();
-        let network = app.wire.total();
+        let network = app.link.total();
         let span = (now - at).as_secs_f64().max(1e-3);
         let mips = rounded(totals.instructions.saturating_sub(instructions) as f64 / span / 1e6);
         let passed = network.rx_packets + network.tx_packets;

@@ -94,7 +94,7 @@ fn fleet(app: &Shared, registry: &mut Registry) {
         frames.get_or_create(&vec![("kind", kind.to_owned())]).set(n.into());
     }
     registry.register("frames", "Frames of 4 KiB in use", frames);
-    let network = app.wire.total();
+    let network = app.link.total();
     let both = |rx: u64, tx: u64| {
         let family = Family::<Labels, Counter>::default();
         for (direction, n) in [("rx", rx), ("tx", tx)] {
@@ -134,7 +134,7 @@ fn single(app: &Shared, vms: &[u32], registry: &mut Registry) {
         };
         states.get_or_create(&labels(Some(("state", record.state.name())))).set(1);
         instructions.get_or_create(&labels(None)).inc_by(app.fleet.backend().instret(vm));
-        let (rx, tx) = app.wire.packets(vm);
+        let (rx, tx) = app.link.packets(vm);
         packets.get_or_create(&labels(Some(("direction", "rx")))).inc_by(rx);
         packets.get_or_create(&labels(Some(("direction", "tx")))).inc_by(tx);
         console.get_or_create(&labels(None)).inc_by(app.fleet.consoles.written(vm));

@@ -42,16 +42,16 @@ use self::tickets::Tickets;
 use crate::backend::ClockSource;
 use crate::engine::FleetHandle;
 use crate::net::addresses::Addresses;
-use crate::net::{Door, Publish, Wire};
+use crate::net::{Connector, Publish, VirtualLink};
 
 /// Address of the API unless another is chosen.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 /// Largest JSON body of a request.
 const JSON_MAX: usize = 256 << 10;
 /// Time limit for a response to begin.
-const PATIENCE: Duration = Duration::from_secs(30);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Number of requests to VMs' ports that may be pending.
-const VISITS_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 256;
 /// Number of event streams.
 const WATCHERS_MAX: usize = 64;
 
@@ -78,7 +78,7 @@ pub enum Reach {
     /// There is no way.
     None,
     /// By the connector of the `user` network.
-    Door(Door),
+    Connector(Connector),
     /// At the VMs' own addresses.
     Addresses,
 }
@@ -86,11 +86,11 @@ pub enum Reach {
 /// State that requests work on.
 pub struct App {
     fleet: Arc<FleetHandle>,
-    wire: Arc<Wire>,
+    link: Arc<VirtualLink>,
     about: About,
     gauges: Gauges,
     feed: Feed,
-    visits: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
     tickets: Tickets,
 }
@@ -107,7 +107,7 @@ impl Server {
     /// already.
     pub fn start(
         fleet: Arc<FleetHandle>,
-        wire: Arc<Wire>,
+        link: Arc<VirtualLink>,
         about: About,
         public: Option<(Listener, Access)>,
         socket: Option<socket::Socket>,
@@ -118,12 +118,12 @@ impl Server {
             .enable_all()
             .build()?;
         let app = Arc::new(App {
-            gauges: Gauges::new(Arc::clone(&fleet), Arc::clone(&wire)),
+            gauges: Gauges::new(Arc::clone(&fleet), Arc::clone(&link)),
             feed: Feed::default(),
             fleet,
-            wire,
+            link,
             about,
-            visits: Arc::new(Semaphore::new(VISITS_MAX)),
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
             tickets: Tickets::new()?,
         });
@@ -192,7 +192,7 @@ fn router(app: Shared) -> Router {
 
 /// Limits the time until a response begins. A stream has begun, however long it is.
 async fn in_time(request: Request, next: Next) -> Result<Response, ApiError> {
-    tokio::time::timeout(PATIENCE, next.run(request)).await.map_err(|_| ApiError::Timeout)
+    tokio::time::timeout(RESPONSE_TIMEOUT, next.run(request)).await.map_err(|_| ApiError::Timeout)
 }
 
 #[cfg(test)]

@@ -196,11 +196,11 @@ async fn forward(app: Shared, request: Request) -> Result<Response, ApiError> {
     if request.body().size_hint().lower() > BODY_MAX as u64 {
         return Err(ApiError::TooLarge(format!("a guest is sent {BODY_MAX} bytes at most")));
     }
-    let permit = app.clone().visits.clone().try_acquire_owned();
+    let permit = app.clone().connections.clone().try_acquire_owned();
     let permit = permit
         .map_err(|_| ApiError::TooMany("too many requests to VMs are under way".to_owned()))?;
     let end = Instant::now() + WHOLE;
-    let stream = timeout(CONNECT, app.visit(id, port)).await.map_err(|_| ApiError::Timeout)??;
+    let stream = timeout(CONNECT, app.connect(id, port)).await.map_err(|_| ApiError::Timeout)??;
     let asked = url_of(id, port, &uri);
     let request = translate(request, id, uri);
     let (answer, driver) = ask(id, stream, request).await?;
@@ -221,7 +221,7 @@ type Ticket = oneshot::Sender<()>;
 
 impl App {
     /// Connects to a port of a VM.
-    async fn visit(&self, id: u32, port: u16) -> Result<TcpStream, ApiError> {
+    async fn connect(&self, id: u32, port: u16) -> Result<TcpStream, ApiError> {
         let state = self.fleet.record(id)?.state;
         if !state.is_alive() {
             let message = format!("vm{id} is {}: nothing answers", state.name());
@@ -236,8 +236,9 @@ impl App {
             Reach::None => Err(ApiError::Unavailable(
                 "this fleet has no network (--net none), so its VMs have no pages".to_owned(),
             )),
-            Reach::Door(door) => {
-                let stream = door.open(id, port).await.map_err(|e| ApiError::visit(id, &e))?;
+            Reach::Connector(connector) => {
+                let stream =
+                    connector.connect(id, port).await.map_err(|e| ApiError::connect(id, &e))?;
                 TcpStream::from_std(stream).map_err(failed)
             }
             Reach::Addresses => {

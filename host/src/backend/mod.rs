@@ -22,7 +22,7 @@ use emu_core::abi::{Exit, ExitCode, FaultCode};
 pub use self::control::{Command, Inspection, Inspector, Unsupported};
 
 use crate::console::ready::ReadyPattern;
-use crate::net::Wire;
+use crate::net::VirtualLink;
 use crate::units::Size;
 
 /// A backend: executes the VMs of one fleet.
@@ -202,8 +202,8 @@ pub struct Settings {
     /// Whether the run is over for a VM once it is ready: it is then parked, and one that resets
     /// [`BOOTS_MAX`] times without becoming ready has failed.
     pub until_ready: bool,
-    /// Virtual link that the VMs' network cards are attached to; a wire for no VMs leads nowhere.
-    pub wire: Arc<Wire>,
+    /// Virtual link that the VMs' network cards are attached to; a link for no VMs leads nowhere.
+    pub link: Arc<VirtualLink>,
 }
 
 /// Starts that a VM may take to become ready, under [`Settings::until_ready`].

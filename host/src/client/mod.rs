@@ -18,7 +18,7 @@ use crate::api::socket::{self, SocketError};
 use crate::exit::Code;
 
 /// Time limit for a response to begin; longer than the fleet's own.
-const PATIENCE: Duration = Duration::from_secs(40);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(40);
 /// Largest JSON response.
 const ANSWER_MAX: usize = 16 << 20;
 
@@ -92,7 +92,7 @@ impl Client {
 
     /// Sends a request. Returns the response once it has begun with success.
     async fn ask(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
-        let answer = tokio::time::timeout(PATIENCE, self.send(request)).await;
+        let answer = tokio::time::timeout(RESPONSE_TIMEOUT, self.send(request)).await;
         let response = answer.map_err(|_| ClientError::Silent)??;
         if response.status().is_success() {
             return Ok(response);
@@ -170,7 +170,8 @@ impl Client {
 
 async fn whole(response: Response<Incoming>) -> Result<Vec<u8>, ClientError> {
     let body = Limited::new(response.into_body(), ANSWER_MAX).collect();
-    let body = tokio::time::timeout(PATIENCE, body).await.map_err(|_| ClientError::Silent)?;
+    let body =
+        tokio::time::timeout(RESPONSE_TIMEOUT, body).await.map_err(|_| ClientError::Silent)?;
     Ok(body.map_err(ClientError::Gone)?.to_bytes().to_vec())
 }
 

@@ -200,7 +200,7 @@ impl Bencher<'_> {
             },
             ready: self.ready.clone(),
             until_ready: workload == Workload::Boot,
-            wire: Arc::default(),
+            link: Arc::default(),
         };
         let place = match self.place(&fleet, packing) {
             Ok(place) => place,
@@ -474,7 +474,7 @@ mod tests {
             clock: ClockSource::Instret,
             ready,
             until_ready: false,
-            wire: Arc::default(),
+            link: Arc::default(),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::exit::{Code, Error};
 use crate::host;
 use crate::image::cache;
 use crate::machine::{Fleet, GuestOptions, Link, assemble};
-use crate::net::{Network, Wire};
+use crate::net::{Network, VirtualLink};
 use crate::progress::Progress;
 use crate::report::{BootReport, NetReport, print_json};
 use crate::signals;
@@ -56,7 +56,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         clock: running.clock.into(),
         ready,
         until_ready: until == Until::Ready,
-        wire: Arc::new(Wire::new(capacity)),
+        link: Arc::new(VirtualLink::new(capacity)),
     };
     let drawn = draw_seed(&mut guest, settings.clock)?;
     let api = ApiServer::bind(&control)?;
@@ -70,8 +70,9 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         on_cpu(running.device, running.lanes)?;
     }
     let macs = networking.net_mac.into();
-    let link = if uplink.is_some() { Link::Up } else { Link::Down };
-    let fleet = assemble(&GuestOptions { macs, link, ..guest.options(capacity, settings.clock) })?;
+    let carrier = if uplink.is_some() { Link::Up } else { Link::Down };
+    let guest = guest.options(capacity, settings.clock);
+    let fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
     let gpu = if wanted { open(running.backend, options.device)? } else { None };
     let device = gpu.as_ref().and_then(|_| cuda::available(options.device).ok());
     let lockstep = running.backend == BackendChoice::Lockstep;
@@ -93,17 +94,17 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         }
     };
 
-    let capture = network::capture(&networking, capacity, &settings.wire)?;
+    let capture = network::capture(&networking, capacity, &settings.link)?;
     let mut ui = TerminalUi::new(&running, capacity)?;
     if let Some(seed) = drawn {
         ui.progress.say(&format!("seed: {seed}"));
     }
     let seed = fleet.seed;
-    let wire = Arc::clone(&settings.wire);
+    let link = Arc::clone(&settings.link);
     if let Some(places) = network::places(&networking, capacity) {
         ui.progress.say(&places);
     }
-    let network = uplink.map(|uplink| Network::start(Arc::clone(&wire), uplink)).transpose()?;
+    let network = uplink.map(|uplink| Network::start(Arc::clone(&link), uplink)).transpose()?;
     let about = About {
         name: api.name.clone(),
         device: device.map(|info| info.name),
@@ -118,12 +119,12 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let (requests, inputs) = ui.inputs(capacity, &running)?;
     let backend = start(place, fleet, settings)?;
     let handle = Arc::new(FleetHandle::new(backend, count, capacity, until, requests));
-    let server = api.serve(&handle, &wire, about)?;
+    let server = api.serve(&handle, &link, about)?;
     let options = engine::Options { timeout: running.timeout, hold_input: !ui.interactive };
     let run = engine::run(&handle, &options, &inputs, ui.sink.as_mut(), &mut ui.progress)?;
     drop(server);
     drop(ui.raw.take());
-    let network = network.map(|network| NetReport::new(&wire, network.stop()));
+    let network = network.map(|network| NetReport::new(&link, network.stop()));
     if let Some(missing) = capture.and_then(network::finish) {
         ui.progress.say(&missing);
     }
@@ -135,7 +136,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     }
     if running.json {
         let report =
-            BootReport::new(handle.backend(), &run, seed, network, &wire, ui.logs.as_deref());
+            BootReport::new(handle.backend(), &run, seed, network, &link, ui.logs.as_deref());
         print_json(&report).map_err(printing)?;
     }
     Ok(run.outcome.code())

@@ -10,7 +10,7 @@ use crate::net::pcap::{Capture, Summary};
 use crate::net::switch::{Rules, Switch};
 use crate::net::tap::TapUplink;
 use crate::net::user::{self, HostPorts, UserUplink};
-use crate::net::{NetError, Network, Uplink, Wire, publish};
+use crate::net::{NetError, Network, Uplink, VirtualLink, publish};
 
 /// Returns the uplink of the network cards. This binds ports and makes interfaces, before anything
 /// else happens except that the control API was bound to `api`.
@@ -82,12 +82,16 @@ fn check(options: &Networking, choice: &NetChoice) -> Result<(), Error> {
 
 /// Starts the capture file of `--pcap`. This truncates the file, so it comes after everything else
 /// that may refuse to start.
-pub fn capture(options: &Networking, count: u32, wire: &Wire) -> Result<Option<Capture>, Error> {
+pub fn capture(
+    options: &Networking,
+    count: u32,
+    link: &VirtualLink,
+) -> Result<Option<Capture>, Error> {
     let Some(path) = &options.pcap else { return Ok(None) };
     let all: Vec<u32> = (0..count).collect();
     let chosen = if options.pcap_vm.is_empty() { &all } else { &options.pcap_vm };
     let capture = Capture::create(path, chosen, count).map_err(NetError::from)?;
-    wire.record_to(capture.recorder());
+    link.record_to(capture.recorder());
     Ok(Some(capture))
 }
 
@@ -105,7 +109,7 @@ pub fn reach(options: &Networking, network: Option<&Network>) -> Reach {
     match (network, &options.net) {
         (None, _) => Reach::None,
         (Some(_), Some(NetChoice::Tap(_))) => Reach::Addresses,
-        (Some(network), _) => Reach::Door(network.door()),
+        (Some(network), _) => Reach::Connector(network.connector()),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::api::{self, About, Listener, Server};
 use crate::cli::Controlling;
 use crate::engine::FleetHandle;
 use crate::exit::{Error, sentence};
-use crate::net::Wire;
+use crate::net::VirtualLink;
 
 /// The bound address and socket of a fleet's API.
 pub struct ApiServer {
@@ -64,11 +64,11 @@ impl ApiServer {
     pub fn serve(
         self,
         fleet: &Arc<FleetHandle>,
-        wire: &Arc<Wire>,
+        link: &Arc<VirtualLink>,
         about: About,
     ) -> Result<Server, Error> {
-        let (fleet, wire) = (Arc::clone(fleet), Arc::clone(wire));
-        Server::start(fleet, wire, about, self.public, self.socket)
+        let (fleet, link) = (Arc::clone(fleet), Arc::clone(link));
+        Server::start(fleet, link, about, self.public, self.socket)
             .map_err(|e| Error::io("serve the control API", e))
     }
 }

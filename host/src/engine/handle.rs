@@ -15,7 +15,7 @@ use crate::backend::{Backend, Command, Inspection};
 use crate::sync::lock;
 
 /// Time limit for a fleet's reply: many launches.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest number of inspections at a time.
 const INSPECTIONS_MAX: usize = 256;
 
@@ -141,6 +141,6 @@ impl FleetHandle {
 }
 
 async fn in_time<T>(answer: oneshot::Receiver<T>) -> Result<T, ControlError> {
-    let answered = tokio::time::timeout(PATIENCE, answer).await;
+    let answered = tokio::time::timeout(REPLY_TIMEOUT, answer).await;
     answered.ok().and_then(Result::ok).ok_or(ControlError::Silent)
 }

@@ -44,7 +44,7 @@ fn backend(code: &[u32], count: u32, started: u32) -> Arc<CpuBackend> {
         clock: ClockSource::Instret,
         ready: ReadyPattern::new(ReadyPattern::DEFAULT).unwrap(),
         until_ready: false,
-        wire: Arc::default(),
+        link: Arc::default(),
     };
     Arc::new(CpuBackend::start(fleet, settings).unwrap())
 }

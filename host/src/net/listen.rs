@@ -27,7 +27,7 @@ mod tests {
     const CLIENTS: usize = 300;
     /// A client whose SYN was dropped connects a second later, unless it is dropped again, which
     /// it is here: nobody accepts.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
     #[test]
     fn clients_are_connected_before_anybody_accepts_them() {
@@ -36,7 +36,7 @@ mod tests {
         let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let connected: Vec<TcpStream> = (0..clients)
-            .map_while(|_| TcpStream::connect_timeout(&address, PATIENCE).ok())
+            .map_while(|_| TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).ok())
             .collect();
         assert_eq!(connected.len(), clients);
     }

@@ -1,20 +1,20 @@
 //! The network: from the guests' virtio network cards to the outside.
 //!
 //! ```text
-//! guest, virtio-net, port | backend | Wire | network thread: Switch, Uplink | outside
+//! guest, virtio-net, port | backend | VirtualLink | network thread: Switch, Uplink | outside
 //! ```
 //!
-//! Backends put the packets that guests send on the [`Wire`] (the virtual link) and take packets
-//! for guests from it; they never wait. The network thread does everything else, waiting for the
-//! wire, for sockets and for timers at once. Its work is proportional to packets and bytes, not to
-//! VMs.
+//! Backends put the packets that guests send on the [`VirtualLink`] and take packets for guests
+//! from it; they never wait. The network thread does everything else, waiting for the link, for sockets
+//! and for timers at once. Its work is proportional to packets and bytes, not to VMs.
 //!
 //! All guests may be identical, addresses included. A VM is therefore identified by its number from
 //! end to end; which address the outside sees instead of [`GUEST_IP`] is up to the uplink.
 
 pub mod addresses;
+pub mod connector;
 pub mod counters;
-pub mod door;
+pub mod link;
 mod listen;
 pub mod pcap;
 pub mod publish;
@@ -23,7 +23,6 @@ pub mod service;
 pub mod switch;
 pub mod tap;
 pub mod user;
-pub mod wire;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,12 +32,12 @@ use mio::event::Event;
 use mio::{Registry, Token};
 use smoltcp::wire::Ipv4Cidr;
 
+pub use self::connector::{Connector, InboundConnection};
 pub use self::counters::{Counts, DropReason};
-pub use self::door::{Door, Visit};
+pub use self::link::VirtualLink;
 pub use self::listen::listen;
 pub use self::publish::Publish;
 pub use self::service::Network;
-pub use self::wire::Wire;
 
 /// A packet of the virtual network: an Ethernet frame without its check sequence, 14 to
 /// [`emu_core::port::PACKET_MAX`] bytes. A frame is 4 KiB of guest memory.
@@ -64,56 +63,57 @@ pub trait Uplink: Send {
     fn register(&mut self, registry: &Registry) -> io::Result<()>;
 
     /// Handles a packet from VM `vm`. It has at least an Ethernet header; nothing else was checked.
-    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut Outlet<'_>);
+    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut PacketSender<'_>);
 
     /// Handles an event of a registered source.
-    fn ready(&mut self, event: &Event, out: &mut Outlet<'_>);
+    fn ready(&mut self, event: &Event, out: &mut PacketSender<'_>);
 
     /// Handles timers, after the packets and events of one round. Returns the latest time for the
     /// next call.
-    fn poll(&mut self, now: Instant, out: &mut Outlet<'_>) -> Option<Instant>;
+    fn poll(&mut self, now: Instant, out: &mut PacketSender<'_>) -> Option<Instant>;
 
     /// Drops the state of VM `vm`, such as its connections, because it has started again or ended.
-    fn reset(&mut self, vm: u32, out: &mut Outlet<'_>);
+    fn reset(&mut self, vm: u32, out: &mut PacketSender<'_>);
 
-    /// Takes an inbound connection from this program to a VM. Dropping `Visit` refuses it.
-    fn visit(&mut self, _visit: Visit, _now: Instant, _out: &mut Outlet<'_>) {}
+    /// Takes an inbound connection from this program to a VM. Dropping it refuses it.
+    fn connect(&mut self, _inbound: InboundConnection, _now: Instant, _out: &mut PacketSender<'_>) {
+    }
 }
 
-/// Packet sender (`Outlet`): sends packets to guests and counts dropped ones.
-pub struct Outlet<'a> {
-    wire: &'a Wire,
+/// Sends packets to guests and counts dropped ones.
+pub struct PacketSender<'a> {
+    link: &'a VirtualLink,
 }
 
-impl<'a> Outlet<'a> {
-    /// Returns a packet sender for `wire`.
-    pub fn new(wire: &'a Wire) -> Self {
-        Self { wire }
+impl<'a> PacketSender<'a> {
+    /// Returns a packet sender for `link`.
+    pub fn new(link: &'a VirtualLink) -> Self {
+        Self { link }
     }
 
     /// Sends a packet to a VM. It is dropped and counted when the VM's queue is full.
     pub fn send(&mut self, vm: u32, packet: Packet) {
-        self.wire.deliver(vm, packet);
+        self.link.deliver(vm, packet);
     }
 
     /// Returns how many more packets can be queued for VM `vm`.
     pub fn room(&self, vm: u32) -> usize {
-        self.wire.room(vm)
+        self.link.room(vm)
     }
 
     /// Whether VM `vm` has ended and takes no more packets.
     pub fn has_ended(&self, vm: u32) -> bool {
-        self.wire.has_ended(vm)
+        self.link.has_ended(vm)
     }
 
     /// Counts a dropped packet from or to VM `vm`.
     pub fn dropped(&self, vm: u32, reason: DropReason) {
-        self.wire.dropped(vm, reason);
+        self.link.dropped(vm, reason);
     }
 
     /// Counts a dropped packet from the outside that is for no VM.
     pub fn lost(&self, reason: DropReason) {
-        self.wire.lost(reason);
+        self.link.lost(reason);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The network thread: waits for events, and passes messages of the wire and readiness of sockets
+//! The network thread: waits for events, and passes messages of the link and readiness of sockets
 //! to the uplink.
 
 use std::collections::VecDeque;
@@ -11,8 +11,8 @@ use crossbeam_channel::{Receiver, unbounded};
 use mio::{Events, Poll, Waker};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::wire::Message;
-use super::{Door, NetError, Uplink, Visit, WAKER, Wire};
+use super::link::Message;
+use super::{Connector, InboundConnection, NetError, Uplink, VirtualLink, WAKER};
 
 /// Messages that are handled before sockets are polled again.
 const MESSAGES: usize = 1024;
@@ -24,24 +24,24 @@ const NAP_MIN: Duration = Duration::from_micros(20);
 /// The running network. Dropping it ends the thread and closes its sockets.
 #[derive(Debug)]
 pub struct Network {
-    wire: Arc<Wire>,
+    link: Arc<VirtualLink>,
     thread: Option<JoinHandle<Duration>>,
-    door: Door,
+    connector: Connector,
 }
 
 impl Network {
     /// Starts the network thread.
-    pub fn start(wire: Arc<Wire>, mut uplink: Box<dyn Uplink>) -> Result<Self, NetError> {
+    pub fn start(link: Arc<VirtualLink>, mut uplink: Box<dyn Uplink>) -> Result<Self, NetError> {
         let poll = Poll::new().map_err(NetError::Start)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(NetError::Start)?);
         uplink.register(poll.registry()).map_err(NetError::Start)?;
-        let (sender, visits) = unbounded();
-        let door = Door::new(sender, Arc::clone(&waker));
-        wire.on_outbound(Box::new(move |()| {
+        let (sender, inbound) = unbounded();
+        let connector = Connector::new(sender, Arc::clone(&waker));
+        link.on_outbound(Box::new(move |()| {
             // Waking fails only when the thread has ended.
             let _ = waker.wake();
         }));
-        let mut service = Service { wire: Arc::clone(&wire), uplink, poll, visits };
+        let mut service = Service { link: Arc::clone(&link), uplink, poll, inbound };
         let work = move || {
             if let Err(error) = service.run() {
                 tracing::error!("the network has stopped: {error}");
@@ -51,12 +51,12 @@ impl Network {
         };
         let builder = thread::Builder::new().name("network".to_owned());
         let thread = builder.spawn(work).map_err(NetError::Start)?;
-        Ok(Self { wire, thread: Some(thread), door })
+        Ok(Self { link, thread: Some(thread), connector })
     }
 
     /// Returns the connector for this program's own connections to VMs.
-    pub fn door(&self) -> Door {
-        self.door.clone()
+    pub fn connector(&self) -> Connector {
+        self.connector.clone()
     }
 
     /// Stops the thread. Returns the processor time that it used.
@@ -65,7 +65,7 @@ impl Network {
     }
 
     fn end(&mut self) -> Duration {
-        self.wire.stop();
+        self.link.stop();
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(used)) => used,
             Some(Err(_)) => {
@@ -84,10 +84,10 @@ impl Drop for Network {
 }
 
 struct Service {
-    wire: Arc<Wire>,
+    link: Arc<VirtualLink>,
     uplink: Box<dyn Uplink>,
     poll: Poll,
-    visits: Receiver<Visit>,
+    inbound: Receiver<InboundConnection>,
 }
 
 impl Service {
@@ -96,15 +96,15 @@ impl Service {
         let mut messages = VecDeque::with_capacity(MESSAGES);
         let mut wake_at = None;
         loop {
-            match self.poll.poll(&mut events, self.patience(wake_at)) {
+            match self.poll.poll(&mut events, self.timeout(wake_at)) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 result => result?,
             }
-            let mut out = self.wire.outlet();
+            let mut out = self.link.packet_sender();
             for event in events.iter().filter(|event| event.token() != WAKER) {
                 self.uplink.ready(event, &mut out);
             }
-            self.wire.messages(MESSAGES, &mut messages);
+            self.link.messages(MESSAGES, &mut messages);
             let more = messages.len() == MESSAGES;
             for message in messages.drain(..) {
                 match message {
@@ -114,8 +114,8 @@ impl Service {
                 }
             }
             let now = Instant::now();
-            for visit in self.visits.try_iter() {
-                self.uplink.visit(visit, now, &mut out);
+            for inbound in self.inbound.try_iter() {
+                self.uplink.connect(inbound, now, &mut out);
             }
             wake_at = self.uplink.poll(now, &mut out);
             if more {
@@ -124,7 +124,7 @@ impl Service {
         }
     }
 
-    fn patience(&self, wake_at: Option<Instant>) -> Option<Duration> {
+    fn timeout(&self, wake_at: Option<Instant>) -> Option<Duration> {
         let left = wake_at?.saturating_duration_since(Instant::now());
         Some(if left < NAP_MIN { Duration::ZERO } else { left })
     }

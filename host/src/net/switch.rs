@@ -13,7 +13,7 @@ use mio::event::Event;
 
 use super::addresses::Addresses;
 use super::rewrite::{self, Destination, PACKET_MAX};
-use super::{DropReason, Outlet, Packet, Uplink, Visit};
+use super::{DropReason, InboundConnection, Packet, PacketSender, Uplink};
 
 /// Copies of broadcasts that one sender may cause in a second.
 const COPIES: u64 = 1024;
@@ -122,7 +122,7 @@ impl Switch {
     }
 
     /// Sends a packet of VM `from` to VM `to`.
-    fn pass(&self, from: u32, to: u32, mut packet: Packet, out: &mut Outlet<'_>) {
+    fn pass(&self, from: u32, to: u32, mut packet: Packet, out: &mut PacketSender<'_>) {
         let Some(addresses) = &self.addresses else { return };
         let translated = addresses.edge(from).outward(&mut packet);
         match translated.and_then(|_| addresses.edge(to).inward(&mut packet)) {
@@ -132,7 +132,7 @@ impl Switch {
     }
 
     /// Sends copies of a packet to all other VMs, within the broadcast limits.
-    fn copy(&mut self, from: u32, packet: &Packet, out: &mut Outlet<'_>) {
+    fn copy(&mut self, from: u32, packet: &Packet, out: &mut PacketSender<'_>) {
         let Some(addresses) = self.addresses else { return };
         let copies = u64::from(addresses.count()).saturating_sub(1);
         let now = Instant::now();
@@ -165,7 +165,7 @@ impl Uplink for Switch {
         self.uplink.register(registry)
     }
 
-    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut Outlet<'_>) {
+    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut PacketSender<'_>) {
         match self.route(vm, &packet) {
             Ok(Route::Uplink) => self.uplink.transmit(vm, packet, out),
             Ok(Route::Vm(to)) => self.pass(vm, to, packet, out),
@@ -177,20 +177,20 @@ impl Uplink for Switch {
         }
     }
 
-    fn ready(&mut self, event: &Event, out: &mut Outlet<'_>) {
+    fn ready(&mut self, event: &Event, out: &mut PacketSender<'_>) {
         self.uplink.ready(event, out);
     }
 
-    fn poll(&mut self, now: Instant, out: &mut Outlet<'_>) -> Option<Instant> {
+    fn poll(&mut self, now: Instant, out: &mut PacketSender<'_>) -> Option<Instant> {
         self.uplink.poll(now, out)
     }
 
-    fn reset(&mut self, vm: u32, out: &mut Outlet<'_>) {
+    fn reset(&mut self, vm: u32, out: &mut PacketSender<'_>) {
         self.uplink.reset(vm, out);
     }
 
-    fn visit(&mut self, visit: Visit, now: Instant, out: &mut Outlet<'_>) {
-        self.uplink.visit(visit, now, out);
+    fn connect(&mut self, inbound: InboundConnection, now: Instant, out: &mut PacketSender<'_>) {
+        self.uplink.connect(inbound, now, out);
     }
 }
 
@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::machine::Macs;
-    use crate::net::{GATEWAY_MAC, GUEST_IP, Wire};
+    use crate::net::{GATEWAY_MAC, GUEST_IP, VirtualLink};
 
     /// An uplink that keeps what it is given.
     #[derive(Clone, Default)]
@@ -261,19 +261,19 @@ mod tests {
         fn register(&mut self, _: &Registry) -> io::Result<()> {
             Ok(())
         }
-        fn transmit(&mut self, vm: u32, packet: Packet, _: &mut Outlet<'_>) {
+        fn transmit(&mut self, vm: u32, packet: Packet, _: &mut PacketSender<'_>) {
             self.0.lock().unwrap().push((vm, packet));
         }
-        fn ready(&mut self, _: &Event, _: &mut Outlet<'_>) {}
-        fn poll(&mut self, _: Instant, _: &mut Outlet<'_>) -> Option<Instant> {
+        fn ready(&mut self, _: &Event, _: &mut PacketSender<'_>) {}
+        fn poll(&mut self, _: Instant, _: &mut PacketSender<'_>) -> Option<Instant> {
             None
         }
-        fn reset(&mut self, _: u32, _: &mut Outlet<'_>) {}
+        fn reset(&mut self, _: u32, _: &mut PacketSender<'_>) {}
     }
 
     struct Net {
         switch: Switch,
-        wire: Wire,
+        link: VirtualLink,
         outside: Outside,
     }
 
@@ -281,22 +281,22 @@ mod tests {
         let outside = Outside::default();
         let addresses = Addresses::new("10.77.0.0/16".parse().unwrap(), count, Macs::Same).unwrap();
         let switch = Switch::new(Box::new(outside.clone()), Some(addresses), count, rules);
-        Net { switch, wire: Wire::new(count), outside }
+        Net { switch, link: VirtualLink::new(count), outside }
     }
 
     impl Net {
         fn send(&mut self, vm: u32, packet: Packet) {
-            self.switch.transmit(vm, packet, &mut self.wire.outlet());
+            self.switch.transmit(vm, packet, &mut self.link.packet_sender());
         }
 
         fn received(&self, vm: u32) -> Vec<Packet> {
             let mut packets = VecDeque::new();
-            self.wire.take(vm, usize::MAX, &mut packets);
+            self.link.take(vm, usize::MAX, &mut packets);
             packets.into()
         }
 
         fn drops(&self, vm: u32, reason: DropReason) -> u64 {
-            self.wire.counts(vm).drops.get(reason)
+            self.link.counts(vm).drops.get(reason)
         }
 
         fn outside(&self) -> usize {

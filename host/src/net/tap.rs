@@ -21,7 +21,7 @@ use super::addresses::{Addresses, Subnet};
 use super::rewrite::{self, Destination, PACKET_MAX};
 use super::switch::Flood;
 use super::user::dhcp_answer;
-use super::{DropReason, Outlet, Packet, Uplink};
+use super::{DropReason, Packet, PacketSender, Uplink};
 
 /// Name of the interface unless another is chosen.
 pub const DEFAULT_NAME: &str = "pxvm0";
@@ -145,7 +145,7 @@ impl TapUplink {
     }
 
     /// Handles a packet from the host.
-    fn inbound(&mut self, packet: &[u8], out: &mut Outlet<'_>) {
+    fn inbound(&mut self, packet: &[u8], out: &mut PacketSender<'_>) {
         let destination = match rewrite::destination(packet) {
             Ok(Destination::One(ip)) if ip == broadcast(&self.addresses) => Destination::Everyone,
             Ok(destination) => destination,
@@ -174,7 +174,7 @@ impl TapUplink {
     }
 
     /// Reads packets from the host, a limited number.
-    fn read(&mut self, out: &mut Outlet<'_>) {
+    fn read(&mut self, out: &mut PacketSender<'_>) {
         // One byte more shows that a packet is too long.
         let mut buffer = [0; PACKET_MAX + 1];
         for _ in 0..PACKETS {
@@ -231,7 +231,7 @@ impl Uplink for TapUplink {
         registry.register(&mut SourceFd(&self.device.as_raw_fd()), TOKEN, Interest::READABLE)
     }
 
-    fn transmit(&mut self, vm: u32, mut packet: Packet, out: &mut Outlet<'_>) {
+    fn transmit(&mut self, vm: u32, mut packet: Packet, out: &mut PacketSender<'_>) {
         let edge = self.addresses.edge(vm);
         if let Some(answer) = dhcp_answer(&packet, edge.inside.mac) {
             return out.send(vm, answer);
@@ -247,11 +247,11 @@ impl Uplink for TapUplink {
         }
     }
 
-    fn ready(&mut self, _: &Event, _: &mut Outlet<'_>) {
+    fn ready(&mut self, _: &Event, _: &mut PacketSender<'_>) {
         self.readable = true;
     }
 
-    fn poll(&mut self, now: Instant, out: &mut Outlet<'_>) -> Option<Instant> {
+    fn poll(&mut self, now: Instant, out: &mut PacketSender<'_>) -> Option<Instant> {
         if self.readable {
             self.read(out);
         }
@@ -259,7 +259,7 @@ impl Uplink for TapUplink {
     }
 
     // A VM that starts again keeps its addresses.
-    fn reset(&mut self, _: u32, _: &mut Outlet<'_>) {}
+    fn reset(&mut self, _: u32, _: &mut PacketSender<'_>) {}
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
 /// Long enough for a busy host.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A program on a pseudo-terminal.
 pub struct Terminal {
@@ -63,7 +63,7 @@ impl Terminal {
 
     pub fn see(&mut self, text: &str) {
         while !self.seen.contains(text) {
-            let more = self.screen.recv_timeout(PATIENCE);
+            let more = self.screen.recv_timeout(TIMEOUT);
             let more = more.unwrap_or_else(|_| panic!("no `{text}` in: {}", self.seen));
             self.seen.push_str(&String::from_utf8_lossy(&more));
         }
@@ -142,7 +142,7 @@ impl Drop for Terminal {
 fn wait_for(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited for too long");
+        assert!(start.elapsed() < TIMEOUT, "waited for too long");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -101,7 +101,7 @@ impl CpuBackend {
             has_requests: AtomicBool::new(false),
             instret: AtomicU64::new(0),
         };
-        (started..fleet.count).for_each(|vm| settings.wire.end(vm));
+        (started..fleet.count).for_each(|vm| settings.link.end(vm));
         let (sender, events) = bounded(EVENTS_MAX);
         let shared = Arc::new(Shared {
             slots: (0..fleet.count).map(slot).collect(),
@@ -112,9 +112,9 @@ impl CpuBackend {
             settings,
             fleet,
         });
-        let bell = Arc::downgrade(&shared);
-        shared.settings.wire.on_inbound(Box::new(move |vm| {
-            if let Some(shared) = bell.upgrade() {
+        let waker = Arc::downgrade(&shared);
+        shared.settings.link.on_inbound(Box::new(move |vm| {
+            if let Some(shared) = waker.upgrade() {
                 shared.sched.wake(vm);
             }
         }));

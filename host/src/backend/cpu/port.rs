@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use emu_core::port::Port;
 
-use crate::net::{Packet, Wire};
+use crate::net::{Packet, VirtualLink};
 
 /// Console bytes that a VM may write in one slice before it has to wait. The guest's behaviour does
 /// not depend on this number, or on how fast the host takes them.
 const OUTPUT_MAX: usize = 16 << 10;
-/// Packets offered to a VM at a time; the others wait on the wire.
+/// Packets offered to a VM at a time; the others wait on the link.
 pub const RECEIVED_MAX: usize = 64;
 
 /// Buffers between a VM and the host. Empty ones take no memory.
@@ -25,7 +25,7 @@ pub struct CpuPort {
     /// The packet that the guest is sending.
     sending: Vec<u8>,
     /// Virtual link that takes the guest's packets.
-    wire: Arc<Wire>,
+    link: Arc<VirtualLink>,
     /// Whether packets are passed on at once, or together at the end of the slice.
     pub flushes: bool,
     vm: u32,
@@ -33,8 +33,8 @@ pub struct CpuPort {
 
 impl CpuPort {
     /// Returns the port of VM `vm`.
-    pub fn new(vm: u32, wire: Arc<Wire>) -> Self {
-        Self { vm, wire, ..Self::default() }
+    pub fn new(vm: u32, link: Arc<VirtualLink>) -> Self {
+        Self { vm, link, ..Self::default() }
     }
 }
 
@@ -68,9 +68,9 @@ impl Port for CpuPort {
     }
 
     fn net_tx_end(&mut self) {
-        self.wire.send(self.vm, std::mem::take(&mut self.sending).into());
+        self.link.send(self.vm, std::mem::take(&mut self.sending).into());
         if self.flushes {
-            self.wire.flush();
+            self.link.flush();
         }
     }
 
@@ -93,19 +93,19 @@ impl Port for CpuPort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::wire::Message;
+    use crate::net::link::Message;
 
     #[test]
-    fn packets_are_put_together_and_go_on_the_wire() {
-        let wire = Arc::new(Wire::new(4));
-        let mut port = CpuPort::new(3, Arc::clone(&wire));
+    fn packets_are_put_together_and_go_on_the_link() {
+        let link = Arc::new(VirtualLink::new(4));
+        let mut port = CpuPort::new(3, Arc::clone(&link));
         assert!(port.net_tx_begin(4));
         port.net_tx_write(2, b"cd");
         port.net_tx_write(0, b"ab");
         port.net_tx_write(3, b"no");
         port.net_tx_end();
         let mut messages = VecDeque::new();
-        wire.messages(9, &mut messages);
+        link.messages(9, &mut messages);
         assert_eq!(messages, [Message::Packet(3, Packet::from(&b"abcd"[..]))]);
     }
 

@@ -123,7 +123,7 @@ impl<'a> Worker<'a> {
         let timebase = shared.fleet.plan.kind.map().timebase;
         Some(Instance {
             guest,
-            port: CpuPort::new(vm, Arc::clone(&shared.settings.wire)),
+            port: CpuPort::new(vm, Arc::clone(&shared.settings.link)),
             clock: GuestClock::new(shared.settings.clock, timebase, FIRST_IPS),
             matcher: Some(ReadyMatcher::new(shared.settings.ready.clone())),
             earlier,
@@ -152,7 +152,7 @@ impl<'a> Worker<'a> {
         slot.waiting.fetch_sub(taken + input.len(), Ordering::Relaxed);
         input.clear();
         place.phase = Phase::Off;
-        self.shared.settings.wire.end(vm);
+        self.shared.settings.link.end(vm);
     }
 
     /// Executes pending commands and inspections.
@@ -180,7 +180,7 @@ impl<'a> Worker<'a> {
                 (Command::Pause | Command::Resume, _) => {}
                 (Command::Stop, _) => self.end(vm, slot, place),
                 (Command::Reset, _) => {
-                    self.shared.settings.wire.start(vm);
+                    self.shared.settings.link.start(vm);
                     self.place(vm, place, instret, 1);
                 }
             }
@@ -232,7 +232,7 @@ impl<'a> Worker<'a> {
     fn reset(&self, vm: u32, slot: &Slot, place: &mut Place, boots: u32) -> Rest {
         let instret = slot.instret.load(Ordering::Relaxed);
         self.tell(vm, instret, EventKind::Reset);
-        self.shared.settings.wire.reset(vm);
+        self.shared.settings.link.reset(vm);
         if self.shared.settings.until_ready && boots > BOOTS_MAX {
             self.tell(vm, instret, EventKind::Faulted(Reason::BootLoop));
             return Rest::Done;
@@ -252,7 +252,7 @@ impl<'a> Worker<'a> {
         let tell = |instret, kind| drop(events.send(Event { vm, instret, kind }));
         let Instance { guest, port, clock, matcher, earlier, boots, card_drops } = live;
         let mut session = guest.session(&mut self.context);
-        let wire = &shared.settings.wire;
+        let link = &shared.settings.link;
         let mut at = Instant::now();
         for _ in 0..BATCH {
             if shared.stopped.load(Ordering::Relaxed) || slot.has_requests.load(Ordering::Relaxed) {
@@ -261,8 +261,8 @@ impl<'a> Worker<'a> {
             if slot.has_input.swap(false, Ordering::Acquire) {
                 port.input.append(&mut lock(&slot.input));
             }
-            if wire.has_inbound(vm) {
-                wire.take(vm, RECEIVED_MAX - port.received.len(), &mut port.received);
+            if link.has_inbound(vm) {
+                link.take(vm, RECEIVED_MAX - port.received.len(), &mut port.received);
             }
 
             let now = clock.now(at);
@@ -272,7 +272,7 @@ impl<'a> Worker<'a> {
             // With an idle worker, the reply to a packet can be there before the slice is over.
             port.flushes = !shared.sched.is_crowded();
             let exit = session.run(port, budget, now, &mut NoTrace);
-            wire.flush();
+            link.flush();
             if typed > 0 {
                 slot.waiting.fetch_sub(typed - port.input.len(), Ordering::Relaxed);
             }
@@ -289,8 +289,8 @@ impl<'a> Worker<'a> {
             let card = &session.vm().platform.dev.virtio[virtio_slot::NET].counters;
             let drops = (card.rx_drops, card.tx_drops);
             if drops != *card_drops {
-                wire.dropped_by_card(vm, DropReason::NoBuffer, drops.0.wrapping_sub(card_drops.0));
-                wire.dropped_by_card(vm, DropReason::BadLength, drops.1.wrapping_sub(card_drops.1));
+                link.dropped_by_card(vm, DropReason::NoBuffer, drops.0.wrapping_sub(card_drops.0));
+                link.dropped_by_card(vm, DropReason::BadLength, drops.1.wrapping_sub(card_drops.1));
                 *card_drops = drops;
             }
             if !port.output.is_empty() {
@@ -317,7 +317,7 @@ impl<'a> Worker<'a> {
                 ExitCode::Idle => {
                     let timer = clock.at(session.vm().wake_at());
                     let due = timer.is_some_and(|timer| timer <= at);
-                    let packets = wire.has_inbound(vm) && port.received.len() < RECEIVED_MAX;
+                    let packets = link.has_inbound(vm) && port.received.len() < RECEIVED_MAX;
                     if !due && port.input.is_empty() && !packets {
                         return End::Rest(Rest::Idle(timer));
                     }

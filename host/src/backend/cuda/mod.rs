@@ -170,9 +170,9 @@ impl CudaBackend {
         });
         let (sender, events) = bounded(EVENTS_MAX);
         let (requests, received) = unbounded();
-        let bell = requests.clone();
-        shared.settings.wire.on_inbound(Box::new(move |vm| drop(bell.send(Request::Packets(vm)))));
-        (shared.started()..shared.fleet.count).for_each(|vm| shared.settings.wire.end(vm));
+        let waker = requests.clone();
+        shared.settings.link.on_inbound(Box::new(move |vm| drop(waker.send(Request::Packets(vm)))));
+        (shared.started()..shared.fleet.count).for_each(|vm| shared.settings.link.end(vm));
         let runner = Runner::new(Arc::clone(&shared), device, sender, received);
         let thread = thread::Builder::new()
             .name("cuda".to_owned())

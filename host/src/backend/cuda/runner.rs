@@ -368,7 +368,7 @@ impl Runner {
         for message in messages(&result.log) {
             self.handle(&message);
         }
-        self.shared.settings.wire.flush();
+        self.shared.settings.link.flush();
     }
 
     fn handle(&mut self, message: &Message<'_>) {
@@ -397,16 +397,16 @@ impl Runner {
             }
             Body::Packet(bytes) => {
                 self.packet_at = Some(Instant::now());
-                self.shared.settings.wire.send(vm, bytes.into());
+                self.shared.settings.link.send(vm, bytes.into());
             }
             Body::Taken(record) => {
                 let typed = seat.typed();
                 let drops = seat.took(&record);
                 self.shared.has_taken(vm, typed - seat.typed());
-                let wire = &self.shared.settings.wire;
-                seat.fetch(vm, wire);
-                wire.dropped_by_card(vm, DropReason::NoBuffer, drops.rx.into());
-                wire.dropped_by_card(vm, DropReason::BadLength, drops.tx.into());
+                let link = &self.shared.settings.link;
+                seat.fetch(vm, link);
+                link.dropped_by_card(vm, DropReason::NoBuffer, drops.rx.into());
+                link.dropped_by_card(vm, DropReason::BadLength, drops.tx.into());
                 self.talk(vm);
             }
             Body::Exit(exit, wake_at) => {
@@ -449,7 +449,7 @@ impl Runner {
                     self.end(vm, instret, EventKind::Faulted(Reason::BootLoop));
                     return;
                 }
-                self.shared.settings.wire.reset(vm);
+                self.shared.settings.link.reset(vm);
                 let seat = &mut self.seats[vm as usize];
                 seat.restart(&self.shared.settings.ready, instret);
                 seat.state = State::Idle;
@@ -516,7 +516,7 @@ impl Runner {
             _ if seat.state == State::Done => return,
             _ => {
                 self.packet_at = Some(Instant::now());
-                seat.fetch(vm, &self.shared.settings.wire);
+                seat.fetch(vm, &self.shared.settings.link);
             }
         }
         // A VM that starts again is woken by that.

@@ -7,7 +7,7 @@ use emu_device::port::{CardDrops, InputRecord};
 
 use super::inbox::Offer;
 use crate::console::ready::{ReadyMatcher, ReadyPattern};
-use crate::net::{Packet, Wire};
+use crate::net::{Packet, VirtualLink};
 
 /// Scheduling state of a VM in the CUDA backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +61,7 @@ pub struct Seat {
     card: CardDrops,
 }
 
-/// Packets offered to a VM at a time; the others wait on the wire.
+/// Packets offered to a VM at a time; the others wait on the link.
 const PACKETS_MAX: usize = 64;
 
 impl Seat {
@@ -117,10 +117,10 @@ impl Seat {
     }
 
     /// Fetches packets for the VM from the virtual link.
-    pub fn fetch(&mut self, vm: u32, wire: &Wire) {
+    pub fn fetch(&mut self, vm: u32, link: &VirtualLink) {
         let before = self.packets.len();
-        if wire.has_inbound(vm) {
-            wire.take(vm, PACKETS_MAX.saturating_sub(before), &mut self.packets);
+        if link.has_inbound(vm) {
+            link.take(vm, PACKETS_MAX.saturating_sub(before), &mut self.packets);
         }
         self.packets_full &= self.packets.len() == before;
     }
@@ -221,24 +221,24 @@ mod tests {
 
     #[test]
     fn packets_come_from_the_wire_are_kept_until_taken_and_gone_after_a_restart() {
-        let wire = Wire::new(1);
+        let link = VirtualLink::new(1);
         let mut seat = seat();
-        seat.fetch(0, &wire);
+        seat.fetch(0, &link);
         assert!(!seat.has_input());
         for len in 14..14 + 70 {
-            wire.outlet().send(0, vec![0; len].into());
+            link.packet_sender().send(0, vec![0; len].into());
         }
         let before = taken(0, 0, &seat);
-        seat.fetch(0, &wire);
+        seat.fetch(0, &link);
         assert!(seat.wants_to_run());
-        assert_eq!((seat.packets.len(), wire.has_inbound(0)), (PACKETS_MAX, true));
+        assert_eq!((seat.packets.len(), link.has_inbound(0)), (PACKETS_MAX, true));
         seat.took(&before);
         assert!(seat.wants_to_run());
         // A record of a VM whose driver has posted no receive buffers.
         seat.took(&taken(0, 0, &seat));
         assert!(seat.has_input() && !seat.wants_to_run());
         seat.took(&taken(0, 2, &seat));
-        seat.fetch(0, &wire);
+        seat.fetch(0, &link);
         assert!(seat.wants_to_run());
         assert_eq!((seat.offer().packets_at, seat.offer().packets.0[0].len()), (2, 16));
         seat.restart(&ReadyPattern::new("x").unwrap(), 10);

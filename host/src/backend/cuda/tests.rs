@@ -19,9 +19,9 @@ use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Reaso
 use crate::console::ready::ReadyPattern;
 use crate::image::{Payload, Segment, cache};
 use crate::machine::{Fleet, GuestOptions, assemble};
+use crate::net::link::Message;
 use crate::net::user::{self, UserUplink};
-use crate::net::wire::Message;
-use crate::net::{GATEWAY_MAC, Network, Wire, publish};
+use crate::net::{GATEWAY_MAC, Network, VirtualLink, publish};
 use crate::units::Size;
 
 /// Events of one VM: console output, and the others in order.
@@ -33,8 +33,8 @@ struct History {
 
 pub(super) fn settings(until_ready: bool, clock: ClockSource) -> Settings {
     let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
-    let (started, threads, wire) = (u32::MAX, 2, Arc::default());
-    Settings { started, threads, clock, ready, until_ready, wire }
+    let (started, threads, link) = (u32::MAX, 2, Arc::default());
+    Settings { started, threads, clock, ready, until_ready, link }
 }
 
 /// Returns a fleet of VMs that run a bare-metal program.
@@ -281,9 +281,9 @@ fn sleeping_vms_are_woken_and_serve_pages() {
     let ports = bound.iter().map(|b| b.listener.local_addr().unwrap().port());
     let ports: Vec<u16> = ports.collect();
     let options = user::Options { count: 2, bound, ..user::Options::default() };
-    let wire = Arc::new(Wire::new(2));
-    let _network = Network::start(Arc::clone(&wire), Box::new(UserUplink::new(options))).unwrap();
-    let settings = Settings { wire: Arc::clone(&wire), ..settings(false, ClockSource::Host) };
+    let link = Arc::new(VirtualLink::new(2));
+    let _network = Network::start(Arc::clone(&link), Box::new(UserUplink::new(options))).unwrap();
+    let settings = Settings { link: Arc::clone(&link), ..settings(false, ClockSource::Host) };
     let cuda = cuda(Size::mib(512), fleet, settings);
     listen(&cuda, |all| {
         let ready = all.len() == 2 && all.values().all(was_ready);
@@ -302,7 +302,7 @@ fn sleeping_vms_are_woken_and_serve_pages() {
         }
         ready
     });
-    let counts = wire.counts(1);
+    let counts = link.counts(1);
     assert!(counts.tx_packets >= 150 && counts.rx_packets >= 150, "{counts:?}");
     assert_eq!(counts.drops.total(), 0, "{counts:?}");
 }
@@ -317,9 +317,9 @@ fn bulk_comes_whole_through_inbox_and_log() {
     let published = bound[0].listener.local_addr().unwrap().port();
     let host_ports = port.to_string().parse().unwrap();
     let options = user::Options { count: 1, bound, host_ports, ..user::Options::default() };
-    let wire = Arc::new(Wire::new(1));
-    let _network = Network::start(Arc::clone(&wire), Box::new(UserUplink::new(options))).unwrap();
-    let settings = Settings { wire: Arc::clone(&wire), ..settings(false, ClockSource::Host) };
+    let link = Arc::new(VirtualLink::new(1));
+    let _network = Network::start(Arc::clone(&link), Box::new(UserUplink::new(options))).unwrap();
+    let settings = Settings { link: Arc::clone(&link), ..settings(false, ClockSource::Host) };
     let cuda = cuda(Size::mib(256), fleet, settings);
     listen(&cuda, |all| {
         if !was_ready(&all[&0]) {
@@ -342,14 +342,14 @@ fn bulk_comes_whole_through_inbox_and_log() {
         assert!(answer.ends_with(&bytes), "{} bytes", answer.len());
         true
     });
-    assert_eq!(wire.total().drops.total(), 0, "{:?}", wire.total());
+    assert_eq!(link.total().drops.total(), 0, "{:?}", link.total());
 }
 
 #[test]
 fn packets_go_in_and_out_when_time_is_instructions_too() {
     let Some(fleet) = linux(1) else { return };
-    let wire = Arc::new(Wire::new(1));
-    let settings = Settings { wire: Arc::clone(&wire), ..settings(false, ClockSource::Instret) };
+    let link = Arc::new(VirtualLink::new(1));
+    let settings = Settings { link: Arc::clone(&link), ..settings(false, ClockSource::Instret) };
     let mac = fleet.macs.of(0);
     let cuda = cuda(Size::mib(256), fleet, settings);
     let mut asked = false;
@@ -357,12 +357,12 @@ fn packets_go_in_and_out_when_time_is_instructions_too() {
     listen(&cuda, |all| {
         if !asked && was_ready(&all[&0]) {
             asked = true;
-            wire.outlet().send(0, user::greeting(mac));
+            link.packet_sender().send(0, user::greeting(mac));
             // The response comes from a guest whose time runs fast.
             let limit = Instant::now() + Duration::from_secs(60);
             while heard.is_empty() && Instant::now() < limit {
                 std::thread::yield_now();
-                wire.messages(1, &mut heard);
+                link.messages(1, &mut heard);
             }
         }
         asked

@@ -459,10 +459,10 @@ mod tests {
         pxvm_tests::needs::found("image", cache::default_image())?;
         let fleet = assemble(&GuestOptions { count, ..GuestOptions::default() }).unwrap();
         let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
-        let wire = Arc::default();
+        let link = Arc::default();
         let clock = ClockSource::Instret;
         let settings =
-            Settings { started: count, threads: 1, clock, ready, until_ready: true, wire };
+            Settings { started: count, threads: 1, clock, ready, until_ready: true, link };
         let device = DeviceFleet::new(Box::new(gpu), &fleet.base, count).unwrap();
         Some(LockstepBackend::start(device, fleet, settings).unwrap())
     }

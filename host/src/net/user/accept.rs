@@ -13,7 +13,7 @@ use super::http::{self, Refusal};
 use super::stack::Handle;
 use super::{SWEEP, UserUplink};
 use crate::net::publish::{Bound, Target};
-use crate::net::{Outlet, Packet};
+use crate::net::{Packet, PacketSender};
 
 /// Connections to one VM; further clients wait to be accepted. The guest's server has room for 64,
 /// and closes those that wait for a request when fewer than four are left.
@@ -158,7 +158,7 @@ impl UserUplink {
     }
 
     /// Accepts from a listener, a limited number; clients wait where there is no room for them.
-    pub(super) fn accept(&mut self, listener: usize, now: Instant, out: &Outlet<'_>) {
+    pub(super) fn accept(&mut self, listener: usize, now: Instant, out: &PacketSender<'_>) {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         entry.queued = false;
         let target = entry.bound.target;
@@ -221,7 +221,7 @@ impl UserUplink {
     }
 
     /// Reads more of a request that has not named a VM.
-    pub(super) fn read_head(&mut self, slot: usize, now: Instant, out: &Outlet<'_>) {
+    pub(super) fn read_head(&mut self, slot: usize, now: Instant, out: &PacketSender<'_>) {
         let count = self.options.count;
         let Some(conn) = &mut self.conns[slot] else { return };
         let read = conn.read_head(http::HEAD_MAX);

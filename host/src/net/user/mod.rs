@@ -30,9 +30,9 @@ pub use self::options::{HostPorts, Options};
 use self::packets::{Fate, Opening};
 pub use self::packets::{dhcp_answer, greeting};
 use self::stack::{Handle, Spare, Stack};
-use super::door::VisitError;
+use super::connector::ConnectError;
 use super::publish::{Target, connections_max};
-use super::{DropReason, Outlet, Packet, Uplink, Visit, WAKER};
+use super::{DropReason, InboundConnection, Packet, PacketSender, Uplink, WAKER};
 
 /// Connections to the host that one VM may have open.
 const FROM_GUEST_MAX: usize = 32;
@@ -185,7 +185,7 @@ impl UserUplink {
 
     /// Opens a connection from a guest to a port of the host. Its stack handles the guest's packet
     /// afterwards, and refuses the connection if no socket was made for it here.
-    fn open(&mut self, vm: u32, opening: Opening, out: &Outlet<'_>) {
+    fn open(&mut self, vm: u32, opening: Opening, out: &PacketSender<'_>) {
         if !self.options.host_ports.contains(opening.to) {
             return out.dropped(vm, DropReason::Unreachable);
         }
@@ -220,7 +220,7 @@ impl UserUplink {
     }
 
     /// Serves a VM: relays its connections, runs its stack, and sends it packets.
-    fn serve(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) {
+    fn serve(&mut self, vm: u32, now: Instant, out: &mut PacketSender<'_>) {
         let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
         seat.dirty = false;
         if let Some(packet) = seat.excess.take() {
@@ -299,7 +299,7 @@ impl UserUplink {
     }
 
     /// Ends connections that have timed out.
-    fn sweep(&mut self, now: Instant, out: &Outlet<'_>) {
+    fn sweep(&mut self, now: Instant, out: &PacketSender<'_>) {
         for slot in 0..self.conns.len() {
             let Some(conn) = &mut self.conns[slot] else { continue };
             let End::Guest { vm, handle, .. } = conn.end else {
@@ -353,8 +353,8 @@ impl UserUplink {
     fn guarded(
         &mut self,
         vm: u32,
-        out: &mut Outlet<'_>,
-        f: impl FnOnce(&mut Self, &mut Outlet<'_>),
+        out: &mut PacketSender<'_>,
+        f: impl FnOnce(&mut Self, &mut PacketSender<'_>),
     ) {
         if catch_unwind(AssertUnwindSafe(|| f(self, out))).is_err() {
             tracing::error!("vm{vm}: its network stack failed; its connections are closed");
@@ -377,7 +377,7 @@ impl Uplink for UserUplink {
         Ok(())
     }
 
-    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut Outlet<'_>) {
+    fn transmit(&mut self, vm: u32, packet: Packet, out: &mut PacketSender<'_>) {
         match packets::look(&packet, self.options.macs.of(vm), self.options.peers.as_ref()) {
             Fate::Stack(opening) => self.guarded(vm, out, |this, out| {
                 let Some(seat) = this.seat(vm) else { return };
@@ -405,7 +405,7 @@ impl Uplink for UserUplink {
         }
     }
 
-    fn ready(&mut self, event: &Event, out: &mut Outlet<'_>) {
+    fn ready(&mut self, event: &Event, out: &mut PacketSender<'_>) {
         let Some(at) = event.token().0.checked_sub(WAKER.0 + 1) else { return };
         let Some(slot) = at.checked_sub(self.listeners.len()) else { return self.ask(at) };
         let Some(Some(conn)) = self.conns.get_mut(slot) else { return };
@@ -418,7 +418,7 @@ impl Uplink for UserUplink {
         }
     }
 
-    fn poll(&mut self, now: Instant, out: &mut Outlet<'_>) -> Option<Instant> {
+    fn poll(&mut self, now: Instant, out: &mut PacketSender<'_>) -> Option<Instant> {
         for _ in 0..self.accepting.len() {
             if let Some(listener) = self.accepting.pop_front() {
                 self.accept(listener, now, out);
@@ -442,16 +442,16 @@ impl Uplink for UserUplink {
         alarm.into_iter().chain(self.sweep_at).min()
     }
 
-    fn reset(&mut self, vm: u32, _: &mut Outlet<'_>) {
+    fn reset(&mut self, vm: u32, _: &mut PacketSender<'_>) {
         self.clear(vm);
     }
 
-    fn visit(&mut self, visit: Visit, now: Instant, out: &mut Outlet<'_>) {
-        let Visit { vm, port, stream, answer } = visit;
+    fn connect(&mut self, inbound: InboundConnection, now: Instant, out: &mut PacketSender<'_>) {
+        let InboundConnection { vm, port, stream, answer } = inbound;
         let target = Target::Port { vm, port };
         let refused = match target {
-            _ if out.has_ended(vm) => Some(VisitError::Ended),
-            _ if !self.has_room(target) => Some(VisitError::Busy),
+            _ if out.has_ended(vm) => Some(ConnectError::Ended),
+            _ if !self.has_room(target) => Some(ConnectError::Busy),
             _ => None,
         };
         if refused.is_none() {

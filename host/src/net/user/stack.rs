@@ -14,7 +14,7 @@ use smoltcp::time::{Duration, Instant as Time};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, TcpPacket};
 
 use super::packets::{self, Opening};
-use crate::net::{GATEWAY_IP, GUEST_IP, Outlet, PREFIX_LEN, Packet};
+use crate::net::{GATEWAY_IP, GUEST_IP, PREFIX_LEN, Packet, PacketSender};
 
 /// Largest IP packet on the virtual link.
 const MTU: usize = 1500;
@@ -26,7 +26,7 @@ const TO_GUEST: usize = 16 << 10;
 /// and sends nothing there. smoltcp's own timeout does not fit, because it also ends idle
 /// connections, and those whose guest acknowledges that its window is closed: RFC 9293, 3.8.6.1,
 /// keeps them for as long as it does.
-const PATIENCE: Duration = Duration::from_secs(30);
+const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// First port for the gateway's end of connections.
 const EPHEMERAL: u16 = 49_152;
 /// Time between attempts to send when the guest's queue is full.
@@ -196,7 +196,7 @@ impl Stack {
             );
         let blocked = self.pipe.blocked.filter(|_| has_more);
         let since = self.pipe.asked.get(&handle.ports).copied().or(blocked);
-        since.is_some_and(|since| self.time(now) >= since + PATIENCE)
+        since.is_some_and(|since| self.time(now) >= since + ACK_TIMEOUT)
     }
 
     /// Whether a connection is over in both directions.
@@ -233,7 +233,7 @@ impl Stack {
     }
 
     /// Sends the stack's packets to VM `vm`. Returns when the next ones may be due.
-    pub fn send(&mut self, vm: u32, now: Instant, out: &mut Outlet<'_>) -> Option<Instant> {
+    pub fn send(&mut self, vm: u32, now: Instant, out: &mut PacketSender<'_>) -> Option<Instant> {
         let time = self.time(now);
         let Self { interface, sockets, pipe, epoch, .. } = self;
         pipe.room = out.room(vm);

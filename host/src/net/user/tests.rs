@@ -13,7 +13,7 @@ use self::world::{Pair, World};
 use super::packets::tests::{MAC, from_guest, ip};
 use super::*;
 use crate::net::publish::{Bound, Target, bind_any};
-use crate::net::{GATEWAY_IP, GUEST_IP, Wire};
+use crate::net::{GATEWAY_IP, GUEST_IP, VirtualLink};
 
 /// Pseudo-random numbers that are the same in every run.
 struct Dice(u64);
@@ -34,7 +34,7 @@ impl Dice {
 /// An uplink for two VMs, which may reach one port of the host.
 struct Bench {
     uplink: UserUplink,
-    wire: Wire,
+    link: VirtualLink,
     poll: Poll,
     /// A listener that never accepts: its connections wait.
     server: TcpListener,
@@ -53,7 +53,7 @@ impl Bench {
             UserUplink::new(Options { count: 2, bound, host_ports, ..Options::default() });
         let poll = Poll::new().unwrap();
         uplink.register(poll.registry()).unwrap();
-        Self { uplink, wire: Wire::new(2), poll, server }
+        Self { uplink, link: VirtualLink::new(2), poll, server }
     }
 
     fn port(&self) -> u16 {
@@ -61,7 +61,7 @@ impl Bench {
     }
 
     fn send(&mut self, vm: u32, packet: Vec<u8>) {
-        self.uplink.transmit(vm, packet.into(), &mut self.wire.outlet());
+        self.uplink.transmit(vm, packet.into(), &mut self.link.packet_sender());
     }
 
     /// Runs one turn of the uplink. Returns the packets sent to VM `vm`.
@@ -78,7 +78,7 @@ impl Bench {
     fn turn_until(&mut self, vm: u32, now: Instant) -> (Vec<Packet>, Option<Instant>) {
         let next = self.pass(now);
         let mut packets = VecDeque::new();
-        self.wire.take(vm, usize::MAX, &mut packets);
+        self.link.take(vm, usize::MAX, &mut packets);
         (packets.into(), next)
     }
 
@@ -88,9 +88,9 @@ impl Bench {
         let mut events = Events::with_capacity(64);
         self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
         for event in &events {
-            self.uplink.ready(event, &mut self.wire.outlet());
+            self.uplink.ready(event, &mut self.link.packet_sender());
         }
-        self.uplink.poll(now, &mut self.wire.outlet())
+        self.uplink.poll(now, &mut self.link.packet_sender())
     }
 }
 
@@ -163,13 +163,13 @@ fn no_packet_breaks_the_stack_or_opens_more_than_it_may() {
     assert!(answered > 1000, "{answered}");
     let seat = bench.uplink.seats[0].as_ref().unwrap();
     assert!(seat.opened > 0 && seat.opened <= FROM_GUEST_MAX, "{}", seat.opened);
-    let drops = bench.wire.counts(0).drops;
+    let drops = bench.link.counts(0).drops;
     for reason in [DropReason::Malformed, DropReason::Unreachable, DropReason::Connections] {
         assert!(drops.get(reason) > 0, "{reason:?}");
     }
     // Nothing of that concerned the neighbour.
     assert!(bench.uplink.seats[1].is_none());
-    assert_eq!(bench.wire.counts(1), crate::net::Counts::default());
+    assert_eq!(bench.link.counts(1), crate::net::Counts::default());
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn a_connection_to_a_port_that_is_not_allowed_is_refused() {
     let Some(answer) = bench.turn(1).pop() else { panic!("no answer") };
     let packet = Ipv4Packet::new_checked(packets::payload(&answer)).unwrap();
     assert!(TcpPacket::new_checked(packet.payload()).unwrap().rst());
-    assert_eq!(bench.wire.counts(1).drops.get(DropReason::Unreachable), 1);
+    assert_eq!(bench.link.counts(1).drops.get(DropReason::Unreachable), 1);
 }
 
 #[test]
@@ -209,8 +209,8 @@ fn a_guest_that_starts_again_leaves_no_connection_behind() {
         bench.turn(0);
     }
     assert_eq!(bench.uplink.conns.iter().flatten().count(), 10);
-    let wire = &bench.wire;
-    bench.uplink.reset(0, &mut wire.outlet());
+    let link = &bench.link;
+    bench.uplink.reset(0, &mut link.packet_sender());
     assert_eq!(bench.uplink.conns.iter().flatten().count(), 0);
     assert_eq!(bench.uplink.free.len(), 10);
     // The queue of VMs to be served may still name this one.
@@ -303,7 +303,7 @@ fn idle_connections_stay() {
         assert!(world.is_whole(pair), "{name} after all that time");
         world.speak(pair);
     }
-    assert_eq!(world.bench.wire.counts(0).drops.total(), 0);
+    assert_eq!(world.bench.link.counts(0).drops.total(), 0);
 }
 
 #[test]
@@ -445,7 +445,7 @@ fn a_guest_that_acknowledges_nothing_is_given_up_and_its_clients_are_told() {
         let told = pair.host.read(&mut [0; 8]).expect_err("an end that looks clean");
         assert_eq!(told.kind(), ErrorKind::ConnectionReset, "{name}");
     }
-    assert_eq!(world.bench.wire.counts(0).drops.get(DropReason::Unanswered), pairs.len() as u64);
+    assert_eq!(world.bench.link.counts(0).drops.get(DropReason::Unanswered), pairs.len() as u64);
     assert!(world.is_whole(&mut idle));
     world.paused = false;
     world.run(MINUTES);
@@ -460,8 +460,8 @@ fn a_guest_for_which_there_is_no_room_is_given_up_as_well() {
     let mut pair = world.by_client();
     world.paused = true;
     // The VM's queue is full, so that nothing can be sent and nothing is to be acknowledged.
-    while world.bench.wire.outlet().room(0) > 0 {
-        world.bench.wire.outlet().send(0, vec![0; 60].into());
+    while world.bench.link.packet_sender().room(0) > 0 {
+        world.bench.link.packet_sender().send(0, vec![0; 60].into());
     }
     pair.host.write_all(b"hello").unwrap();
     world.run(Duration::from_secs(29));
@@ -469,7 +469,7 @@ fn a_guest_for_which_there_is_no_room_is_given_up_as_well() {
     world.run(Duration::from_secs(5));
     let told = pair.host.read(&mut [0; 8]).unwrap_err();
     assert_eq!(told.kind(), ErrorKind::ConnectionReset);
-    assert_eq!(world.bench.wire.counts(0).drops.get(DropReason::Unanswered), 1);
+    assert_eq!(world.bench.link.counts(0).drops.get(DropReason::Unanswered), 1);
 }
 
 #[test]

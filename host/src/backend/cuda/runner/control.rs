@@ -71,7 +71,7 @@ impl Runner {
             (Command::Reset, _) => {
                 seat.restart(&self.shared.settings.ready, instret);
                 (seat.boots, seat.state) = (1, State::Idle);
-                self.shared.settings.wire.start(vm);
+                self.shared.settings.link.start(vm);
                 self.rests(vm);
                 self.restarts.push(vm);
             }
@@ -84,7 +84,7 @@ impl Runner {
         seat.state = State::Done;
         self.shared.has_taken(vm, seat.typed());
         seat.forget();
-        self.shared.settings.wire.end(vm);
+        self.shared.settings.link.end(vm);
         self.rests(vm);
         self.ended.push(vm);
     }

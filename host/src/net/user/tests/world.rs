@@ -55,7 +55,7 @@ impl World {
     /// next.
     pub fn exchange(&mut self) -> Instant {
         for _ in 0..LOOKS {
-            let waits = self.bench.wire.has_inbound(0);
+            let waits = self.bench.link.has_inbound(0);
             let (packets, due) = if self.paused {
                 // Packets for the paused guest stay queued.
                 (Vec::new(), self.bench.pass(self.now))

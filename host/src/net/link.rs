@@ -1,5 +1,5 @@
-//! The virtual link (`Wire`) between backends and the network thread: two bounded packet queues per
-//! VM, and wakers (`Bell`) for both sides.
+//! The virtual link between backends and the network thread: two bounded packet queues per VM, and
+//! wakers for both sides.
 //!
 //! Nothing here blocks. A full queue drops the packet and counts it, as a switch does. Each VM has
 //! its own queues, and they are served round-robin, so that a guest that floods the network or
@@ -12,7 +12,7 @@ use std::sync::{Mutex, OnceLock};
 
 use super::counters::{Counters, Counts, DropReason};
 use super::pcap::{Direction, Recorder};
-use super::{Outlet, Packet};
+use super::{Packet, PacketSender};
 use crate::sync::lock;
 
 /// Packets that may wait for a VM: about what a TCP connection of such a guest has in flight.
@@ -20,8 +20,8 @@ pub const INBOUND_MAX: usize = 256;
 /// Packets of a VM that may wait for the network thread.
 pub const OUTBOUND_MAX: usize = 256;
 
-/// A waker: wakes a VM or the network thread.
-pub type Bell<T> = Box<dyn Fn(T) + Send + Sync>;
+/// Wakes a VM or the network thread, which may sleep.
+pub type Waker<T> = Box<dyn Fn(T) + Send + Sync>;
 
 /// A message to the network thread.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,9 +34,9 @@ pub enum Message {
     Stop,
 }
 
-/// The link of one VM.
+/// A VM's end of the link.
 #[derive(Default)]
-struct Station {
+struct Endpoint {
     inbound: Mutex<VecDeque<Packet>>,
     /// Length of `inbound`.
     waiting: AtomicU32,
@@ -81,53 +81,53 @@ impl Outbound {
 
 /// The virtual link of a fleet.
 #[derive(Default)]
-pub struct Wire {
-    stations: Vec<Station>,
+pub struct VirtualLink {
+    endpoints: Vec<Endpoint>,
     outbound: Mutex<Outbound>,
     /// Whether the network thread was woken and has not fetched messages since.
     woken: AtomicBool,
-    /// Whether packets were sent since the last [`Wire::flush`].
+    /// Whether packets were sent since the last [`VirtualLink::flush`].
     sent: AtomicBool,
     /// Waker of a VM whose inbound queue was empty.
-    ring_vm: OnceLock<Bell<u32>>,
+    vm_waker: OnceLock<Waker<u32>>,
     /// Waker of the network thread.
-    ring_network: OnceLock<Bell<()>>,
+    network_waker: OnceLock<Waker<()>>,
     /// Counters of packets from the outside that are for no VM.
     outside: Counters,
     /// Recorder of the packet capture.
     recorder: OnceLock<Recorder>,
 }
 
-impl fmt::Debug for Wire {
+impl fmt::Debug for VirtualLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wire").field("vms", &self.stations.len()).finish_non_exhaustive()
+        f.debug_struct("VirtualLink").field("vms", &self.endpoints.len()).finish_non_exhaustive()
     }
 }
 
-impl Wire {
+impl VirtualLink {
     /// Returns a link for `count` VMs. Packets wait until a waker is set.
     pub fn new(count: u32) -> Self {
         let outbound =
             Outbound { queues: vec![VecDeque::new(); count as usize], ..Outbound::default() };
         Self {
-            stations: (0..count).map(|_| Station::default()).collect(),
+            endpoints: (0..count).map(|_| Endpoint::default()).collect(),
             outbound: Mutex::new(outbound),
             ..Self::default()
         }
     }
 
-    fn station(&self, vm: u32) -> Option<&Station> {
-        self.stations.get(vm as usize)
+    fn endpoint(&self, vm: u32) -> Option<&Endpoint> {
+        self.endpoints.get(vm as usize)
     }
 
     /// Sets the waker of VMs for which packets arrive. Only the first call counts.
-    pub fn on_inbound(&self, bell: Bell<u32>) {
-        let _ = self.ring_vm.set(bell);
+    pub fn on_inbound(&self, waker: Waker<u32>) {
+        let _ = self.vm_waker.set(waker);
     }
 
     /// Sets the waker of the network thread. Only the first call counts.
-    pub fn on_outbound(&self, bell: Bell<()>) {
-        let _ = self.ring_network.set(bell);
+    pub fn on_outbound(&self, waker: Waker<()>) {
+        let _ = self.network_waker.set(waker);
     }
 
     /// Sets the recorder of what VMs send and receive. Only the first call counts.
@@ -143,18 +143,18 @@ impl Wire {
 
     // Methods for backends.
 
-    /// Queues a packet from a VM. The network thread handles it after the next [`Wire::flush`] at
-    /// the latest: waking the thread costs more than all that it does for a packet.
+    /// Queues a packet from a VM. The network thread handles it after the next
+    /// [`VirtualLink::flush`] at the latest: waking the thread costs more than all that it does for a packet.
     pub fn send(&self, vm: u32, packet: Packet) {
-        let Some(station) = self.station(vm) else { return };
+        let Some(endpoint) = self.endpoint(vm) else { return };
         self.record(vm, Direction::Outbound, &packet);
         let mut outbound = lock(&self.outbound);
         let Some(queue) = outbound.queue(vm) else { return };
         if queue.len() >= OUTBOUND_MAX {
             drop(outbound);
-            return station.counters.dropped(DropReason::OutboundFull, 1);
+            return endpoint.counters.dropped(DropReason::OutboundFull, 1);
         }
-        station.counters.sent(packet.len());
+        endpoint.counters.sent(packet.len());
         queue.push_back(Message::Packet(vm, packet));
         let many = queue.len() == OUTBOUND_MAX / 2;
         drop(outbound);
@@ -168,30 +168,30 @@ impl Wire {
     pub fn flush(&self) {
         // Most calls find nothing to do, and should not contend for the cache line.
         if self.sent.load(Ordering::Acquire) && self.sent.swap(false, Ordering::AcqRel) {
-            self.ring();
+            self.wake_network();
         }
     }
 
     /// Whether packets wait for a VM.
     pub fn has_inbound(&self, vm: u32) -> bool {
-        self.station(vm).is_some_and(|s| s.waiting.load(Ordering::Acquire) > 0)
+        self.endpoint(vm).is_some_and(|s| s.waiting.load(Ordering::Acquire) > 0)
     }
 
     /// Moves at most `max` packets for a VM to the end of `to`.
     pub fn take(&self, vm: u32, max: usize, to: &mut VecDeque<Packet>) {
-        let Some(station) = self.station(vm) else { return };
-        let mut inbound = lock(&station.inbound);
+        let Some(endpoint) = self.endpoint(vm) else { return };
+        let mut inbound = lock(&endpoint.inbound);
         let n = inbound.len().min(max);
         to.extend(inbound.drain(..n));
-        station.waiting.store(inbound.len() as u32, Ordering::Release);
+        endpoint.waiting.store(inbound.len() as u32, Ordering::Release);
     }
 
     /// Counts packets that a guest's network card has dropped.
     pub fn dropped_by_card(&self, vm: u32, reason: DropReason, n: u64) {
         if n > 0
-            && let Some(station) = self.station(vm)
+            && let Some(endpoint) = self.endpoint(vm)
         {
-            station.counters.dropped(reason, n);
+            endpoint.counters.dropped(reason, n);
         }
     }
 
@@ -199,25 +199,25 @@ impl Wire {
 
     /// Notes that a VM has ended: it takes no more packets.
     pub fn end(&self, vm: u32) {
-        if let Some(station) = self.station(vm) {
-            station.ended.store(true, Ordering::Release);
+        if let Some(endpoint) = self.endpoint(vm) {
+            endpoint.ended.store(true, Ordering::Release);
         }
         self.reset(vm);
     }
 
     /// Notes that a VM starts, even if it had ended.
     pub fn start(&self, vm: u32) {
-        if let Some(station) = self.station(vm) {
-            station.ended.store(false, Ordering::Release);
+        if let Some(endpoint) = self.endpoint(vm) {
+            endpoint.ended.store(false, Ordering::Release);
         }
         self.reset(vm);
     }
 
     /// Notes that a VM has started again. Packets that waited for it are dropped.
     pub fn reset(&self, vm: u32) {
-        if let Some(station) = self.station(vm) {
-            lock(&station.inbound).clear();
-            station.waiting.store(0, Ordering::Release);
+        if let Some(endpoint) = self.endpoint(vm) {
+            lock(&endpoint.inbound).clear();
+            endpoint.waiting.store(0, Ordering::Release);
             let mut outbound = lock(&self.outbound);
             let Some(queue) = outbound.queue(vm) else { return };
             // Several resets in a row are one.
@@ -225,39 +225,39 @@ impl Wire {
                 queue.push_back(Message::Reset(vm));
             }
             drop(outbound);
-            self.ring();
+            self.wake_network();
         }
     }
 
     /// Ends the network thread.
     pub fn stop(&self) {
         lock(&self.outbound).stop = true;
-        self.ring();
+        self.wake_network();
     }
 
-    fn ring(&self) {
+    fn wake_network(&self) {
         if !self.woken.swap(true, Ordering::AcqRel)
-            && let Some(ring) = self.ring_network.get()
+            && let Some(wake) = self.network_waker.get()
         {
-            ring(());
+            wake(());
         }
     }
 
     /// Returns the counters of a VM.
     pub fn counts(&self, vm: u32) -> Counts {
-        self.station(vm).map(|s| s.counters.counts()).unwrap_or_default()
+        self.endpoint(vm).map(|s| s.counters.counts()).unwrap_or_default()
     }
 
     /// Returns the packets that a VM has received and sent: cheaper than all its counters.
     pub fn packets(&self, vm: u32) -> (u64, u64) {
-        self.station(vm).map(|s| s.counters.packets()).unwrap_or_default()
+        self.endpoint(vm).map(|s| s.counters.packets()).unwrap_or_default()
     }
 
     /// Returns the sums over all VMs, and over packets that were for none.
     pub fn total(&self) -> Counts {
         let mut total = self.outside.counts();
-        for station in &self.stations {
-            total.add(&station.counters.counts());
+        for endpoint in &self.endpoints {
+            total.add(&endpoint.counters.counts());
         }
         total
     }
@@ -274,32 +274,32 @@ impl Wire {
     }
 
     pub(super) fn has_ended(&self, vm: u32) -> bool {
-        self.station(vm).is_none_or(|s| s.ended.load(Ordering::Acquire))
+        self.endpoint(vm).is_none_or(|s| s.ended.load(Ordering::Acquire))
     }
 
     pub(super) fn room(&self, vm: u32) -> usize {
-        let waiting = self.station(vm).map(|s| s.waiting.load(Ordering::Relaxed) as usize);
+        let waiting = self.endpoint(vm).map(|s| s.waiting.load(Ordering::Relaxed) as usize);
         INBOUND_MAX.saturating_sub(waiting.unwrap_or(INBOUND_MAX))
     }
 
     pub(super) fn deliver(&self, vm: u32, packet: Packet) {
-        let Some(station) = self.station(vm) else { return };
-        if station.ended.load(Ordering::Acquire) {
-            return station.counters.dropped(DropReason::NoBuffer, 1);
+        let Some(endpoint) = self.endpoint(vm) else { return };
+        if endpoint.ended.load(Ordering::Acquire) {
+            return endpoint.counters.dropped(DropReason::NoBuffer, 1);
         }
-        let mut inbound = lock(&station.inbound);
+        let mut inbound = lock(&endpoint.inbound);
         if inbound.len() >= INBOUND_MAX {
             drop(inbound);
-            return station.counters.dropped(DropReason::InboundFull, 1);
+            return endpoint.counters.dropped(DropReason::InboundFull, 1);
         }
-        station.counters.received(packet.len());
+        endpoint.counters.received(packet.len());
         self.record(vm, Direction::Inbound, &packet);
         inbound.push_back(packet);
         let first = inbound.len() == 1;
-        station.waiting.store(inbound.len() as u32, Ordering::Release);
+        endpoint.waiting.store(inbound.len() as u32, Ordering::Release);
         drop(inbound);
-        if first && let Some(ring) = self.ring_vm.get() {
-            ring(vm);
+        if first && let Some(wake) = self.vm_waker.get() {
+            wake(vm);
         }
     }
 
@@ -312,8 +312,8 @@ impl Wire {
     }
 
     /// Returns a packet sender for the guests.
-    pub fn outlet(&self) -> Outlet<'_> {
-        Outlet::new(self)
+    pub fn packet_sender(&self) -> PacketSender<'_> {
+        PacketSender::new(self)
     }
 }
 
@@ -334,90 +334,94 @@ mod tests {
     }
 
     #[test]
-    fn packets_pass_in_order_and_bells_ring_once_until_somebody_looks() {
-        let wire = Wire::new(2);
-        let (vm_bell, net_bell) = counting();
-        let (a, b) = (Arc::clone(&vm_bell), Arc::clone(&net_bell));
-        wire.on_inbound(Box::new(move |vm| _ = a.fetch_add(1 + vm as usize, Ordering::Relaxed)));
-        wire.on_outbound(Box::new(move |()| _ = b.fetch_add(1, Ordering::Relaxed)));
-        wire.flush();
-        wire.send(1, packet(60));
-        wire.send(0, packet(61));
-        assert_eq!(net_bell.load(Ordering::Relaxed), 0);
-        wire.flush();
-        wire.flush();
-        assert_eq!(net_bell.load(Ordering::Relaxed), 1);
+    fn packets_pass_in_order_and_wakers_are_called_once_until_somebody_looks() {
+        let link = VirtualLink::new(2);
+        let (vm_wakes, network_wakes) = counting();
+        let (a, b) = (Arc::clone(&vm_wakes), Arc::clone(&network_wakes));
+        link.on_inbound(Box::new(move |vm| _ = a.fetch_add(1 + vm as usize, Ordering::Relaxed)));
+        link.on_outbound(Box::new(move |()| _ = b.fetch_add(1, Ordering::Relaxed)));
+        link.flush();
+        link.send(1, packet(60));
+        link.send(0, packet(61));
+        assert_eq!(network_wakes.load(Ordering::Relaxed), 0);
+        link.flush();
+        link.flush();
+        assert_eq!(network_wakes.load(Ordering::Relaxed), 1);
         let mut messages = VecDeque::new();
-        wire.messages(9, &mut messages);
+        link.messages(9, &mut messages);
         assert_eq!(messages, [Message::Packet(1, packet(60)), Message::Packet(0, packet(61))]);
-        wire.send(0, packet(62));
-        wire.flush();
-        assert_eq!(net_bell.load(Ordering::Relaxed), 2);
-        wire.messages(9, &mut messages);
+        link.send(0, packet(62));
+        link.flush();
+        assert_eq!(network_wakes.load(Ordering::Relaxed), 2);
+        link.messages(9, &mut messages);
         // A sender of that many packets is not waited for.
-        (0..OUTBOUND_MAX / 2).for_each(|_| wire.send(0, packet(60)));
-        assert_eq!(net_bell.load(Ordering::Relaxed), 3);
+        (0..OUTBOUND_MAX / 2).for_each(|_| link.send(0, packet(60)));
+        assert_eq!(network_wakes.load(Ordering::Relaxed), 3);
 
-        wire.outlet().send(1, packet(63));
-        wire.outlet().send(1, packet(64));
-        assert_eq!(vm_bell.load(Ordering::Relaxed), 2);
-        assert!(wire.has_inbound(1) && !wire.has_inbound(0));
+        link.packet_sender().send(1, packet(63));
+        link.packet_sender().send(1, packet(64));
+        assert_eq!(vm_wakes.load(Ordering::Relaxed), 2);
+        assert!(link.has_inbound(1) && !link.has_inbound(0));
         let mut taken = VecDeque::new();
-        wire.take(1, 1, &mut taken);
-        assert_eq!((taken.len(), wire.has_inbound(1)), (1, true));
-        wire.take(1, 9, &mut taken);
-        assert_eq!((taken[1].len(), wire.has_inbound(1)), (64, false));
+        link.take(1, 1, &mut taken);
+        assert_eq!((taken.len(), link.has_inbound(1)), (1, true));
+        link.take(1, 9, &mut taken);
+        assert_eq!((taken[1].len(), link.has_inbound(1)), (64, false));
     }
 
     #[test]
     fn a_full_queue_drops_and_counts_and_is_its_vms_alone() {
-        let wire = Wire::new(2);
+        let link = VirtualLink::new(2);
         for _ in 0..OUTBOUND_MAX + 3 {
-            wire.send(0, packet(60));
+            link.send(0, packet(60));
         }
-        wire.send(1, packet(60));
-        assert_eq!(wire.counts(0).drops.get(DropReason::OutboundFull), 3);
-        assert_eq!((wire.counts(1).tx_packets, wire.counts(1).drops.total()), (1, 0));
+        link.send(1, packet(60));
+        assert_eq!(link.counts(0).drops.get(DropReason::OutboundFull), 3);
+        assert_eq!((link.counts(1).tx_packets, link.counts(1).drops.total()), (1, 0));
         let mut messages = VecDeque::new();
-        wire.messages(usize::MAX, &mut messages);
+        link.messages(usize::MAX, &mut messages);
         assert_eq!(messages.len(), OUTBOUND_MAX + 1);
-        wire.send(0, packet(60));
-        assert_eq!(wire.counts(0).drops.get(DropReason::OutboundFull), 3);
+        link.send(0, packet(60));
+        assert_eq!(link.counts(0).drops.get(DropReason::OutboundFull), 3);
 
         for _ in 0..INBOUND_MAX + 1 {
-            wire.outlet().send(1, packet(60));
+            link.packet_sender().send(1, packet(60));
         }
-        assert_eq!((wire.outlet().room(1), wire.outlet().room(0)), (0, INBOUND_MAX));
-        assert_eq!(wire.counts(1).drops.get(DropReason::InboundFull), 1);
-        wire.reset(1);
-        assert_eq!(wire.outlet().room(1), INBOUND_MAX);
-        wire.end(1);
-        wire.outlet().send(1, packet(60));
-        assert!(wire.outlet().has_ended(1) && !wire.outlet().has_ended(0) && !wire.has_inbound(1));
-        assert_eq!(wire.counts(1).drops.get(DropReason::NoBuffer), 1);
-        wire.start(1);
-        wire.outlet().send(1, packet(60));
-        assert!(wire.has_inbound(1));
+        assert_eq!((link.packet_sender().room(1), link.packet_sender().room(0)), (0, INBOUND_MAX));
+        assert_eq!(link.counts(1).drops.get(DropReason::InboundFull), 1);
+        link.reset(1);
+        assert_eq!(link.packet_sender().room(1), INBOUND_MAX);
+        link.end(1);
+        link.packet_sender().send(1, packet(60));
+        assert!(
+            link.packet_sender().has_ended(1)
+                && !link.packet_sender().has_ended(0)
+                && !link.has_inbound(1)
+        );
+        assert_eq!(link.counts(1).drops.get(DropReason::NoBuffer), 1);
+        link.start(1);
+        link.packet_sender().send(1, packet(60));
+        assert!(link.has_inbound(1));
     }
 
     #[test]
     fn vms_take_turns_however_much_one_of_them_sends() {
-        let wire = Wire::new(3);
+        let link = VirtualLink::new(3);
         for _ in 0..OUTBOUND_MAX {
-            wire.send(2, packet(60));
+            link.send(2, packet(60));
         }
-        wire.send(0, packet(61));
-        wire.reset(0);
-        wire.reset(0);
-        wire.send(1, packet(62));
+        link.send(0, packet(61));
+        link.reset(0);
+        link.reset(0);
+        link.send(1, packet(62));
         let mut messages = VecDeque::new();
-        wire.messages(6, &mut messages);
+        link.messages(6, &mut messages);
         let flood = || Message::Packet(2, packet(60));
         let (a, b) = (Message::Packet(0, packet(61)), Message::Packet(1, packet(62)));
         assert_eq!(messages, [flood(), a, b, flood(), Message::Reset(0), flood()]);
-        wire.stop();
+        link.stop();
         messages.clear();
-        wire.messages(1, &mut messages);
+        link.messages(1, &mut messages);
         assert_eq!(messages, [Message::Stop]);
     }
 
@@ -425,20 +429,20 @@ mod tests {
     fn what_passes_is_recorded() {
         let dir = tempfile::tempdir().unwrap();
         let capture = Capture::create(&dir.path().join("x.pcapng"), &[0, 1], 2).unwrap();
-        let wire = Wire::new(2);
-        wire.record_to(capture.recorder());
-        wire.send(1, packet(60));
-        wire.outlet().send(0, packet(60));
+        let link = VirtualLink::new(2);
+        link.record_to(capture.recorder());
+        link.send(1, packet(60));
+        link.packet_sender().send(0, packet(60));
         assert_eq!(capture.finish().unwrap().written, 2);
     }
 
     #[test]
     fn a_vm_that_does_not_exist_has_no_packets() {
-        let wire = Wire::new(0);
-        wire.send(3, packet(60));
-        wire.outlet().send(3, packet(60));
-        wire.dropped(3, DropReason::Rate);
-        assert_eq!(wire.total(), Counts::default());
-        assert_eq!(wire.outlet().room(3), 0);
+        let link = VirtualLink::new(0);
+        link.send(3, packet(60));
+        link.packet_sender().send(3, packet(60));
+        link.dropped(3, DropReason::Rate);
+        assert_eq!(link.total(), Counts::default());
+        assert_eq!(link.packet_sender().room(3), 0);
     }
 }

@@ -1,5 +1,4 @@
-//! Inbound connections from this program to ports of VMs, by way of the uplink (the API's proxy
-//! uses them): the connector (`Door`) and a connection on its way in (`Visit`).
+//! Inbound connections from this program to ports of VMs, by way of the uplink, for the API's proxy.
 //!
 //! The stream of an inbound connection is one end of a loopback connection of this process with
 //! itself, so that the uplink handles nothing but sockets, and no port is open for other programs
@@ -15,16 +14,16 @@ use mio::Waker;
 use tokio::sync::oneshot;
 
 /// Time limit for the network thread, which replies within some milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Address at which the two ends of a connection meet: a loopback address that guests are never
 /// connected to, because they may be allowed any port of 127.0.0.1.
-const MEETING: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const PAIR_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// Number of attempts: other programs may try to be first at the port where the two ends meet.
 const TRIES: u32 = 16;
 
 /// An inbound connection to a port of a VM.
 #[derive(Debug)]
-pub struct Visit {
+pub struct InboundConnection {
     /// Number of the VM.
     pub vm: u32,
     /// Port of the VM.
@@ -32,12 +31,12 @@ pub struct Visit {
     /// The uplink's end of the connection.
     pub stream: mio::net::TcpStream,
     /// Receives whether the connection was accepted.
-    pub answer: oneshot::Sender<Result<(), VisitError>>,
+    pub answer: oneshot::Sender<Result<(), ConnectError>>,
 }
 
 /// Why an inbound connection is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum VisitError {
+pub enum ConnectError {
     /// The VM has ended, or was never started.
     #[error("it does not run")]
     Ended,
@@ -54,34 +53,34 @@ pub enum VisitError {
 
 /// Connector to the VMs' ports: opens inbound connections.
 #[derive(Clone, Debug)]
-pub struct Door {
-    visits: Sender<Visit>,
+pub struct Connector {
+    inbound: Sender<InboundConnection>,
     waker: Arc<Waker>,
 }
 
-impl Door {
-    pub(super) fn new(visits: Sender<Visit>, waker: Arc<Waker>) -> Self {
-        Self { visits, waker }
+impl Connector {
+    pub(super) fn new(inbound: Sender<InboundConnection>, waker: Arc<Waker>) -> Self {
+        Self { inbound, waker }
     }
 
     /// Opens a connection to a port of a VM. It succeeds when the uplink takes the connection,
     /// which does not mean that the VM does: a VM that refuses it closes it.
-    pub async fn open(&self, vm: u32, port: u16) -> Result<TcpStream, VisitError> {
+    pub async fn connect(&self, vm: u32, port: u16) -> Result<TcpStream, ConnectError> {
         let (ours, theirs) = pair()?;
         let (answer, answered) = oneshot::channel();
         let stream = mio::net::TcpStream::from_std(theirs);
         // A network thread that has ended drops the request.
-        let _ = self.visits.send(Visit { vm, port, stream, answer });
+        let _ = self.inbound.send(InboundConnection { vm, port, stream, answer });
         self.waker.wake()?;
-        let answered = tokio::time::timeout(PATIENCE, answered).await;
-        answered.ok().and_then(Result::ok).ok_or(VisitError::Nowhere)??;
+        let answered = tokio::time::timeout(REPLY_TIMEOUT, answered).await;
+        answered.ok().and_then(Result::ok).ok_or(ConnectError::Nowhere)??;
         Ok(ours)
     }
 }
 
 /// Returns the two ends of a connection of this process with itself.
 fn pair() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((MEETING, 0))?;
+    let listener = TcpListener::bind((PAIR_IP, 0))?;
     let ours = TcpStream::connect(listener.local_addr()?)?;
     let name = ours.local_addr()?;
     for _ in 0..TRIES {
