@@ -351,7 +351,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         let deferred = self.platform.dev.virtio.iter().find_map(|device| device.deferred())?;
         Some(Exit::new(match deferred {
             Deferred::Port => ExitCode::Stalled,
-            Deferred::Work => ExitCode::Budget,
+            Deferred::Budget => ExitCode::Budget,
         }))
     }
 

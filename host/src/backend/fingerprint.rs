@@ -24,7 +24,7 @@ mod tests {
 
     #[test]
     fn it_is_the_same_in_all_versions_with_this_state() {
-        assert_eq!(fingerprint(&Vm::new(MachineKind::Virt), 1), 5_632_928_769_536_808_136);
+        assert_eq!(fingerprint(&Vm::new(MachineKind::Virt), 1), 17_513_182_624_972_671_784);
     }
 
     #[test]

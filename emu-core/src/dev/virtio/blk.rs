@@ -1,6 +1,6 @@
 //! virtio-blk (section 5.2) over a [`Memory`]: shared image frames under private copies.
 
-use super::queue::{Progress, Queue, QueueError, SIZE_MAX as QUEUE_SIZE_MAX, Work};
+use super::queue::{Budget, Queue, QueueError, QueueStatus, SIZE_MAX as QUEUE_SIZE_MAX};
 use super::{Config, Io, feature};
 use crate::mem::{Dma, DmaError, Memory};
 
@@ -67,15 +67,15 @@ pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
 pub(super) fn serve<M: Memory, D: Memory, P>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
-    work: &mut Work,
+    budget: &mut Budget,
     capacity: u64,
-) -> Result<Progress, QueueError> {
+) -> Result<QueueStatus, QueueError> {
     for _ in 0..queue.available(&mut io.ram)? {
-        if work.is_used_up() {
-            return Ok(Progress::Deferred);
+        if budget.is_spent() {
+            return Ok(QueueStatus::Deferred);
         }
-        let head = queue.head(&io.ram)?;
-        let lengths = queue.measure(&io.ram, head)?;
+        let head = queue.next_head(&io.ram)?;
+        let lengths = queue.validate_chain(&io.ram, head)?;
         let (Some(out_len), Some(in_len)) = (
             lengths.readable.checked_sub(HEADER_LEN as u64),
             lengths.writable.checked_sub(STATUS_LEN.into()),
@@ -91,9 +91,9 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
         let gap = u64::from(answer.written) != in_len;
         let written = if gap { answer.written } else { answer.written + STATUS_LEN };
         queue.complete(&mut io.ram, head, written)?;
-        work.spend(&lengths, answer.moved);
+        budget.spend(&lengths, answer.moved);
     }
-    Ok(Progress::Done)
+    Ok(QueueStatus::Done)
 }
 
 /// A request whose chain has been validated.
@@ -498,7 +498,7 @@ mod tests {
             request(&mut guest, 0, 0, &[page]);
         }
         assert_eq!(request(&mut guest, 0, 0, &[page]), NONE);
-        assert_eq!(guest.device.deferred(), Some(Deferred::Work));
+        assert_eq!(guest.device.deferred(), Some(Deferred::Budget));
         guest.poll();
         assert_eq!(guest.load(STATUS, 1), [0]);
         assert_eq!(guest.device.deferred(), None);

@@ -23,7 +23,7 @@ use crate::mem::{Dma, Memory};
 use crate::port::Port;
 use crate::trap::Trap;
 use mmio::{Transport, interrupt};
-use queue::{Progress, Queue, QueueError, Work};
+use queue::{Budget, Queue, QueueError, QueueStatus};
 
 /// Device type numbers (section 5).
 pub mod device_id {
@@ -102,7 +102,7 @@ pub enum Deferred {
     /// The port has no room. The device continues when the host has drained it.
     Port,
     /// The slice's budget of work is used up. The device continues in the next slice.
-    Work,
+    Budget,
 }
 
 /// One virtio device and its transport.
@@ -121,7 +121,7 @@ pub struct Virtio {
     pub counters: Counters,
     /// How much work the device may do in this slice. Apart from the transport, because a driver's
     /// reset must not renew it.
-    work: Work,
+    budget: Budget,
     /// Keeps what follows aligned.
     reserved: u32,
 }
@@ -154,7 +154,7 @@ impl Virtio {
             queues: [const { Queue::RESET }; QUEUES],
             config: Config { capacity: 0, mac: [0; 6], link: 0 },
             counters: Counters { rx_packets: 0, rx_drops: 0, tx_packets: 0, tx_drops: 0 },
-            work: Work::FULL,
+            budget: Budget::FULL,
             reserved: 0,
         }
     }
@@ -178,8 +178,8 @@ impl Virtio {
     pub const fn deferred(&self) -> Option<Deferred> {
         if self.transport.deferred == 0 {
             None
-        } else if self.work.is_used_up() {
-            Some(Deferred::Work)
+        } else if self.budget.is_spent() {
+            Some(Deferred::Budget)
         } else {
             Some(Deferred::Port)
         }
@@ -201,7 +201,7 @@ impl Virtio {
         &mut self,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<(), Trap> {
-        self.work = Work::FULL;
+        self.budget = Budget::FULL;
         let deferred = self.transport.deferred;
         if deferred != 0 {
             for index in 0..QUEUES as u32 {
@@ -233,16 +233,16 @@ impl Virtio {
             return Ok(());
         }
         let used_before = queue.used_idx();
-        let work = &mut self.work;
+        let budget = &mut self.budget;
         let outcome = match (self.transport.device_id, index) {
             (device_id::NET, net::RECEIVE_QUEUE) => {
-                net::receive(queue, io, work, &mut self.counters)
+                net::receive(queue, io, budget, &mut self.counters)
             }
             (device_id::NET, net::TRANSMIT_QUEUE) => {
-                net::transmit(queue, io, work, &mut self.counters)
+                net::transmit(queue, io, budget, &mut self.counters)
             }
-            (device_id::RNG, 0) => rng::serve(queue, io, work),
-            (device_id::BLK, 0) => blk::serve(queue, io, work, self.config.capacity),
+            (device_id::RNG, 0) => rng::serve(queue, io, budget),
+            (device_id::BLK, 0) => blk::serve(queue, io, budget, self.config.capacity),
             _ => return Ok(()),
         };
         // Also after an error, because what was used before it is done and must be seen.
@@ -251,8 +251,8 @@ impl Virtio {
             self.transport.interrupt_status |= interrupt::USED_BUFFER;
         }
         match published.and(outcome) {
-            Ok(Progress::Done) => self.transport.deferred &= !(1 << index),
-            Ok(Progress::Deferred) => self.transport.deferred |= 1 << index,
+            Ok(QueueStatus::Done) => self.transport.deferred &= !(1 << index),
+            Ok(QueueStatus::Deferred) => self.transport.deferred |= 1 << index,
             Err(QueueError::NoFrame) => return Err(Trap::NoFrame),
             Err(QueueError::Broken) => self.transport.fail(),
         }

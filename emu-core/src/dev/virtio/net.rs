@@ -1,6 +1,6 @@
 //! virtio-net (section 5.1), with one queue pair and no offloads.
 
-use super::queue::{Progress, Queue, QueueError, SIZE_MAX, Work};
+use super::queue::{Budget, Queue, QueueError, QueueStatus, SIZE_MAX};
 use super::{Config, Counters, Io, feature};
 use crate::mem::Memory;
 use crate::port::{PACKET_MAX, Port};
@@ -37,24 +37,24 @@ pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
 pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
-    work: &mut Work,
+    budget: &mut Budget,
     counters: &mut Counters,
-) -> Result<Progress, QueueError> {
+) -> Result<QueueStatus, QueueError> {
     for _ in 0..queue.available(&mut io.ram)? {
-        if work.is_used_up() {
-            return Ok(Progress::Deferred);
+        if budget.is_spent() {
+            return Ok(QueueStatus::Deferred);
         }
-        let head = queue.head(&io.ram)?;
-        let lengths = queue.measure(&io.ram, head)?;
+        let head = queue.next_head(&io.ram)?;
+        let lengths = queue.validate_chain(&io.ram, head)?;
         if lengths.writable != 0 {
             return Err(QueueError::Broken);
         }
         let packet_len = packet_len(lengths.readable);
-        work.spend(&lengths, packet_len.unwrap_or(0));
+        budget.spend(&lengths, packet_len.unwrap_or(0));
         match packet_len {
             Some(len) => {
                 if !io.port.net_tx_begin(len) {
-                    return Ok(Progress::Deferred);
+                    return Ok(QueueStatus::Deferred);
                 }
                 let port = &mut *io.port;
                 queue.read_with(&io.ram, head, HEADER_LEN.into(), len, |at, piece| {
@@ -67,7 +67,7 @@ pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
         }
         queue.complete(&mut io.ram, head, 0)?;
     }
-    Ok(Progress::Done)
+    Ok(QueueStatus::Done)
 }
 
 /// Returns the length of the packet in a buffer of `len` bytes, if it is neither a runt nor
@@ -85,11 +85,11 @@ fn packet_len(len: u64) -> Option<u32> {
 pub(super) fn receive<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
-    work: &mut Work,
+    budget: &mut Budget,
     counters: &mut Counters,
-) -> Result<Progress, QueueError> {
+) -> Result<QueueStatus, QueueError> {
     if io.port.net_rx_len().is_none() {
-        return Ok(Progress::Done);
+        return Ok(QueueStatus::Done);
     }
     let mut buffers = queue.available(&mut io.ram)?;
     // Packets that fit no buffer take none, hence a second bound.
@@ -98,16 +98,16 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
             break;
         }
         let Some(packet_len) = io.port.net_rx_len() else { break };
-        if work.is_used_up() {
-            return Ok(Progress::Deferred);
+        if budget.is_spent() {
+            return Ok(QueueStatus::Deferred);
         }
-        let head = queue.head(&io.ram)?;
-        let lengths = queue.measure(&io.ram, head)?;
+        let head = queue.next_head(&io.ram)?;
+        let lengths = queue.validate_chain(&io.ram, head)?;
         if lengths.readable != 0 {
             return Err(QueueError::Broken);
         }
         let len = packet_len.saturating_add(HEADER_LEN);
-        work.spend(&lengths, len.min(PACKET_MAX));
+        budget.spend(&lengths, len.min(PACKET_MAX));
         if !(1..=PACKET_MAX).contains(&packet_len) || u64::from(len) > lengths.writable {
             io.port.net_rx_end();
             counters.rx_drops = counters.rx_drops.wrapping_add(1);
@@ -120,7 +120,7 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
         counters.rx_packets = counters.rx_packets.wrapping_add(1);
         buffers -= 1;
     }
-    Ok(Progress::Done)
+    Ok(QueueStatus::Done)
 }
 
 /// Fills a chunk with what is at byte `at` of header and packet.
@@ -304,7 +304,7 @@ mod tests {
             sent += 1;
             assert!(sent < 200);
         }
-        assert_eq!(guest.device.deferred(), Some(Deferred::Work));
+        assert_eq!(guest.device.deferred(), Some(Deferred::Budget));
         assert_eq!(guest.port.tx.len(), sent - 1);
         guest.poll();
         assert_eq!(guest.port.tx.len(), sent);

@@ -58,7 +58,7 @@ impl From<DmaError> for QueueError {
 
 /// Whether a device has finished processing a queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Progress {
+pub enum QueueStatus {
     /// The device has done all that it can for now.
     Done,
     /// The device has unfinished work.
@@ -86,7 +86,7 @@ pub struct Queue {
 
 /// The number of buffers in a descriptor chain, and their lengths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lengths {
+pub struct ChainLengths {
     /// Number of buffers.
     pub segments: u32,
     /// Bytes that the device reads.
@@ -95,7 +95,7 @@ pub struct Lengths {
     pub writable: u64,
 }
 
-/// The budget of work that a device may still do in this slice.
+/// The budget: how much work a device may still do in this slice.
 ///
 /// A few instructions of a guest can request a lot of copying, and other VMs share the CPU. Work
 /// beyond the budget waits for the next slice.
@@ -105,11 +105,11 @@ pub struct Lengths {
     derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
 )]
 #[repr(C)]
-pub struct Work {
+pub struct Budget {
     bytes_left: u32,
 }
 
-impl Work {
+impl Budget {
     /// The bytes that a device may copy in a slice.
     const BYTES_MAX: u32 = 128 * 1024;
     /// The cost of reading a descriptor, in bytes of copying.
@@ -119,12 +119,12 @@ impl Work {
     pub const FULL: Self = Self { bytes_left: Self::BYTES_MAX };
 
     /// Returns whether the budget is used up.
-    pub const fn is_used_up(&self) -> bool {
+    pub const fn is_spent(&self) -> bool {
         self.bytes_left == 0
     }
 
     /// Charges a chain to the budget. The last chain may exceed what was left.
-    pub const fn spend(&mut self, lengths: &Lengths, bytes: u32) {
+    pub const fn spend(&mut self, lengths: &ChainLengths, bytes: u32) {
         let cost = lengths.segments.saturating_mul(Self::SEGMENT_COST).saturating_add(bytes);
         self.bytes_left = self.bytes_left.saturating_sub(cost);
     }
@@ -252,15 +252,19 @@ impl Queue {
     }
 
     /// Returns the head of the next available chain. Must be called only when there is one.
-    pub fn head<M: Memory>(&self, ram: &Dma<'_, M>) -> Result<u16, QueueError> {
+    pub fn next_head<M: Memory>(&self, ram: &Dma<'_, M>) -> Result<u16, QueueError> {
         let slot = u64::from(self.avail_idx & self.mask());
         let at = self.avail.wrapping_add(RING_HEADER + slot * AVAIL_ELEM);
         Ok(ram.read_u16(at)?)
     }
 
     /// Validates a whole chain, and returns the lengths of its buffers.
-    pub fn measure<M: Memory>(&self, ram: &Dma<'_, M>, head: u16) -> Result<Lengths, QueueError> {
-        let mut lengths = Lengths { segments: 0, readable: 0, writable: 0 };
+    pub fn validate_chain<M: Memory>(
+        &self,
+        ram: &Dma<'_, M>,
+        head: u16,
+    ) -> Result<ChainLengths, QueueError> {
+        let mut lengths = ChainLengths { segments: 0, readable: 0, writable: 0 };
         let mut chain = self.chain(head);
         while let Some(segment) = chain.next(self, ram)? {
             let len = u64::from(segment.len);
@@ -286,13 +290,13 @@ impl Queue {
         len: u32,
         mut f: impl FnMut(u32, &[u8]),
     ) -> Result<(), QueueError> {
-        let mut window = Window::new(at, len);
+        let mut range = ChainRange::new(at, len);
         let mut chain = self.chain(head);
         while let Some(segment) = chain.next(self, ram)? {
-            if window.is_done() || segment.writable {
+            if range.is_done() || segment.writable {
                 break;
             }
-            if let Some((addr, len, position)) = window.cut(&segment) {
+            if let Some((addr, len, position)) = range.cut(&segment) {
                 ram.read_with(addr, len, |at, piece| f(position.wrapping_add(at), piece))?;
             }
         }
@@ -308,16 +312,16 @@ impl Queue {
         len: u32,
         mut f: impl FnMut(u32, &mut [u8]),
     ) -> Result<(), QueueError> {
-        let mut window = Window::new(at, len);
+        let mut range = ChainRange::new(at, len);
         let mut chain = self.chain(head);
         while let Some(segment) = chain.next(self, ram)? {
-            if window.is_done() {
+            if range.is_done() {
                 break;
             }
             if !segment.writable {
                 continue;
             }
-            if let Some((addr, len, position)) = window.cut(&segment) {
+            if let Some((addr, len, position)) = range.cut(&segment) {
                 ram.write_with(addr, len, |at, piece| f(position.wrapping_add(at), piece))?;
             }
         }
@@ -381,7 +385,7 @@ impl Queue {
 }
 
 /// A range of a chain's readable or writable part, taken from its segments one after the other.
-struct Window {
+struct ChainRange {
     /// Bytes to skip before the range.
     skip: u64,
     /// Bytes of the range still to come.
@@ -390,7 +394,7 @@ struct Window {
     position: u32,
 }
 
-impl Window {
+impl ChainRange {
     const fn new(at: u64, len: u32) -> Self {
         Self { skip: at, left: len, position: 0 }
     }
@@ -770,21 +774,21 @@ mod tests {
     }
 
     #[test]
-    fn measure_adds_up_both_parts_of_a_chain() {
+    fn validate_chain_adds_up_both_parts_of_a_chain() {
         let mut guest = guest();
         let head = guest.write_chain(0, &[(BUFFERS, 3, 0), (BUFFERS, 4, 0), (BUFFERS, 5, WRITE)]);
         let queue = queue(&guest);
-        let lengths = guest.dma(|ram| queue.measure(ram, head));
-        assert_eq!(lengths, Ok(Lengths { segments: 3, readable: 7, writable: 5 }));
+        let lengths = guest.dma(|ram| queue.validate_chain(ram, head));
+        assert_eq!(lengths, Ok(ChainLengths { segments: 3, readable: 7, writable: 5 }));
     }
 
     #[test]
-    fn measure_does_not_overflow() {
+    fn validate_chain_does_not_overflow() {
         let mut guest = guest();
         let all = RAM_END as u32 - RAM_BASE;
         let head = guest.write_chain(0, &[(u64::from(RAM_BASE), all, WRITE); 16]);
         let queue = queue(&guest);
-        let lengths = guest.dma(|ram| queue.measure(ram, head)).expect("in RAM");
+        let lengths = guest.dma(|ram| queue.validate_chain(ram, head)).expect("in RAM");
         assert_eq!(lengths.writable, u64::from(all) * 16);
     }
 

@@ -1,6 +1,6 @@
 //! virtio-rng (section 5.4): fills buffers with random bytes.
 
-use super::queue::{Progress, Queue, QueueError, Work};
+use super::queue::{Budget, Queue, QueueError, QueueStatus};
 use super::{Io, feature};
 use crate::mem::Memory;
 
@@ -14,19 +14,19 @@ const BYTES_MAX: usize = 64;
 pub(super) fn serve<M: Memory, D: Memory, P>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
-    work: &mut Work,
-) -> Result<Progress, QueueError> {
+    budget: &mut Budget,
+) -> Result<QueueStatus, QueueError> {
     for _ in 0..queue.available(&mut io.ram)? {
-        if work.is_used_up() {
-            return Ok(Progress::Deferred);
+        if budget.is_spent() {
+            return Ok(QueueStatus::Deferred);
         }
-        let head = queue.head(&io.ram)?;
-        let lengths = queue.measure(&io.ram, head)?;
+        let head = queue.next_head(&io.ram)?;
+        let lengths = queue.validate_chain(&io.ram, head)?;
         if lengths.readable != 0 {
             return Err(QueueError::Broken);
         }
         let len = lengths.writable.min(BYTES_MAX as u64) as u32;
-        work.spend(&lengths, len);
+        budget.spend(&lengths, len);
         // All frames first: running out of them must not use up randomness, or the guest's
         // numbers would depend on the host's memory.
         queue.write_with(&mut io.ram, head, 0, len, |_, _| {})?;
@@ -40,7 +40,7 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
         })?;
         queue.complete(&mut io.ram, head, len)?;
     }
-    Ok(Progress::Done)
+    Ok(QueueStatus::Done)
 }
 
 #[cfg(test)]
