@@ -13,7 +13,7 @@ use crate::abi::Hart;
 use crate::insn::{Decoded, INSN_SIZE, Op};
 use crate::lane::Lane;
 use crate::machine::Core;
-use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, Ram, Window};
+use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, Ram, RawFrames};
 use crate::mmu::{Context, PAGE_MASK};
 use crate::port::Port;
 use crate::trace::Trace;
@@ -44,7 +44,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         let mut synced = n;
         let mut frame = Frame::ZERO;
         let mut code = self.ram.no_code();
-        let (ram, shared) = (self.ram.window(), self.ram.shared_code());
+        let (ram, shared) = (self.ram.raw_frames(), self.ram.shared_code());
         // An instruction that changes these ends the loop, so they can be kept in registers.
         let Context { load, store, .. } = hart.ctx;
         self.exit_loop = false;
@@ -376,7 +376,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     fn l2_hit_outlined<T: Trace>(
         &mut self,
         hart: &mut Hart,
-        ram: M::Window,
+        ram: M::RawFrames,
         insn: Decoded,
         trace: &mut T,
     ) -> bool {
@@ -392,7 +392,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     fn l2_hit<T: Trace>(
         &mut self,
         hart: &mut Hart,
-        ram: M::Window,
+        ram: M::RawFrames,
         insn: Decoded,
         trace: &mut T,
     ) -> bool {

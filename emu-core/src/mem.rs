@@ -28,13 +28,13 @@ impl Frame {
 
     /// Makes the handle of a frame. Only implementations of [`Memory`] may call it.
     #[inline]
-    pub const fn new(index: u32) -> Self {
-        Self(index)
+    pub const fn from_raw(raw: u32) -> Self {
+        Self(raw)
     }
 
     /// Returns the handle as a number, whose meaning only the [`Memory`] knows.
     #[inline]
-    pub const fn index(self) -> u32 {
+    pub const fn raw(self) -> u32 {
         self.0
     }
 }
@@ -73,9 +73,9 @@ pub trait Memory {
 
     /// Calls `f` with each chunk of `offset..offset + len` that is contiguous in memory: the
     /// chunk's position in that range, and its bytes. The range must lie in the frame.
-    fn read_pieces(&self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &[u8]));
-    /// Calls `f` like [`Memory::read_pieces`], with chunks to fill. The frame must be private.
-    fn write_pieces(&mut self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &mut [u8]));
+    fn read_chunks(&self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &[u8]));
+    /// Calls `f` like [`Memory::read_chunks`], with chunks to fill. The frame must be private.
+    fn write_chunks(&mut self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &mut [u8]));
 }
 
 /// Guest RAM: memory that instructions are fetched from.
@@ -90,10 +90,10 @@ pub trait Ram: Memory {
         None
     }
 
-    /// Raw access to frames, without going through `self`: see [`Window`].
-    type Window: Window;
+    /// Raw access to frames, without going through `self`: see [`RawFrames`].
+    type RawFrames: RawFrames;
     /// Returns raw access to this RAM's frames, valid for as long as the RAM is.
-    fn window(&self) -> Self::Window;
+    fn raw_frames(&self) -> Self::RawFrames;
 
     /// A handle to one frame's decoded instructions.
     type Code: Copy;
@@ -127,7 +127,7 @@ pub trait Ram: Memory {
 /// The methods behave as those of [`Memory`]: offsets are taken modulo the frame size and aligned
 /// down, and stores must be to private frames.
 #[allow(missing_docs)]
-pub trait Window: Copy {
+pub trait RawFrames: Copy {
     fn load8(self, frame: Frame, offset: u32) -> u32;
     fn load16(self, frame: Frame, offset: u32) -> u32;
     fn load32(self, frame: Frame, offset: u32) -> u32;
@@ -202,7 +202,7 @@ impl<'a, M: Memory> Dma<'a, M> {
         while done < len {
             let n = (FRAME_SIZE - off).min(len - done);
             let frame = self.mem.frame(page).ok_or(DmaError::OutOfRange)?;
-            self.mem.read_pieces(frame, off, n, |at, piece| f(done + at, piece));
+            self.mem.read_chunks(frame, off, n, |at, chunk| f(done + at, chunk));
             done += n;
             off = 0;
             page += 1;
@@ -233,7 +233,7 @@ impl<'a, M: Memory> Dma<'a, M> {
         while done < len {
             let n = (FRAME_SIZE - off).min(len - done);
             let frame = self.private(page)?;
-            self.mem.write_pieces(frame, off, n, |at, piece| f(done + at, piece));
+            self.mem.write_chunks(frame, off, n, |at, chunk| f(done + at, chunk));
             done += n;
             off = 0;
             page += 1;
@@ -252,18 +252,18 @@ impl<'a, M: Memory> Dma<'a, M> {
 
     /// Copies bytes out of RAM.
     pub fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), DmaError> {
-        self.read_with(addr, dst.len() as u32, |at, piece| {
-            if let Some(d) = dst.get_mut(at as usize..at as usize + piece.len()) {
-                copy(d, piece);
+        self.read_with(addr, dst.len() as u32, |at, chunk| {
+            if let Some(d) = dst.get_mut(at as usize..at as usize + chunk.len()) {
+                copy(d, chunk);
             }
         })
     }
 
     /// Copies bytes into RAM.
     pub fn write(&mut self, addr: u64, src: &[u8]) -> Result<(), DmaError> {
-        self.write_with(addr, src.len() as u32, |at, piece| {
-            if let Some(s) = src.get(at as usize..at as usize + piece.len()) {
-                copy(piece, s);
+        self.write_with(addr, src.len() as u32, |at, chunk| {
+            if let Some(s) = src.get(at as usize..at as usize + chunk.len()) {
+                copy(chunk, s);
             }
         })
     }
@@ -293,18 +293,18 @@ impl<'a, M: Memory> Dma<'a, M> {
     }
 }
 
-/// Splits `offset..offset + len` of a frame at multiples of `size`, up to the end of the frame, and
-/// yields each chunk's position in the range and its length. Implementations of [`Memory`] use it
-/// when a frame's bytes are contiguous in memory only between multiples of `size`.
+/// Splits `offset..offset + len` of a frame, up to the frame's end, into chunks that are contiguous
+/// in memory, which they are between multiples of `size`. Yields each chunk's position in the range
+/// and its length.
 // Inlined, because a division is cheap on a GPU only when the divisor is a constant.
 #[inline(always)]
-pub fn pieces(size: u32, offset: u32, len: u32) -> impl Iterator<Item = (u32, usize)> {
+pub fn chunks(size: u32, offset: u32, len: u32) -> impl Iterator<Item = (u32, usize)> {
     let end = offset.saturating_add(len).min(FRAME_SIZE);
     let mut at = offset;
     core::iter::from_fn(move || {
-        let piece = (size - at % size).min(end.saturating_sub(at));
-        at += piece;
-        (piece != 0).then_some((at - piece - offset, piece as usize))
+        let chunk = (size - at % size).min(end.saturating_sub(at));
+        at += chunk;
+        (chunk != 0).then_some((at - chunk - offset, chunk as usize))
     })
 }
 

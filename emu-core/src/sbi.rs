@@ -228,8 +228,8 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
         let port = &mut *self.port;
         let ram = Dma::new(self.ram, self.platform.kind.map().ram_base);
-        let done = ram.read_with(addr, len, |_, piece| {
-            for &byte in piece {
+        let done = ram.read_with(addr, len, |_, chunk| {
+            for &byte in chunk {
                 port.console_put(byte);
             }
         });
@@ -244,8 +244,8 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             let at = addr.wrapping_add(u64::from(done));
             let mut took = false;
             let (port, uart) = (&mut *self.port, &mut self.platform.dev.uart);
-            let result = ram.write_with(at, 1, |_, piece| {
-                if let (Some(slot), Some(byte)) = (piece.first_mut(), uart.take(port)) {
+            let result = ram.write_with(at, 1, |_, chunk| {
+                if let (Some(slot), Some(byte)) = (chunk.first_mut(), uart.take(port)) {
                     *slot = byte;
                     took = true;
                 }

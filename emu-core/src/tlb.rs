@@ -236,7 +236,7 @@ mod tests {
     use crate::mem::FRAME_SIZE;
 
     const PAGE: u32 = 0x8040_3000;
-    const FRAME: Frame = Frame::new(7);
+    const FRAME: Frame = Frame::from_raw(7);
     const READABLE: u32 = deny::ALL & !deny::S_R;
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! All but the entry points is ordinary Rust, so that tests can run a fleet with it in host memory.
 
+use crate::frame_layout::OnGpu;
 use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
-use crate::placement::OnGpu;
 use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
 use crate::warp::{Warp, bracket, rejoin};

@@ -106,7 +106,7 @@ pub struct Launch {
     /// Zero for an exact launch, which ends after its slices. Otherwise the nanoseconds after which
     /// the launch ends, at the next point where the VMs that share a warp have reconverged.
     pub meeting_ns: u32,
-    /// The arena of frames, in the layout [`crate::placement::OnGpu`].
+    /// The arena of frames, in the layout [`crate::frame_layout::OnGpu`].
     pub arena: At<u8>,
     /// Decoded instructions of the shared frames.
     pub shared_code: At<CodePage>,

@@ -7,9 +7,9 @@
 #![no_std]
 
 pub mod ablation;
+pub mod frame_layout;
 pub mod kernel;
 pub mod launch;
-pub mod placement;
 pub mod port;
 pub mod ram;
 mod warp;

@@ -9,13 +9,13 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ablation;
-use crate::placement::{Contiguous, Placement};
-use emu_core::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, NoFrame, Ram, Window, pieces};
+use crate::frame_layout::{Contiguous, FrameLayout};
+use emu_core::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, NoFrame, Ram, RawFrames, chunks};
 
 /// A source of free frames, from which VMs get their private ones.
 pub trait FrameSource {
-    /// Takes a free frame out of the arena and returns its number; `None` when none is left. Its
-    /// content is undefined. The number is below the arena's frame count, and the frame is neither
+    /// Takes a free frame out of the arena and returns its index; `None` when none is left. Its
+    /// content is undefined. The index is below the arena's frame count, and the frame is neither
     /// shared nor owned by anybody else.
     fn take(&mut self) -> Option<u32>;
 }
@@ -26,7 +26,7 @@ pub struct Arena<L = Contiguous> {
     base: *mut u8,
     frames: u32,
     shared: u32,
-    placement: PhantomData<L>,
+    layout: PhantomData<L>,
 }
 
 // SAFETY: an `Arena` is an address and two limits; the access rules are those of `FrameMemory`.
@@ -34,16 +34,16 @@ unsafe impl<L> Send for Arena<L> {}
 // SAFETY: as above.
 unsafe impl<L> Sync for Arena<L> {}
 
-impl<L: Placement> Arena<L> {
+impl<L: FrameLayout> Arena<L> {
     /// Describes an arena.
     ///
     /// # Safety
-    /// `base` must be aligned to [`Placement::ALIGN`] and valid for reads and writes of `frames`
+    /// `base` must be aligned to [`FrameLayout::ALIGN`] and valid for reads and writes of `frames`
     /// frames, rounded up to whole units of that, for as long as the value or a copy is used.
     /// Frame 0 must be zero, `shared` at least 1, and nobody may write the first `shared` frames
     /// while a [`FrameMemory`] over this arena exists.
     pub const unsafe fn new(base: *mut u8, frames: u32, shared: u32) -> Self {
-        Self { base, frames, shared, placement: PhantomData }
+        Self { base, frames, shared, layout: PhantomData }
     }
 
     /// Returns the number of shared frames, which are read-only and common to the fleet.
@@ -57,7 +57,7 @@ impl<L: Placement> Arena<L> {
     }
 
     fn is_private(&self, frame: Frame) -> bool {
-        frame.index() >= L::name(self.shared).index()
+        frame.raw() >= L::handle(self.shared).raw()
     }
 
     /// Copies a frame.
@@ -66,11 +66,11 @@ impl<L: Placement> Arena<L> {
     /// They differ, and `to` is private and this VM's.
     unsafe fn copy_frame(self, from: Frame, to: Frame) {
         if !cfg!(feature = "device") {
-            for at in (0..FRAME_SIZE).step_by(L::PIECE as usize) {
-                // SAFETY: a piece is contiguous.
+            for at in (0..FRAME_SIZE).step_by(L::CHUNK as usize) {
+                // SAFETY: a chunk is contiguous.
                 unsafe {
-                    let piece = self.at(from, at);
-                    piece.copy_to_nonoverlapping(self.at(to, at), L::PIECE as usize);
+                    let chunk = self.at(from, at);
+                    chunk.copy_to_nonoverlapping(self.at(to, at), L::CHUNK as usize);
                 }
             }
             return;
@@ -80,11 +80,11 @@ impl<L: Placement> Arena<L> {
             // SAFETY: words of the two frames, which are aligned.
             unsafe {
                 let (from, to) = (from.byte_add(L::distance(at)), to.byte_add(L::distance(at)));
-                let place = |i: usize| L::distance(8 * i as u32);
+                let distance = |i: usize| L::distance(8 * i as u32);
                 let words: [u64; BATCH] =
-                    core::array::from_fn(|i| from.byte_add(place(i)).read_volatile());
+                    core::array::from_fn(|i| from.byte_add(distance(i)).read_volatile());
                 for (i, word) in words.into_iter().enumerate() {
-                    to.byte_add(place(i)).write_volatile(word);
+                    to.byte_add(distance(i)).write_volatile(word);
                 }
             }
         }
@@ -96,25 +96,25 @@ impl<L: Placement> Arena<L> {
     /// It is private and this VM's.
     unsafe fn zero_frame(self, frame: Frame) {
         let start = self.at(frame, 0);
-        for at in (0..FRAME_SIZE).step_by(L::PIECE as usize) {
-            // SAFETY: a piece of the frame is contiguous and aligned to its size.
-            unsafe { fill_zero(start.add(L::distance(at)).cast(), L::PIECE as usize / 8) }
+        for at in (0..FRAME_SIZE).step_by(L::CHUNK as usize) {
+            // SAFETY: a chunk of the frame is contiguous and aligned to its size.
+            unsafe { fill_zero(start.add(L::distance(at)).cast(), L::CHUNK as usize / 8) }
         }
     }
 
     #[inline(always)]
     fn at(self, frame: Frame, offset: u32) -> *mut u8 {
-        debug_assert!(L::number(frame) < self.frames);
+        debug_assert!(L::index(frame) < self.frames);
         #[cfg(feature = "device")]
-        let frame = Frame::new(crate::intrin::half(frame.index()));
+        let frame = Frame::from_raw(crate::intrin::half(frame.raw()));
         // SAFETY: frames are made from table entries, which are inside the arena
         // (`FrameMemory::new`).
-        let start = unsafe { self.base.add(L::start(frame)) };
-        start.map_addr(|start| L::address(start, frame, offset))
+        let slot = unsafe { self.base.add(L::base_offset(frame)) };
+        slot.map_addr(|slot| L::address(slot, frame, offset))
     }
 }
 
-impl<L: Placement> Window for Arena<L> {
+impl<L: FrameLayout> RawFrames for Arena<L> {
     #[inline(always)]
     fn load8(self, frame: Frame, offset: u32) -> u32 {
         // SAFETY: `at` is inside the arena; see the module text for who may write it.
@@ -213,8 +213,8 @@ pub struct FrameMemory<'a, S, L = Contiguous> {
     source: S,
 }
 
-impl<'a, S: FrameSource, L: Placement> FrameMemory<'a, S, L> {
-    /// Makes the memory that `table` describes, with a frame number for each page.
+impl<'a, S: FrameSource, L: FrameLayout> FrameMemory<'a, S, L> {
+    /// Makes the memory that `table` describes, with a frame index for each page.
     ///
     /// # Safety
     /// Every entry must be below `arena.frames()`, and an entry that is not shared must be in no
@@ -225,14 +225,14 @@ impl<'a, S: FrameSource, L: Placement> FrameMemory<'a, S, L> {
     }
 }
 
-impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
+impl<S: FrameSource, L: FrameLayout> Memory for FrameMemory<'_, S, L> {
     fn pages(&self) -> u32 {
         self.table.len() as u32
     }
 
     #[inline]
     fn frame(&self, page: u32) -> Option<Frame> {
-        self.table.get(page as usize).copied().map(L::name)
+        self.table.get(page as usize).copied().map(L::handle)
     }
 
     #[inline]
@@ -245,8 +245,8 @@ impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
         if self.is_private(old) {
             return Ok(old);
         }
-        let number = self.source.take().ok_or(NoFrame)?;
-        let new = L::name(number);
+        let index = self.source.take().ok_or(NoFrame)?;
+        let new = L::handle(index);
         debug_assert!(self.is_private(new));
         // SAFETY: both are frames of the arena; `new` is private and `old` is not, so they differ.
         unsafe {
@@ -256,7 +256,7 @@ impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
             }
         }
         if let Some(entry) = self.table.get_mut(page as usize) {
-            *entry = number;
+            *entry = index;
         }
         Ok(new)
     }
@@ -286,16 +286,16 @@ impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
         self.arena.store32(frame, offset, value);
     }
 
-    fn read_pieces(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
-        for (at, piece) in pieces(L::PIECE, offset, len) {
-            let place = self.arena.at(frame, offset + at);
-            // SAFETY: a piece of a frame of the arena. This VM cannot write it while `self` is
+    fn read_chunks(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
+        for (at, chunk) in chunks(L::CHUNK, offset, len) {
+            let start = self.arena.at(frame, offset + at);
+            // SAFETY: a chunk of a frame of the arena. This VM cannot write it while `self` is
             // borrowed, and no other VM ever does.
-            f(at, unsafe { core::slice::from_raw_parts(place, piece) });
+            f(at, unsafe { core::slice::from_raw_parts(start, chunk) });
         }
     }
 
-    fn write_pieces(
+    fn write_chunks(
         &mut self,
         frame: Frame,
         offset: u32,
@@ -305,11 +305,11 @@ impl<S: FrameSource, L: Placement> Memory for FrameMemory<'_, S, L> {
         if !self.is_private(frame) {
             return;
         }
-        for (at, piece) in pieces(L::PIECE, offset, len) {
-            let place = self.arena.at(frame, offset + at);
-            // SAFETY: a piece of a private frame, reachable through `self` alone, which is
+        for (at, chunk) in chunks(L::CHUNK, offset, len) {
+            let start = self.arena.at(frame, offset + at);
+            // SAFETY: a chunk of a private frame, reachable through `self` alone, which is
             // borrowed.
-            f(at, unsafe { core::slice::from_raw_parts_mut(place, piece) });
+            f(at, unsafe { core::slice::from_raw_parts_mut(start, chunk) });
         }
     }
 }
@@ -364,12 +364,12 @@ pub struct FrameRam<'a, S, L = Contiguous, const SLOTS: usize = 64> {
     memory: FrameMemory<'a, S, L>,
     /// The frame of each page of the ROM.
     rom: &'a [u32],
-    /// The decoded instructions of shared frames, by frame number.
+    /// The decoded instructions of shared frames, by frame index.
     shared: &'a [CodePage],
     private: &'a mut CodeCache<SLOTS>,
 }
 
-impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> FrameRam<'a, S, L, SLOTS> {
+impl<'a, S: FrameSource, L: FrameLayout, const SLOTS: usize> FrameRam<'a, S, L, SLOTS> {
     /// Adds a ROM of shared frames and decoded instructions to a memory. `shared` holds those of
     /// the arena's shared frames; it is common to the fleet and all zero at first. `private` holds
     /// those of private frames, and is cleared.
@@ -398,7 +398,7 @@ impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> FrameRam<'a, S, L, SL
     }
 }
 
-impl<S: FrameSource, L: Placement, const SLOTS: usize> Memory for FrameRam<'_, S, L, SLOTS> {
+impl<S: FrameSource, L: FrameLayout, const SLOTS: usize> Memory for FrameRam<'_, S, L, SLOTS> {
     fn pages(&self) -> u32 {
         self.memory.pages()
     }
@@ -437,12 +437,12 @@ impl<S: FrameSource, L: Placement, const SLOTS: usize> Memory for FrameRam<'_, S
     fn store32(&mut self, frame: Frame, offset: u32, value: u32) {
         self.memory.store32(frame, offset, value);
     }
-    fn read_pieces(&self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &[u8])) {
-        self.memory.read_pieces(frame, offset, len, f);
+    fn read_chunks(&self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &[u8])) {
+        self.memory.read_chunks(frame, offset, len, f);
     }
-    fn write_pieces(&mut self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &mut [u8])) {
+    fn write_chunks(&mut self, frame: Frame, offset: u32, len: u32, f: impl FnMut(u32, &mut [u8])) {
         self.drop_code(frame);
-        self.memory.write_pieces(frame, offset, len, f);
+        self.memory.write_chunks(frame, offset, len, f);
     }
 }
 
@@ -450,8 +450,8 @@ impl<S: FrameSource, L: Placement, const SLOTS: usize> Memory for FrameRam<'_, S
 #[derive(Clone, Copy)]
 pub struct CodeRef(*const AtomicU64);
 
-impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, S, L, SLOTS> {
-    type Window = Arena<L>;
+impl<'a, S: FrameSource, L: FrameLayout, const SLOTS: usize> Ram for FrameRam<'a, S, L, SLOTS> {
+    type RawFrames = Arena<L>;
     type Code = CodeRef;
     type SharedCode = &'a [CodePage];
 
@@ -462,17 +462,17 @@ impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, 
 
     #[inline(always)]
     fn code_in(shared: &'a [CodePage], frame: Frame) -> Option<CodeRef> {
-        shared.get(L::number(frame) as usize).map(|page| CodeRef(page.as_ptr()))
+        shared.get(L::index(frame) as usize).map(|page| CodeRef(page.as_ptr()))
     }
 
     fn rom(&self, page: u32) -> Option<Frame> {
-        let frame = L::name(*self.rom.get(page as usize)?);
+        let frame = L::handle(*self.rom.get(page as usize)?);
         // The ROM's table must never give access to another VM's frames, whatever it contains.
         (!self.is_private(frame)).then_some(frame)
     }
 
     #[inline]
-    fn window(&self) -> Arena<L> {
+    fn raw_frames(&self) -> Arena<L> {
         self.memory.arena
     }
 
@@ -486,18 +486,18 @@ impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, 
             return code;
         }
         let slot = page as usize % SLOTS;
-        if self.private.frames[slot] != frame.index() {
+        if self.private.frames[slot] != frame.raw() {
             if self.private.frames[slot] != 0 {
                 self.private.empty(slot);
             }
-            self.private.frames[slot] = frame.index();
+            self.private.frames[slot] = frame.raw();
         }
         CodeRef(self.private.pages[slot].as_ptr())
     }
 
     #[inline]
     fn is_code(&self, page: u32, frame: Frame) -> bool {
-        self.is_private(frame) && self.private.frames[page as usize % SLOTS] == frame.index()
+        self.is_private(frame) && self.private.frames[page as usize % SLOTS] == frame.raw()
     }
 
     fn drop_code(&mut self, frame: Frame) {
@@ -505,7 +505,7 @@ impl<'a, S: FrameSource, L: Placement, const SLOTS: usize> Ram for FrameRam<'a, 
             return;
         }
         for slot in 0..SLOTS {
-            if self.private.frames[slot] == frame.index() {
+            if self.private.frames[slot] == frame.raw() {
                 self.private.empty(slot);
                 self.private.frames[slot] = 0;
             }

@@ -63,7 +63,7 @@ pub fn state_hash(vm: &Vm, memory: &impl Memory) -> StateHash {
 pub fn ram_hash(memory: &impl Memory) -> u64 {
     let content = |frame| {
         let mut hasher = DefaultHasher::new();
-        memory.read_pieces(frame, 0, FRAME_SIZE, |_, piece| hasher.write(piece));
+        memory.read_chunks(frame, 0, FRAME_SIZE, |_, chunk| hasher.write(chunk));
         hasher.finish()
     };
     let zero = content(Frame::ZERO);

@@ -84,8 +84,8 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
             return Err(QueueError::Broken);
         };
         let answer = Request { queue, head, out_len, in_len }.execute(io, capacity)?;
-        queue.write_with(&mut io.ram, head, in_len, STATUS_LEN, |_, piece| {
-            piece.fill(answer.status);
+        queue.write_with(&mut io.ram, head, in_len, STATUS_LEN, |_, chunk| {
+            chunk.fill(answer.status);
         })?;
         // The used length counts from the first byte on, so the status only when there is no gap.
         let gap = u64::from(answer.written) != in_len;
@@ -147,8 +147,8 @@ impl Request<'_> {
     /// `type` and `sector`.
     fn header<M: Memory>(&self, ram: &Dma<'_, M>) -> Result<(u32, u64), QueueError> {
         let mut header = [0; HEADER_LEN];
-        self.queue.read_with(ram, self.head, 0, HEADER_LEN as u32, |at, piece| {
-            for (byte, value) in header.iter_mut().skip(at as usize).zip(piece) {
+        self.queue.read_with(ram, self.head, 0, HEADER_LEN as u32, |at, chunk| {
+            for (byte, value) in header.iter_mut().skip(at as usize).zip(chunk) {
                 *byte = *value;
             }
         })?;
@@ -165,8 +165,8 @@ impl Request<'_> {
     ) -> Result<Answer, QueueError> {
         let disk = Dma::new(&mut *io.disk, 0);
         let mut outcome = Ok(());
-        self.queue.write_with(&mut io.ram, self.head, 0, len, |position, piece| {
-            outcome = outcome.and(disk.read(at.wrapping_add(position.into()), piece));
+        self.queue.write_with(&mut io.ram, self.head, 0, len, |position, chunk| {
+            outcome = outcome.and(disk.read(at.wrapping_add(position.into()), chunk));
         })?;
         answer(outcome, Answer { status: status::OK, written: len, moved: len })
     }
@@ -179,9 +179,9 @@ impl Request<'_> {
     ) -> Result<Answer, QueueError> {
         let mut disk = Dma::new(&mut *io.disk, 0);
         let mut outcome = Ok(());
-        self.queue.read_with(&io.ram, self.head, HEADER_LEN as u64, len, |position, piece| {
+        self.queue.read_with(&io.ram, self.head, HEADER_LEN as u64, len, |position, chunk| {
             if outcome.is_ok() {
-                outcome = disk.write(at.wrapping_add(position.into()), piece);
+                outcome = disk.write(at.wrapping_add(position.into()), chunk);
             }
         })?;
         answer(outcome, Answer { status: status::OK, written: 0, moved: len })
@@ -189,8 +189,8 @@ impl Request<'_> {
 
     fn get_id<M: Memory>(&self, ram: &mut Dma<'_, M>) -> Result<Answer, QueueError> {
         let len = self.in_len.min(ID.len() as u64) as u32;
-        self.queue.write_with(ram, self.head, 0, len, |at, piece| {
-            for (byte, value) in piece.iter_mut().zip(ID.iter().skip(at as usize)) {
+        self.queue.write_with(ram, self.head, 0, len, |at, chunk| {
+            for (byte, value) in chunk.iter_mut().zip(ID.iter().skip(at as usize)) {
                 *byte = *value;
             }
         })?;

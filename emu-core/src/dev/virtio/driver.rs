@@ -11,7 +11,7 @@ use std::vec::Vec;
 
 use super::{Io, Virtio, feature, mmio::status};
 use crate::chacha::ChaCha;
-use crate::mem::{Dma, FRAME_SIZE, Frame, Memory, NoFrame, pieces};
+use crate::mem::{Dma, FRAME_SIZE, Frame, Memory, NoFrame, chunks};
 use crate::port::Port;
 use crate::trap::Trap;
 
@@ -140,12 +140,12 @@ impl MockMemory {
 
     fn value<const N: usize>(&self, frame: Frame, offset: u32) -> [u8; N] {
         let at = (offset % FRAME_SIZE) as usize & !(N - 1);
-        self.frames[frame.index() as usize][at..at + N].try_into().expect("N bytes")
+        self.frames[frame.raw() as usize][at..at + N].try_into().expect("N bytes")
     }
 
     fn private(&mut self, frame: Frame) -> &mut [u8; FRAME_SIZE as usize] {
-        assert!(self.is_private(frame), "write to shared frame {}", frame.index());
-        &mut self.frames[frame.index() as usize]
+        assert!(self.is_private(frame), "write to shared frame {}", frame.raw());
+        &mut self.frames[frame.raw() as usize]
     }
 
     fn set_value<const N: usize>(&mut self, frame: Frame, offset: u32, value: [u8; N]) {
@@ -155,28 +155,28 @@ impl MockMemory {
 }
 
 /// Pieces are small, so that tests meet their ends.
-const PIECE: u32 = 16;
+const CHUNK: u32 = 16;
 
 impl Memory for MockMemory {
     fn pages(&self) -> u32 {
         self.pages.len() as u32
     }
     fn frame(&self, page: u32) -> Option<Frame> {
-        self.pages.get(page as usize).map(|&index| Frame::new(index))
+        self.pages.get(page as usize).map(|&index| Frame::from_raw(index))
     }
     fn is_private(&self, frame: Frame) -> bool {
-        frame.index() >= self.shared
+        frame.raw() >= self.shared
     }
     fn make_private(&mut self, page: u32) -> Result<Frame, NoFrame> {
-        let frame = Frame::new(self.pages[page as usize]);
+        let frame = Frame::from_raw(self.pages[page as usize]);
         if self.is_private(frame) {
             return Ok(frame);
         }
         self.frames_left = self.frames_left.checked_sub(1).ok_or(NoFrame)?;
-        let copy = self.frames[frame.index() as usize].clone();
+        let copy = self.frames[frame.raw() as usize].clone();
         self.pages[page as usize] = self.frames.len() as u32;
         self.frames.push(copy);
-        Ok(Frame::new(self.pages[page as usize]))
+        Ok(Frame::from_raw(self.pages[page as usize]))
     }
     fn load8(&self, frame: Frame, offset: u32) -> u32 {
         u8::from_le_bytes(self.value(frame, offset)).into()
@@ -196,19 +196,19 @@ impl Memory for MockMemory {
     fn store32(&mut self, frame: Frame, offset: u32, value: u32) {
         self.set_value(frame, offset, value.to_le_bytes());
     }
-    fn read_pieces(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
-        for (at, n) in pieces(PIECE, offset, len) {
-            f(at, &self.frames[frame.index() as usize][(offset + at) as usize..][..n]);
+    fn read_chunks(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
+        for (at, n) in chunks(CHUNK, offset, len) {
+            f(at, &self.frames[frame.raw() as usize][(offset + at) as usize..][..n]);
         }
     }
-    fn write_pieces(
+    fn write_chunks(
         &mut self,
         frame: Frame,
         offset: u32,
         len: u32,
         mut f: impl FnMut(u32, &mut [u8]),
     ) {
-        for (at, n) in pieces(PIECE, offset, len) {
+        for (at, n) in chunks(CHUNK, offset, len) {
             f(at, &mut self.private(frame)[(offset + at) as usize..][..n]);
         }
     }

@@ -57,8 +57,8 @@ pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
                     return Ok(QueueStatus::Deferred);
                 }
                 let port = &mut *io.port;
-                queue.read_with(&io.ram, head, HEADER_LEN.into(), len, |at, piece| {
-                    port.net_tx_write(at, piece);
+                queue.read_with(&io.ram, head, HEADER_LEN.into(), len, |at, chunk| {
+                    port.net_tx_write(at, chunk);
                 })?;
                 io.port.net_tx_end();
                 counters.tx_packets = counters.tx_packets.wrapping_add(1);
@@ -114,7 +114,7 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
             continue;
         }
         let port = &mut *io.port;
-        queue.write_with(&mut io.ram, head, 0, len, |at, piece| fill(port, at, piece))?;
+        queue.write_with(&mut io.ram, head, 0, len, |at, chunk| fill(port, at, chunk))?;
         io.port.net_rx_end();
         queue.complete(&mut io.ram, head, len)?;
         counters.rx_packets = counters.rx_packets.wrapping_add(1);
@@ -124,9 +124,9 @@ pub(super) fn receive<M: Memory, D: Memory, P: Port>(
 }
 
 /// Fills a chunk with what is at byte `at` of header and packet.
-fn fill(port: &mut impl Port, at: u32, piece: &mut [u8]) {
-    let in_header = HEADER_LEN.saturating_sub(at).min(piece.len() as u32);
-    let Some((header, packet)) = piece.split_at_mut_checked(in_header as usize) else { return };
+fn fill(port: &mut impl Port, at: u32, chunk: &mut [u8]) {
+    let in_header = HEADER_LEN.saturating_sub(at).min(chunk.len() as u32);
+    let Some((header, packet)) = chunk.split_at_mut_checked(in_header as usize) else { return };
     for (byte, value) in header.iter_mut().zip(HEADER.iter().skip(at as usize)) {
         *byte = *value;
     }

@@ -297,7 +297,7 @@ impl Queue {
                 break;
             }
             if let Some((addr, len, position)) = range.cut(&segment) {
-                ram.read_with(addr, len, |at, piece| f(position.wrapping_add(at), piece))?;
+                ram.read_with(addr, len, |at, chunk| f(position.wrapping_add(at), chunk))?;
             }
         }
         Ok(())
@@ -322,7 +322,7 @@ impl Queue {
                 continue;
             }
             if let Some((addr, len, position)) = range.cut(&segment) {
-                ram.write_with(addr, len, |at, piece| f(position.wrapping_add(at), piece))?;
+                ram.write_with(addr, len, |at, chunk| f(position.wrapping_add(at), chunk))?;
             }
         }
         Ok(())
@@ -803,13 +803,13 @@ mod tests {
             &[(BUFFERS, 3, 0), (BUFFERS, 0, 0), (across, 4, 0), (BUFFERS, 3, WRITE)],
         );
         let queue = queue(&guest);
-        let mut pieces = Vec::new();
+        let mut chunks = Vec::new();
         guest
             .dma(|ram| {
-                queue.read_with(ram, head, 1, 5, |at, piece| pieces.push((at, piece.to_vec())))
+                queue.read_with(ram, head, 1, 5, |at, chunk| chunks.push((at, chunk.to_vec())))
             })
             .expect("in RAM");
-        assert_eq!(pieces, [(0, b"bc".to_vec()), (2, b"de".to_vec()), (4, b"f".to_vec())]);
+        assert_eq!(chunks, [(0, b"bc".to_vec()), (2, b"de".to_vec()), (4, b"f".to_vec())]);
     }
 
     #[test]
@@ -820,7 +820,7 @@ mod tests {
             guest.write_chain(0, &[(BUFFERS, 9, 0), (BUFFERS, 3, WRITE), (across, 4, WRITE)]);
         let queue = queue(&guest);
         guest
-            .dma(|ram| queue.write_with(ram, head, 2, 4, |at, piece| piece.fill(at as u8 + 1)))
+            .dma(|ram| queue.write_with(ram, head, 2, 4, |at, chunk| chunk.fill(at as u8 + 1)))
             .expect("in RAM");
         assert_eq!(guest.load(BUFFERS, 3), [0, 0, 1]);
         assert_eq!(guest.load(across, 4), [2, 2, 4, 0]);

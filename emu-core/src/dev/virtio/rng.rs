@@ -30,11 +30,11 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
         // All frames first: running out of them must not use up randomness, or the guest's
         // numbers would depend on the host's memory.
         queue.write_with(&mut io.ram, head, 0, len, |_, _| {})?;
-        // At once: the stream must not depend on the pieces that the buffer lies in.
+        // At once: the stream must not depend on the chunks that the buffer lies in.
         let mut random = [0; BYTES_MAX];
         io.rng.fill(random.get_mut(..len as usize).unwrap_or_default());
-        queue.write_with(&mut io.ram, head, 0, len, |at, piece| {
-            for (byte, value) in piece.iter_mut().zip(random.iter().skip(at as usize)) {
+        queue.write_with(&mut io.ram, head, 0, len, |at, chunk| {
+            for (byte, value) in chunk.iter_mut().zip(random.iter().skip(at as usize)) {
                 *byte = *value;
             }
         })?;

@@ -227,8 +227,8 @@ impl Guest {
         let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &context.magazine) };
         for (page, bytes) in staged.pages {
             let frame = ram.make_private(page)?;
-            ram.write_pieces(frame, 0, FRAME_SIZE, |at, piece| {
-                piece.copy_from_slice(&bytes[at as usize..][..piece.len()]);
+            ram.write_chunks(frame, 0, FRAME_SIZE, |at, chunk| {
+                chunk.copy_from_slice(&bytes[at as usize..][..chunk.len()]);
             });
         }
         Ok(guest)

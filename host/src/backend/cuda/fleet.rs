@@ -6,10 +6,10 @@ use std::time::Duration;
 use emu_core::abi::{VERSION, Vm};
 use emu_core::machine::Now;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
+use emu_device::frame_layout::{FrameLayout, OnGpu};
 use emu_device::launch::{
     At, CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
 };
-use emu_device::placement::{OnGpu, Placement};
 use emu_device::port::{Outbox, PortState};
 use emu_device::ram::{CodeCache, CodePage};
 use zerocopy::{IntoBytes, TryFromBytes};
@@ -129,12 +129,12 @@ const STAGING: usize = PAGES_AT + STAGED_PAGES * size_of::<StagedPage>();
 /// Brings frames into the layout of the arena, from its start on.
 fn placed(frames: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; frames.len().next_multiple_of(OnGpu::ALIGN)];
-    const PIECE: usize = OnGpu::PIECE as usize;
-    for (n, piece) in frames.chunks_exact(PIECE).enumerate() {
-        let at = n * PIECE;
-        let (number, offset) = (at >> FRAME_SHIFT, at % FRAME_SIZE as usize);
-        let to = OnGpu::place(number as u32, offset as u32);
-        bytes[to..to + PIECE].copy_from_slice(piece);
+    const CHUNK: usize = OnGpu::CHUNK as usize;
+    for (n, chunk) in frames.chunks_exact(CHUNK).enumerate() {
+        let at = n * CHUNK;
+        let (index, offset) = (at >> FRAME_SHIFT, at % FRAME_SIZE as usize);
+        let to = OnGpu::offset_of(index as u32, offset as u32);
+        bytes[to..to + CHUNK].copy_from_slice(chunk);
     }
     bytes
 }

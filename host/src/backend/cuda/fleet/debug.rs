@@ -1,7 +1,7 @@
 //! Debug access to VMs in device memory: frames, words of RAM, counters.
 
-use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, pieces};
-use emu_device::placement::{OnGpu, Placement};
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, chunks};
+use emu_device::frame_layout::{FrameLayout, OnGpu};
 use emu_device::port::PortState;
 
 use super::DeviceFleet;
@@ -73,14 +73,14 @@ impl DeviceFleet {
         if frame >= self.launch.frames || at >= FRAME_SIZE {
             return Err(CudaError::Contract("a frame outside of the arena"));
         }
-        Ok(self.launch.arena.address() + OnGpu::place(frame, at) as Address)
+        Ok(self.launch.arena.address() + OnGpu::offset_of(frame, at) as Address)
     }
 
     /// Reads from one frame. No launch may be under way.
     fn read(&mut self, frame: u32, at: u32, bytes: &mut [u8]) -> Result<(), CudaError> {
-        for (done, len) in pieces(OnGpu::PIECE, at, bytes.len() as u32) {
-            let piece = &mut bytes[done as usize..][..len];
-            self.gpu.download(self.place(frame, at + done)?, piece)?;
+        for (done, len) in chunks(OnGpu::CHUNK, at, bytes.len() as u32) {
+            let chunk = &mut bytes[done as usize..][..len];
+            self.gpu.download(self.place(frame, at + done)?, chunk)?;
         }
         Ok(())
     }
