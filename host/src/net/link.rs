@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::counters::{Counters, Counts, DropReason};
 use super::pcap::{Direction, Recorder};
@@ -20,8 +20,10 @@ pub const INBOUND_MAX: usize = 256;
 /// Packets of a VM that may wait for the network thread.
 pub const OUTBOUND_MAX: usize = 256;
 
-/// Wakes a VM or the network thread, which may sleep.
-pub type Waker<T> = Box<dyn Fn(T) + Send + Sync>;
+/// Wakes the given VM.
+type VmWaker = Arc<dyn Fn(u32) + Send + Sync>;
+/// Wakes the network thread.
+type NetworkWaker = Box<dyn Fn() + Send + Sync>;
 
 /// A message to the network thread.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,6 +44,8 @@ struct Endpoint {
     waiting: AtomicU32,
     /// Whether the VM has ended.
     ended: AtomicBool,
+    /// Wakes the VM for packets when it had none.
+    waker: OnceLock<VmWaker>,
     counters: Counters,
 }
 
@@ -88,10 +92,7 @@ pub struct VirtualLink {
     woken: AtomicBool,
     /// Whether packets were sent since the last [`VirtualLink::flush`].
     sent: AtomicBool,
-    /// Waker of a VM whose inbound queue was empty.
-    vm_waker: OnceLock<Waker<u32>>,
-    /// Waker of the network thread.
-    network_waker: OnceLock<Waker<()>>,
+    waker: OnceLock<NetworkWaker>,
     /// Counters of packets from the outside that are for no VM.
     outside: Counters,
     /// Recorder of the packet capture.
@@ -120,14 +121,22 @@ impl VirtualLink {
         self.endpoints.get(vm as usize)
     }
 
-    /// Sets the waker of VMs for which packets arrive. Only the first call counts.
-    pub fn on_inbound(&self, waker: Waker<u32>) {
-        let _ = self.vm_waker.set(waker);
+    /// Sets what wakes these VMs when packets arrive for them, called with the VM's number in the
+    /// fleet. Each device of a fleet sets it for its own VMs. Only a VM's first waker counts.
+    pub fn on_inbound(
+        &self,
+        vms: impl IntoIterator<Item = u32>,
+        wake: impl Fn(u32) + Send + Sync + 'static,
+    ) {
+        let waker: VmWaker = Arc::new(wake);
+        for endpoint in vms.into_iter().filter_map(|vm| self.endpoint(vm)) {
+            let _ = endpoint.waker.set(Arc::clone(&waker));
+        }
     }
 
-    /// Sets the waker of the network thread. Only the first call counts.
-    pub fn on_outbound(&self, waker: Waker<()>) {
-        let _ = self.network_waker.set(waker);
+    /// Sets what wakes the network thread. Only the first call counts.
+    pub fn on_outbound(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.waker.set(Box::new(wake));
     }
 
     /// Sets the recorder of what VMs send and receive. Only the first call counts.
@@ -144,7 +153,8 @@ impl VirtualLink {
     // Methods for backends.
 
     /// Queues a packet from a VM. The network thread handles it after the next
-    /// [`VirtualLink::flush`] at the latest: waking the thread costs more than all that it does for a packet.
+    /// [`VirtualLink::flush`] at the latest: waking the thread costs more than all that it does for
+    /// a packet.
     pub fn send(&self, vm: u32, packet: Packet) {
         let Some(endpoint) = self.endpoint(vm) else { return };
         self.record(vm, Direction::Outbound, &packet);
@@ -237,9 +247,9 @@ impl VirtualLink {
 
     fn wake_network(&self) {
         if !self.woken.swap(true, Ordering::AcqRel)
-            && let Some(wake) = self.network_waker.get()
+            && let Some(wake) = self.waker.get()
         {
-            wake(());
+            wake();
         }
     }
 
@@ -298,7 +308,7 @@ impl VirtualLink {
         let first = inbound.len() == 1;
         endpoint.waiting.store(inbound.len() as u32, Ordering::Release);
         drop(inbound);
-        if first && let Some(wake) = self.vm_waker.get() {
+        if first && let Some(wake) = endpoint.waker.get() {
             wake(vm);
         }
     }
@@ -319,7 +329,6 @@ impl VirtualLink {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
@@ -338,8 +347,8 @@ mod tests {
         let link = VirtualLink::new(2);
         let (vm_wakes, network_wakes) = counting();
         let (a, b) = (Arc::clone(&vm_wakes), Arc::clone(&network_wakes));
-        link.on_inbound(Box::new(move |vm| _ = a.fetch_add(1 + vm as usize, Ordering::Relaxed)));
-        link.on_outbound(Box::new(move |()| _ = b.fetch_add(1, Ordering::Relaxed)));
+        link.on_inbound(0..2, move |vm| _ = a.fetch_add(1 + vm as usize, Ordering::Relaxed));
+        link.on_outbound(move || _ = b.fetch_add(1, Ordering::Relaxed));
         link.flush();
         link.send(1, packet(60));
         link.send(0, packet(61));
@@ -367,6 +376,20 @@ mod tests {
         assert_eq!((taken.len(), link.has_inbound(1)), (1, true));
         link.take(1, 9, &mut taken);
         assert_eq!((taken[1].len(), link.has_inbound(1)), (64, false));
+    }
+
+    #[test]
+    fn packets_wake_the_device_that_runs_their_vm() {
+        let link = VirtualLink::new(5);
+        let woken: [Arc<Mutex<Vec<u32>>>; 2] = Default::default();
+        for (vms, device) in [0..2, 2..4].into_iter().zip(&woken) {
+            let device = Arc::clone(device);
+            link.on_inbound(vms, move |vm| lock(&device).push(vm));
+        }
+        // Nobody runs VM 4.
+        (0..5).for_each(|vm| link.packet_sender().send(vm, packet(60)));
+        assert_eq!(woken.map(|vms| lock(&vms).clone()), [[0, 1], [2, 3]]);
+        assert!(link.has_inbound(4));
     }
 
     #[test]

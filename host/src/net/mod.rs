@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Backends put the packets that guests send on the [`VirtualLink`] and take packets for guests
-//! from it; they never wait. The network thread does everything else, waiting for the link, for sockets
-//! and for timers at once. Its work is proportional to packets and bytes, not to VMs.
+//! from it; they never wait. The network thread does everything else, waiting for the link, for
+//! sockets and for timers at once. Its work is proportional to packets and bytes, not to VMs.
 //!
 //! All guests may be identical, addresses included. A VM is therefore identified by its number from
 //! end to end; which address the outside sees instead of [`GUEST_IP`] is up to the uplink.

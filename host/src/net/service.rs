@@ -37,10 +37,10 @@ impl Network {
         uplink.register(poll.registry()).map_err(NetError::Start)?;
         let (sender, inbound) = unbounded();
         let connector = Connector::new(sender, Arc::clone(&waker));
-        link.on_outbound(Box::new(move |()| {
+        link.on_outbound(move || {
             // Waking fails only when the thread has ended.
             let _ = waker.wake();
-        }));
+        });
         let mut service = Service { link: Arc::clone(&link), uplink, poll, inbound };
         let work = move || {
             if let Err(error) = service.run() {

@@ -113,11 +113,11 @@ impl CpuBackend {
             fleet,
         });
         let waker = Arc::downgrade(&shared);
-        shared.settings.link.on_inbound(Box::new(move |vm| {
+        shared.settings.link.on_inbound(0..shared.fleet.count, move |vm| {
             if let Some(shared) = waker.upgrade() {
                 shared.sched.wake(vm);
             }
-        }));
+        });
         let backend = Self { shared, events };
         let threads = backend.shared.settings.threads.clamp(1, backend.shared.slots.len().max(1));
         for i in 0..threads {

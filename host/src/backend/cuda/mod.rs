@@ -171,7 +171,8 @@ impl CudaBackend {
         let (sender, events) = bounded(EVENTS_MAX);
         let (requests, received) = unbounded();
         let waker = requests.clone();
-        shared.settings.link.on_inbound(Box::new(move |vm| drop(waker.send(Request::Packets(vm)))));
+        let wake = move |vm| drop(waker.send(Request::Packets(vm)));
+        shared.settings.link.on_inbound(0..shared.fleet.count, wake);
         (shared.started()..shared.fleet.count).for_each(|vm| shared.settings.link.end(vm));
         let runner = Runner::new(Arc::clone(&shared), device, sender, received);
         let thread = thread::Builder::new()
