@@ -6,9 +6,9 @@
 /// Whether VMs share the decoded instructions of shared frames.
 pub const SHARED_CODE: bool = !cfg!(feature = "ablate-shared-code");
 /// Whether the instruction loop prefetches the next instruction while it executes one.
-pub const READ_AHEAD: bool = !cfg!(feature = "ablate-read-ahead");
+pub const PREFETCH: bool = !cfg!(feature = "ablate-prefetch");
 /// Whether VMs that share a warp wait for each other to reconverge.
-pub const MEETING: bool = !cfg!(feature = "ablate-meeting");
+pub const RECONVERGENCE: bool = !cfg!(feature = "ablate-reconvergence");
 /// Whether a VM that is alone in its warp runs a variant of the loop without reconvergence.
 pub const ALONE_LOOP: bool = !cfg!(feature = "ablate-alone-loop");
 /// Whether frames are interleaved in memory for VMs that share a warp.
@@ -18,8 +18,8 @@ pub const INTERLEAVING: bool = !cfg!(feature = "ablate-interleaving");
 pub fn left_out() -> impl Iterator<Item = &'static str> {
     let accelerators = [
         ("shared-code", SHARED_CODE),
-        ("read-ahead", READ_AHEAD),
-        ("meeting", MEETING),
+        ("prefetch", PREFETCH),
+        ("reconvergence", RECONVERGENCE),
         ("alone-loop", ALONE_LOOP),
         ("interleaving", INTERLEAVING),
     ];

@@ -4,7 +4,7 @@
 
 use crate::frame_layout::OnGpu;
 use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
-use crate::port::{CardDrops, Inbox, LogPort, PortState, Rest};
+use crate::port::{CardDrops, Inbox, LogPort, Parked, PortState};
 use crate::ram::{Arena, FrameMemory, FrameRam, FrameSource, copy};
 use crate::warp::{Warp, bracket, rejoin};
 use core::sync::atomic::Ordering;
@@ -74,7 +74,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
         let id = entry.vm & !WAKE;
         let control = &*launch.control.ptr();
         let state = &mut *launch.ports.ptr().add(id as usize);
-        if state.rest == Rest::Told && entry.vm & WAKE == 0 {
+        if state.parked == Parked::Reported && entry.vm & WAKE == 0 {
             return;
         }
         let inbox = match entry.inbox {
@@ -87,21 +87,21 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
             }
         };
         let vm = &mut *launch.vms.ptr().add(id as usize);
-        let (rest, exit) = (state.rest, state.exit);
+        let (parked, exit) = (state.parked, state.exit);
         let (offered, inbox) = (inbox.is_some(), inbox.unwrap_or(Inbox::NONE));
-        let mut warp = Warp::alone(state.calls);
+        let mut warp = Warp::alone(state.syscalls);
         let mut port = LogPort::new(id, state, &control.outbox, inbox);
         if launch.version != VERSION {
             let code = FaultCode::BadState as u32;
-            return port.rest(Exit { code: ExitCode::Fault, arg: code }, u64::MAX);
+            return port.park(Exit { code: ExitCode::Fault, arg: code }, u64::MAX);
         }
-        if rest == Rest::Untold {
-            return port.rest(exit, vm.wake_at());
+        if parked == Parked::Pending {
+            return port.park(exit, vm.wake_at());
         }
         if launch.slices == 0 {
             return port.flush();
         }
-        port.wake();
+        port.unpark();
         port.limit(launch.count);
         const HOT_WORDS: usize = size_of::<Hart>() / 4;
         copy((&raw const vm.hart).cast::<u32>(), hart.cast::<u32>(), HOT_WORDS);
@@ -128,12 +128,12 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
         // diverge. Only a VM that has pending input or is alone in its warp ends runs there
         // (`cut`).
         let budget = u64::from(launch.slices) * u64::from(launch.slice);
-        let meeting = launch.meeting_ns != 0;
+        let meeting = launch.time_limit_ns != 0;
         let run = budget + budget / 2;
         let (slice, limit, runs, cut) = if meeting {
             let goal = before + run * RUNS;
-            warp.gather(before, hart.x[2], goal, launch.meeting_ns);
-            let alone = launch.lanes == 1;
+            warp.gather(before, hart.x[2], goal, launch.time_limit_ns);
+            let alone = launch.vms_per_warp == 1;
             let slice = if alone { launch.slice } else { SLICE };
             (slice, goal + GRACE, u64::MAX, alone | offered)
         } else {
@@ -182,7 +182,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
         }
         let card = &vm.platform.dev.virtio[virtio_slot::NET].counters;
         let drops = CardDrops { rx: card.rx_drops as u32, tx: card.tx_drops as u32 };
-        port.tell_taken(offered, drops);
+        port.acknowledge_input(offered, drops);
         let spent = vm.platform.clock.retired.wrapping_sub(before);
         match exit.code {
             ExitCode::Budget => {
@@ -190,7 +190,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
                 control.ran.fetch_add(spent, Ordering::Relaxed);
             }
             ExitCode::Stalled => {}
-            _ => port.rest(exit, vm.wake_at()),
+            _ => port.park(exit, vm.wake_at()),
         }
         control.instructions.fetch_add(spent, Ordering::Relaxed);
         copy((&raw const *hart).cast::<u32>(), (&raw mut vm.hart).cast::<u32>(), HOT_WORDS);
@@ -260,7 +260,7 @@ pub unsafe fn start(launch: &Launch, index: u32) {
         if missing {
             // The VM never runs. The next launch reports its exit to the host.
             state.exit = Exit { code: ExitCode::NoFrame, arg: 1 };
-            state.rest = Rest::Untold;
+            state.parked = Parked::Pending;
         }
     }
 }
@@ -303,8 +303,8 @@ pub fn private_pages(memory: &impl Memory, part: u32, parts: u32) -> u64 {
 const _: () = assert!(CODE_SLOTS.is_power_of_two());
 const _: () = assert!(size_of::<Vm>().is_multiple_of(8) && align_of::<Vm>() == 8);
 
-/// The kernels' entry points on the GPU. Each thread runs one VM, [`Launch::lanes`] of them per
-/// warp. A block is one warp, so that its shared memory is free as soon as that warp has ended.
+/// The kernels' entry points on the GPU. Each thread runs one VM, and [`Launch::vms_per_warp`]
+/// threads of a warp do. A block is one warp, so that its shared memory is free as soon as that warp has ended.
 #[cfg(feature = "device")]
 mod entry {
     use super::Launch;
@@ -313,13 +313,13 @@ mod entry {
 
     fn index(launch: &Launch) -> Option<u32> {
         let lane = thread::thread_idx_x();
-        let index = thread::block_idx_x() * launch.lanes + lane;
-        (lane < launch.lanes && index < launch.count).then_some(index)
+        let index = thread::block_idx_x() * launch.vms_per_warp + lane;
+        (lane < launch.vms_per_warp && index < launch.count).then_some(index)
     }
 
     /// # Safety
-    /// As [`super::step`]; the block has 32 threads and `lanes * size_of::<Hart>()` bytes of shared
-    /// memory.
+    /// As [`super::step`]; the block has 32 threads and `vms_per_warp * size_of::<Hart>()` bytes of
+    /// shared memory.
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn pxvm_step(launch: &Launch) {
         if let Some(index) = index(launch) {

@@ -78,7 +78,7 @@ pub struct Launch {
     /// How many VMs to work on: entries of `active`, or of `staged`.
     pub count: u32,
     /// VMs per warp, 1 to 32.
-    pub lanes: u32,
+    pub vms_per_warp: u32,
     /// Slices that a VM may run. With zero, the launch only drains consoles.
     pub slices: u32,
     /// Instructions in a slice: a power of two, [`SLICE`] at most. Slices end at multiples of it,
@@ -105,7 +105,7 @@ pub struct Launch {
     pub inbox_len: u32,
     /// Zero for an exact launch, which ends after its slices. Otherwise the nanoseconds after which
     /// the launch ends, at the next point where the VMs that share a warp have reconverged.
-    pub meeting_ns: u32,
+    pub time_limit_ns: u32,
     /// The arena of frames, in the layout [`crate::frame_layout::OnGpu`].
     pub arena: At<u8>,
     /// Decoded instructions of the shared frames.

@@ -161,13 +161,13 @@ impl Outbox {
     derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
 )]
 #[repr(u32)]
-pub enum Rest {
+pub enum Parked {
     /// The VM runs.
     No = 0,
     /// The VM is parked, and the log had room to report that to the host.
-    Told = 1,
+    Reported = 1,
     /// The VM is parked, and that must still be reported, because the log was full.
-    Untold = 2,
+    Pending = 2,
 }
 
 /// The state of a VM's port between launches.
@@ -183,9 +183,9 @@ pub struct PortState {
     /// The VM's instruction count at the end of its last run.
     pub instret: u64,
     /// How many system calls the VM's programs have made: see `crate::warp`.
-    pub calls: u32,
+    pub syscalls: u32,
     /// Whether the VM is parked.
-    pub rest: Rest,
+    pub parked: Parked,
     /// Why the VM is parked.
     pub exit: Exit,
     /// The end of the input that the VM has taken.
@@ -206,8 +206,8 @@ impl PortState {
         Self {
             origin,
             instret: 0,
-            calls: 0,
-            rest: Rest::No,
+            syscalls: 0,
+            parked: Parked::No,
             exit: Exit { code: ExitCode::Budget, arg: 0 },
             taken: Taken { console: 0, packets: 0 },
             drops: CardDrops { rx: 0, tx: 0 },
@@ -357,8 +357,8 @@ impl<'a> LogPort<'a> {
     }
 
     /// Unparks the VM.
-    pub fn wake(&mut self) {
-        self.state.rest = Rest::No;
+    pub fn unpark(&mut self) {
+        self.state.parked = Parked::No;
     }
 
     /// Begins a run. `retired` is the VM's instruction count.
@@ -367,13 +367,13 @@ impl<'a> LogPort<'a> {
     }
 
     /// Ends a run. `retired` is the VM's instruction count now, `exit` is how the run ended, and
-    /// `calls` is how many system calls the VM's programs have made.
-    pub fn end(&mut self, retired: u64, exit: Exit, calls: u32) {
+    /// `syscalls` is how many system calls the VM's programs have made.
+    pub fn end(&mut self, retired: u64, exit: Exit, syscalls: u32) {
         if retired > self.instret {
             self.flush();
         }
         self.state.instret = retired;
-        self.state.calls = calls;
+        self.state.syscalls = syscalls;
         self.instret = match exit.code {
             ExitCode::Budget => retired.next_multiple_of(u64::from(SLICE)),
             _ => retired,
@@ -383,7 +383,7 @@ impl<'a> LogPort<'a> {
 
     /// Reports to the host how much input the VM has taken, if some was `offered`, and what its
     /// network device has dropped, if that has changed.
-    pub fn tell_taken(&mut self, offered: bool, drops: CardDrops) {
+    pub fn acknowledge_input(&mut self, offered: bool, drops: CardDrops) {
         if !offered && drops == self.state.drops {
             return;
         }
@@ -398,19 +398,19 @@ impl<'a> LogPort<'a> {
     }
 
     /// Parks the VM, and reports that to the host now or, if the log is full, in a later launch.
-    pub fn rest(&mut self, exit: Exit, wake_at: u64) {
+    pub fn park(&mut self, exit: Exit, wake_at: u64) {
         self.state.exit = exit;
         self.instret = self.state.instret;
         self.flush();
         let wake_at = wake_at.saturating_add(self.state.origin);
-        let told = self.state.console_len == 0
+        let reported = self.state.console_len == 0
             && self.outbox.put(
                 self.vm,
                 RecordKind::Exit,
                 self.instret,
                 ExitRecord { exit, wake_at },
             );
-        self.state.rest = if told { Rest::Told } else { Rest::Untold };
+        self.state.parked = if reported { Parked::Reported } else { Parked::Pending };
     }
 
     /// Writes the collected console output to the log, if there is room.
@@ -572,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_over_several_slices_tells_of_each_as_if_it_had_been_cut() {
+    fn a_run_over_several_slices_reports_each_as_if_it_had_been_cut() {
         let log = log(256);
         let mut state = PortState::new(0);
         let mut port = LogPort::new(7, &mut state, &log.outbox, Inbox::NONE);
@@ -602,13 +602,13 @@ mod tests {
         assert_eq!(port.state.console_len, CONSOLE_BYTES as u32);
         assert_eq!(log.kind(24), RecordKind::End as u16);
         let exit = Exit { code: ExitCode::PowerOff, arg: 0 };
-        port.rest(exit, u64::MAX);
-        assert_eq!(state.rest, Rest::Untold);
+        port.park(exit, u64::MAX);
+        assert_eq!(state.parked, Parked::Pending);
         // With room, all of it is reported, in order.
         log.outbox.tail.store(0, Ordering::Relaxed);
         let big = self::log(512);
-        LogPort::new(0, &mut state, &big.outbox, Inbox::NONE).rest(exit, 0);
-        assert_eq!(state.rest, Rest::Told);
+        LogPort::new(0, &mut state, &big.outbox, Inbox::NONE).park(exit, 0);
+        assert_eq!(state.parked, Parked::Reported);
         assert_eq!(big.kind(0), RecordKind::Console as u16);
         assert_eq!(big.kind(16 + CONSOLE_BYTES), RecordKind::Exit as u16);
     }
@@ -677,12 +677,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_card_drops_is_told_once() {
+    fn what_a_card_drops_is_reported_once() {
         let log = log(256);
         let mut state = PortState::new(0);
         let mut port = LogPort::new(0, &mut state, &log.outbox, Inbox::NONE);
         for drops in [0, 3, 3] {
-            port.tell_taken(false, CardDrops { rx: drops, tx: 0 });
+            port.acknowledge_input(false, CardDrops { rx: drops, tx: 0 });
         }
         assert_eq!(log.outbox.tail.load(Ordering::Relaxed), 40);
         assert_eq!(state.drops, CardDrops { rx: 3, tx: 0 });

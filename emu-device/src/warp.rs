@@ -44,12 +44,12 @@ use emu_core::lane::{Lane, SyncPoint};
 
 // Votes, shuffles and barriers. In a build without reconvergence, each lane acts as if it were
 // alone.
-#[cfg(all(feature = "device", not(feature = "ablate-meeting")))]
+#[cfg(all(feature = "device", not(feature = "ablate-reconvergence")))]
 use crate::intrin::warp::{
     activemask as here, sync_warp as sync, warp_ballot_sync as ballot,
     warp_shuffle_sync_idx as from_lane,
 };
-#[cfg(not(all(feature = "device", not(feature = "ablate-meeting"))))]
+#[cfg(not(all(feature = "device", not(feature = "ablate-reconvergence"))))]
 use one_lane::{ballot, from_lane, here, sync};
 
 /// Limits of [`Warp::patience`].
@@ -237,7 +237,7 @@ impl Warp {
 }
 
 impl Lane for &mut Warp {
-    const PREFETCH: bool = cfg!(feature = "device") && ablation::READ_AHEAD;
+    const PREFETCH: bool = cfg!(feature = "device") && ablation::PREFETCH;
 
     #[inline(always)]
     fn opaque(value: u64) -> u64 {
@@ -367,7 +367,7 @@ impl Turn {
 }
 
 /// Votes, shuffles and barriers of a warp with a single lane.
-#[cfg(not(all(feature = "device", not(feature = "ablate-meeting"))))]
+#[cfg(not(all(feature = "device", not(feature = "ablate-reconvergence"))))]
 mod one_lane {
     #[inline(always)]
     pub fn here() -> u32 {

@@ -173,7 +173,7 @@ fn good_guests_are_served_the_same_beside_hostile_ones_by_both_backends() {
     let count = fleet.count;
     let gpu = Box::new(Emulated::new(GPU_MEMORY));
     let device = DeviceFleet::new(gpu, &fleet.base, count).expect("room for all");
-    let options = Options { device: 0, lanes: Some(32) };
+    let options = Options { device: 0, vms_per_warp: Some(32) };
     let backend = CudaBackend::start(device, fleet, settings.clone(), options).expect("it starts");
     assert_eq!(expected, heard(&backend, count));
 }

@@ -238,7 +238,7 @@ impl Bencher<'_> {
         first.run_slice(&[0], 1024).map_err(BackendError::from)?;
         let gpu = first.into_gpu().map_err(BackendError::from)?;
         let device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
-        let options = cuda::Options { device: number, lanes: packing.0 };
+        let options = cuda::Options { device: number, vms_per_warp: packing.0 };
         Ok(Place::Cuda(device, options))
     }
 }

@@ -62,7 +62,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let api = ApiServer::bind(&control)?;
     let uplink = network::uplink(&networking, capacity, running.backend, api.address())?;
     let device = running.device.unwrap_or_default();
-    let options = cuda::Options { device, lanes: running.lanes };
+    let options = cuda::Options { device, vms_per_warp: running.lanes };
     // A GPU that cannot be used is reported before images are searched; loading the program into
     // one that can takes seconds the first time, and comes later.
     let wanted = wants_gpu(running.backend, options.device)?;

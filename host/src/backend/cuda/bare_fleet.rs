@@ -17,22 +17,22 @@ use crate::machine::Fleet;
 pub struct BareFleet {
     device: DeviceFleet,
     ram_base: u64,
-    lanes: Option<u32>,
+    vms_per_warp: Option<u32>,
 }
 
 impl BareFleet {
-    /// Starts the VMs of a fleet with `lanes` VMs per warp; with the best number when absent.
+    /// Starts the VMs of a fleet. Without `vms_per_warp`, each launch takes the best number.
     pub fn start(
         gpu: Box<dyn Gpu>,
         fleet: &Fleet,
-        lanes: Option<u32>,
+        vms_per_warp: Option<u32>,
     ) -> Result<Self, BackendError> {
         let mut device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
         let starts: Vec<Start> = (0..fleet.count)
             .map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) })
             .collect();
         device.start(&starts)?;
-        Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), lanes })
+        Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), vms_per_warp })
     }
 
     /// Runs each of `vms`, which are in order, to its next multiple of `slice` instructions, under
@@ -44,13 +44,20 @@ impl BareFleet {
         slice: u32,
     ) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
         let active: Vec<Entry> = vms.iter().map(|&vm| Entry { vm: vm | WAKE, inbox: 0 }).collect();
-        let lanes = self
-            .lanes
-            .unwrap_or_else(|| packing::lanes(vms.len() as u32, self.device.multiprocessors()));
+        let vms_per_warp = self.vms_per_warp.unwrap_or_else(|| {
+            packing::vms_per_warp(vms.len() as u32, self.device.multiprocessors())
+        });
         let now = Now::Instret;
         let slice = slice.min(SLICE);
-        let args =
-            LaunchArgs { active: &active, inbox: &[], slices: 1, slice, now, lanes, time: None };
+        let args = LaunchArgs {
+            active: &active,
+            inbox: &[],
+            slices: 1,
+            slice,
+            now,
+            vms_per_warp,
+            time: None,
+        };
         self.device.submit(&args)?;
         let goes_on = Exit { code: ExitCode::Budget, arg: 0 };
         let mut ended = vec![(goes_on, Vec::new()); vms.len()];

@@ -55,7 +55,7 @@ pub struct LaunchArgs<'a> {
     /// Guest time of the launch.
     pub now: Now,
     /// VMs per warp.
-    pub lanes: u32,
+    pub vms_per_warp: u32,
     /// How long the launch is to take. VMs that share a warp then end it where they converge. With
     /// `None` it ends exactly with its slices.
     pub time: Option<Duration>,
@@ -212,7 +212,7 @@ impl DeviceFleet {
         let launch = Launch {
             version: VERSION,
             count: 0,
-            lanes: 1,
+            vms_per_warp: 1,
             slices: 0,
             slice: 1,
             rate: 0,
@@ -224,7 +224,7 @@ impl DeviceFleet {
             rom_pages: base.rom.len() as u32,
             shared_code_len: ram_shared,
             inbox_len: 0,
-            meeting_ns: 0,
+            time_limit_ns: 0,
             arena: At::new(arena),
             shared_code: At::new(shared_code),
             private_code: At::new(private_code),
@@ -358,16 +358,16 @@ impl DeviceFleet {
         vms: &[u32],
     ) -> Result<(), CudaError> {
         // A digest takes a warp for each VM.
-        let lanes = if kernel == Kernel::Digest { 1 } else { 4 };
+        let vms_per_warp = if kernel == Kernel::Digest { 1 } else { 4 };
         const HEAD: usize = size_of::<Launch>();
         let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm, inbox: 0 }).collect();
         let active = At::new(self.auxiliary_list_device + HEAD as u64);
-        let launch = Launch { count, lanes, active, ..self.launch };
+        let launch = Launch { count, vms_per_warp, active, ..self.launch };
         self.auxiliary_list.write(0, launch.as_bytes());
         self.auxiliary_list.write(HEAD, entries.as_bytes());
         let from = self.auxiliary_list.address();
         self.gpu.copy(self.auxiliary_list_device, from, HEAD + size_of_val(&entries[..]))?;
-        self.gpu.launch(kernel, count.div_ceil(lanes), 0, self.auxiliary_list_device)?;
+        self.gpu.launch(kernel, count.div_ceil(vms_per_warp), 0, self.auxiliary_list_device)?;
         // The next call may overwrite the lists.
         self.finish()
     }
@@ -389,9 +389,9 @@ impl DeviceFleet {
         let buffers = &mut self.buffers[self.next];
         let launch = Launch {
             count: args.active.len() as u32,
-            lanes: args.lanes,
+            vms_per_warp: args.vms_per_warp,
             slices: args.slices,
-            meeting_ns: args.time.map_or(0, |t| t.as_nanos() as u32),
+            time_limit_ns: args.time.map_or(0, |t| t.as_nanos() as u32),
             slice: args.slice,
             rate,
             ticks,
@@ -418,8 +418,8 @@ impl DeviceFleet {
         self.gpu.copy(self.control, buffers.device + OUTBOX_AT as u64, RESET)?;
         self.gpu.begin()?;
         if launch.count > 0 {
-            let warps = launch.count.div_ceil(launch.lanes);
-            let shared = launch.lanes * size_of::<emu_core::abi::Hart>() as u32;
+            let warps = launch.count.div_ceil(launch.vms_per_warp);
+            let shared = launch.vms_per_warp * size_of::<emu_core::abi::Hart>() as u32;
             self.gpu.launch(Kernel::Step, warps, shared, buffers.device)?;
         }
         self.gpu.copy(buffers.control.address(), self.control, size_of::<Control>())?;

@@ -59,7 +59,7 @@ pub struct Options {
     /// Index of the CUDA device.
     pub device: u32,
     /// VMs per warp; chosen for each launch when absent.
-    pub lanes: Option<u32>,
+    pub vms_per_warp: Option<u32>,
 }
 
 /// Returns an error where this build has no code for GPUs.

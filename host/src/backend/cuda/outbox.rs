@@ -112,8 +112,8 @@ mod tests {
         let exit = Exit { code: ExitCode::Idle, arg: 0 };
         port.end(77, exit, 0);
         let drops = CardDrops { rx: 3, tx: 4 };
-        port.tell_taken(false, drops);
-        port.rest(exit, 5);
+        port.acknowledge_input(false, drops);
+        port.park(exit, 5);
         let log: Vec<u8> = data.iter().flat_map(|w| w.to_le_bytes()).collect();
         let read: Vec<_> = messages(&log).map(|m| (m.vm, m.instret, m.body)).collect();
         assert_eq!(

@@ -36,8 +36,8 @@ impl LaunchPacer {
     }
 
     /// Sets whether packets come and go, and the number of VMs per warp.
-    pub fn set_load(&mut self, talking: bool, lanes: u32) {
-        self.target = match lanes {
+    pub fn set_load(&mut self, talking: bool, vms_per_warp: u32) {
+        self.target = match vms_per_warp {
             _ if talking => TARGET_TALKING,
             32.. => TARGET_FULL,
             _ => TARGET,

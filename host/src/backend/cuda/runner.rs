@@ -150,9 +150,9 @@ impl Runner {
             let launched = !self.list().is_empty();
             if launched {
                 let talking = self.packet_at.is_some_and(|at| at.elapsed() < TALK);
-                let lanes = self.lanes();
-                self.pacer.set_load(talking, lanes);
-                self.submit(self.pacer.slices(), lanes)?;
+                let vms_per_warp = self.vms_per_warp();
+                self.pacer.set_load(talking, vms_per_warp);
+                self.submit(self.pacer.slices(), vms_per_warp)?;
             }
             match self.unread.take() {
                 Some(completed) => {
@@ -175,7 +175,7 @@ impl Runner {
             let result = self.fleet.result(completed)?;
             self.hear(&result);
             if result.full && !self.list().is_empty() {
-                self.submit(0, self.lanes())?;
+                self.submit(0, self.vms_per_warp())?;
                 self.unread = Some(self.fleet.wait()?);
             }
         }
@@ -296,13 +296,13 @@ impl Runner {
     }
 
     /// Returns the number of VMs per warp.
-    fn lanes(&self) -> u32 {
+    fn vms_per_warp(&self) -> u32 {
         let count = self.entries.len() as u32;
-        let lanes = self.shared.options.lanes;
-        lanes.unwrap_or_else(|| packing::lanes(count, self.fleet.multiprocessors()))
+        let vms_per_warp = self.shared.options.vms_per_warp;
+        vms_per_warp.unwrap_or_else(|| packing::vms_per_warp(count, self.fleet.multiprocessors()))
     }
 
-    fn submit(&mut self, slices: u32, lanes: u32) -> Result<(), CudaError> {
+    fn submit(&mut self, slices: u32, vms_per_warp: u32) -> Result<(), CudaError> {
         let find = |entries: &[Entry], vm: u32| entries.binary_search_by_key(&vm, |e| e.vm).ok();
         let mut marked = Vec::new();
         self.inbox.clear();
@@ -335,7 +335,7 @@ impl Runner {
             slices,
             slice: self.pacer.slice(),
             now: self.clock.now(Instant::now()),
-            lanes,
+            vms_per_warp,
             time: Some(self.pacer.target()),
         };
         self.fleet.submit(&args)?;

@@ -389,7 +389,7 @@ fn a_launch_tells_how_far_vms_came_that_would_go_on() {
         slices: 2,
         slice: 1024,
         now,
-        lanes: 1,
+        vms_per_warp: 1,
         time: None,
     };
     device.submit(&args).unwrap();

@@ -283,7 +283,7 @@ impl Pair {
             time: None,
             slice,
             now: Now::Instret,
-            lanes: packing::lanes(vms.len() as u32, self.device.multiprocessors()),
+            vms_per_warp: packing::vms_per_warp(vms.len() as u32, self.device.multiprocessors()),
         })?;
         let completed = self.device.wait()?;
         let result = self.device.result(completed)?;
