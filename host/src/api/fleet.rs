@@ -176,7 +176,7 @@ pub async fn health(State(app): State<Shared>) -> Result<&'static str, ApiError>
 
 /// Query: which VMs to list.
 #[derive(Deserialize)]
-pub struct Which {
+pub struct VmsQuery {
     state: Option<String>,
     offset: Option<u32>,
     limit: Option<u32>,
@@ -200,15 +200,15 @@ pub struct VmsBody {
 /// `GET /api/v1/vms`
 pub async fn vms(
     State(app): State<Shared>,
-    Params(which): Params<Which>,
+    Params(query): Params<VmsQuery>,
 ) -> Result<Json<VmsBody>, ApiError> {
-    let state = which.state.as_deref().map(state_of).transpose()?;
-    let limit = which.limit.unwrap_or(LIMIT);
+    let state = query.state.as_deref().map(state_of).transpose()?;
+    let limit = query.limit.unwrap_or(LIMIT);
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(ApiError::BadRequest(format!("the limit is 1 to {LIMIT_MAX}")));
     }
     let rows = app.gauges.look();
-    let offset = which.offset.unwrap_or(0) as usize;
+    let offset = query.offset.unwrap_or(0) as usize;
     let (total, chosen) = {
         let fleet = app.fleet.state();
         let all = || {

@@ -22,7 +22,7 @@ type Labels = Vec<(&'static str, String)>;
 
 /// Query: which VMs have series of their own.
 #[derive(Deserialize)]
-pub struct Which {
+pub struct MetricsQuery {
     vms: Option<String>,
 }
 
@@ -51,10 +51,10 @@ fn ranges(text: &str, count: u32) -> Result<Vec<u32>, ApiError> {
 /// `GET /metrics`
 pub async fn metrics(
     State(app): State<Shared>,
-    Params(which): Params<Which>,
+    Params(query): Params<MetricsQuery>,
 ) -> Result<impl IntoResponse, ApiError> {
     let count = app.fleet.state().count();
-    let vms = which.vms.map(|text| ranges(&text, count)).transpose()?.unwrap_or_default();
+    let vms = query.vms.map(|text| ranges(&text, count)).transpose()?.unwrap_or_default();
     let mut registry = Registry::with_prefix("pxvm");
     fleet(&app, &mut registry);
     if !vms.is_empty() {

@@ -1,6 +1,9 @@
 //! `pxvm bench`: measures the speed of fleets.
 
+mod args;
 mod program;
+
+pub use self::args::{Bench, Packing, Workload};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use crate::backend::cpu::check_count;
 use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::{self, CudaError, DeviceFleet};
 use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Launches, Settings};
-use crate::cli::{BackendChoice, Bench, Guest, Packing, Workload};
+use crate::cli::BackendChoice;
 use crate::console::ready::ReadyPattern;
 use crate::exit::{Code, Error, sentence};
 use crate::host;
@@ -175,7 +178,7 @@ struct Bencher<'a> {
 
 impl Bencher<'_> {
     fn fleet(&self, workload: Workload, count: u32) -> Result<Fleet, Error> {
-        let guest = |clock| Guest::options(self.args.guest.clone(), count, clock);
+        let guest = |clock| self.args.guest.clone().options(count, clock);
         match workload {
             Workload::Boot => assemble(&guest(ClockSource::Instret)),
             Workload::Idle => assemble(&guest(ClockSource::Host)),
@@ -320,7 +323,9 @@ impl Watch {
             match kind {
                 EventKind::Ready => left -= 1,
                 EventKind::Console(_) | EventKind::Reset | EventKind::Completed(_) => {}
-                EventKind::Halted(_) => return Err(Trouble::Guest(format!("vm{vm} powered off"))),
+                EventKind::Halted(_) => {
+                    return Err(Trouble::Guest(format!("vm{vm} powered off")));
+                }
                 EventKind::Faulted(reason) => {
                     return Err(Trouble::Guest(format!("vm{vm} faulted: {reason}")));
                 }
@@ -337,7 +342,9 @@ impl Watch {
             match kind {
                 EventKind::Console(bytes) => printed.entry(vm).or_default().extend(bytes),
                 EventKind::Halted(0) => left -= 1,
-                other => return Err(Trouble::Guest(format!("vm{vm} did not compute: {other:?}"))),
+                other => {
+                    return Err(Trouble::Guest(format!("vm{vm} did not compute: {other:?}")));
+                }
             }
         }
         let end = Moment::of(self.backend.as_ref());

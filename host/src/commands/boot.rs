@@ -3,10 +3,13 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use clap::{Args, ValueEnum};
 use crossbeam_channel::{Sender, bounded};
 
-use super::server::ApiServer;
+use super::network::NetArgs;
+use super::server::{ApiArgs, ApiServer};
 use super::{network, on_cpu, printing};
 use crate::api::About;
 use crate::backend::cpu::{CpuBackend, check_count};
@@ -14,7 +17,9 @@ use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::{self, CudaBackend, DeviceFleet};
 use crate::backend::lockstep::LockstepBackend;
 use crate::backend::{Backend, BackendError, ClockSource, Settings};
-use crate::cli::{BackendChoice, Boot, Guest, Running};
+use crate::cli::{
+    BackendChoice, COUNT_MAX, Clock, Codes, GuestArgs, INTERRUPTED, long_help, seconds,
+};
 use crate::console::escape::Action;
 use crate::console::keyboard::{self, Typed};
 use crate::console::log::{Logs, Sink, run_name};
@@ -31,51 +36,182 @@ use crate::progress::Progress;
 use crate::report::{BootReport, NetReport, print_json};
 use crate::signals;
 use crate::stdio::say;
+use crate::units::Size;
+
+const EXAMPLES: &str = "Examples:\n  \
+        pxvm boot                                         one machine on this terminal\n  \
+        pxvm boot --count 4 --until ready                 four, until they serve\n  \
+        pxvm boot --count 64 --until ready --timeout 120 --json\n  \
+        echo 'cat /proc/cpuinfo; poweroff' | pxvm boot    a script for one machine\n  \
+        pxvm boot --count 8 --publish 4000:80             curl http://127.0.0.1:4003/ asks vm3\n  \
+        pxvm boot --count 8 --net tap --pcap run.pcapng   vm3 is 10.77.0.5; its packets are recorded\n  \
+        pxvm boot --count 16 --dashboard                  sixteen in the browser\n  \
+        pxvm boot --machine semu --until ready            semu's memory map\n  \
+        pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
+        pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'\n  \
+        pxvm boot --rom root.cramfs                       another root file system in ROM";
+
+const CODES: &Codes = &[
+    (Code::Success, "every machine met --until, or the user left"),
+    (Code::Failure, "the backend failed, a file cannot be written"),
+    (Code::Usage, "wrong usage or bad input; nothing was started"),
+    (Code::Timeout, "--timeout expired first"),
+    (Code::Guest, "a machine faulted, failed, or ended too early"),
+    INTERRUPTED,
+];
+
+/// `pxvm boot`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Boot one or many Linux machines.\n\n\
+        One machine has its console here: on a terminal every key goes to the guest, and Ctrl-A x \
+        leaves (Ctrl-A h helps); otherwise standard input is passed on when the guest is ready, \
+        or after 5 seconds. Several machines, or --json, have one log file each, and a line on \
+        standard error tells how they do.",
+    after_help = EXAMPLES,
+    after_long_help = long_help(EXAMPLES, CODES)
+)]
+pub struct Boot {
+    /// Number of machines; machine I is the host vmI
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
+    pub count: u32,
+    /// Machines that there is room for; those above --count are added while the fleet runs
+    /// [default: --count]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
+    pub capacity: Option<u32>,
+    /// How the fleet is observed and controlled.
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// The machines.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// How the machines are connected.
+    #[command(flatten)]
+    pub network: NetArgs,
+    /// How the machines are run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Smallest size of a console log before it is rotated.
+const LOG_MIN: Size = Size(64 << 10);
+
+/// How a fleet is run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub struct RunArgs {
+    /// What runs the machines; auto takes the best that is there
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub backend: BackendChoice,
+    /// Which GPU, as nvidia-smi counts them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub device: Option<u32>,
+    /// Machines that share a warp of the GPU [default: chosen for each launch]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub lanes: Option<u32>,
+    /// Guest time: the host's (idle guests sleep), or retired instructions (the same in every
+    /// run; idle guests skip to their next timer)
+    #[arg(long, value_enum, default_value_t = Clock::Host)]
+    pub clock: Clock,
+    /// Host threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Write each console to DIR/vmI.log [default for several machines:
+    /// ~/.local/state/pxvm/TIME]
+    #[arg(long, value_name = "DIR")]
+    pub console_dir: Option<PathBuf>,
+    /// Largest size of such a file; what came before it is kept in DIR/vmI.log.1, up to as much
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = log_size)]
+    pub console_max: Size,
+    /// End when every machine was ready, when every one has powered off, or only by Ctrl-C
+    /// [default: halt; never with --dashboard or --listen]
+    #[arg(long, value_enum)]
+    pub until: Option<UntilChoice>,
+    /// A machine is ready when a line of its console matches this regular expression
+    #[arg(long, value_name = "REGEX", default_value = ReadyPattern::DEFAULT)]
+    pub ready_pattern: String,
+    /// Give up after this many seconds (exit code 3)
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Print one JSON object on standard output at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn log_size(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse()?;
+    if size < LOG_MIN {
+        return Err(format!("it must be {LOG_MIN} or more"));
+    }
+    Ok(size)
+}
+
+/// `--until`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum UntilChoice {
+    /// Every machine was ready
+    Ready,
+    /// Every machine has powered off
+    Halt,
+    /// Ctrl-C
+    Never,
+}
+
+impl From<UntilChoice> for Until {
+    fn from(until: UntilChoice) -> Self {
+        match until {
+            UntilChoice::Ready => Self::Ready,
+            UntilChoice::Halt => Self::Halt,
+            UntilChoice::Never => Self::Never,
+        }
+    }
+}
 
 /// Number of signals after which the program does not wait any longer for the fleet to end.
 const INSISTING: u32 = 3;
 
 /// Boots a fleet and runs it until the condition.
 pub fn boot(args: Boot) -> Result<Code, Error> {
-    let Boot { count, capacity, control, mut guest, network: networking, running } = args;
+    let Boot { count, capacity, api: api_args, mut guest, network: net_args, run: run_args } = args;
     let capacity = capacity.unwrap_or(count);
     if capacity < count {
         let why = format!("--capacity {capacity} is less than --count {count}");
         return Err(Error::Usage(why));
     }
-    let ready = ready_pattern(&running.ready_pattern)?;
-    let watched = control.dashboard || control.listen.is_some();
-    let until = match running.until {
+    let ready = ready_pattern(&run_args.ready_pattern)?;
+    let watched = api_args.dashboard || api_args.listen.is_some();
+    let until = match run_args.until {
         Some(until) => until.into(),
         None if watched => Until::Never,
         None => Until::Halt,
     };
     let settings = Settings {
         started: count,
-        threads: running.threads.map_or_else(host::cores, usize::from),
-        clock: running.clock.into(),
+        threads: run_args.threads.map_or_else(host::cores, usize::from),
+        clock: run_args.clock.into(),
         ready,
         until_ready: until == Until::Ready,
         link: Arc::new(VirtualLink::new(capacity)),
     };
     let drawn = draw_seed(&mut guest, settings.clock)?;
-    let api = ApiServer::bind(&control)?;
-    let uplink = network::uplink(&networking, capacity, running.backend, api.address())?;
-    let device = running.device.unwrap_or_default();
-    let options = cuda::Options { device, vms_per_warp: running.lanes };
+    let api = ApiServer::bind(&api_args)?;
+    let uplink = network::uplink(&net_args, capacity, run_args.backend, api.address())?;
+    let device = run_args.device.unwrap_or_default();
+    let options = cuda::Options { device, vms_per_warp: run_args.lanes };
     // A GPU that cannot be used is reported before images are searched; loading the program into
     // one that can takes seconds the first time, and comes later.
-    let wanted = wants_gpu(running.backend, options.device)?;
+    let wanted = wants_gpu(run_args.backend, options.device)?;
     if !wanted {
-        on_cpu(running.device, running.lanes)?;
+        on_cpu(run_args.device, run_args.lanes)?;
     }
-    let macs = networking.net_mac.into();
+    let macs = net_args.net_mac.into();
     let carrier = if uplink.is_some() { Link::Up } else { Link::Down };
     let guest = guest.options(capacity, settings.clock);
     let fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
-    let gpu = if wanted { open(running.backend, options.device)? } else { None };
+    let gpu = if wanted { open(run_args.backend, options.device)? } else { None };
     let device = gpu.as_ref().and_then(|_| cuda::available(options.device).ok());
-    let lockstep = running.backend == BackendChoice::Lockstep;
+    let lockstep = run_args.backend == BackendChoice::Lockstep;
     if lockstep && settings.clock != ClockSource::Instret {
         return Err(Error::Usage("--backend lockstep needs --clock instret".into()));
     }
@@ -94,14 +230,14 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         }
     };
 
-    let capture = network::capture(&networking, capacity, &settings.link)?;
-    let mut ui = TerminalUi::new(&running, capacity)?;
+    let capture = network::capture(&net_args, capacity, &settings.link)?;
+    let mut ui = TerminalUi::new(&run_args, capacity)?;
     if let Some(seed) = drawn {
         ui.progress.say(&format!("seed: {seed}"));
     }
     let seed = fleet.seed;
     let link = Arc::clone(&settings.link);
-    if let Some(places) = network::places(&networking, capacity) {
+    if let Some(places) = network::places(&net_args, capacity) {
         ui.progress.say(&places);
     }
     let network = uplink.map(|uplink| Network::start(Arc::clone(&link), uplink)).transpose()?;
@@ -109,18 +245,18 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         name: api.name.clone(),
         device: device.map(|info| info.name),
         clock: settings.clock,
-        reach: network::reach(&networking, network.as_ref()),
-        addresses: network::addresses(&networking, capacity),
-        publish: networking.publish.clone(),
+        reach: network::reach(&net_args, network.as_ref()),
+        addresses: network::addresses(&net_args, capacity),
+        publish: net_args.publish.clone(),
     };
     if let Some(url) = api.url() {
         ui.progress.say(&format!("dashboard: {url}"));
     }
-    let (requests, inputs) = ui.inputs(capacity, &running)?;
+    let (requests, inputs) = ui.inputs(capacity, &run_args)?;
     let backend = start(place, fleet, settings)?;
     let handle = Arc::new(FleetHandle::new(backend, count, capacity, until, requests));
     let server = api.serve(&handle, &link, about)?;
-    let options = engine::Options { timeout: running.timeout, hold_input: !ui.interactive };
+    let options = engine::Options { timeout: run_args.timeout, hold_input: !ui.interactive };
     let run = engine::run(&handle, &options, &inputs, ui.sink.as_mut(), &mut ui.progress)?;
     drop(server);
     drop(ui.raw.take());
@@ -134,7 +270,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if let Some(shortfall) = run.shortfall(until) {
         say(&format!("pxvm: {shortfall}"));
     }
-    if running.json {
+    if run_args.json {
         let report =
             BootReport::new(handle.backend(), &run, seed, network, &link, ui.logs.as_deref());
         print_json(&report).map_err(printing)?;
@@ -144,7 +280,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
 
 /// Gives a fleet a random seed, and returns it, unless the user or the clock requires runs to be
 /// equal.
-fn draw_seed(guest: &mut Guest, clock: ClockSource) -> Result<Option<u64>, Error> {
+fn draw_seed(guest: &mut GuestArgs, clock: ClockSource) -> Result<Option<u64>, Error> {
     if guest.seed.is_none() && clock == ClockSource::Host {
         let seed =
             host::random().map(u64::from_ne_bytes).map_err(|e| Error::io("draw a seed", e))?;
@@ -225,15 +361,15 @@ struct TerminalUi {
 
 impl TerminalUi {
     /// Returns the terminal UI of a fleet of up to `count` VMs.
-    fn new(running: &Running, count: u32) -> Result<Self, Error> {
-        let on_screen = count == 1 && !running.json;
-        let logs = match &running.console_dir {
+    fn new(run_args: &RunArgs, count: u32) -> Result<Self, Error> {
+        let on_screen = count == 1 && !run_args.json;
+        let logs = match &run_args.console_dir {
             Some(dir) => Some(dir.clone()),
             None if on_screen => None,
             None => Some(cache::state().join(run_name())),
         };
         let open = |dir: &PathBuf| {
-            Logs::new(dir, count, running.console_max)
+            Logs::new(dir, count, run_args.console_max)
                 .map_err(|e| Error::io(format!("write console logs to {}", dir.display()), e))
         };
         let log = logs.as_ref().map(open).transpose()?;
@@ -256,7 +392,7 @@ impl TerminalUi {
     fn inputs(
         &mut self,
         count: u32,
-        running: &Running,
+        run_args: &RunArgs,
     ) -> Result<(Sender<Request>, Inputs), Error> {
         let (sender, requests) = bounded(REQUESTS_MAX);
         let (ender, end) = bounded(1);
@@ -276,7 +412,7 @@ impl TerminalUi {
         // A fleet of several VMs has no console input; neither has a person at the keyboard of a
         // run with --json.
         let piped = !io::IsTerminal::is_terminal(&io::stdin());
-        let typed = if self.interactive || (count == 1 && (piped || !running.json)) {
+        let typed = if self.interactive || (count == 1 && (piped || !run_args.json)) {
             let helper = sender.clone();
             // A full channel holds the same request already.
             let act = move |action| match action {
@@ -289,5 +425,73 @@ impl TerminalUi {
             Typed::nothing()
         };
         Ok((sender, Inputs { requests, end, typed }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn boot(args: &[&str]) -> Result<Boot, clap::Error> {
+        let args = ["pxvm", "boot"].iter().chain(args);
+        crate::cli::Cli::try_parse_from(args).map(|cli| match cli.subcommand {
+            crate::cli::Subcommand::Boot(boot) => *boot,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn boot_has_sensible_defaults() {
+        let boot = boot(&[]).unwrap();
+        assert_eq!((boot.count, boot.guest.memory), (1, Size::mib(24)));
+        assert_eq!(boot.run.until, None);
+        assert_eq!(boot.run.clock, Clock::Host);
+    }
+
+    #[test]
+    fn boot_takes_all_its_options() {
+        let line = "--count 64 --kernel k --initrd i --rom r --dtb d --append -x --memory 32M \
+            --machine semu --firmware f --disk q --backend cpu --clock instret --threads 2 \
+            --console-dir c --until ready --ready-pattern ^up --timeout 1.5 --json --seed 9 \
+            --net tap=p0 --net-mesh --net-subnet 10.9.0.0/16 --net-rate 10M \
+            --pcap c.pcapng --pcap-vm 0,3 --publish 4000:80 --publish 5000:22 --publish-http 8080 \
+            --net-host-ports 8000,9000-9010 --net-mac each --capacity 80 --dashboard \
+            --listen 127.0.0.1:9000 --token 0123456789abcdef --name lab";
+        let boot = boot(&line.split_ascii_whitespace().collect::<Vec<_>>()).unwrap();
+        assert_eq!((boot.count, boot.guest.seed), (64, Some(9)));
+        assert_eq!(boot.guest.append, "-x");
+        assert_eq!(boot.run.timeout, Some(Duration::from_millis(1500)));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for args in [
+            &["--count", "0"][..],
+            &["--count", "99999999999"],
+            &["--memory", "lots"],
+            &["--timeout", "-1"],
+            &["--timeout", "nan"],
+            &["--threads", "0"],
+            &["--machine", "pdp11"],
+            &["--net", "wifi"],
+            &["--net", "user=x"],
+            &["--net-subnet", "10.77.0.1/16"],
+            &["--net-rate", "0"],
+            &["--net-rate", "10T"],
+            &["--pcap-vm", "1"],
+            &["--publish", "80"],
+            &["--publish", "4000:0"],
+            &["--publish-http", "0"],
+            &["--net-host-ports", "9000-8000"],
+            &["--net-host-ports", "x"],
+            &["--capacity", "0"],
+            &["--listen", "8080"],
+            &["--token", "short"],
+            &["--token", "with spaces in between"],
+        ] {
+            assert!(boot(args).is_err(), "{args:?}");
+        }
     }
 }

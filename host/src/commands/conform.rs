@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use clap::Args;
 use emu_core::layout::MachineKind;
 use emu_core::trace::NoTrace;
 use serde::Serialize;
@@ -13,7 +14,7 @@ use serde::Serialize;
 use super::{gpu_for, printing};
 use crate::backend::cuda::gpu::Gpu;
 use crate::bare::{Bare, End};
-use crate::cli::Conform;
+use crate::cli::{BackendArgs, Codes, INTERRUPTED, long_help};
 use crate::exit::{Code, Error, sentence};
 use crate::host;
 use crate::machine::plan;
@@ -21,6 +22,46 @@ use crate::report::print_json;
 use crate::stdio::print;
 use crate::sync::lock;
 use crate::units::Size;
+
+const EXAMPLES: &str = "Examples:\n  \
+        pxvm conform riscv-tests/isa\n  \
+        pxvm conform isa/rv32ui-p-add isa/rv32ui-v-add --json";
+
+const CODES: &Codes = &[
+    (Code::Success, "every test passed or was skipped"),
+    (Code::Failure, "the GPU failed"),
+    (Code::Usage, "wrong usage, or no tests in what was given"),
+    (Code::Guest, "a test failed"),
+    INTERRUPTED,
+];
+
+/// `pxvm conform`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Run riscv-tests and count what passes.\n\n\
+        Folders are searched for files named rv32{ui,um,ua,si,mi}-{p,v}-NAME; files are run \
+        whatever their name. Tests of other extensions (rv32uc, rv32uf, ...) are listed as \
+        skipped.",
+    after_help = EXAMPLES,
+    after_long_help = long_help(EXAMPLES, CODES)
+)]
+pub struct Conform {
+    /// Test files, or folders with test files
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Print one JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+    /// Where they run.
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Instructions that each test has
+    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    pub max_instructions: u64,
+    /// Host threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
 
 /// RAM of each test's VM.
 const MEMORY: Size = Size::mib(16);
@@ -74,7 +115,7 @@ pub fn conform(args: Conform) -> Result<Code, Error> {
     }
     let threads = args.threads.map_or_else(host::cores, usize::from);
     let max = args.max_instructions;
-    let lines = match gpu_for(args.place)? {
+    let lines = match gpu_for(args.backend)? {
         None => run_all(&tests, threads, max),
         Some(gpu) => run_all_on(gpu, &tests, max)?,
     };

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
@@ -11,13 +12,22 @@ use serde::Serialize;
 use super::{printing, say};
 use crate::backend::cuda::compiled::{self, Place};
 use crate::backend::cuda::{self, CudaError};
-use crate::cli::Doctor;
-use crate::exit::{Code, Error};
+use crate::cli::PLAIN_CODES;
+use crate::exit::{self, Code, Error};
 use crate::host;
 use crate::image::cache;
 use crate::net::tap::TapError;
 use crate::report::print_json;
 use crate::stdio::print;
+
+/// `pxvm doctor`.
+#[derive(Debug, Args)]
+#[command(after_long_help = exit::help(PLAIN_CODES))]
+pub struct Doctor {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
 
 const TUN: &str = "/dev/net/tun";
 

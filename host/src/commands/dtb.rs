@@ -1,8 +1,12 @@
 //! `pxvm dtb`: prints a VM's device tree.
 
+use std::path::PathBuf;
+
+use clap::Args;
+
 use super::printing;
 use crate::backend::ClockSource;
-use crate::cli::Dtb;
+use crate::cli::{GuestArgs, PLAIN_CODES, long_help};
 use crate::dtb::{self, Chosen, SEED_WORDS, Shape};
 use crate::exit::{Code, Error};
 use crate::image::{Role, cache, disk, load, rom};
@@ -10,6 +14,25 @@ use crate::machine::cmdline::bootargs;
 use crate::machine::fleet::Root;
 use crate::machine::{assemble, plan};
 use crate::stdio::print;
+
+const EXAMPLES: &str = "Examples:\n  \
+        pxvm dtb                          the default machine's tree, as source\n  \
+        pxvm dtb --machine semu --blob semu.dtb";
+
+/// `pxvm dtb`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = long_help(EXAMPLES, PLAIN_CODES))]
+pub struct Dtb {
+    /// The machine.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// Which machine of a fleet
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    pub vm: u32,
+    /// Write the blob to FILE instead of printing source
+    #[arg(long, value_name = "FILE")]
+    pub blob: Option<PathBuf>,
+}
 
 /// Prints a VM's device tree, or writes the blob.
 pub fn dtb(args: Dtb) -> Result<Code, Error> {

@@ -1,11 +1,41 @@
 //! `pxvm completions` and `pxvm man`, generated from clap's description of the command line.
 
-use clap::CommandFactory;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory};
 
 use super::printing;
-use crate::cli::{Cli, Completions, Man};
+use crate::cli::{Cli, PLAIN_CODES, long_help};
 use crate::exit::{Code, Error};
 use crate::stdio::print;
+
+const COMPLETIONS_EXAMPLES: &str = "Example:\n  \
+        pxvm completions bash > ~/.local/share/bash-completion/completions/pxvm";
+
+/// `pxvm completions`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = COMPLETIONS_EXAMPLES,
+    after_long_help = long_help(COMPLETIONS_EXAMPLES, PLAIN_CODES)
+)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+const MAN_EXAMPLES: &str = "Examples:\n  \
+        pxvm man | man -l -\n  \
+        pxvm man --dir ~/.local/share/man/man1";
+
+/// `pxvm man`.
+#[derive(Debug, Args)]
+#[command(after_help = MAN_EXAMPLES, after_long_help = long_help(MAN_EXAMPLES, PLAIN_CODES))]
+pub struct Man {
+    /// Write pxvm.1 and one page for each command to this folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
 
 /// Prints a completion script.
 pub fn completions(args: Completions) -> Result<Code, Error> {

@@ -4,14 +4,25 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
+use serde::Serialize;
+
 use super::printing;
-use crate::cli::Images;
-use crate::exit::{Code, Error};
+use crate::cli::PLAIN_CODES;
+use crate::exit::{self, Code, Error};
 use crate::image::cache::{self, CacheError};
 use crate::report::print_json;
 use crate::stdio::print;
 use crate::units::Size;
-use serde::Serialize;
+
+/// `pxvm images`.
+#[derive(Debug, Args)]
+#[command(after_long_help = exit::help(PLAIN_CODES))]
+pub struct Images {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Digits of a hash that are shown.
 const HASH_DIGITS: usize = 16;

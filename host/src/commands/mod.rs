@@ -1,20 +1,20 @@
 //! Implementation of the subcommands, one file each.
 
-mod bench;
-mod boot;
-mod client;
-mod conform;
-mod doctor;
-mod dtb;
-mod generate;
-mod images;
+pub mod bench;
+pub mod boot;
+pub mod client;
+pub mod conform;
+pub mod doctor;
+pub mod dtb;
+pub mod generate;
+pub mod images;
 mod network;
-mod run;
+pub mod run;
 mod server;
 
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};
-use crate::cli::{BackendChoice, Subcommand, Where};
+use crate::cli::{BackendArgs, BackendChoice, Subcommand};
 use crate::exit::{Code, Error};
 
 /// Executes the subcommand of the command line.
@@ -25,10 +25,10 @@ pub fn run(subcommand: Subcommand) -> Result<Code, Error> {
         Subcommand::Console(args) => client::console(args),
         Subcommand::Exec(args) => client::exec(args),
         Subcommand::Logs(args) => client::logs(args),
-        Subcommand::Pause(args) => client::act(args, "pause"),
-        Subcommand::Resume(args) => client::act(args, "resume"),
-        Subcommand::Reset(args) => client::act(args, "reset"),
-        Subcommand::Stop(args) => client::act(args, "stop"),
+        Subcommand::Pause(args) => client::command(args, "pause"),
+        Subcommand::Resume(args) => client::command(args, "resume"),
+        Subcommand::Reset(args) => client::command(args, "reset"),
+        Subcommand::Stop(args) => client::command(args, "stop"),
         Subcommand::Add(args) => client::add(args),
         Subcommand::Bench(args) => bench::bench(args),
         Subcommand::Run(args) => run::run(args),
@@ -64,11 +64,11 @@ fn on_cpu(device: Option<u32>, lanes: Option<u32>) -> Result<(), Error> {
 }
 
 /// Returns the GPU that a bare-metal program is to run on, if any.
-fn gpu_for(place: Where) -> Result<Option<Box<dyn Gpu>>, Error> {
-    match place.backend {
-        BackendChoice::Auto | BackendChoice::Cpu => on_cpu(place.device, None).map(|()| None),
+fn gpu_for(args: BackendArgs) -> Result<Option<Box<dyn Gpu>>, Error> {
+    match args.backend {
+        BackendChoice::Auto | BackendChoice::Cpu => on_cpu(args.device, None).map(|()| None),
         BackendChoice::Cuda => {
-            let gpu = cuda::open(place.device.unwrap_or_default(), &say);
+            let gpu = cuda::open(args.device.unwrap_or_default(), &say);
             Ok(Some(gpu.map_err(BackendError::from)?))
         }
         BackendChoice::Lockstep => {

@@ -1,21 +1,115 @@
 //! Network set-up: makes a fleet's network from the options.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
 
 use crate::api::Reach;
-use crate::cli::{BackendChoice, NetChoice, Networking};
+use crate::cli::BackendChoice;
 use crate::exit::Error;
-use crate::net::addresses::Addresses;
+use crate::machine::Macs;
+use crate::net::addresses::{Addresses, Subnet};
 use crate::net::pcap::{Capture, Summary};
-use crate::net::switch::{Rules, Switch};
-use crate::net::tap::TapUplink;
+use crate::net::switch::{Rate, Rules, Switch};
+use crate::net::tap::{self, TapUplink};
 use crate::net::user::{self, HostPorts, UserUplink};
-use crate::net::{NetError, Network, Uplink, VirtualLink, publish};
+use crate::net::{NetError, Network, Publish, Uplink, VirtualLink, publish};
+
+/// How machines are connected to the outside.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetArgs {
+    /// What the machines' network cards are connected to: nothing; published ports of this host
+    /// (needs no privileges); or an interface of this host, with an address for each machine
+    /// [default: user; none with --backend lockstep]
+    #[arg(long, value_name = "none|user|tap[=NAME]")]
+    pub net: Option<NetChoice>,
+    /// Port HOST + I of 127.0.0.1 leads to port GUEST of machine I (may be given several times)
+    #[arg(long, value_name = "HOST:GUEST")]
+    pub publish: Vec<Publish>,
+    /// Requests to this port of 127.0.0.1 go to port 80 of the machine they name:
+    /// `http://vm7.localhost:PORT/`
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub publish_http: Option<u16>,
+    /// Ports of 127.0.0.1 that machines reach at their gateway, 10.0.2.2; not those of this fleet
+    /// itself [default: none]
+    #[arg(long, value_name = "PORTS", default_value = "", hide_default_value = true)]
+    #[arg(value_parser = host_ports)]
+    pub net_host_ports: HostPorts,
+    /// Hardware addresses: the same in all machines, which so are identical, or one each
+    #[arg(long, value_enum, default_value_t = NetMac::Same)]
+    pub net_mac: NetMac,
+    /// Machines may talk to each other, each at its address of --net-subnet
+    #[arg(long)]
+    pub net_mesh: bool,
+    /// Addresses of the machines as others see them: the host has the first, machine I that plus
+    /// 1 + I
+    #[arg(long, value_name = "NETWORK", default_value = Subnet::DEFAULT)]
+    pub net_subnet: Subnet,
+    /// Bits that each machine may send in a second, like 10M for 10 million [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub net_rate: Option<Rate>,
+    /// Record what machines send and receive, as pcapng; a named pipe needs a reader first
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// Record these machines only
+    #[arg(long, value_name = "I,...", value_delimiter = ',', requires = "pcap")]
+    pub pcap_vm: Vec<u32>,
+}
+
+fn host_ports(text: &str) -> Result<HostPorts, String> {
+    if text.is_empty() { Ok(HostPorts::default()) } else { text.parse() }
+}
+
+/// `--net`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NetChoice {
+    /// Nothing.
+    None,
+    /// Published ports of this host; needs no privileges.
+    User,
+    /// An interface of this host, of this name, with an address for each machine.
+    Tap(String),
+}
+
+impl FromStr for NetChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "none" => Ok(Self::None),
+            None if text == "user" => Ok(Self::User),
+            None if text == "tap" => Ok(Self::Tap(tap::DEFAULT_NAME.into())),
+            Some(("tap", name)) => Ok(Self::Tap(name.into())),
+            _ => Err("it is none, user, tap or tap=NAME".into()),
+        }
+    }
+}
+
+/// `--net-mac`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum NetMac {
+    /// All have one
+    Same,
+    /// Each has its own
+    Each,
+}
+
+impl From<NetMac> for Macs {
+    fn from(mac: NetMac) -> Self {
+        match mac {
+            NetMac::Same => Self::Same,
+            NetMac::Each => Self::Each,
+        }
+    }
+}
 
 /// Returns the uplink of the network cards. This binds ports and makes interfaces, before anything
 /// else happens except that the control API was bound to `api`.
 pub fn uplink(
-    options: &Networking,
+    options: &NetArgs,
     count: u32,
     backend: BackendChoice,
     api: Option<SocketAddr>,
@@ -63,7 +157,7 @@ pub fn uplink(
 }
 
 /// Refuses options that belong to another choice of `--net`.
-fn check(options: &Networking, choice: &NetChoice) -> Result<(), Error> {
+fn check(options: &NetArgs, choice: &NetChoice) -> Result<(), Error> {
     let user = ("--net user", *choice == NetChoice::User);
     let any = ("--net user or tap", *choice != NetChoice::None);
     let given = [
@@ -83,7 +177,7 @@ fn check(options: &Networking, choice: &NetChoice) -> Result<(), Error> {
 /// Starts the capture file of `--pcap`. This truncates the file, so it comes after everything else
 /// that may refuse to start.
 pub fn capture(
-    options: &Networking,
+    options: &NetArgs,
     count: u32,
     link: &VirtualLink,
 ) -> Result<Option<Capture>, Error> {
@@ -105,7 +199,7 @@ pub fn finish(capture: Capture) -> Option<String> {
 }
 
 /// Returns how this program connects to the VMs' ports.
-pub fn reach(options: &Networking, network: Option<&Network>) -> Reach {
+pub fn reach(options: &NetArgs, network: Option<&Network>) -> Reach {
     match (network, &options.net) {
         (None, _) => Reach::None,
         (Some(_), Some(NetChoice::Tap(_))) => Reach::Addresses,
@@ -114,14 +208,14 @@ pub fn reach(options: &Networking, network: Option<&Network>) -> Reach {
 }
 
 /// Returns the VMs' outside addresses, if they have any.
-pub fn addresses(options: &Networking, count: u32) -> Option<Addresses> {
+pub fn addresses(options: &NetArgs, count: u32) -> Option<Addresses> {
     let tap = matches!(options.net, Some(NetChoice::Tap(_)));
     let addresses = Addresses::new(options.net_subnet, count, options.net_mac.into());
     addresses.ok().filter(|_| tap || options.net_mesh)
 }
 
 /// Returns a text that says which outside addresses the VMs have, if any.
-pub fn places(options: &Networking, count: u32) -> Option<String> {
+pub fn places(options: &NetArgs, count: u32) -> Option<String> {
     let addresses = addresses(options, count)?;
     let (first, last) = (addresses.ip(0), count - 1);
     Some(match last {

@@ -2,18 +2,79 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use emu_core::trace::NoTrace;
 use serde::Serialize;
 
 use super::{gpu_for, on_cpu, printing};
 use crate::bare::{Bare, End, Output};
-use crate::cli::Run;
+use crate::cli::{BackendArgs, Codes, INTERRUPTED, Machine, long_help};
 use crate::exit::{Code, Error};
 use crate::report::print_json;
 use crate::stdio::{print, say};
 use crate::trace::CommitLog;
+use crate::units::Size;
+
+const EXAMPLES: &str = "Examples:\n  \
+        pxvm run rv32ui-p-add\n  \
+        pxvm run a.elf b.elf b.elf --backend cuda --digest\n  \
+        pxvm run prog.elf --trace prog.log --max-instructions 1000000\n  \
+        pxvm run arch-test.elf --signature out.sig";
+
+const CODES: &Codes = &[
+    (Code::Success, "every program passed"),
+    (Code::Failure, "the GPU failed, a file cannot be written"),
+    (Code::Usage, "wrong usage or bad input; nothing was started"),
+    (Code::Timeout, "a program did not end within --max-instructions, none failed"),
+    (Code::Guest, "a program failed"),
+    INTERRUPTED,
+];
+
+/// `pxvm run`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Run bare-metal programs: 32-bit RISC-V ELF files that start in M-mode at their \
+        entry points, each in a machine of its own, side by side.\n\nA program ends by \
+        writing to its symbol `tohost` (1 for success, 2*n+1 for failure n; HTIF characters are \
+        printed) or to the test finisher at 0x100000.",
+    after_help = EXAMPLES,
+    after_long_help = long_help(EXAMPLES, CODES)
+)]
+pub struct Run {
+    /// The programs; machine I runs the one at place I, from 0
+    #[arg(value_name = "ELF", required = true)]
+    pub programs: Vec<PathBuf>,
+    /// Tell of each machine's end, with a fingerprint of its whole state: the same wherever it
+    /// runs, and whatever runs beside it
+    #[arg(long)]
+    pub digest: bool,
+    /// Print one JSON object, with the programs' output in it
+    #[arg(long)]
+    pub json: bool,
+    /// Write a commit log in Spike's format, one line an instruction (one program only)
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Write the words from begin_signature to end_signature, one line each (one program only)
+    #[arg(long, value_name = "FILE")]
+    pub signature: Option<PathBuf>,
+    /// Give each up after this many instructions (exit code 3)
+    #[arg(long, value_name = "N", default_value_t = 1_000_000_000)]
+    pub max_instructions: u64,
+    /// Where they run.
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Machines that share a warp of the GPU [default: by their number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub lanes: Option<u32>,
+    /// RAM of each machine
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub memory: Size,
+    /// Memory map
+    #[arg(long, value_enum, default_value_t = Machine::Virt)]
+    pub machine: Machine,
+}
 
 /// Longest line that is printed in one piece beside those of other programs.
 const LINE_MAX: usize = 1024;
@@ -49,7 +110,7 @@ pub fn run(args: Run) -> Result<Code, Error> {
         return Err(Error::Usage("--trace and --signature are for one program".into()));
     }
     let programs = args.programs.iter().map(|path| Bare::load(path)).collect::<Result<_, _>>()?;
-    let (backend, mut bare) = match gpu_for(args.place)? {
+    let (backend, mut bare) = match gpu_for(args.backend)? {
         None => {
             on_cpu(None, args.lanes)?;
             ("cpu", Bare::new(programs, machine, memory)?)

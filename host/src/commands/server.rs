@@ -4,13 +4,42 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::api::access::{Access, new_token};
+use clap::Args;
+
+use crate::api::access::{Access, TOKEN_MIN, new_token};
 use crate::api::socket::{self, Socket};
 use crate::api::{self, About, Listener, Server};
-use crate::cli::Controlling;
 use crate::engine::FleetHandle;
 use crate::exit::{Error, sentence};
 use crate::net::VirtualLink;
+
+/// How a fleet is observed and controlled while it runs: options of the API server.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Control")]
+pub struct ApiArgs {
+    /// Serve the dashboard and the control API at 127.0.0.1:8080, or the next free port; without
+    /// --until the fleet runs until Ctrl-C
+    #[arg(long)]
+    pub dashboard: bool,
+    /// The same at this address; one that is not of loopback asks clients for a token
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The token, at least 16 characters [default: made up and printed, where one is needed]
+    #[arg(long, value_name = "TOKEN", env = "PXVM_TOKEN", hide_env_values = true)]
+    #[arg(value_parser = token)]
+    pub token: Option<String>,
+    /// The fleet's name, for `pxvm ps --fleet NAME` and such [default: fleet-PID]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+fn token(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if text.len() >= TOKEN_MIN && text.chars().all(plain) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("a token has {TOKEN_MIN} or more letters, digits, - and _"))
+}
 
 /// The bound address and socket of a fleet's API.
 pub struct ApiServer {
@@ -22,7 +51,7 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Binds the address and the socket that the options name.
-    pub fn bind(options: &Controlling) -> Result<Self, Error> {
+    pub fn bind(options: &ApiArgs) -> Result<Self, Error> {
         let name = options.name.clone();
         let name = name.unwrap_or_else(|| format!("fleet-{}", std::process::id()));
         let socket = match Socket::bind(&socket::folder(), &name) {

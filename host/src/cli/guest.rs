@@ -1,0 +1,92 @@
+//! Options that describe the machines of a fleet.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use emu_core::layout::MachineKind;
+
+use crate::backend::ClockSource;
+use crate::machine::{GuestOptions, Link, Macs};
+use crate::units::Size;
+
+/// Which machine, and what is in it.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct GuestArgs {
+    /// Kernel: RISC-V Image (plain, gzip, xz, zstd) or ELF [default: the image in the cache]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial root file system: cpio (plain, gzip, xz, zstd) [default: none with --kernel or
+    /// --rom; else the one in the cache, where the machine cannot have it in ROM]
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// ROM that all machines share, up to 64 MiB; without --initrd it holds the root file system,
+    /// a cramfs [default: none with --kernel, --initrd or --dtb, else the one in the cache]
+    #[arg(long, value_name = "FILE")]
+    pub rom: Option<PathBuf>,
+    /// Device tree blob to use instead of the machine's own (see `pxvm dtb`)
+    #[arg(long, value_name = "FILE")]
+    pub dtb: Option<PathBuf>,
+    /// Add to the kernel's command line; words replace defaults that they contradict (`pxvm dtb`
+    /// shows the result)
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true)]
+    #[arg(allow_hyphen_values = true)]
+    pub append: String,
+    /// RAM of each machine
+    #[arg(long, value_name = "SIZE", default_value = "24M")]
+    pub memory: Size,
+    /// Memory map: that of QEMU's virt, or that of semu
+    #[arg(long, value_enum, default_value_t = Machine::Virt)]
+    pub machine: Machine,
+    /// M-mode firmware instead of the built-in SBI: OpenSBI's fw_dynamic (or fw_jump, which wants
+    /// --memory 64M), raw or ELF; the kernel goes 4 MiB above it
+    #[arg(long, value_name = "FILE")]
+    pub firmware: Option<PathBuf>,
+    /// Disk image (virtio-blk); all machines read it, what each writes is its own and is lost
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+    /// All randomness of the fleet comes from this number; machine I has its own part of it
+    /// [default: boot: drawn, printed and reported; 0 with --clock instret and elsewhere]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+impl GuestArgs {
+    /// The same for the library.
+    pub fn options(self, count: u32, clock: ClockSource) -> GuestOptions {
+        GuestOptions {
+            count,
+            kind: self.machine.into(),
+            memory: self.memory,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            rom: self.rom,
+            firmware: self.firmware,
+            dtb: self.dtb,
+            disk: self.disk,
+            append: self.append,
+            seed: self.seed.unwrap_or(0),
+            host_time: clock == ClockSource::Host,
+            macs: Macs::Same,
+            link: Link::Up,
+        }
+    }
+}
+
+/// `--machine`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Machine {
+    /// RAM at 0x8000_0000, as QEMU's virt
+    Virt,
+    /// RAM at 0, as the semu emulator
+    Semu,
+}
+
+impl From<Machine> for MachineKind {
+    fn from(machine: Machine) -> Self {
+        match machine {
+            Machine::Virt => Self::Virt,
+            Machine::Semu => Self::Semu,
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Options of `pxvm bench`.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::cli::{BackendChoice, COUNT_MAX, Codes, GuestArgs, INTERRUPTED, long_help, seconds};
+use crate::console::ready::ReadyPattern;
+use crate::exit::Code;
+
+const EXAMPLES: &str = "Examples:\n  \
+        pxvm bench                                       what this machine can do\n  \
+        pxvm bench --workload compute --count 256,8448 --packing auto,1,8,32\n  \
+        pxvm bench --backend cpu --count 1,64 --packing 1,2 --json";
+
+const CODES: &Codes = &[
+    (Code::Success, "everything that fits was measured"),
+    (Code::Failure, "the backend failed"),
+    (Code::Usage, "wrong usage or bad input; nothing was started"),
+    (Code::Timeout, "a line took longer than --timeout"),
+    (Code::Guest, "a guest failed or came to a wrong result"),
+    INTERRUPTED,
+];
+
+/// What a fleet of [`Bench`] does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Workload {
+    /// Linux, from reset until every machine is ready
+    Boot,
+    /// A loop of integer arithmetic, loads and stores
+    Compute,
+    /// Booted machines that wait, under the host's clock
+    Idle,
+}
+
+/// How many VMs share what runs them: a number, or `auto`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(transparent)]
+pub struct Packing(pub Option<u32>);
+
+fn packing(text: &str) -> Result<Packing, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(Packing(None)),
+        Ok(n @ 1..=1024) => Ok(Packing(Some(n))),
+        _ => Err("it is `auto`, or a number from 1 to 32 (CPU: 1024)".into()),
+    }
+}
+
+/// `pxvm bench`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Measure how fast fleets run here: each workload with each number of machines \
+        and each packing, one line each.\n\n\
+        `compute` checks each machine's result. What does not fit, or takes too long, is a line \
+        that says so.",
+    after_help = EXAMPLES,
+    after_long_help = long_help(EXAMPLES, CODES)
+)]
+pub struct Bench {
+    /// What the machines do
+    #[arg(long, value_enum, value_name = "WORKLOAD,...", value_delimiter = ',')]
+    #[arg(default_value = "boot,compute,idle")]
+    pub workload: Vec<Workload>,
+    /// Numbers of machines [default: 1,256,8448 on a GPU, 1,16,64 on a CPU]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
+    pub count: Vec<u32>,
+    /// Machines that share a warp of the GPU, 1 to 32; on a CPU, host threads
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = packing)]
+    #[arg(default_value = "auto")]
+    pub packing: Vec<Packing>,
+    /// What runs the machines; auto takes the best that is there
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub backend: BackendChoice,
+    /// Which GPU, as nvidia-smi counts them [default: 0]
+    #[arg(long, value_name = "N")]
+    pub device: Option<u32>,
+    /// How long `idle` is looked at
+    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "5")]
+    pub idle_seconds: Duration,
+    /// Longest that a line may take (exit code 3)
+    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "120")]
+    pub timeout: Duration,
+    /// A machine is ready when a line of its console matches this regular expression
+    #[arg(long, value_name = "REGEX", default_value = ReadyPattern::DEFAULT)]
+    pub ready_pattern: String,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// The machines of `boot` and `idle`.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+}
