@@ -1,8 +1,8 @@
 //! The contract between host and device for a kernel launch: the layout of what each writes into
 //! device memory for the other.
 
+use crate::memory::{CodeCache, CodePage};
 use crate::port::{Outbox, PortState};
-use crate::ram::{CodeCache, CodePage};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -106,7 +106,7 @@ pub struct Launch {
     /// Zero for an exact launch, which ends after its slices. Otherwise the nanoseconds after which
     /// the launch ends, at the next point where the VMs that share a warp have reconverged.
     pub time_limit_ns: u32,
-    /// The arena of frames, in the layout [`crate::frame_layout::OnGpu`].
+    /// The arena of frames, in the layout [`crate::memory::OnGpu`].
     pub arena: At<u8>,
     /// Decoded instructions of the shared frames.
     pub shared_code: At<CodePage>,

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 
 use emu_core::mem::FRAME_SIZE;
-use emu_device::ram::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
+use emu_device::memory::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
 
 #[repr(C, align(4096))]
 struct Page(UnsafeCell<[u8; FRAME_SIZE as usize]>);

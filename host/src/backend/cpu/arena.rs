@@ -17,7 +17,7 @@ use emu_core::mem::{Dma, DmaError, FRAME_SIZE, Memory, NoFrame};
 use emu_core::port::Port;
 use emu_core::trace::Trace;
 use emu_device::kernel::SLICE_PARTS;
-use emu_device::ram::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
+use emu_device::memory::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
 use memmap2::{MmapMut, MmapOptions};
 
 use crate::backend::BackendError;

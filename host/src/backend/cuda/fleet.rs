@@ -6,12 +6,11 @@ use std::time::Duration;
 use emu_core::abi::{VERSION, Vm};
 use emu_core::machine::Now;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
-use emu_device::frame_layout::{FrameLayout, OnGpu};
 use emu_device::launch::{
     At, CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
 };
+use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
 use emu_device::port::{Outbox, PortState};
-use emu_device::ram::{CodeCache, CodePage};
 use zerocopy::{IntoBytes, TryFromBytes};
 
 mod debug;

@@ -3,10 +3,9 @@
 
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
-use emu_device::frame_layout::{FrameLayout, OnGpu};
 use emu_device::launch::CODE_SLOTS;
+use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
 use emu_device::port::PortState;
-use emu_device::ram::{CodeCache, CodePage};
 
 use crate::backend::BackendError;
 use crate::units::Size;

@@ -1,7 +1,7 @@
 //! Debug access to VMs in device memory: frames, words of RAM, counters.
 
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, chunks};
-use emu_device::frame_layout::{FrameLayout, OnGpu};
+use emu_device::memory::{FrameLayout, OnGpu};
 use emu_device::port::PortState;
 
 use super::DeviceFleet;
