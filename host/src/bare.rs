@@ -16,7 +16,7 @@ use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::fingerprint::fingerprint;
 use crate::backend::{BackendError, Reason};
-use crate::exit::Error;
+use crate::error::Error;
 use crate::host;
 use crate::image::elf::{self, Program};
 use crate::image::{Role, load};

@@ -14,6 +14,7 @@ pub mod commands;
 pub mod console;
 pub mod dtb;
 pub mod engine;
+pub mod error;
 pub mod exit;
 pub mod host;
 pub mod image;

@@ -6,8 +6,8 @@ use clap::Parser;
 use pxvm::backend::cuda::driver;
 use pxvm::cli::Cli;
 use pxvm::image::cache;
-use pxvm::progress::Stderr;
-use pxvm::{commands, exit, signals, stdio};
+use pxvm::stdio::{self, Stderr};
+use pxvm::{commands, exit, signals};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {

@@ -6,11 +6,13 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Mutex;
 
+use indicatif::ProgressBar;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::progress;
+use crate::sync::lock;
 
 /// Standard output.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +21,32 @@ pub struct Stdout;
 impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         write(io::stdout().as_fd(), bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The progress bar on the terminal, if there is one.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Sets the progress bar that other output must not overwrite.
+pub fn set_bar(bar: Option<ProgressBar>) {
+    *lock(&BAR) = bar;
+}
+
+/// Standard error, written without disturbing the progress bar.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bar = lock(&BAR).clone();
+        match bar {
+            Some(bar) => bar.suspend(|| write(io::stderr().as_fd(), bytes)),
+            None => write(io::stderr().as_fd(), bytes),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -67,7 +95,7 @@ pub fn print(bytes: &[u8]) -> io::Result<bool> {
 /// Prints a line to standard error, without disturbing the fleet's progress line.
 pub fn say(text: &str) {
     // Without standard error nobody can read this.
-    let _ = progress::Stderr.write_all(format!("{text}\n").as_bytes());
+    let _ = Stderr.write_all(format!("{text}\n").as_bytes());
 }
 
 /// Whether standard error may have colours: it is a terminal that has them, and `NO_COLOR` is not

@@ -20,7 +20,8 @@ use crate::backend::cuda::{self, CudaError, DeviceFleet};
 use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Launches, Settings};
 use crate::cli::BackendChoice;
 use crate::console::ready::ReadyPattern;
-use crate::exit::{Code, Error, sentence};
+use crate::error::Error;
+use crate::exit::{Code, sentence};
 use crate::host;
 use crate::machine::{Fleet, assemble};
 use crate::report::print_json;
@@ -180,8 +181,8 @@ impl Bencher<'_> {
     fn fleet(&self, workload: Workload, count: u32) -> Result<Fleet, Error> {
         let guest = |clock| self.args.guest.clone().options(count, clock);
         match workload {
-            Workload::Boot => assemble(&guest(ClockSource::Instret)),
-            Workload::Idle => assemble(&guest(ClockSource::Host)),
+            Workload::Boot => Ok(assemble(&guest(ClockSource::Instret))?),
+            Workload::Idle => Ok(assemble(&guest(ClockSource::Host))?),
             Workload::Compute => program::fleet(count),
         }
     }

@@ -6,7 +6,8 @@ use clap::{Args, CommandFactory};
 
 use super::printing;
 use crate::cli::{Cli, PLAIN_CODES, long_help};
-use crate::exit::{Code, Error};
+use crate::error::Error;
+use crate::exit::Code;
 use crate::stdio::print;
 
 const COMPLETIONS_EXAMPLES: &str = "Example:\n  \

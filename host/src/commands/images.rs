@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::printing;
 use crate::cli::PLAIN_CODES;
-use crate::exit::{self, Code, Error};
+use crate::error::Error;
+use crate::exit::{self, Code};
 use crate::image::cache::{self, CacheError};
 use crate::report::print_json;
 use crate::stdio::print;

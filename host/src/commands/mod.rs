@@ -15,7 +15,8 @@ mod server;
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};
 use crate::cli::{BackendArgs, BackendChoice, Subcommand};
-use crate::exit::{Code, Error};
+use crate::error::Error;
+use crate::exit::Code;
 
 /// Executes the subcommand of the command line.
 pub fn run(subcommand: Subcommand) -> Result<Code, Error> {

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::api::Reach;
 use crate::cli::BackendChoice;
-use crate::exit::Error;
+use crate::error::Error;
 use crate::machine::Macs;
 use crate::net::addresses::{Addresses, Subnet};
 use crate::net::pcap::{Capture, Summary};

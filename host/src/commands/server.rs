@@ -10,7 +10,8 @@ use crate::api::access::{Access, TOKEN_MIN, new_token};
 use crate::api::socket::{self, Socket};
 use crate::api::{self, About, Listener, Server};
 use crate::engine::FleetHandle;
-use crate::exit::{Error, sentence};
+use crate::error::Error;
+use crate::exit::sentence;
 use crate::net::VirtualLink;
 
 /// How a fleet is observed and controlled while it runs: options of the API server.

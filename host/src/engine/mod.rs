@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select, tick};
 use tokio::sync::oneshot;
 
-use crate::backend::{Backend, Command, Event, EventKind, Totals};
+use crate::backend::{Backend, BackendError, Command, Event, EventKind, Totals};
 use crate::console::escape;
 use crate::console::keyboard::Typed;
 use crate::console::log::{Closed, Sink};
-use crate::exit::{Code, Error};
+use crate::exit::Code;
 use crate::progress::Progress;
 
 /// Interval at which progress is shown and logs are flushed.
@@ -230,7 +230,7 @@ pub fn run(
     inputs: &Inputs,
     sink: &mut dyn Sink,
     progress: &mut Progress,
-) -> Result<RunSummary, Error> {
+) -> Result<RunSummary, BackendError> {
     let (start, backend) = (fleet.started(), fleet.backend());
     let mut commands = CommandQueues::default();
     let timeout = match options.timeout.and_then(|t| start.checked_add(t)) {
@@ -241,7 +241,7 @@ pub fn run(
     let ticker = tick(TICK);
     let mut typing = Typing::new(&inputs.typed, options.hold_input);
 
-    let result: Result<RunOutcome, Error> = loop {
+    let result = loop {
         if let Some(outcome) = fleet.state().outcome() {
             break Ok(outcome);
         }
@@ -249,7 +249,7 @@ pub fn run(
         select! {
             recv(backend.events()) -> event => {
                 let Ok(event) = event else {
-                    break Err(backend.failure().into());
+                    break Err(backend.failure());
                 };
                 fleet.state().note(&event);
                 match &event.kind {
@@ -284,7 +284,7 @@ pub fn run(
             recv(patience) -> _ => typing.release(),
             recv(timeout) -> _ => break Ok(RunOutcome::Timeout),
             recv(ticker) -> _ => {
-                progress.show(fleet.counts(), backend.totals(), start.elapsed());
+                progress.show(fleet.counts(), backend.totals().instructions, start.elapsed());
                 sink.flush();
             }
         }
@@ -303,7 +303,7 @@ pub fn run(
     }
     sink.flush();
     let (counts, vms) = (fleet.counts(), fleet.state().records().to_vec());
-    progress.finish(counts, totals, wall);
+    progress.finish(counts, totals.instructions, wall);
     let outcome = result?;
     Ok(RunSummary { outcome, vms, counts, wall, totals })
 }

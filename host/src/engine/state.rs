@@ -1,6 +1,8 @@
 //! Fleet state: the state of each VM, which commands it takes in which state, and whether the run is
 //! over. Bookkeeping only: nothing here waits.
 
+use std::fmt;
+
 use super::{RunOutcome, Until};
 use crate::backend::{Command, Event, EventKind, Unsupported};
 
@@ -164,6 +166,21 @@ pub struct StateCounts {
     pub faulted: u32,
     /// [`VmState::Stopped`].
     pub stopped: u32,
+}
+
+/// The states as the user sees them; those that only a user causes are left out where no VM has
+/// them.
+impl fmt::Display for StateCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { booting, ready, paused, halted, faulted, stopped } = self;
+        write!(f, "{booting} booting, {ready} ready, {halted} halted, {faulted} faulted")?;
+        for (n, state) in [(paused, VmState::Paused), (stopped, VmState::Stopped)] {
+            if *n > 0 {
+                write!(f, ", {n} {}", state.name())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl StateCounts {
@@ -379,6 +396,16 @@ mod tests {
         let fleet = fleet(1, Until::Halt, &events);
         assert_eq!((fleet.counts.booting, fleet.vms[0].ready_instret), (1, None));
         assert_eq!(fleet.vms[0].resets, 1);
+    }
+
+    #[test]
+    fn counts_name_every_state_and_those_that_users_cause_only_if_there_are_any() {
+        let counts =
+            StateCounts { booting: 1, ready: 2, halted: 3, faulted: 4, ..StateCounts::default() };
+        assert_eq!(counts.to_string(), "1 booting, 2 ready, 3 halted, 4 faulted");
+        let counts = StateCounts { paused: 5, stopped: 6, ..counts };
+        let text = "1 booting, 2 ready, 3 halted, 4 faulted, 5 paused, 6 stopped";
+        assert_eq!(counts.to_string(), text);
     }
 
     #[test]

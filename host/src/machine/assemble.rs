@@ -6,11 +6,11 @@ use emu_core::layout::MachineKind;
 
 use super::cmdline::{self, bootargs};
 use super::fleet::{Link, Root};
-use super::plan::{Inputs, Span, plan, ram};
+use super::plan::{Inputs, PlanError, Span, plan, ram};
 use super::{BaseImage, Fleet, Macs};
-use crate::dtb::{self, Shape};
-use crate::exit::Error;
-use crate::image::{self, Role, cache, disk, initrd, kernel, rom};
+use crate::dtb::{self, Shape, TreeError};
+use crate::image::cache::{self, CacheError};
+use crate::image::{self, ImageError, Role, disk, initrd, kernel, rom};
 use crate::units::Size;
 
 /// Options of a fleet's guests.
@@ -71,8 +71,40 @@ impl Default for GuestOptions {
     }
 }
 
+/// Why a fleet cannot be made of images and options. The user can change all of that.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// An input file is invalid.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// There is no default image, or it is damaged.
+    #[error(transparent)]
+    Default(#[from] CacheError),
+    /// The images do not fit the VM.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The device tree does not fit the VM.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The kernel would cut its command line.
+    #[error(
+        "the kernel's command line has {len} bytes, of which it takes {most}; make {what} \
+         {more} bytes shorter"
+    )]
+    CommandLine {
+        /// Length of the command line.
+        len: usize,
+        /// Length that the kernel takes.
+        most: usize,
+        /// What the user gave of it.
+        what: &'static str,
+        /// How many bytes are too many.
+        more: usize,
+    },
+}
+
 /// Assembles a fleet.
-pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
+pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
     let kind = options.kind;
     ram(kind, options.memory)?;
     // `ram` has checked the size against the map.
@@ -137,7 +169,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, Error> {
 }
 
 /// Refuses a command line that the default kernel would cut, and warns when another kernel might.
-fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), Error> {
+fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), AssembleError> {
     let (len, most) = (bootargs.len(), cmdline::LEN_MAX);
     if len <= most {
         return Ok(());
@@ -146,10 +178,7 @@ fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), Error> {
         let more = len - most;
         let what =
             if options.dtb.is_some() { "--append or the tree's bootargs" } else { "--append" };
-        return Err(Error::Usage(format!(
-            "the kernel's command line has {len} bytes, of which it takes {most}; make {what} \
-             {more} bytes shorter"
-        )));
+        return Err(AssembleError::CommandLine { len, most, what, more });
     }
     tracing::warn!("the kernel's command line has {len} bytes; most kernels take {most} of them");
     Ok(())
@@ -162,12 +191,12 @@ struct Images {
     rom: Option<PathBuf>,
 }
 
-fn images(options: &GuestOptions) -> Result<Images, Error> {
+fn images(options: &GuestOptions) -> Result<Images, AssembleError> {
     let (initrd, rom) = (options.initrd.clone(), options.rom.clone());
     if let Some(kernel) = options.kernel.clone() {
         return Ok(Images { kernel, initrd, rom });
     }
-    let image = cache::default_image().map_err(|e| Error::Usage(e.to_string()))?;
+    let image = cache::default_image()?;
     let kernel = image.kernel;
     if initrd.is_some() || rom.is_some() {
         return Ok(Images { kernel, initrd, rom });

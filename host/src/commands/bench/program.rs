@@ -6,7 +6,7 @@
 
 use emu_core::layout::{MachineKind, VIRT, virtio_slot};
 
-use crate::exit::Error;
+use crate::error::Error;
 use crate::image::{Payload, Segment};
 use crate::machine::Fleet;
 use crate::units::Size;

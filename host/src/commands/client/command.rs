@@ -9,7 +9,8 @@ use super::run;
 use crate::cli::{FLEET_CODES, FleetArgs, VmRange, long_help};
 use crate::client::{Client, ClientError};
 use crate::commands::printing;
-use crate::exit::{Code, Error, sentence};
+use crate::error::Error;
+use crate::exit::{Code, sentence};
 use crate::report::print_json;
 use crate::stdio::{print, say};
 

@@ -13,10 +13,10 @@ use crate::commands::printing;
 use crate::console::escape::{self, Action};
 use crate::console::keyboard::{self, Typed};
 use crate::console::terminal::{self, RawMode};
-use crate::exit::{self, Code, Error, sentence};
-use crate::progress::Stderr;
+use crate::error::Error;
+use crate::exit::{self, Code, sentence};
 use crate::signals;
-use crate::stdio::{print, say};
+use crate::stdio::{Stderr, print, say};
 
 /// Bytes of console input that are sent at a time.
 const TYPED_AT_ONCE: usize = 4096;

@@ -8,7 +8,8 @@ use crate::cli::fleet::one;
 use crate::cli::{FLEET_CODES, FleetArgs};
 use crate::client::Client;
 use crate::commands::printing;
-use crate::exit::{self, Code, Error};
+use crate::error::Error;
+use crate::exit::{self, Code};
 use crate::report::print_json;
 use crate::stdio::print;
 

@@ -15,7 +15,7 @@ pub use self::logs::{Logs, logs};
 pub use self::ps::{Ps, ps};
 
 use crate::client::block_on;
-use crate::exit::Error;
+use crate::error::Error;
 
 fn run<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     block_on(work).map_err(|e| Error::io("talk to the fleet", e))?

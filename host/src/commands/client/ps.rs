@@ -7,7 +7,8 @@ use super::run;
 use crate::cli::{FLEET_CODES, FleetArgs};
 use crate::client::{Client, ClientError};
 use crate::commands::printing;
-use crate::exit::{self, Code, Error};
+use crate::error::Error;
+use crate::exit::{self, Code};
 use crate::report::print_json;
 use crate::stdio::print;
 
