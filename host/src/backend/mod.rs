@@ -9,7 +9,9 @@ pub mod control;
 pub mod cpu;
 pub mod cuda;
 pub mod fingerprint;
+pub mod life;
 pub mod lockstep;
+mod timers;
 
 use std::fmt;
 use std::io;
@@ -20,6 +22,7 @@ use crossbeam_channel::Receiver;
 use emu_core::abi::{Exit, ExitCode, FaultCode};
 
 pub use self::control::{Command, Inspection, Inspector, Unsupported};
+pub use self::life::BOOTS_MAX;
 
 use crate::console::ready::ReadyPattern;
 use crate::net::VirtualLink;
@@ -205,9 +208,6 @@ pub struct Settings {
     /// Virtual link that the VMs' network cards are attached to; a link for no VMs leads nowhere.
     pub link: Arc<VirtualLink>,
 }
-
-/// Starts that a VM may take to become ready, under [`Settings::until_ready`].
-pub const BOOTS_MAX: u32 = 5;
 
 /// Why a backend could not be made or go on.
 #[derive(Debug, thiserror::Error)]

@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, bounded};
 use emu_core::mem::FRAME_SIZE;
 
 use self::sched::Scheduler;
-use self::worker::{Place, Worker};
+use self::worker::{VmRun, Worker};
 use super::{Backend, BackendError, Command, Event, Inspector, Settings, Totals, Unsupported};
 use crate::host;
 use crate::machine::Fleet;
@@ -39,9 +39,9 @@ enum Request {
 }
 
 /// A VM's slot in the CPU backend.
-struct Slot {
-    /// The running VM, if it has been started.
-    place: Mutex<Place>,
+struct VmSlot {
+    /// The VM itself, for the worker that runs it.
+    run: Mutex<VmRun>,
     /// Console input that the VM has not fetched yet.
     input: Mutex<VecDeque<u8>>,
     has_input: AtomicBool,
@@ -59,7 +59,7 @@ struct Shared {
     fleet: Fleet,
     settings: Settings,
     arena: Arc<HostArena>,
-    slots: Vec<Slot>,
+    slots: Vec<VmSlot>,
     sched: Scheduler,
     stopped: AtomicBool,
     instructions: AtomicU64,
@@ -92,8 +92,8 @@ impl CpuBackend {
         let private = (pages * u64::from(fleet.count)).min(frames).min(u64::from(u32::MAX) / 2);
         let arena = Arc::new(HostArena::new(&fleet.base, private as u32)?);
         let started = settings.started.min(fleet.count);
-        let slot = |vm| Slot {
-            place: Mutex::new(Place::new(vm < started)),
+        let slot = |vm| VmSlot {
+            run: Mutex::new(VmRun::new(vm < started, &settings)),
             input: Mutex::default(),
             has_input: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
@@ -188,7 +188,7 @@ impl Backend for CpuBackend {
 
     fn fixed(&self) -> u64 {
         let table = u64::from(self.shared.fleet.base.pages()) * size_of::<u32>() as u64;
-        size_of::<Slot>() as u64 + table
+        size_of::<VmSlot>() as u64 + table
     }
 
     fn instret(&self, vm: u32) -> u64 {

@@ -1,48 +1,41 @@
-//! The CPU backend's scheduler: which VM runs next. Runnable VMs are in a run queue; idle ones cost
+//! The CPU backend's scheduler: which VM runs next. Runnable VMs are in a run queue; parked ones cost
 //! nothing until a timer expires or input arrives.
 
-use crate::sync::lock;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
-/// State of a VM at the end of its turn (`Rest`), as its worker returns it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Rest {
-    /// The VM is runnable: it has more to do.
-    Runnable,
-    /// The VM is idle: it waits for input, or until the time given.
-    Idle(Option<Instant>),
-    /// The VM does not run until [`Scheduler::summon`].
-    Done,
-}
+use crate::backend::life::State;
+use crate::backend::timers::Timers;
+use crate::sync::lock;
 
+/// Where the scheduler has a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Status {
+    /// In the run queue.
     Queued,
+    /// With a worker.
     Running,
-    /// Running, and input has arrived meanwhile.
-    Poked,
-    Idle,
-    Done,
+    /// With a worker, and input or a request has arrived meanwhile.
+    Woken,
+    /// Nowhere, until its timer expires or input arrives.
+    Parked,
+    /// Nowhere, until [`Scheduler::summon`].
+    Off,
 }
 
 #[derive(Clone, Copy)]
-struct Entry {
+struct Scheduled {
     status: Status,
-    /// Timer generation: counts how often the VM went idle, so that an earlier timer is recognised
-    /// as stale.
-    nap: u32,
-    /// Counts the VM's entries in the run queue, to recognise stale ones in the same way.
+    /// Counts the VM's entries in the run queue, to recognise stale ones.
     ticket: u32,
 }
 
 struct Inner {
-    vms: Vec<Entry>,
+    vms: Vec<Scheduled>,
     /// Run queue: VMs with their tickets.
     queue: VecDeque<(u32, u32)>,
-    timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    timers: Timers,
     stopped: bool,
 }
 
@@ -55,14 +48,14 @@ pub struct Scheduler {
 impl Scheduler {
     /// Returns the scheduler of `count` VMs, the first `started` of them runnable.
     pub fn new(count: u32, started: u32) -> Self {
-        let entry = |vm| {
-            let status = if vm < started { Status::Queued } else { Status::Done };
-            Entry { status, nap: 0, ticket: 0 }
+        let scheduled = |vm| {
+            let status = if vm < started { Status::Queued } else { Status::Off };
+            Scheduled { status, ticket: 0 }
         };
         let inner = Inner {
-            vms: (0..count).map(entry).collect(),
+            vms: (0..count).map(scheduled).collect(),
             queue: (0..started.min(count)).map(|vm| (vm, 0)).collect(),
-            timers: BinaryHeap::new(),
+            timers: Timers::new(count),
             stopped: false,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
@@ -77,12 +70,12 @@ impl Scheduler {
             }
             let due = inner.wake_due();
             if let Some((vm, ticket)) = inner.queue.pop_front() {
-                let entry = &mut inner.vms[vm as usize];
+                let scheduled = &mut inner.vms[vm as usize];
                 // A stale entry: the VM was moved forward and has run already.
-                if entry.ticket != ticket {
+                if scheduled.ticket != ticket {
                     continue;
                 }
-                entry.status = Status::Running;
+                scheduled.status = Status::Running;
                 if !inner.queue.is_empty() {
                     self.changed.notify_one();
                 }
@@ -91,8 +84,8 @@ impl Scheduler {
             inner = match due {
                 None => self.changed.wait(inner).unwrap_or_else(|e| e.into_inner()),
                 Some(at) => {
-                    let nap = at.saturating_duration_since(Instant::now());
-                    let waited = self.changed.wait_timeout(inner, nap);
+                    let timeout = at.saturating_duration_since(Instant::now());
+                    let waited = self.changed.wait_timeout(inner, timeout);
                     waited.unwrap_or_else(|e| e.into_inner()).0
                 }
             };
@@ -104,59 +97,63 @@ impl Scheduler {
         !self.lock().queue.is_empty()
     }
 
-    /// Gives back a VM that [`Scheduler::next`] returned.
-    pub fn put(&self, vm: u32, rest: Rest) {
+    /// Gives back a VM that [`Scheduler::next`] returned, in the state in which its worker leaves
+    /// it. A parked one runs again at `timer`, if it has one.
+    pub fn put(&self, vm: u32, state: State, timer: Option<Instant>) {
         let mut inner = self.lock();
-        let entry = &mut inner.vms[vm as usize];
-        let poked = entry.status == Status::Poked;
-        match rest {
-            Rest::Done if !poked => {
-                entry.status = Status::Done;
-                return;
-            }
-            Rest::Idle(until) if !poked => {
-                entry.status = Status::Idle;
-                entry.nap = entry.nap.wrapping_add(1);
-                let nap = entry.nap;
-                let Some(at) = until else { return };
-                inner.timers.push(Reverse((at, vm, nap)));
+        let scheduled = &mut inner.vms[vm as usize];
+        let woken = scheduled.status == Status::Woken;
+        match state {
+            State::Parked if !woken => {
+                scheduled.status = Status::Parked;
+                inner.timers.park(vm, timer);
                 // This worker waits for the timer itself, unless it takes another VM; then one
                 // that sleeps on a later timer has to know.
-                if inner.queue.is_empty() {
+                if timer.is_none() || inner.queue.is_empty() {
                     return;
                 }
             }
-            Rest::Idle(_) | Rest::Runnable | Rest::Done => inner.enqueue(vm),
+            State::Stopped | State::Ready | State::Paused | State::OutOfMemory if !woken => {
+                scheduled.status = Status::Off;
+                return;
+            }
+            State::Stopped
+            | State::Starting
+            | State::Runnable
+            | State::Parked
+            | State::Ready
+            | State::Paused
+            | State::OutOfMemory => inner.enqueue(vm),
         }
-        self.tell(inner);
+        self.notify(inner);
     }
 
     /// Wakes a VM for which input has arrived.
     pub fn wake(&self, vm: u32) {
         let mut inner = self.lock();
-        let Some(entry) = inner.vms.get_mut(vm as usize) else { return };
-        match entry.status {
-            Status::Idle => {
+        let Some(scheduled) = inner.vms.get_mut(vm as usize) else { return };
+        match scheduled.status {
+            Status::Parked => {
                 inner.enqueue(vm);
-                self.tell(inner);
+                self.notify(inner);
             }
-            Status::Running => entry.status = Status::Poked,
-            Status::Queued | Status::Poked | Status::Done => {}
+            Status::Running => scheduled.status = Status::Woken,
+            Status::Queued | Status::Woken | Status::Off => {}
         }
     }
 
-    /// Moves a VM to the front of the run queue, even one that is done.
+    /// Moves a VM to the front of the run queue, whatever its state.
     pub fn summon(&self, vm: u32) {
         let mut inner = self.lock();
-        let Some(entry) = inner.vms.get_mut(vm as usize) else { return };
-        match entry.status {
-            Status::Running | Status::Poked => entry.status = Status::Poked,
-            Status::Queued | Status::Idle | Status::Done => {
-                entry.status = Status::Queued;
-                entry.ticket = entry.ticket.wrapping_add(1);
-                let place = (vm, entry.ticket);
-                inner.queue.push_front(place);
-                self.tell(inner);
+        let Some(scheduled) = inner.vms.get_mut(vm as usize) else { return };
+        match scheduled.status {
+            Status::Running | Status::Woken => scheduled.status = Status::Woken,
+            Status::Queued | Status::Parked | Status::Off => {
+                scheduled.status = Status::Queued;
+                scheduled.ticket = scheduled.ticket.wrapping_add(1);
+                let entry = (vm, scheduled.ticket);
+                inner.queue.push_front(entry);
+                self.notify(inner);
             }
         }
     }
@@ -169,7 +166,7 @@ impl Scheduler {
 
     /// Wakes a waiting worker, if there is one. Releases the lock first, so that the worker gets
     /// it.
-    fn tell(&self, inner: MutexGuard<'_, Inner>) {
+    fn notify(&self, inner: MutexGuard<'_, Inner>) {
         drop(inner);
         self.changed.notify_one();
     }
@@ -182,27 +179,24 @@ impl Scheduler {
 impl Inner {
     /// Appends a VM to the run queue.
     fn enqueue(&mut self, vm: u32) {
-        let entry = &mut self.vms[vm as usize];
-        entry.status = Status::Queued;
-        entry.ticket = entry.ticket.wrapping_add(1);
-        self.queue.push_back((vm, entry.ticket));
+        let scheduled = &mut self.vms[vm as usize];
+        scheduled.status = Status::Queued;
+        scheduled.ticket = scheduled.ticket.wrapping_add(1);
+        self.queue.push_back((vm, scheduled.ticket));
     }
 
     /// Queues the VMs whose timers have expired; returns when the next timer expires.
     fn wake_due(&mut self) -> Option<Instant> {
         let mut now = None;
-        while let Some(&Reverse((at, vm, nap))) = self.timers.peek() {
-            let entry = &mut self.vms[vm as usize];
-            let valid = entry.status == Status::Idle && entry.nap == nap;
-            if valid && at > *now.get_or_insert_with(Instant::now) {
-                return Some(at);
-            }
-            self.timers.pop();
-            if valid {
-                self.enqueue(vm);
+        loop {
+            let clock = || *now.get_or_insert_with(Instant::now);
+            let vms = &self.vms;
+            let is_parked = |vm: u32| vms[vm as usize].status == Status::Parked;
+            match self.timers.due(clock, is_parked) {
+                Some(vm) => self.enqueue(vm),
+                None => return self.timers.next(),
             }
         }
-        None
     }
 }
 
@@ -216,30 +210,30 @@ mod tests {
     fn runnable_vms_take_turns() {
         let sched = Scheduler::new(2, 2);
         assert_eq!(sched.next(), Some(0));
-        sched.put(0, Rest::Runnable);
+        sched.put(0, State::Runnable, None);
         assert_eq!(sched.next(), Some(1));
         assert_eq!(sched.next(), Some(0));
     }
 
     #[test]
-    fn an_idle_vm_runs_at_its_time() {
+    fn a_parked_vm_runs_at_its_time() {
         let sched = Scheduler::new(1, 1);
         let start = Instant::now();
         sched.next();
-        sched.put(0, Rest::Idle(Some(start + Duration::from_millis(5))));
+        sched.put(0, State::Parked, Some(start + Duration::from_millis(5)));
         assert_eq!(sched.next(), Some(0));
         assert!(start.elapsed() >= Duration::from_millis(5));
     }
 
     #[test]
-    fn input_wakes_an_idle_vm_once_and_an_old_timer_is_ignored() {
+    fn input_wakes_a_parked_vm_once_and_an_old_timer_is_ignored() {
         let sched = Scheduler::new(1, 1);
         sched.next();
-        sched.put(0, Rest::Idle(Some(Instant::now())));
+        sched.put(0, State::Parked, Some(Instant::now()));
         sched.wake(0);
         sched.wake(0);
         assert_eq!(sched.next(), Some(0));
-        sched.put(0, Rest::Done);
+        sched.put(0, State::Stopped, None);
         sched.wake(0);
         sched.stop();
         assert_eq!(sched.next(), None);
@@ -250,7 +244,7 @@ mod tests {
         let sched = Scheduler::new(1, 1);
         sched.next();
         sched.wake(0);
-        sched.put(0, Rest::Idle(None));
+        sched.put(0, State::Parked, None);
         assert_eq!(sched.next(), Some(0));
     }
 
@@ -261,12 +255,12 @@ mod tests {
         sched.summon(1);
         assert_eq!([sched.next(), sched.next(), sched.next()], [Some(1), Some(3), Some(0)]);
         sched.summon(3);
-        sched.put(3, Rest::Done);
+        sched.put(3, State::Stopped, None);
         assert_eq!(sched.next(), Some(2));
         assert_eq!(sched.next(), Some(3));
-        sched.put(3, Rest::Done);
-        sched.put(1, Rest::Done);
-        sched.put(2, Rest::Runnable);
+        sched.put(3, State::Stopped, None);
+        sched.put(1, State::Stopped, None);
+        sched.put(2, State::Runnable, None);
         assert_eq!(sched.next(), Some(2));
     }
 }

@@ -19,11 +19,10 @@ pub mod outbox;
 mod pacer;
 pub mod packing;
 mod runner;
-mod seat;
 pub mod sizing;
+mod slot;
 #[cfg(test)]
 mod tests;
-mod timers;
 
 pub use error::CudaError;
 

@@ -25,11 +25,10 @@ use super::cpu::{CpuPort, Guest, HostArena, WorkerContext};
 use super::cuda::fleet::{LaunchArgs, Start};
 use super::cuda::outbox::{Body, messages};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
+use super::life::{Action, Life, State, Trigger};
 use super::{
-    BOOTS_MAX, Backend, BackendError, Command, Event, EventKind, Inspector, Reason, Settings,
-    Totals, Unsupported,
+    Backend, BackendError, Command, Event, EventKind, Inspector, Settings, Totals, Unsupported,
 };
-use crate::console::ready::ReadyMatcher;
 use crate::machine::Fleet;
 use crate::sync::lock;
 
@@ -162,23 +161,28 @@ impl Drop for LockstepBackend {
     }
 }
 
-/// The CPU's side of one VM.
-struct Twin {
-    guest: Guest,
-    port: CpuPort,
-    matcher: Option<ReadyMatcher>,
-    earlier: u64,
-    boots: u32,
-    /// `None` while the VM runs.
-    rest: Option<Rest>,
+/// A VM's slot: its life, and the CPU's side of it.
+struct VmSlot {
+    life: Life,
+    side: CpuSide,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rest {
-    /// The VM has ended, or waits for input that never comes.
-    Done,
-    /// The guest requested a reset.
-    Reset,
+/// The CPU's side of a VM.
+struct CpuSide {
+    guest: Guest,
+    port: CpuPort,
+}
+
+impl CpuSide {
+    /// Returns the instructions that the VM has retired since its last start.
+    fn retired(&self) -> u64 {
+        self.guest.vm().platform.clock.retired
+    }
+
+    /// Runs a slice.
+    fn slice<T: Trace>(&mut self, context: &mut WorkerContext, slice: u32, trace: &mut T) -> Exit {
+        self.guest.session(context).slice(&mut self.port, slice, trace)
+    }
 }
 
 /// How a VM ended a slice on the GPU's side.
@@ -220,32 +224,29 @@ impl Trace for Last {
 impl Pair {
     fn work(&mut self) -> Result<(), BackendError> {
         let count = self.shared.fleet.count;
-        let mut twins = Vec::new();
+        let mut slots = Vec::new();
         for vm in 0..count {
-            twins.push(self.both(vm, 0, 1)?);
+            let mut life = Life::new(true, &self.shared.settings);
+            let side = self.start(vm, &mut life)?;
+            slots.push(VmSlot { life, side });
         }
         loop {
-            let active: Vec<u32> =
-                (0..count).filter(|&vm| twins[vm as usize].rest.is_none()).collect();
+            let runnable = |&vm: &u32| slots[vm as usize].life.is_runnable();
+            let active: Vec<u32> = (0..count).filter(runnable).collect();
             if active.is_empty() || self.stopped() {
                 break;
             }
             let mut seen = self.gpu_slice(&active, SLICE)?;
             for &vm in &active {
                 let seen = seen.remove(&vm).unwrap_or_default();
-                self.step(vm, &mut twins[vm as usize], &seen)?;
+                self.step(vm, &mut slots[vm as usize], &seen)?;
             }
-            let digests = self.device.digests(&active)?;
-            for (&vm, digest) in active.iter().zip(digests) {
-                let twin = &mut twins[vm as usize];
-                if twin.guest.session(&mut self.context).private_pages() != digest {
-                    return Err(self.search(vm, twin.guest.vm().platform.clock.retired, "RAM"));
-                }
-                if twin.rest == Some(Rest::Reset) {
+            self.compare_ram(&active, &mut slots)?;
+            for &vm in &active {
+                let VmSlot { life, side } = &mut slots[vm as usize];
+                if life.state() == State::Starting {
                     self.device.release(&[vm])?;
-                    let earlier = twin.earlier + twin.guest.vm().platform.clock.retired;
-                    let boots = twin.boots + 1;
-                    *twin = self.both(vm, earlier, boots)?;
+                    *side = self.start(vm, life)?;
                 }
             }
         }
@@ -259,18 +260,37 @@ impl Pair {
         self.shared.stopped.load(Ordering::Relaxed)
     }
 
-    fn tell(&self, vm: u32, instret: u64, kind: EventKind) {
+    fn report(&self, vm: u32, instret: u64, kind: EventKind) {
         let _ = self.events.send(Event { vm, instret, kind });
     }
 
     /// Starts a VM on both sides. It must not have memory on the device.
-    fn both(&mut self, vm: u32, earlier: u64, boots: u32) -> Result<Twin, BackendError> {
+    fn start(&mut self, vm: u32, life: &mut Life) -> Result<CpuSide, BackendError> {
+        let side = self.make(vm, life.earlier())?;
+        let action = life.on(Trigger::Started);
+        debug_assert_eq!(action, Action::Run);
+        Ok(side)
+    }
+
+    /// Makes a VM on both sides.
+    fn make(&mut self, vm: u32, earlier: u64) -> Result<CpuSide, BackendError> {
         let staged = self.shared.fleet.stage(vm, earlier);
         self.device.start(&[Start { vm, origin: 0, staged: staged.clone() }])?;
         let guest = Guest::new(&self.arena, &self.shared.fleet.base, staged, &self.context)
             .map_err(|_| CudaError::Contract("no frame for a VM's own pages"))?;
-        let matcher = Some(ReadyMatcher::new(self.shared.settings.ready.clone()));
-        Ok(Twin { guest, port: CpuPort::default(), matcher, earlier, boots, rest: None })
+        Ok(CpuSide { guest, port: CpuPort::default() })
+    }
+
+    /// Compares the private pages of VMs on both sides.
+    fn compare_ram(&mut self, vms: &[u32], slots: &mut [VmSlot]) -> Result<(), BackendError> {
+        let digests = self.device.digests(vms)?;
+        for (&vm, digest) in vms.iter().zip(digests) {
+            let side = &mut slots[vm as usize].side;
+            if side.guest.session(&mut self.context).private_pages() != digest {
+                return Err(self.search(vm, side.retired(), "RAM"));
+            }
+        }
+        Ok(())
     }
 
     /// Runs VMs for one slice on the GPU.
@@ -301,15 +321,16 @@ impl Pair {
 
     /// Runs a VM for one slice on the CPU, as the GPU's entry point does, and compares all but
     /// RAM.
-    fn step(&mut self, vm: u32, twin: &mut Twin, seen: &Seen) -> Result<(), BackendError> {
-        let before = twin.guest.vm().platform.clock.retired;
-        let exit = cpu_slice(twin, &mut self.context, SLICE, &mut NoTrace);
-        let retired = twin.guest.vm().platform.clock.retired;
+    fn step(&mut self, vm: u32, slot: &mut VmSlot, seen: &Seen) -> Result<(), BackendError> {
+        let VmSlot { life, side } = slot;
+        let before = side.retired();
+        let exit = side.slice(&mut self.context, SLICE, &mut NoTrace);
+        let retired = side.retired();
+        let output = std::mem::take(&mut side.port.output);
         let gpu = self.device.vm(vm)?;
-        let output = std::mem::take(&mut twin.port.output);
         // There is no network: input would arrive at different moments on the two sides.
         let ours = if exit.code == ExitCode::Stalled { GOES_ON } else { exit };
-        if let Some(what) = difference(twin.guest.vm(), &gpu) {
+        if let Some(what) = difference(side.guest.vm(), &gpu) {
             return Err(self.search(vm, retired, &what));
         }
         if ours != seen.exit || output != seen.console {
@@ -322,43 +343,32 @@ impl Pair {
             );
             return Err(self.search(vm, retired, &what));
         }
-        let shared = Arc::clone(&self.shared);
-        let instret = twin.earlier + retired;
-        shared.instructions.fetch_add(retired - before, Ordering::Relaxed);
-        shared.instret[vm as usize].store(instret, Ordering::Relaxed);
+        self.shared.instructions.fetch_add(retired - before, Ordering::Relaxed);
+        self.advance(vm, life, exit, output, retired);
+        Ok(())
+    }
+
+    /// Reports what a VM did in a slice, and lets its life go on.
+    fn advance(&self, vm: u32, life: &mut Life, exit: Exit, output: Vec<u8>, retired: u64) {
+        let settings = &self.shared.settings;
+        let instret = life.earlier() + retired;
+        self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
         if !output.is_empty() {
             let label = match exit.code {
                 ExitCode::Budget => instret.next_multiple_of(SLICE.into()),
                 _ => instret,
             };
-            let ready = twin.matcher.as_mut().is_some_and(|m| m.feed(&output));
-            self.tell(vm, label, EventKind::Console(output));
+            let ready = life.output(&output, label, settings);
+            self.report(vm, label, EventKind::Console(output));
             if ready {
-                (twin.matcher, twin.boots) = (None, 0);
-                self.tell(vm, label, EventKind::Ready);
-                if shared.settings.until_ready {
-                    twin.rest = Some(Rest::Done);
-                }
+                self.report(vm, label, EventKind::Ready);
             }
         }
-        match exit.code {
-            ExitCode::Budget | ExitCode::Stalled => {}
-            ExitCode::Idle => twin.rest = Some(Rest::Done),
-            ExitCode::Reset => {
-                self.tell(vm, instret, EventKind::Reset);
-                if shared.settings.until_ready && twin.boots >= BOOTS_MAX {
-                    self.tell(vm, instret, EventKind::Faulted(Reason::BootLoop));
-                    twin.rest = Some(Rest::Done);
-                } else {
-                    twin.rest = Some(Rest::Reset);
-                }
-            }
-            ExitCode::PowerOff | ExitCode::Fault | ExitCode::NoFrame => {
-                self.tell(vm, instret, EventKind::of_end(exit));
-                twin.rest = Some(Rest::Done);
-            }
+        // No input ever comes, and time is instructions: an idle VM stays parked.
+        let (_, events) = life.exit(exit, false, instret, settings);
+        for kind in events {
+            self.report(vm, instret, kind);
         }
-        Ok(())
     }
 
     /// Runs a VM again from its start, the last slice instruction by instruction, and returns where
@@ -376,19 +386,19 @@ impl Pair {
 
     fn first_difference(&mut self, vm: u32, end: u64) -> Result<Option<String>, BackendError> {
         self.device.release(&[vm])?;
-        let mut twin = self.both(vm, 0, 1)?;
+        let mut side = self.make(vm, 0)?;
         let last_good = end.saturating_sub(1) / u64::from(SLICE) * u64::from(SLICE);
         let mut trace = Last::default();
-        while twin.guest.vm().platform.clock.retired < last_good {
+        while side.retired() < last_good {
             self.gpu_slice(&[vm], SLICE)?;
-            cpu_slice(&mut twin, &mut self.context, SLICE, &mut NoTrace);
+            side.slice(&mut self.context, SLICE, &mut NoTrace);
         }
-        while twin.guest.vm().platform.clock.retired < end {
-            let before = twin.guest.vm().platform.clock.retired;
+        while side.retired() < end {
+            let before = side.retired();
             self.gpu_slice(&[vm], 1)?;
-            let exit = cpu_slice(&mut twin, &mut self.context, 1, &mut trace);
+            let exit = side.slice(&mut self.context, 1, &mut trace);
             let gpu = self.device.vm(vm)?;
-            if let Some(what) = difference(twin.guest.vm(), &gpu) {
+            if let Some(what) = difference(side.guest.vm(), &gpu) {
                 let Last { pc, insn } = trace;
                 let op = decode(insn);
                 return Ok(Some(format!(
@@ -396,23 +406,23 @@ impl Pair {
                      ({op:?}): {what}"
                 )));
             }
-            let stuck = twin.guest.vm().platform.clock.retired == before;
+            let stuck = side.retired() == before;
             if stuck || !matches!(exit.code, ExitCode::Budget | ExitCode::Stalled) {
                 break;
             }
         }
         let digest = self.device.digests(&[vm])?;
-        if digest != [twin.guest.session(&mut self.context).private_pages()] {
-            return self.page(vm, &mut twin).map(Some);
+        if digest != [side.guest.session(&mut self.context).private_pages()] {
+            return self.first_wrong_byte(vm, &mut side).map(Some);
         }
         Ok(None)
     }
 
-    /// Returns the first word of RAM that differs.
-    fn page(&mut self, vm: u32, twin: &mut Twin) -> Result<String, BackendError> {
+    /// Returns the first byte of RAM that differs.
+    fn first_wrong_byte(&mut self, vm: u32, side: &mut CpuSide) -> Result<String, BackendError> {
         let plan = &self.shared.fleet.plan;
         let (base, pages) = (plan.kind.map().ram_base, plan.memory / FRAME_SIZE);
-        let mut session = twin.guest.session(&mut self.context);
+        let mut session = side.guest.session(&mut self.context);
         let (mut ours, mut theirs) = ([0; FRAME_SIZE as usize], [0; FRAME_SIZE as usize]);
         for page in 0..pages {
             let at = u64::from(page * FRAME_SIZE);
@@ -430,16 +440,6 @@ impl Pair {
         }
         Ok(format!("vm{vm} has other private pages on the GPU, of the same content"))
     }
-}
-
-/// Runs a slice on the CPU's side.
-fn cpu_slice<T: Trace>(
-    twin: &mut Twin,
-    context: &mut WorkerContext,
-    slice: u32,
-    trace: &mut T,
-) -> Exit {
-    twin.guest.session(context).slice(&mut twin.port, slice, trace)
 }
 
 #[cfg(test)]

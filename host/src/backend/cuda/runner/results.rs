@@ -1,0 +1,114 @@
+//! Handles what VMs wrote, sent and took in a launch, and why they stopped.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use emu_core::abi::{Exit, ExitCode};
+
+use super::Runner;
+use crate::backend::EventKind;
+use crate::backend::cuda::error::CudaError;
+use crate::backend::cuda::fleet::LaunchResult;
+use crate::backend::cuda::outbox::{Body, Message, messages};
+use crate::backend::life::{Action, State, Trigger};
+use crate::net::DropReason;
+
+impl Runner {
+    /// Handles the results of the last launch. Returns `false` when that was done already.
+    pub(super) fn handle_unread(&mut self) -> Result<bool, CudaError> {
+        let Some(completed) = self.unread.take() else { return Ok(false) };
+        let result = self.fleet.result(completed)?;
+        self.handle_result(&result);
+        Ok(true)
+    }
+
+    /// Handles the results of a launch.
+    pub(super) fn handle_result(&mut self, result: &LaunchResult) {
+        if result.busy > 0 {
+            self.clock.measured(result.ran.into(), result.took);
+            self.pacer.measured(result.ran, result.took);
+        }
+        tracing::trace!(
+            busy = result.busy,
+            log = result.log.len(),
+            instructions = result.instructions,
+            us = result.took.as_micros() as u64,
+            ran = result.ran,
+            listed = result.listed,
+            "launch"
+        );
+        self.shared.launches.fetch_add(1, Ordering::Relaxed);
+        self.shared.device_ns.fetch_add(result.took.as_nanos() as u64, Ordering::Relaxed);
+        self.shared.instructions.store(result.instructions, Ordering::Relaxed);
+        self.shared.private_frames.store(result.private_frames, Ordering::Relaxed);
+        for message in messages(&result.log) {
+            self.handle_record(&message);
+        }
+        self.shared.settings.link.flush();
+    }
+
+    fn handle_record(&mut self, message: &Message<'_>) {
+        let vm = message.vm;
+        let Some(slot) = self.slots.get_mut(vm as usize) else { return };
+        let instret = slot.life.earlier() + message.instret;
+        if !slot.life.counts(instret) {
+            return;
+        }
+        match message.body {
+            Body::Console(bytes) => {
+                let ready = slot.life.output(bytes, instret, &self.shared.settings);
+                self.list_is_stale |= ready && !slot.life.is_runnable();
+                self.report(vm, instret, EventKind::Console(bytes.to_vec()));
+                if ready {
+                    self.report(vm, instret, EventKind::Ready);
+                }
+            }
+            Body::Packet(bytes) => {
+                self.packet_at = Some(Instant::now());
+                self.shared.settings.link.send(vm, bytes.into());
+            }
+            Body::Taken(record) => {
+                let waiting = slot.console_waiting();
+                let drops = slot.acknowledge(&record);
+                self.shared.has_taken(vm, waiting - slot.console_waiting());
+                let link = &self.shared.settings.link;
+                slot.fetch_packets(vm, link);
+                link.dropped_by_card(vm, DropReason::NoBuffer, drops.rx.into());
+                link.dropped_by_card(vm, DropReason::BadLength, drops.tx.into());
+                self.note_input(vm);
+            }
+            Body::Exit(exit, wake_at) => {
+                self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
+                self.handle_exit(vm, instret, exit, wake_at);
+            }
+        }
+    }
+
+    /// Handles that a VM has stopped executing: the device skips it until it is woken.
+    fn handle_exit(&mut self, vm: u32, instret: u64, exit: Exit, wake_at: u64) {
+        let slot = &mut self.slots[vm as usize];
+        let timer = self.clock.at(wake_at);
+        let due = timer.is_some_and(|at| at <= Instant::now()) || slot.wants_to_run();
+        let (action, events) = match exit.code {
+            // The argument distinguishes a VM that could not even start from one that can go on.
+            ExitCode::NoFrame if exit.arg == 0 => (slot.life.on(Trigger::NoFrame), Vec::new()),
+            _ => slot.life.exit(exit, due, instret, &self.shared.settings),
+        };
+        match (action, slot.life.state()) {
+            (Action::Park, State::Parked) => self.timers.park(vm, timer),
+            (Action::Park, State::OutOfMemory) => {
+                self.out_of_memory.push(vm);
+                self.out_of_memory_since.get_or_insert_with(Instant::now);
+            }
+            (Action::Restart, _) => {
+                slot.restart();
+                self.shared.settings.link.reset(vm);
+            }
+            _ => {}
+        }
+        self.apply(vm, action);
+        for kind in events {
+            self.report(vm, instret, kind);
+        }
+    }
+}
