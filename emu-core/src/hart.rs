@@ -10,7 +10,8 @@
 //! relies on ends it by setting `exit_loop`.
 
 use crate::abi::Hart;
-use crate::insn::{Decoded, INSN_SIZE, Op};
+use crate::insn::table::{if_op, match_op};
+use crate::insn::{Class, Decoded, Extend, INSN_SIZE, Op};
 use crate::lane::Lane;
 use crate::machine::Core;
 use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, Ram, RawFrames};
@@ -153,13 +154,13 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                                     }};
                                 }
                                 macro_rules! load {
-                                    ($size:literal, $get:ident, $signed:ty) => {{
+                                    ($size:literal, $get:ident, $extend:ident) => {{
                                         let va = a!().wrapping_add(imm);
                                         let Some(data) = hart.tlb.get(va, $size - 1, load) else {
                                             break 'missed;
                                         };
                                         trace.load(va);
-                                        set!(ram.$get(data, va) as $signed as u32);
+                                        set!(Extend::$extend.apply(ram.$get(data, va), $size));
                                     }};
                                 }
                                 macro_rules! store {
@@ -192,30 +193,71 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                                     };
                                 }
 
-                                match insn.slot() {
-                                    // RV32I
-                                    Op::Lui => set!(imm),
-                                    Op::Auipc => set!(pc!().wrapping_add(imm)),
-                                    Op::Jal => {
-                                        set!(pc!().wrapping_add(4));
+                                macro_rules! jump_register {
+                                    (|$target:ident| $before:expr) => {{
+                                        let $target = a!().wrapping_add(imm) & !1;
+                                        if $target & 2 != 0 {
+                                            break 'slow_path;
+                                        }
+                                        $before;
+                                        go!($target.wrapping_sub(page) / INSN_SIZE);
+                                    }};
+                                }
+                                // What an instruction of each class does here.
+                                macro_rules! meaning {
+                                    (Upper(|$pc:pat_param, $imm:pat_param| $value:expr)) => {{
+                                        let ($pc, $imm) = (pc!(), imm);
+                                        set!($value)
+                                    }};
+                                    (Alu(|$a:pat_param, $b:pat_param| $value:expr)) => {{
+                                        let ($a, $b) = (a!(), b!());
+                                        set!($value)
+                                    }};
+                                    (AluImm(|$a:pat_param, $imm:pat_param| $value:expr)) => {{
+                                        let ($a, $imm) = (a!(), imm);
+                                        set!($value)
+                                    }};
+                                    (Jump()) => {{
+                                        set!(pc!().wrapping_add(INSN_SIZE));
                                         go!(at.wrapping_add(imm));
-                                    }
+                                    }};
+                                    (JumpRegister()) => {
+                                        jump_register!(|target| set!(pc!().wrapping_add(INSN_SIZE)))
+                                    };
+                                    (Branch(|$a:pat_param, $b:pat_param| $taken:expr)) => {{
+                                        let ($a, $b) = (a!(), b!());
+                                        branch!($taken)
+                                    }};
+                                    (Load(1, $extend:ident)) => {
+                                        load!(1, load8, $extend)
+                                    };
+                                    (Load(2, $extend:ident)) => {
+                                        load!(2, load16, $extend)
+                                    };
+                                    (Load(4, $extend:ident)) => {
+                                        load!(4, load32, $extend)
+                                    };
+                                    (Store(1)) => {
+                                        store!(1, store8)
+                                    };
+                                    (Store(2)) => {
+                                        store!(2, store16)
+                                    };
+                                    (Store(4)) => {
+                                        store!(4, store32)
+                                    };
+                                    (Fence()) => {{}};
+                                    ($class:ident $meaning:tt) => {{
+                                        const { assert!(!Class::$class.in_loop()) };
+                                        break 'slow_path;
+                                    }};
+                                }
+                                match_op!(insn.slot(), meaning, {
+                                    Op::Nop => {}
                                     Op::J => go!(at.wrapping_add(imm)),
-                                    Op::Jalr => {
-                                        let target = a!().wrapping_add(imm) & !1;
-                                        if target & 2 != 0 {
-                                            break 'slow_path;
-                                        }
-                                        set!(pc!().wrapping_add(4));
-                                        go!(target.wrapping_sub(page) / INSN_SIZE);
-                                    }
-                                    Op::Jr => {
-                                        let target = a!().wrapping_add(imm) & !1;
-                                        if target & 2 != 0 {
-                                            break 'slow_path;
-                                        }
-                                        // All paths through a function lead to its return, so this
-                                        // is where diverged lanes can reconverge.
+                                    // All paths through a function lead to its return, so this is
+                                    // where diverged lanes can reconverge.
+                                    Op::Jr => jump_register!(|target| {
                                         if !ALONE
                                             && self.lane.diverged(expected)
                                             && !self.lane.skips_sync(hart.x[2], target)
@@ -223,84 +265,12 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                                             self.exit_loop = true;
                                             end!(1);
                                         }
-                                        go!(target.wrapping_sub(page) / INSN_SIZE);
-                                    }
-                                    Op::Beq => branch!(a!() == b!()),
-                                    Op::Bne => branch!(a!() != b!()),
-                                    Op::Blt => branch!((a!() as i32) < (b!() as i32)),
-                                    Op::Bge => branch!((a!() as i32) >= (b!() as i32)),
-                                    Op::Bltu => branch!(a!() < b!()),
-                                    Op::Bgeu => branch!(a!() >= b!()),
-                                    Op::Lb => load!(1, load8, i8),
-                                    Op::Lh => load!(2, load16, i16),
-                                    Op::Lw => load!(4, load32, u32),
-                                    Op::Lbu => load!(1, load8, u32),
-                                    Op::Lhu => load!(2, load16, u32),
-                                    Op::Sb => store!(1, store8),
-                                    Op::Sh => store!(2, store16),
-                                    Op::Sw => store!(4, store32),
-                                    Op::Addi => set!(a!().wrapping_add(imm)),
-                                    Op::Slti => set!(u32::from((a!() as i32) < imm as i32)),
-                                    Op::Sltiu => set!(u32::from(a!() < imm)),
-                                    Op::Xori => set!(a!() ^ imm),
-                                    Op::Ori => set!(a!() | imm),
-                                    Op::Andi => set!(a!() & imm),
-                                    Op::Slli => set!(a!() << (imm & 31)),
-                                    Op::Srli => set!(a!() >> (imm & 31)),
-                                    Op::Srai => set!(((a!() as i32) >> (imm & 31)) as u32),
-                                    Op::Add => set!(a!().wrapping_add(b!())),
-                                    Op::Sub => set!(a!().wrapping_sub(b!())),
-                                    Op::Sll => set!(a!() << (b!() & 31)),
-                                    Op::Slt => set!(u32::from((a!() as i32) < (b!() as i32))),
-                                    Op::Sltu => set!(u32::from(a!() < b!())),
-                                    Op::Xor => set!(a!() ^ b!()),
-                                    Op::Srl => set!(a!() >> (b!() & 31)),
-                                    Op::Sra => set!(((a!() as i32) >> (b!() & 31)) as u32),
-                                    Op::Or => set!(a!() | b!()),
-                                    Op::And => set!(a!() & b!()),
-                                    // Fences have nothing to do: there is one hart, devices act
-                                    // only between instructions, and every store to code drops what
-                                    // was decoded from it.
-                                    Op::Nop | Op::Fence | Op::FenceI => {}
-                                    // M
-                                    Op::Mul => set!(a!().wrapping_mul(b!())),
-                                    Op::Mulh => set!(mulh(a!(), b!())),
-                                    Op::Mulhsu => set!(mulhsu(a!(), b!())),
-                                    Op::Mulhu => set!(mulhu(a!(), b!())),
-                                    Op::Div => set!(div(a!(), b!())),
-                                    Op::Divu => set!(divu(a!(), b!())),
-                                    Op::Rem => set!(rem(a!(), b!())),
-                                    Op::Remu => set!(remu(a!(), b!())),
-                                    // All are named instead of `_`, so that LLVM emits no range
-                                    // check for its jump table.
+                                    }),
                                     Op::Undecoded
                                     | Op::DiscardedLoad
                                     | Op::MisalignedJump
-                                    | Op::Ecall
-                                    | Op::Ebreak
-                                    | Op::Csrrw
-                                    | Op::Csrrs
-                                    | Op::Csrrc
-                                    | Op::Csrrwi
-                                    | Op::Csrrsi
-                                    | Op::Csrrci
-                                    | Op::LrW
-                                    | Op::ScW
-                                    | Op::AmoswapW
-                                    | Op::AmoaddW
-                                    | Op::AmoxorW
-                                    | Op::AmoandW
-                                    | Op::AmoorW
-                                    | Op::AmominW
-                                    | Op::AmomaxW
-                                    | Op::AmominuW
-                                    | Op::AmomaxuW
-                                    | Op::Sret
-                                    | Op::Mret
-                                    | Op::Wfi
-                                    | Op::SfenceVma
                                     | Op::Illegal => break 'slow_path,
-                                }
+                                });
                                 break 'done following;
                             }
                             let insn = Decoded(L::opaque(insn.0));
@@ -398,12 +368,32 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     ) -> bool {
         let va = hart.x[insn.rs1()].wrapping_add(insn.imm());
         let op = insn.slot();
-        let size = match op {
-            Op::Lb | Op::Lbu | Op::Sb => 1,
-            Op::Lh | Op::Lhu | Op::Sh => 2,
-            _ => 4,
+        // LLVM makes better code of this than of `Op::access`.
+        let size = 'size: {
+            macro_rules! narrow {
+                (Load(4, $extend:ident)) => {{}};
+                (Load($size:literal, $extend:ident)) => {
+                    break 'size $size
+                };
+                (Store(4)) => {{}};
+                (Store($size:literal)) => {
+                    break 'size $size
+                };
+                ($class:ident $meaning:tt) => {{}};
+            }
+            if_op!(op, narrow);
+            4
         };
-        let store = matches!(op, Op::Sb | Op::Sh | Op::Sw);
+        let store = 'store: {
+            macro_rules! store {
+                (Store $size:tt) => {
+                    break 'store true
+                };
+                ($class:ident $meaning:tt) => {{}};
+            }
+            if_op!(op, store);
+            false
+        };
         let denied = if store { hart.ctx.store } else { hart.ctx.load };
         let Some(frame) = hart.tlb.refill(&self.platform.dtlb, va, size - 1, denied) else {
             return false;
@@ -418,55 +408,22 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             trace.store(va, value, size);
             return true;
         }
-        let value = match op {
-            Op::Lb => ram.load8(frame, va) as i8 as u32,
-            Op::Lbu => ram.load8(frame, va),
-            Op::Lh => ram.load16(frame, va) as i16 as u32,
-            Op::Lhu => ram.load16(frame, va),
-            _ => ram.load32(frame, va),
+        let value = 'value: {
+            macro_rules! narrow {
+                (Load(1, $extend:ident)) => {
+                    break 'value Extend::$extend.apply(ram.load8(frame, va), 1)
+                };
+                (Load(2, $extend:ident)) => {
+                    break 'value Extend::$extend.apply(ram.load16(frame, va), 2)
+                };
+                ($class:ident $meaning:tt) => {{}};
+            }
+            if_op!(op, narrow);
+            ram.load32(frame, va)
         };
         trace.load(va);
         hart.x[insn.rd()] = value;
         trace.reg(insn.rd(), value);
         true
     }
-}
-
-// These instructions are rare enough to be calls, which keeps the loop small.
-
-#[inline(never)]
-fn mulh(a: u32, b: u32) -> u32 {
-    ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32
-}
-
-#[inline(never)]
-fn mulhsu(a: u32, b: u32) -> u32 {
-    ((i64::from(a as i32) * i64::from(b)) >> 32) as u32
-}
-
-fn mulhu(a: u32, b: u32) -> u32 {
-    ((u64::from(a) * u64::from(b)) >> 32) as u32
-}
-
-// Division by zero and overflow give defined results and do not trap (section 13.2 of the
-// unprivileged specification).
-
-#[inline(never)]
-fn div(a: u32, b: u32) -> u32 {
-    if b == 0 { u32::MAX } else { (a as i32).wrapping_div(b as i32) as u32 }
-}
-
-#[inline(never)]
-fn divu(a: u32, b: u32) -> u32 {
-    a.checked_div(b).unwrap_or(u32::MAX)
-}
-
-#[inline(never)]
-fn rem(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { (a as i32).wrapping_rem(b as i32) as u32 }
-}
-
-#[inline(never)]
-fn remu(a: u32, b: u32) -> u32 {
-    a.checked_rem(b).unwrap_or(a)
 }

@@ -1,91 +1,13 @@
-//! The instruction table, and what is generated from it: decoder, disassembler, test names.
+//! Instructions: decoder, fields, decoded form.
 //!
-//! The table covers RV32IMA, Zicsr, Zifencei and the privileged instructions. A row gives the
-//! mnemonic, match and mask (the unprivileged specification, chapter "RV32/64G Instruction Set
-//! Listings") and the operand format. What an instruction does is defined where the hart executes
-//! it, in two `match`es over [`Op`]: in `hart.rs` for those of the instruction loop, in
-//! `slow_path.rs` for all others.
+//! The table of instructions is in `table.rs`. A row has all that is known of an instruction, also
+//! what it means; the rest is generated from the rows. The table covers RV32IMA, Zicsr, Zifencei and
+//! the privileged instructions.
 
-use core::fmt;
-
-/// Calls a macro with all rows: `(mnemonic, Op variant, match, mask, Format)`.
-#[macro_export]
-macro_rules! for_each_insn {
-    ($m:ident) => {
-        $m! {
-            ("lui", Lui, 0x0000_0037, 0x0000_007f, U),
-            ("auipc", Auipc, 0x0000_0017, 0x0000_007f, U),
-            ("jal", Jal, 0x0000_006f, 0x0000_007f, J),
-            ("jalr", Jalr, 0x0000_0067, 0x0000_707f, Load),
-            ("beq", Beq, 0x0000_0063, 0x0000_707f, B),
-            ("bne", Bne, 0x0000_1063, 0x0000_707f, B),
-            ("blt", Blt, 0x0000_4063, 0x0000_707f, B),
-            ("bge", Bge, 0x0000_5063, 0x0000_707f, B),
-            ("bltu", Bltu, 0x0000_6063, 0x0000_707f, B),
-            ("bgeu", Bgeu, 0x0000_7063, 0x0000_707f, B),
-            ("lb", Lb, 0x0000_0003, 0x0000_707f, Load),
-            ("lh", Lh, 0x0000_1003, 0x0000_707f, Load),
-            ("lw", Lw, 0x0000_2003, 0x0000_707f, Load),
-            ("lbu", Lbu, 0x0000_4003, 0x0000_707f, Load),
-            ("lhu", Lhu, 0x0000_5003, 0x0000_707f, Load),
-            ("sb", Sb, 0x0000_0023, 0x0000_707f, S),
-            ("sh", Sh, 0x0000_1023, 0x0000_707f, S),
-            ("sw", Sw, 0x0000_2023, 0x0000_707f, S),
-            ("addi", Addi, 0x0000_0013, 0x0000_707f, I),
-            ("slti", Slti, 0x0000_2013, 0x0000_707f, I),
-            ("sltiu", Sltiu, 0x0000_3013, 0x0000_707f, I),
-            ("xori", Xori, 0x0000_4013, 0x0000_707f, I),
-            ("ori", Ori, 0x0000_6013, 0x0000_707f, I),
-            ("andi", Andi, 0x0000_7013, 0x0000_707f, I),
-            ("slli", Slli, 0x0000_1013, 0xfe00_707f, Shift),
-            ("srli", Srli, 0x0000_5013, 0xfe00_707f, Shift),
-            ("srai", Srai, 0x4000_5013, 0xfe00_707f, Shift),
-            ("add", Add, 0x0000_0033, 0xfe00_707f, R),
-            ("sub", Sub, 0x4000_0033, 0xfe00_707f, R),
-            ("sll", Sll, 0x0000_1033, 0xfe00_707f, R),
-            ("slt", Slt, 0x0000_2033, 0xfe00_707f, R),
-            ("sltu", Sltu, 0x0000_3033, 0xfe00_707f, R),
-            ("xor", Xor, 0x0000_4033, 0xfe00_707f, R),
-            ("srl", Srl, 0x0000_5033, 0xfe00_707f, R),
-            ("sra", Sra, 0x4000_5033, 0xfe00_707f, R),
-            ("or", Or, 0x0000_6033, 0xfe00_707f, R),
-            ("and", And, 0x0000_7033, 0xfe00_707f, R),
-            ("fence", Fence, 0x0000_000f, 0x0000_707f, None),
-            ("fence.i", FenceI, 0x0000_100f, 0x0000_707f, None),
-            ("ecall", Ecall, 0x0000_0073, 0xffff_ffff, None),
-            ("ebreak", Ebreak, 0x0010_0073, 0xffff_ffff, None),
-            ("csrrw", Csrrw, 0x0000_1073, 0x0000_707f, Csr),
-            ("csrrs", Csrrs, 0x0000_2073, 0x0000_707f, Csr),
-            ("csrrc", Csrrc, 0x0000_3073, 0x0000_707f, Csr),
-            ("csrrwi", Csrrwi, 0x0000_5073, 0x0000_707f, CsrImm),
-            ("csrrsi", Csrrsi, 0x0000_6073, 0x0000_707f, CsrImm),
-            ("csrrci", Csrrci, 0x0000_7073, 0x0000_707f, CsrImm),
-            ("mul", Mul, 0x0200_0033, 0xfe00_707f, R),
-            ("mulh", Mulh, 0x0200_1033, 0xfe00_707f, R),
-            ("mulhsu", Mulhsu, 0x0200_2033, 0xfe00_707f, R),
-            ("mulhu", Mulhu, 0x0200_3033, 0xfe00_707f, R),
-            ("div", Div, 0x0200_4033, 0xfe00_707f, R),
-            ("divu", Divu, 0x0200_5033, 0xfe00_707f, R),
-            ("rem", Rem, 0x0200_6033, 0xfe00_707f, R),
-            ("remu", Remu, 0x0200_7033, 0xfe00_707f, R),
-            ("lr.w", LrW, 0x1000_202f, 0xf9f0_707f, Lr),
-            ("sc.w", ScW, 0x1800_202f, 0xf800_707f, Amo),
-            ("amoswap.w", AmoswapW, 0x0800_202f, 0xf800_707f, Amo),
-            ("amoadd.w", AmoaddW, 0x0000_202f, 0xf800_707f, Amo),
-            ("amoxor.w", AmoxorW, 0x2000_202f, 0xf800_707f, Amo),
-            ("amoand.w", AmoandW, 0x6000_202f, 0xf800_707f, Amo),
-            ("amoor.w", AmoorW, 0x4000_202f, 0xf800_707f, Amo),
-            ("amomin.w", AmominW, 0x8000_202f, 0xf800_707f, Amo),
-            ("amomax.w", AmomaxW, 0xa000_202f, 0xf800_707f, Amo),
-            ("amominu.w", AmominuW, 0xc000_202f, 0xf800_707f, Amo),
-            ("amomaxu.w", AmomaxuW, 0xe000_202f, 0xf800_707f, Amo),
-            ("sret", Sret, 0x1020_0073, 0xffff_ffff, None),
-            ("mret", Mret, 0x3020_0073, 0xffff_ffff, None),
-            ("wfi", Wfi, 0x1050_0073, 0xffff_ffff, None),
-            ("sfence.vma", SfenceVma, 0x1200_0073, 0xfe00_7fff, Sfence),
-        }
-    };
-}
+mod disasm;
+pub(crate) mod muldiv;
+#[macro_use]
+pub(crate) mod table;
 
 /// How an instruction's operands are encoded and written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,6 +42,104 @@ pub enum Format {
     None,
 }
 
+/// What kind of instruction a row is, with the form of its meaning. In a meaning, `a` and `b` are
+/// the values of `rs1` and `rs2`, and `imm` is the immediate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// `Upper(|pc, imm| value)`: `rd` becomes the value, made of an upper immediate and the address
+    /// of the instruction.
+    Upper,
+    /// `Alu(|a, b| value)`: `rd` becomes the value.
+    Alu,
+    /// `AluImm(|a, imm| value)`: `rd` becomes the value.
+    AluImm,
+    /// `Jump()`: jumps by the immediate and links in `rd`.
+    Jump,
+    /// `JumpRegister()`: jumps to `rs1` plus the immediate and links in `rd`.
+    JumpRegister,
+    /// `Branch(|a, b| condition)`: jumps by the immediate if the condition is true.
+    Branch,
+    /// `Load(size, Extend)`: loads that many bytes into `rd`.
+    Load,
+    /// `Store(size)`: stores that many bytes of `rs2`.
+    Store,
+    /// `Fence()`: has nothing to do. There is one hart, devices act only between instructions, and
+    /// every store to code drops what was decoded from it.
+    Fence,
+    /// `Csr(CsrOp)`: reads a CSR into `rd` and changes it by `rs1` or, as [`Format::CsrImm`] says,
+    /// by its number.
+    Csr,
+    /// `System(method)`: is executed by that method of `Core` in `slow_path.rs`.
+    System,
+    /// `LoadReserved()`: loads a word and reserves its address.
+    LoadReserved,
+    /// `StoreConditional()`: stores a word if its address is still reserved.
+    StoreConditional,
+    /// `Amo(|old, b| new)`: replaces a word in memory, and loads the old one into `rd`.
+    Amo,
+}
+
+impl Class {
+    /// Returns whether the instruction loop executes instructions of this class itself, in the
+    /// common case at least. All others go to the slow path.
+    pub(crate) const fn in_loop(self) -> bool {
+        match self {
+            Self::Upper
+            | Self::Alu
+            | Self::AluImm
+            | Self::Jump
+            | Self::JumpRegister
+            | Self::Branch
+            | Self::Load
+            | Self::Store
+            | Self::Fence => true,
+            Self::Csr | Self::System | Self::LoadReserved | Self::StoreConditional | Self::Amo => {
+                false
+            }
+        }
+    }
+
+    /// Returns whether a row of this class can have that format, which decides what its immediate
+    /// is.
+    const fn has(self, format: Format) -> bool {
+        match self {
+            Self::Upper => matches!(format, Format::U),
+            Self::Alu => matches!(format, Format::R),
+            Self::AluImm => matches!(format, Format::I | Format::Shift),
+            Self::Jump => matches!(format, Format::J),
+            Self::JumpRegister | Self::Load => matches!(format, Format::Load),
+            Self::Branch => matches!(format, Format::B),
+            Self::Store => matches!(format, Format::S),
+            Self::Fence => matches!(format, Format::None),
+            Self::Csr => matches!(format, Format::Csr | Format::CsrImm),
+            Self::System => matches!(format, Format::Sfence | Format::None),
+            Self::LoadReserved => matches!(format, Format::Lr),
+            Self::StoreConditional | Self::Amo => matches!(format, Format::Amo),
+        }
+    }
+}
+
+/// How a load fills the bits of `rd` above those that it loads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extend {
+    /// With the sign.
+    Sign,
+    /// With zeros.
+    Zero,
+}
+
+impl Extend {
+    /// Extends a value of `size` bytes, whose bits above those are zero.
+    #[inline(always)]
+    pub(crate) const fn apply(self, value: u32, size: u32) -> u32 {
+        match (self, size) {
+            (Self::Sign, 1) => value as i8 as u32,
+            (Self::Sign, 2) => value as i16 as u32,
+            (Self::Sign | Self::Zero, _) => value,
+        }
+    }
+}
+
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -131,10 +151,15 @@ pub struct Row {
     pub mask: u32,
     /// Operands.
     pub format: Format,
+    /// The kind of instruction.
+    pub class: Class,
 }
 
 macro_rules! define_ops {
-    ($(($name:literal, $op:ident, $match:literal, $mask:literal, $format:ident),)*) => {
+    ($((
+        $name:literal, $op:ident, $match:literal, $mask:literal, $format:ident,
+        $class:ident $meaning:tt
+    ),)*) => {
         /// An operation: one of the table, or one of the few special cases that [`Decoded`] makes
         /// of them.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,9 +177,14 @@ macro_rules! define_ops {
             DiscardedLoad,
             /// A jump or branch whose target is not a multiple of four.
             MisalignedJump,
-            $(#[doc = concat!("`", $name, "`")] $op,)*
+            $(#[doc = concat!("`", $name, "`")] $op = number(Position::$op as usize),)*
             /// An instruction word that no row of the table matches.
-            Illegal,
+            Illegal = FIRST + TABLE.len() as u32,
+        }
+
+        /// The position of an operation's row in the table.
+        enum Position {
+            $($op,)*
         }
 
         impl Op {
@@ -164,29 +194,90 @@ macro_rules! define_ops {
             #[inline(always)]
             #[allow(non_upper_case_globals)]
             const fn in_slot(slot: u32) -> Self {
+                const Undecoded: u32 = Op::Undecoded as u32;
+                const Nop: u32 = Op::Nop as u32;
+                const J: u32 = Op::J as u32;
+                const Jr: u32 = Op::Jr as u32;
+                const DiscardedLoad: u32 = Op::DiscardedLoad as u32;
+                const MisalignedJump: u32 = Op::MisalignedJump as u32;
                 $(const $op: u32 = Op::$op as u32;)*
                 match slot % Self::SLOTS {
-                    0 => Self::Undecoded,
-                    1 => Self::Nop,
-                    2 => Self::J,
-                    3 => Self::Jr,
-                    4 => Self::DiscardedLoad,
-                    5 => Self::MisalignedJump,
+                    Undecoded => Self::Undecoded,
+                    Nop => Self::Nop,
+                    J => Self::J,
+                    Jr => Self::Jr,
+                    DiscardedLoad => Self::DiscardedLoad,
+                    MisalignedJump => Self::MisalignedJump,
                     $($op => Self::$op,)*
                     _ => Self::OTHER,
                 }
             }
         }
 
-        const OPS: &[Op] = &[$(Op::$op),*];
+        /// The rows as they stand in the table.
+        const TABLE: [Row; [$($name),*].len()] = [$(Row {
+            name: $name,
+            matches: $match,
+            mask: $mask,
+            format: Format::$format,
+            class: Class::$class,
+        },)*];
 
-        /// The rows of the table, in the order of [`Op`] from [`Op::Lui`] on.
-        pub const ROWS: &[Row] = &[
-            $(Row { name: $name, matches: $match, mask: $mask, format: Format::$format },)*
-        ];
+        /// The operations of [`ROWS`].
+        const OPS: [Op; TABLE.len()] = by_number([$(Op::$op),*]);
     };
 }
 for_each_insn!(define_ops);
+
+/// The number of the first operation that has a row.
+const FIRST: u32 = 6;
+const _: () = assert!(FIRST == Op::MisalignedJump as u32 + 1);
+
+/// Returns the number of the operation whose row stands at `position` in the table.
+const fn number(position: usize) -> u32 {
+    FIRST + position as u32
+}
+
+/// Puts what belongs to the rows of the table into the order of their operations' numbers.
+const fn by_number<T: Copy>(table: [T; TABLE.len()]) -> [T; TABLE.len()] {
+    let mut sorted = table;
+    let mut position = 0;
+    while position < table.len() {
+        sorted[(number(position) - FIRST) as usize] = table[position];
+        position += 1;
+    }
+    sorted
+}
+
+/// The rows of the table, in the order of their operations' numbers.
+pub const ROWS: &[Row] = &by_number(TABLE);
+
+/// Returns the first row that contradicts itself or a row before it.
+const fn contradiction(rows: &[Row]) -> Option<Row> {
+    let mut i = 0;
+    while i < rows.len() {
+        let row = rows[i];
+        if row.matches & !row.mask != 0 || row.matches & 3 != 3 || !row.class.has(row.format) {
+            return Some(row);
+        }
+        let mut k = 0;
+        while k < i {
+            let common = row.mask & rows[k].mask;
+            if row.matches & common == rows[k].matches & common {
+                return Some(row);
+            }
+            k += 1;
+        }
+        i += 1;
+    }
+    None
+}
+
+const _: () = {
+    if let Some(row) = contradiction(&TABLE) {
+        panic!("{}", row.name);
+    }
+};
 
 // `decode` indexes a table by these bits first: opcode, funct3, and the two bits of funct7 that
 // distinguish add, sub and mul. Instructions that these leave ambiguous (AMO, SYSTEM) are found by
@@ -223,21 +314,44 @@ static DECODE: [Op; KEYS] = {
 };
 
 impl Op {
+    /// Slots of the instruction loop's jump table.
     const SLOTS: u32 = 64;
     /// The operation whose slot is shared by all operations that have none of their own.
-    pub(crate) const OTHER: Self = Self::AmoswapW;
+    pub(crate) const OTHER: Self = OPS[(Self::SLOTS - 1 - FIRST) as usize];
 
     const fn slot(self) -> u32 {
         if (self as u32) < Self::OTHER as u32 { self as u32 } else { Self::OTHER as u32 }
     }
 
+    /// Returns how many bytes a load or store accesses, and how a load extends them.
+    pub(crate) const fn access(self) -> (u32, Extend) {
+        macro_rules! access {
+            (Load($size:literal, $extend:ident)) => {
+                return ($size, Extend::$extend)
+            };
+            (Store($size:literal)) => {
+                return ($size, Extend::Zero)
+            };
+            ($class:ident $meaning:tt) => {{}};
+        }
+        if_op!(self, access);
+        (4, Extend::Zero)
+    }
+
     /// Returns the operation's row; `None` for operations that are not in the table.
     pub fn row(self) -> Option<&'static Row> {
-        ROWS.get((self as usize).wrapping_sub(Self::Lui as usize))
+        ROWS.get((self as usize).wrapping_sub(FIRST as usize))
     }
 }
 
-const _: () = assert!(Op::OTHER as u32 == Op::SLOTS - 1);
+// What the instruction loop executes needs a slot of its own.
+const _: () = {
+    let mut i = 0;
+    while i < ROWS.len() {
+        assert!(!ROWS[i].class.in_loop() || (OPS[i] as u32) < Op::OTHER as u32);
+        i += 1;
+    }
+};
 
 /// Finds the operation of an instruction word.
 pub fn decode(insn: u32) -> Op {
@@ -250,7 +364,7 @@ pub fn decode(insn: u32) -> Op {
 
 #[cold]
 fn search(insn: u32) -> Op {
-    for (row, op) in ROWS.iter().zip(OPS) {
+    for (row, op) in ROWS.iter().zip(&OPS) {
         if insn & row.mask == row.matches {
             return *op;
         }
@@ -333,31 +447,49 @@ impl Decoded {
     pub fn new(word: u32) -> Self {
         let insn = Insn(word);
         let op = decode(word);
-        let format = op.row().map_or(Format::None, |row| row.format);
-        let imm = match format {
+        let row = op.row();
+        let imm = match row.map_or(Format::None, |row| row.format) {
             Format::I | Format::Load => insn.imm_i(),
             Format::Shift => insn.shamt(),
             Format::S => insn.imm_s(),
             Format::B => insn.imm_b(),
             Format::U => insn.imm_u(),
             Format::J => insn.imm_j(),
-            _ => word,
+            Format::R
+            | Format::Csr
+            | Format::CsrImm
+            | Format::Amo
+            | Format::Lr
+            | Format::Sfence
+            | Format::None => word,
         };
-        let jumps = matches!(format, Format::B | Format::J);
-        let computes = matches!(format, Format::R | Format::I | Format::Shift | Format::U);
-        let op = match op {
-            _ if computes && insn.rd() == 0 => Op::Nop,
-            _ if jumps && imm % INSN_SIZE != 0 => {
-                return Self::pack(Op::MisalignedJump, insn, word);
-            }
-            Op::Lb | Op::Lh | Op::Lw | Op::Lbu | Op::Lhu if insn.rd() == 0 => {
-                return Self::pack(Op::DiscardedLoad, insn, word);
-            }
-            Op::Jal if insn.rd() == 0 => Op::J,
-            Op::Jalr if insn.rd() == 0 => Op::Jr,
-            op => op,
+        let discards = insn.rd() == 0;
+        let misaligned = imm % INSN_SIZE != 0;
+        let distance = (imm as i32 / INSN_SIZE as i32) as u32;
+        let (op, imm) = match row.map(|row| row.class) {
+            Some(Class::Upper | Class::Alu | Class::AluImm) if discards => (Op::Nop, imm),
+            Some(Class::Load) if discards => (Op::DiscardedLoad, word),
+            Some(Class::JumpRegister) if discards => (Op::Jr, imm),
+            Some(Class::Jump | Class::Branch) if misaligned => (Op::MisalignedJump, word),
+            Some(Class::Jump) if discards => (Op::J, distance),
+            Some(Class::Jump | Class::Branch) => (op, distance),
+            Some(
+                Class::Upper
+                | Class::Alu
+                | Class::AluImm
+                | Class::JumpRegister
+                | Class::Load
+                | Class::Store
+                | Class::Fence
+                | Class::Csr
+                | Class::System
+                | Class::LoadReserved
+                | Class::StoreConditional
+                | Class::Amo,
+            )
+            | None => (op, imm),
         };
-        Self::pack(op, insn, if jumps { (imm as i32 / INSN_SIZE as i32) as u32 } else { imm })
+        Self::pack(op, insn, imm)
     }
 
     fn pack(op: Op, insn: Insn, imm: u32) -> Self {
@@ -409,54 +541,43 @@ impl Decoded {
     }
 }
 
-const ABI_NAMES: [&str; 32] = [
-    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
-    "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
-    "t5", "t6",
-];
-
-/// Writes the instruction as an assembler would, with branch targets relative to its address.
-impl fmt::Display for Insn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let op = decode(self.0);
-        let Some(row) = op.row() else {
-            return write!(f, ".word {:#010x}", self.0);
-        };
-        let (rd, rs1, rs2) = (ABI_NAMES[self.rd()], ABI_NAMES[self.rs1()], ABI_NAMES[self.rs2()]);
-        let n = row.name;
-        match row.format {
-            Format::R => write!(f, "{n} {rd},{rs1},{rs2}"),
-            Format::I => write!(f, "{n} {rd},{rs1},{}", self.imm_i() as i32),
-            Format::Load => write!(f, "{n} {rd},{}({rs1})", self.imm_i() as i32),
-            Format::S => write!(f, "{n} {rs2},{}({rs1})", self.imm_s() as i32),
-            Format::B => write!(f, "{n} {rs1},{rs2},.{:+}", self.imm_b() as i32),
-            Format::U => write!(f, "{n} {rd},{:#x}", self.imm_u() >> 12),
-            Format::J => write!(f, "{n} {rd},.{:+}", self.imm_j() as i32),
-            Format::Shift => write!(f, "{n} {rd},{rs1},{}", self.shamt()),
-            Format::Csr => write!(f, "{n} {rd},{:#x},{rs1}", self.csr()),
-            Format::CsrImm => write!(f, "{n} {rd},{:#x},{}", self.csr(), self.rs1()),
-            Format::Amo => write!(f, "{n} {rd},{rs2},({rs1})"),
-            Format::Lr => write!(f, "{n} {rd},({rs1})"),
-            Format::Sfence => write!(f, "{n} {rs1},{rs2}"),
-            Format::None => f.write_str(n),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::format;
 
     #[test]
-    fn no_two_rows_overlap() {
-        for (i, a) in ROWS.iter().enumerate() {
-            assert_eq!(a.matches & !a.mask, 0, "{}", a.name);
-            for b in &ROWS[i + 1..] {
-                let common = a.mask & b.mask;
-                assert_ne!(a.matches & common, b.matches & common, "{} and {}", a.name, b.name);
-            }
+    fn rows_that_contradict_each_other_are_found() {
+        let name = |rows: &[Row]| contradiction(rows).map(|row| row.name);
+        assert_eq!(name(&TABLE), None);
+        let add = *Op::Add.row().unwrap();
+        let sub = *Op::Sub.row().unwrap();
+        assert_eq!(name(&[add, sub]), None);
+        assert_eq!(name(&[add, Row { name: "same word", ..add }]), Some("same word"));
+        let wider = Row { name: "wider", mask: 0x7f, matches: 0x33, ..add };
+        assert_eq!(name(&[wider, sub]), Some("sub"));
+        assert_eq!(name(&[Row { mask: 0x707f, ..sub }]), Some("sub"), "a bit outside of the mask");
+        assert_eq!(
+            name(&[Row { format: Format::I, ..sub }]),
+            Some("sub"),
+            "not the class's format"
+        );
+    }
+
+    #[test]
+    fn each_operation_has_its_row_and_what_the_loop_executes_has_its_slot() {
+        for (op, row) in OPS.into_iter().zip(ROWS) {
+            assert_eq!(op.row().map(|row| row.name), Some(row.name));
+            assert_eq!(decode(row.matches), op);
+            let slot = Op::in_slot(op.slot());
+            assert_eq!(slot, if row.class.in_loop() || slot == op { op } else { Op::OTHER });
         }
+        for special in
+            [Op::Undecoded, Op::Nop, Op::J, Op::Jr, Op::DiscardedLoad, Op::MisalignedJump]
+        {
+            assert_eq!(Op::in_slot(special.slot()), special);
+        }
+        assert_eq!(Op::in_slot(Op::Illegal.slot()), Op::OTHER);
+        assert!(Op::Illegal.row().is_none());
     }
 
     #[test]
@@ -464,7 +585,7 @@ mod tests {
         let mut word = 0x1234_5678u32;
         let search = |insn: u32| {
             let mut hits = ROWS.iter().zip(OPS).filter(|(r, _)| insn & r.mask == r.matches);
-            hits.next().map_or(Op::Illegal, |(_, op)| *op)
+            hits.next().map_or(Op::Illegal, |(_, op)| op)
         };
         for i in 0..2_000_000u32 {
             word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -487,14 +608,5 @@ mod tests {
         assert_eq!(Insn(0x7e00_0fe3).imm_b() as i32, 4094);
         assert_eq!(Insn(0xffdf_f06f).imm_j() as i32, -4);
         assert_eq!(Insn(0x7fff_f06f).imm_j() as i32, 0xf_fffe);
-    }
-
-    #[test]
-    fn disassembly_reads_like_the_assembler() {
-        let text = |word| format!("{}", Insn(word));
-        assert_eq!(text(0x00c5_8533), "add a0,a1,a2");
-        assert_eq!(text(0xffc1_2083), "lw ra,-4(sp)");
-        assert_eq!(text(0x1005_2573), "csrrs a0,0x100,a0");
-        assert_eq!(text(0xffff_ffff), ".word 0xffffffff");
     }
 }

@@ -3,7 +3,8 @@
 
 use crate::abi::{Hart, NO_RESERVATION};
 use crate::csr::{Change, CsrOp, StoredCsr, mstatus};
-use crate::insn::{Decoded, Format, Insn, Op, decode};
+use crate::insn::table::{if_op, match_op};
+use crate::insn::{Class, Decoded, Format, INSN_SIZE, Insn, Op, Row, decode};
 use crate::lane::Lane;
 use crate::machine::Core;
 use crate::mem::{FRAME_SIZE, Frame, Memory, Ram};
@@ -25,67 +26,67 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     ) -> Result<u32, Trap> {
         let (a, b) = (hart.x[insn.rs1()], hart.x[insn.rs2()]);
         let va = a.wrapping_add(insn.imm());
-        let mut next = hart.pc.wrapping_add(4);
+        let next = hart.pc.wrapping_add(INSN_SIZE);
         let op = insn.op();
-        let value = match op {
-            Op::Lb => self.load(hart, va, 1)? as i8 as u32,
-            Op::Lh => self.load(hart, va, 2)? as i16 as u32,
-            Op::Lw => self.load(hart, va, 4)?,
-            Op::Lbu => self.load(hart, va, 1)?,
-            Op::Lhu => self.load(hart, va, 2)?,
-            Op::Sb | Op::Sh | Op::Sw => {
-                let size = match op {
-                    Op::Sb => 1,
-                    Op::Sh => 2,
-                    _ => 4,
-                };
+        macro_rules! illegal {
+            ($($row:tt)*) => {
+                return Err(Trap::illegal(insn.imm()))
+            };
+        }
+        let value = match op.row().map(|row| row.class) {
+            Some(Class::Load) => {
+                let (size, extend) = op.access();
+                let value = self.load(hart, va, size)?;
+                trace.load(va);
+                extend.apply(value, size)
+            }
+            Some(Class::Store) => {
+                let (size, _) = op.access();
                 self.store(hart, va, b, size)?;
                 trace.store(va, b, size);
                 return Ok(next);
             }
-            Op::LrW => self.load_reserved(hart, a)?,
-            Op::ScW => {
+            Some(Class::JumpRegister) => return Err(Trap::new(cause::INSN_MISALIGNED, va & !1)),
+            Some(Class::Csr) => self.csr_insn(hart, op, insn.insn(), trace)?,
+            Some(Class::System) => return self.system(hart, op, insn.insn(), next),
+            Some(Class::LoadReserved) => {
+                let value = self.load_reserved(hart, a)?;
+                trace.load(a);
+                value
+            }
+            Some(Class::StoreConditional) => {
                 let done = self.store_conditional(hart, a, b)?;
                 if done {
                     trace.store(a, b, 4);
                 }
                 u32::from(!done)
             }
-            Op::Csrrw | Op::Csrrs | Op::Csrrc | Op::Csrrwi | Op::Csrrsi | Op::Csrrci => {
-                self.csr_insn(hart, insn.insn(), trace)?
-            }
-            Op::Ecall | Op::Ebreak | Op::Sret | Op::Mret | Op::Wfi | Op::SfenceVma => {
-                next = self.system(hart, insn.insn(), next)?;
-                return Ok(next);
-            }
-            Op::DiscardedLoad => {
-                let va = a.wrapping_add(insn.insn().imm_i());
-                // funct3 holds the size.
-                self.load(hart, va, 1 << (insn.imm() >> 12 & 3))?;
-                trace.load(va);
-                return Ok(next);
-            }
-            Op::Jalr | Op::Jr => return Err(Trap::new(cause::INSN_MISALIGNED, va & !1)),
-            Op::MisalignedJump => {
-                misaligned_jump(hart, insn.insn())?;
-                return Ok(next);
-            }
-            Op::AmoswapW
-            | Op::AmoaddW
-            | Op::AmoxorW
-            | Op::AmoandW
-            | Op::AmoorW
-            | Op::AmominW
-            | Op::AmomaxW
-            | Op::AmominuW
-            | Op::AmomaxuW => self.amo(hart, op, a, b, trace)?,
-            _ => return Err(Trap::illegal(insn.imm())),
+            Some(Class::Amo) => self.amo(hart, op, a, b, trace)?,
+            // The instruction loop has executed all of these itself.
+            Some(
+                Class::Upper
+                | Class::Alu
+                | Class::AluImm
+                | Class::Jump
+                | Class::Branch
+                | Class::Fence,
+            ) => illegal!(),
+            None => match_op!(op, illegal, {
+                Op::DiscardedLoad => {
+                    let va = a.wrapping_add(insn.insn().imm_i());
+                    let (size, _) = decode(insn.insn().0).access();
+                    self.load(hart, va, size)?;
+                    trace.load(va);
+                    return Ok(next);
+                }
+                Op::Jr => return Err(Trap::new(cause::INSN_MISALIGNED, va & !1)),
+                Op::MisalignedJump => {
+                    misaligned_jump(hart, insn.insn())?;
+                    return Ok(next);
+                }
+                Op::Undecoded | Op::Nop | Op::J | Op::Illegal => illegal!(),
+            }),
         };
-        if matches!(op.row().map(|row| row.format), Some(Format::Load)) {
-            trace.load(va);
-        } else if op == Op::LrW {
-            trace.load(a);
-        }
         let rd = insn.rd();
         hart.x[rd] = value;
         hart.x[0] = 0;
@@ -105,16 +106,16 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     ) -> Result<u32, Trap> {
         let frame = self.amo_frame(hart, va)?;
         let old = self.ram.load32(frame, va);
-        let new = match op {
-            Op::AmoswapW => operand,
-            Op::AmoaddW => old.wrapping_add(operand),
-            Op::AmoxorW => old ^ operand,
-            Op::AmoandW => old & operand,
-            Op::AmoorW => old | operand,
-            Op::AmominW => (old as i32).min(operand as i32) as u32,
-            Op::AmomaxW => (old as i32).max(operand as i32) as u32,
-            Op::AmominuW => old.min(operand),
-            _ => old.max(operand),
+        let new = 'new: {
+            macro_rules! amo {
+                (Amo(|$old:pat_param, $operand:pat_param| $new:expr)) => {{
+                    let ($old, $operand) = (old, operand);
+                    break 'new $new;
+                }};
+                ($class:ident $meaning:tt) => {{}};
+            }
+            if_op!(op, amo);
+            old
         };
         self.ram.store32(frame, va, new);
         trace.load(va);
@@ -269,23 +270,27 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     fn csr_insn<T: Trace>(
         &mut self,
         hart: &mut Hart,
+        op: Op,
         insn: Insn,
         trace: &mut T,
     ) -> Result<u32, Trap> {
-        let (op, immediate) = match decode(insn.0) {
-            Op::Csrrw => (CsrOp::Write, false),
-            Op::Csrrs => (CsrOp::Set, false),
-            Op::Csrrc => (CsrOp::Clear, false),
-            Op::Csrrwi => (CsrOp::Write, true),
-            Op::Csrrsi => (CsrOp::Set, true),
-            _ => (CsrOp::Clear, true),
+        let access = 'access: {
+            macro_rules! csr {
+                (Csr($access:ident)) => {
+                    break 'access CsrOp::$access
+                };
+                ($class:ident $meaning:tt) => {{}};
+            }
+            if_op!(op, csr);
+            CsrOp::Set
         };
+        let immediate = matches!(op.row(), Some(Row { format: Format::CsrImm, .. }));
         let field = insn.rs1();
         let value = if immediate { field as u32 } else { hart.x[field] };
         // Setting or clearing no bits does not write at all.
-        let operand = if op == CsrOp::Write || field != 0 { Some(value) } else { None };
-        let access = self.platform.csr_access(hart, insn.csr(), op, operand);
-        let (old, change) = access.map_err(|_| Trap::illegal(insn.0))?;
+        let operand = if access == CsrOp::Write || field != 0 { Some(value) } else { None };
+        let accessed = self.platform.csr_access(hart, insn.csr(), access, operand);
+        let (old, change) = accessed.map_err(|_| Trap::illegal(insn.0))?;
         match change {
             Change::Nothing => {}
             // Kernels disable and enable interrupts all the time, and nearly always none is
@@ -303,61 +308,89 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         Ok(old)
     }
 
-    /// Executes a system instruction other than those on CSRs. Returns the next `pc`.
-    fn system(&mut self, hart: &mut Hart, insn: Insn, next: u32) -> Result<u32, Trap> {
-        let privilege = hart.ctx.privilege;
-        let status = self.platform.csr.get(StoredCsr::Mstatus);
-        let supervisor = privilege == Privilege::Supervisor;
-        let trapped = |bit: u32| supervisor && status & bit != 0;
-        let illegal = Err(Trap::illegal(insn.0));
+    /// Executes a system instruction and returns the next `pc`.
+    fn system(&mut self, hart: &mut Hart, op: Op, insn: Insn, next: u32) -> Result<u32, Trap> {
         self.exit_loop = true;
-        match decode(insn.0) {
-            Op::Ecall if supervisor && self.platform.sbi != 0 => {
-                self.request_poll();
-                self.sbi_call(hart)?;
-                Ok(next)
+        macro_rules! system {
+            (System($method:ident)) => {
+                return self.$method(hart, insn, next)
+            };
+            ($class:ident $meaning:tt) => {{}};
+        }
+        if_op!(op, system);
+        Err(Trap::illegal(insn.0))
+    }
+
+    fn ecall(&mut self, hart: &mut Hart, _: Insn, next: u32) -> Result<u32, Trap> {
+        let privilege = hart.ctx.privilege;
+        if privilege == Privilege::Supervisor && self.platform.sbi != 0 {
+            self.request_poll();
+            self.sbi_call(hart)?;
+            return Ok(next);
+        }
+        Err(Trap::new(cause::ECALL_U + privilege as u32, 0))
+    }
+
+    fn ebreak(&mut self, hart: &mut Hart, _: Insn, _: u32) -> Result<u32, Trap> {
+        Err(Trap::new(cause::BREAKPOINT, hart.pc))
+    }
+
+    fn sret(&mut self, hart: &mut Hart, insn: Insn, _: u32) -> Result<u32, Trap> {
+        self.require_supervisor(hart, mstatus::TSR, insn)?;
+        self.platform.sret(hart);
+        Ok(hart.pc)
+    }
+
+    fn mret(&mut self, hart: &mut Hart, insn: Insn, _: u32) -> Result<u32, Trap> {
+        if hart.ctx.privilege != Privilege::Machine {
+            return Err(Trap::illegal(insn.0));
+        }
+        self.platform.mret(hart);
+        Ok(hart.pc)
+    }
+
+    fn wfi(&mut self, hart: &mut Hart, insn: Insn, next: u32) -> Result<u32, Trap> {
+        self.require_supervisor(hart, mstatus::TW, insn)?;
+        self.request_poll();
+        self.platform.waiting = 1;
+        Ok(next)
+    }
+
+    fn sfence_vma(&mut self, hart: &mut Hart, insn: Insn, next: u32) -> Result<u32, Trap> {
+        self.require_supervisor(hart, mstatus::TVM, insn)?;
+        let va = (insn.rs1() != 0).then(|| hart.x[insn.rs1()]);
+        self.platform.sfence_vma(hart, va);
+        Ok(next)
+    }
+
+    /// Refuses an instruction in U-mode, and in S-mode while `trapped`, a bit of `mstatus`, is set.
+    fn require_supervisor(&self, hart: &Hart, trapped: u32, insn: Insn) -> Result<(), Trap> {
+        match hart.ctx.privilege {
+            Privilege::Machine => Ok(()),
+            Privilege::Supervisor if self.platform.csr.get(StoredCsr::Mstatus) & trapped == 0 => {
+                Ok(())
             }
-            Op::Ecall => Err(Trap::new(cause::ECALL_U + privilege as u32, 0)),
-            Op::Ebreak => Err(Trap::new(cause::BREAKPOINT, hart.pc)),
-            Op::Sret if privilege == Privilege::User || trapped(mstatus::TSR) => illegal,
-            Op::Sret => {
-                self.platform.sret(hart);
-                Ok(hart.pc)
-            }
-            Op::Mret if privilege != Privilege::Machine => illegal,
-            Op::Mret => {
-                self.platform.mret(hart);
-                Ok(hart.pc)
-            }
-            Op::Wfi if privilege == Privilege::User || trapped(mstatus::TW) => illegal,
-            Op::Wfi => {
-                self.request_poll();
-                self.platform.waiting = 1;
-                Ok(next)
-            }
-            Op::SfenceVma if privilege == Privilege::User || trapped(mstatus::TVM) => illegal,
-            Op::SfenceVma => {
-                let va = (insn.rs1() != 0).then(|| hart.x[insn.rs1()]);
-                self.platform.sfence_vma(hart, va);
-                Ok(next)
-            }
-            _ => illegal,
+            Privilege::Supervisor | Privilege::User => Err(Trap::illegal(insn.0)),
         }
     }
 }
 
 /// Raises the trap of a jump or branch to a misaligned target, if it is taken.
 fn misaligned_jump(hart: &Hart, insn: Insn) -> Result<(), Trap> {
-    let x = |r: usize| hart.x[r];
-    let (a, b) = (x(insn.rs1()), x(insn.rs2()));
-    let (taken, offset) = match decode(insn.0) {
-        Op::Jal => (true, insn.imm_j()),
-        Op::Beq => (a == b, insn.imm_b()),
-        Op::Bne => (a != b, insn.imm_b()),
-        Op::Blt => ((a as i32) < b as i32, insn.imm_b()),
-        Op::Bge => (a as i32 >= b as i32, insn.imm_b()),
-        Op::Bltu => (a < b, insn.imm_b()),
-        _ => (a >= b, insn.imm_b()),
+    let op = decode(insn.0);
+    let (taken, offset) = 'jump: {
+        macro_rules! jump {
+            (Jump()) => {
+                break 'jump (true, insn.imm_j())
+            };
+            (Branch(|$a:pat_param, $b:pat_param| $taken:expr)) => {{
+                let ($a, $b) = (hart.x[insn.rs1()], hart.x[insn.rs2()]);
+                break 'jump ($taken, insn.imm_b());
+            }};
+            ($class:ident $meaning:tt) => {{}};
+        }
+        if_op!(op, jump);
+        (false, 0)
     };
     if taken {
         return Err(Trap::new(cause::INSN_MISALIGNED, hart.pc.wrapping_add(offset)));

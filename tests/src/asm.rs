@@ -238,7 +238,10 @@ macro_rules! encoder {
 }
 
 macro_rules! encoders {
-    ($(($name:literal, $op:ident, $match:literal, $mask:literal, $format:ident),)*) => {
+    ($((
+        $name:literal, $op:ident, $match:literal, $mask:literal, $format:ident,
+        $class:ident $meaning:tt
+    ),)*) => {
         paste! {
             /// One method an instruction, operands in the assembler's order.
             impl Asm {
