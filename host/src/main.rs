@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pxvm::backend::cuda::driver;
-use pxvm::cli::Cli;
+use pxvm::commands::{self, Cli};
 use pxvm::image::cache;
 use pxvm::stdio::{self, Stderr};
-use pxvm::{commands, exit, signals};
+use pxvm::{exit, signals};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {

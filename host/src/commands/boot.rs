@@ -437,8 +437,8 @@ mod tests {
 
     fn boot(args: &[&str]) -> Result<Boot, clap::Error> {
         let args = ["pxvm", "boot"].iter().chain(args);
-        crate::cli::Cli::try_parse_from(args).map(|cli| match cli.subcommand {
-            crate::cli::Subcommand::Boot(boot) => *boot,
+        crate::commands::Cli::try_parse_from(args).map(|cli| match cli.subcommand {
+            crate::commands::Subcommand::Boot(boot) => *boot,
             other => panic!("{other:?}"),
         })
     }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};
 
+use super::Cli;
 use super::printing;
-use crate::cli::{Cli, PLAIN_CODES, long_help};
+use crate::cli::{PLAIN_CODES, long_help};
 use crate::error::Error;
 use crate::exit::Code;
 use crate::stdio::print;

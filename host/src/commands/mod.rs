@@ -1,4 +1,4 @@
-//! Implementation of the subcommands, one file each.
+//! The command line and the subcommands: arguments and implementation of each in one file.
 
 pub mod bench;
 pub mod boot;
@@ -12,11 +12,100 @@ mod network;
 pub mod run;
 mod server;
 
+use clap::{ArgAction, Parser};
+
+use self::bench::Bench;
+use self::boot::Boot;
+use self::client::{Add, CommandArgs, Console, Exec, Logs, Ps};
+use self::conform::Conform;
+use self::doctor::Doctor;
+use self::dtb::Dtb;
+use self::generate::{Completions, Man};
+use self::images::Images;
+use self::run::Run;
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};
-use crate::cli::{BackendArgs, BackendChoice, Subcommand};
+use crate::cli::{BackendArgs, BackendChoice, Codes, INTERRUPTED, long_help};
 use crate::error::Error;
 use crate::exit::Code;
+
+const EXAMPLES: &str = "Examples:\n  \
+        pxvm boot                                  one machine, its console on this terminal\n  \
+        pxvm boot --count 64 --until ready --json  64 machines, until each one serves\n  \
+        pxvm doctor                                what this host has, and what to do about it\n\n\
+        `pxvm help COMMAND` tells more.";
+
+const ALL_CODES: &Codes = &[
+    (Code::Success, "it did what was asked for"),
+    (Code::Failure, "anything not named here"),
+    (Code::Usage, "wrong usage or bad input; nothing was started"),
+    (Code::Timeout, "time was up first"),
+    (Code::Guest, "a guest failed, a test failed"),
+    INTERRUPTED,
+];
+
+/// `pxvm` and its options.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pxvm",
+    version,
+    about = "A fleet of real RISC-V Linux machines",
+    long_about = "Runs one or many RISC-V (rv32ima) Linux machines.\n\n\
+        The guest image is built once by `buildroot/build`; `pxvm doctor` tells what is missing.",
+    after_help = EXAMPLES,
+    after_long_help = long_help(EXAMPLES, ALL_CODES),
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Say more on standard error (twice: much more); PXVM_LOG takes a tracing filter
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub subcommand: Subcommand,
+}
+
+/// The subcommands.
+#[derive(Debug, clap::Subcommand)]
+pub enum Subcommand {
+    /// Boot one or many Linux machines
+    Boot(Box<Boot>),
+    /// List the machines of a running fleet
+    Ps(Ps),
+    /// Go to the console of a machine of a running fleet
+    Console(Console),
+    /// Run a command in the shell of a machine
+    Exec(Exec),
+    /// Print what a machine has said
+    Logs(Logs),
+    /// Let machines stand still
+    Pause(CommandArgs),
+    /// Let machines go on
+    Resume(CommandArgs),
+    /// Start machines from their first instruction, whatever they do
+    Reset(CommandArgs),
+    /// End machines and give their memory back to the fleet
+    Stop(CommandArgs),
+    /// Start more machines in a running fleet
+    Add(Add),
+    /// Run bare-metal programs (M-mode ELF)
+    Run(Run),
+    /// Run riscv-tests and count
+    Conform(Conform),
+    /// Measure how fast fleets run here
+    Bench(Bench),
+    /// Show the device tree of a machine
+    Dtb(Dtb),
+    /// List the guest images in the cache
+    Images(Images),
+    /// Tell what this host has, what is missing, and what to do about it; compile for its GPU
+    Doctor(Doctor),
+    /// Print a shell's completion script
+    Completions(Completions),
+    /// Print the manual page, or write all of them to a folder
+    Man(Man),
+}
 
 /// Executes the subcommand of the command line.
 pub fn run(subcommand: Subcommand) -> Result<Code, Error> {
@@ -75,5 +164,17 @@ fn gpu_for(args: BackendArgs) -> Result<Option<Box<dyn Gpu>>, Error> {
         BackendChoice::Lockstep => {
             Err(Error::Usage("--backend lockstep compares fleets: see pxvm boot".into()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
     }
 }
