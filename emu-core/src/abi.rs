@@ -13,7 +13,7 @@ use crate::mmu::Context;
 use crate::tlb::{FirstTlb, InsnTlb, SecondTlb};
 
 /// Layout version; host and device refuse to work together when it differs.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The state of one VM, without its RAM and disk. Fields are ordered by how often they are used:
 /// hot (every instruction), warm (traps and CSRs), cold (devices).

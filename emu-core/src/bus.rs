@@ -1,7 +1,7 @@
 //! The bus: accesses to guest-physical addresses that are not RAM go to a device's registers.
 
 use crate::abi::Hart;
-use crate::dev::finisher;
+use crate::dev::{finisher, virtio};
 use crate::lane::Lane;
 use crate::layout::Map;
 use crate::machine::Core;
@@ -17,7 +17,7 @@ enum Device {
     Uart(u32),
     Finisher(u32),
     Rtc(u32),
-    Virtio(usize, u32),
+    Virtio(virtio::Slot, u32),
 }
 
 fn route(map: &Map, addr: u32) -> Option<Device> {
@@ -27,7 +27,7 @@ fn route(map: &Map, addr: u32) -> Option<Device> {
     if let Some(off) = map.plic.offset(addr) {
         return Some(Device::Plic(off));
     }
-    for (slot, transport) in map.virtio.iter().enumerate() {
+    for (slot, transport) in virtio::Slot::ALL.into_iter().zip(&map.virtio) {
         if let Some(off) = transport.mmio.offset(addr) {
             return Some(Device::Virtio(slot, off));
         }
@@ -64,9 +64,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             Device::Clint(off) => platform.dev.clint.read(&platform.clock, off),
             Device::Finisher(_) => 0,
             Device::Rtc(off) => platform.dev.rtc.read(off, platform.clock.now_ns()),
-            Device::Virtio(slot, off) => {
-                platform.dev.virtio.get_mut(slot).map_or(0, |device| device.read(off, size))
-            }
+            Device::Virtio(slot, off) => platform.dev.virtio.read(slot, off, size),
         };
         Ok(value & mask(size))
     }
@@ -92,9 +90,9 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             Device::Finisher(_) => {}
             Device::Rtc(off) => platform.dev.rtc.write(off, value, platform.clock.now_ns()),
             Device::Virtio(slot, off) => {
-                return Ok(self
-                    .with_virtio(hart, slot, |device, io| device.write(off, size, value, io))
-                    .and_then(|result| result));
+                return Ok(
+                    self.with_virtio(hart, |devices, io| devices.write(slot, off, size, value, io))
+                );
             }
         }
         Ok(Ok(()))

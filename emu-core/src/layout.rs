@@ -4,6 +4,8 @@
 //! unchanged. [`SEMU`] follows the machine of the semu emulator. The device trees in `dts/` and
 //! the blob that the host emits are tested against this file.
 
+use crate::dev::virtio::Slot;
+
 /// Which memory map a VM has. Stored in the VM's state, hence the fixed representation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -45,24 +47,15 @@ impl Region {
 
 /// A virtio-mmio transport: its registers and its PLIC source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VirtioSlot {
+pub struct VirtioTransport {
     /// Register window.
     pub mmio: Region,
     /// PLIC source number.
     pub irq: u32,
 }
 
-/// Position of each virtio device in [`Map::virtio`] and in the VM's state.
-pub mod virtio_slot {
-    /// virtio-net.
-    pub const NET: usize = 0;
-    /// virtio-rng.
-    pub const RNG: usize = 1;
-    /// virtio-blk.
-    pub const BLK: usize = 2;
-    /// How many transports a machine has.
-    pub const COUNT: usize = 3;
-}
+/// How many virtio-mmio transports a machine has.
+const TRANSPORTS: usize = Slot::ALL.len();
 
 /// One machine's memory map.
 #[derive(Clone, Copy, Debug)]
@@ -95,8 +88,8 @@ pub struct Map {
     pub rtc: Region,
     /// The clock's PLIC source.
     pub rtc_irq: u32,
-    /// virtio-mmio transports, by [`virtio_slot`].
-    pub virtio: [VirtioSlot; virtio_slot::COUNT],
+    /// virtio-mmio transports, by the number of their [`Slot`].
+    pub virtio: [VirtioTransport; TRANSPORTS],
     /// Ticks of `time` per second.
     pub timebase: u32,
 }
@@ -117,11 +110,7 @@ pub const VIRT: Map = Map {
     finisher: Region::new(0x0010_0000, 0x1000),
     rtc: Region::new(0x0010_1000, 0x1000),
     rtc_irq: 11,
-    virtio: [
-        VirtioSlot { mmio: Region::new(0x1000_1000, 0x1000), irq: 1 },
-        VirtioSlot { mmio: Region::new(0x1000_2000, 0x1000), irq: 2 },
-        VirtioSlot { mmio: Region::new(0x1000_3000, 0x1000), irq: 3 },
-    ],
+    virtio: virt_transports(),
     timebase: 10_000_000,
 };
 
@@ -141,13 +130,41 @@ pub const SEMU: Map = Map {
     finisher: Region::NONE,
     rtc: Region::NONE,
     rtc_irq: 0,
-    virtio: [
-        VirtioSlot { mmio: Region::new(0xf410_0000, 0x1000), irq: 2 },
-        VirtioSlot { mmio: Region::new(0xf460_0000, 0x1000), irq: 4 },
-        VirtioSlot { mmio: Region::new(0xf420_0000, 0x1000), irq: 3 },
-    ],
+    virtio: semu_transports(),
     timebase: 65_000_000,
 };
+
+/// Returns the transports of QEMU's `virt`: one after the other.
+const fn virt_transports() -> [VirtioTransport; TRANSPORTS] {
+    const FIRST: u32 = 0x1000_1000;
+    const SIZE: u32 = 0x1000;
+    let mut transports = [VirtioTransport::NONE; TRANSPORTS];
+    let mut slot = 0;
+    while slot < TRANSPORTS {
+        let mmio = Region::new(FIRST + slot as u32 * SIZE, SIZE);
+        transports[slot] = VirtioTransport { mmio, irq: 1 + slot as u32 };
+        slot += 1;
+    }
+    transports
+}
+
+/// Returns the transports of the semu emulator, which has these devices only.
+const fn semu_transports() -> [VirtioTransport; TRANSPORTS] {
+    const SIZE: u32 = 0x1000;
+    let mut transports = [VirtioTransport::NONE; TRANSPORTS];
+    let net = VirtioTransport { mmio: Region::new(0xf410_0000, SIZE), irq: 2 };
+    let blk = VirtioTransport { mmio: Region::new(0xf420_0000, SIZE), irq: 3 };
+    let rng = VirtioTransport { mmio: Region::new(0xf460_0000, SIZE), irq: 4 };
+    transports[Slot::Net as usize] = net;
+    transports[Slot::Blk as usize] = blk;
+    transports[Slot::Rng as usize] = rng;
+    transports
+}
+
+impl VirtioTransport {
+    /// The machine does not have this transport. PLIC source 0 is none.
+    const NONE: Self = Self { mmio: Region::NONE, irq: 0 };
+}
 
 impl MachineKind {
     /// The memory map of this machine.
@@ -162,18 +179,16 @@ impl MachineKind {
 
 impl Map {
     /// Returns every region but RAM. Absent ones have size zero.
-    pub const fn windows(&self) -> [Region; 9] {
-        [
-            self.rom,
-            self.clint,
-            self.plic,
-            self.uart,
-            self.finisher,
-            self.rtc,
-            self.virtio[0].mmio,
-            self.virtio[1].mmio,
-            self.virtio[2].mmio,
-        ]
+    pub const fn windows(&self) -> [Region; 6 + TRANSPORTS] {
+        let others = [self.rom, self.clint, self.plic, self.uart, self.finisher, self.rtc];
+        let mut windows = [Region::NONE; 6 + TRANSPORTS];
+        let mut i = 0;
+        while i < windows.len() {
+            windows[i] =
+                if i < others.len() { others[i] } else { self.virtio[i - others.len()].mmio };
+            i += 1;
+        }
+        windows
     }
 
     const fn is_disjoint(&self) -> bool {

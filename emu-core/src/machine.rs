@@ -3,9 +3,8 @@
 
 use crate::abi::{Exit, ExitCode, FaultCode, Hart, NO_RESERVATION, Platform, Vm};
 use crate::csr::{MEDELEG_WRITABLE, StoredCsr, irq};
-use crate::dev::virtio::Deferred;
+use crate::dev::virtio::{self, Deferred};
 use crate::lane::{Lane, Scalar, SyncPoint};
-use crate::layout::virtio_slot;
 use crate::mem::{Dma, Memory, Ram};
 use crate::mmu::Privilege;
 use crate::pmp::Pmp;
@@ -348,7 +347,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// not run on before that work is done, or it could observe how fast the host drains output and
     /// where slices end.
     fn unfinished(&self) -> Option<Exit> {
-        let deferred = self.platform.dev.virtio.iter().find_map(|device| device.deferred())?;
+        let deferred = self.platform.dev.virtio.deferred()?;
         Some(Exit::new(match deferred {
             Deferred::Port => ExitCode::Stalled,
             Deferred::Budget => ExitCode::Budget,
@@ -378,8 +377,8 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         let platform = &mut *self.platform;
         let map = platform.kind.map();
         platform.dev.plic.set_level(map.uart_irq, platform.dev.uart.irq());
-        for (slot, device) in map.virtio.iter().zip(&platform.dev.virtio) {
-            platform.dev.plic.set_level(slot.irq, device.irq());
+        for (slot, transport) in virtio::Slot::ALL.into_iter().zip(&map.virtio) {
+            platform.dev.plic.set_level(transport.irq, platform.dev.virtio.irq(slot));
         }
         if map.rtc.size != 0 {
             if platform.dev.rtc.next_alarm().is_some() {
@@ -406,36 +405,30 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Lets every device take the input that arrived on the port since the last poll.
     fn poll_devices(&mut self, hart: &mut Hart) -> Result<(), Trap> {
         self.platform.dev.uart.poll(self.port);
-        for slot in 0..virtio_slot::COUNT {
-            self.with_virtio(hart, slot, |device, io| device.poll(io)).and_then(|result| result)?;
-        }
-        Ok(())
+        self.with_virtio(hart, |devices, io| devices.poll(io))
     }
 
-    /// Calls `f` with a virtio device and what it may access. Afterwards, drops the LR reservation
-    /// if the device wrote to RAM, and cached translations if it replaced frames.
+    /// Calls `f` with the virtio devices and what they may access. Afterwards, drops the LR
+    /// reservation if a device wrote to RAM, and cached translations if it replaced frames.
     pub(crate) fn with_virtio<R>(
         &mut self,
         hart: &mut Hart,
-        slot: usize,
-        f: impl FnOnce(&mut crate::dev::virtio::Virtio, &mut crate::dev::virtio::Io<'_, M, D, P>) -> R,
-    ) -> Result<R, Trap> {
+        f: impl FnOnce(&mut virtio::VirtioDevices, &mut virtio::Io<'_, M, D, P>) -> R,
+    ) -> R {
         let platform = &mut *self.platform;
-        let mut io = crate::dev::virtio::Io {
+        let mut io = virtio::Io {
             ram: Dma::new(self.ram, platform.kind.map().ram_base),
             disk: self.disk,
             port: self.port,
-            rng: &mut platform.dev.rng,
         };
-        let device = platform.dev.virtio.get_mut(slot).ok_or(Trap::Fault(FaultCode::BadState))?;
-        let result = f(device, &mut io);
+        let result = f(&mut platform.dev.virtio, &mut io);
         if io.ram.wrote() {
             hart.reservation = NO_RESERVATION;
         }
         if io.ram.replaced() {
             platform.flush_tlbs(hart);
         }
-        Ok(result)
+        result
     }
 }
 

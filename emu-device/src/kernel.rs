@@ -8,7 +8,6 @@ use crate::port::{CardDrops, Inbox, LogPort, Parked, PortState};
 use crate::warp::{Warp, bracket, rejoin};
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hart, VERSION, Vm};
-use emu_core::layout::virtio_slot;
 use emu_core::machine::{Machine, Now};
 use emu_core::mem::{FRAME_SIZE, Memory};
 
@@ -179,7 +178,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
                 break;
             }
         }
-        let card = &vm.platform.dev.virtio[virtio_slot::NET].counters;
+        let card = &vm.platform.dev.virtio.net.counters;
         let drops = CardDrops { rx: card.rx_drops as u32, tx: card.tx_drops as u32 };
         port.acknowledge_input(offered, drops);
         let spent = vm.platform.clock.retired.wrapping_sub(before);

@@ -10,7 +10,8 @@ use std::rc::Rc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use emu_core::abi::ExitCode;
-use emu_core::dev::virtio::Virtio;
+use emu_core::chacha::ChaCha;
+use emu_core::dev::virtio::{net::Net, rng::Rng};
 use emu_core::mem::FRAME_SIZE;
 use emu_core::mmu::Privilege::Supervisor;
 use pxvm_tests::asm::{Asm, csr, reg::*};
@@ -301,8 +302,8 @@ impl Fleet {
         let space = Space::new(&self.frames, self.table.clone(), Vec::new());
         let mut m = TestMachine::with_space(space);
         m.vm.boot_supervisor(RAM, 0, self.tree_at);
-        m.vm.platform.dev.virtio[0] = Virtio::net([2, 0, 0, 0, 0, 1]);
-        m.vm.platform.dev.virtio[1] = Virtio::RNG;
+        m.vm.platform.dev.virtio.net = Net::new([2, 0, 0, 0, 0, 1]);
+        m.vm.platform.dev.virtio.rng = Rng::new(ChaCha::new([0; 8]));
         m
     }
 }

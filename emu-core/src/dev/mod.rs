@@ -70,7 +70,7 @@ pub mod rtc;
 pub mod uart;
 pub mod virtio;
 
-use crate::layout::{MachineKind, virtio_slot};
+use crate::layout::MachineKind;
 
 /// All devices of one VM.
 #[derive(Clone)]
@@ -88,23 +88,20 @@ pub struct Devices {
     pub plic: plic::Plic,
     /// Goldfish real-time clock.
     pub rtc: rtc::Rtc,
-    /// virtio-net, virtio-rng, virtio-blk, by [`virtio_slot`].
-    pub virtio: [virtio::Virtio; virtio_slot::COUNT],
-    /// Source of randomness for virtio-rng, seeded by the host.
-    pub rng: crate::chacha::ChaCha,
+    /// Virtio devices.
+    pub virtio: virtio::VirtioDevices,
 }
 
 impl Devices {
     /// Makes all devices in their state after reset, without those that the host must attach
-    /// (network, disk).
+    /// (virtio).
     pub const fn new(kind: MachineKind) -> Self {
         Self {
             clint: clint::Clint::RESET,
             uart: uart::Uart::RESET,
             plic: plic::Plic::new(kind.map().plic_sources),
             rtc: rtc::Rtc::RESET,
-            virtio: [const { virtio::Virtio::ABSENT }; virtio_slot::COUNT],
-            rng: crate::chacha::ChaCha::new([0; 8]),
+            virtio: virtio::VirtioDevices::ABSENT,
         }
     }
 }

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use emu_core::abi::{Platform, Vm};
 use emu_core::csr::CsrOp;
-use emu_core::layout::virtio_slot;
+use emu_core::dev::virtio::Slot;
 use emu_core::mmu::Privilege;
 use emu_core::port::NullPort;
 use serde::Serialize;
@@ -133,23 +133,16 @@ fn devices(platform: &mut Platform) -> BTreeMap<&'static str, Words> {
         ("plic", Words::from(plic)),
         ("clint", Words::from(clint)),
     ]);
-    let slots = [
-        ("virtio_net", virtio_slot::NET),
-        ("virtio_rng", virtio_slot::RNG),
-        ("virtio_blk", virtio_slot::BLK),
-    ];
-    for (name, slot) in slots {
-        let device = &dev.virtio[slot];
+    for slot in Slot::ALL {
         const DEVICE_ID: u32 = 0x008;
-        if device.read(DEVICE_ID, 4) == 0 {
+        let register = |offset| dev.virtio.read(slot, offset, 4);
+        if register(DEVICE_ID) == 0 {
             continue;
         }
-        let mut words = Words::from([
-            ("status", device.read(0x070, 4)),
-            ("interrupt_status", device.read(0x060, 4)),
-        ]);
-        if slot == virtio_slot::NET {
-            let counters = &device.counters;
+        let mut words =
+            Words::from([("status", register(0x070)), ("interrupt_status", register(0x060))]);
+        if slot == Slot::Net {
+            let counters = &dev.virtio.net.counters;
             // Values within the range of JavaScript's integers.
             words.extend([
                 ("rx_frames", counters.rx_packets as u32),
@@ -158,14 +151,14 @@ fn devices(platform: &mut Platform) -> BTreeMap<&'static str, Words> {
                 ("tx_drops", counters.tx_drops as u32),
             ]);
         }
-        all.insert(name, words);
+        all.insert(slot.name(), words);
     }
     all
 }
 
 #[cfg(test)]
 mod tests {
-    use emu_core::dev::virtio::Virtio;
+    use emu_core::dev::virtio::net::Net;
     use emu_core::layout::MachineKind;
 
     use super::*;
@@ -174,7 +167,7 @@ mod tests {
     fn a_snapshot_tells_registers_by_name() {
         let mut vm = Vm::new(MachineKind::Virt);
         (vm.hart.x[10], vm.hart.pc) = (7, 0x8000_0000);
-        vm.platform.dev.virtio[virtio_slot::NET] = Virtio::net([2; 6]);
+        vm.platform.dev.virtio.net = Net::new([2; 6]);
         let body = describe(Inspection { vm: Box::new(vm), instret: 5, private_frames: 3 });
         let json = serde_json::to_value(&body).unwrap();
         assert_eq!((&json["registers"]["a0"], &json["privilege"]), (&7.into(), &"M".into()));

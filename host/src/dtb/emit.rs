@@ -1,7 +1,8 @@
 //! Builds the device tree of a machine from its memory map.
 
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
-use emu_core::layout::{MachineKind, Map, Region, virtio_slot};
+use emu_core::dev::virtio::Slot;
+use emu_core::layout::{MachineKind, Map, Region, VirtioTransport};
 
 use super::{Shape, Template, cells, set, strings};
 
@@ -134,10 +135,14 @@ fn soc(map: &Map, shape: &Shape) -> DeviceTreeNode {
     }
     soc.add_child(plic(map));
     soc.add_child(serial(map, shape.kind));
-    soc.add_child(virtio(map, virtio_slot::NET));
-    soc.add_child(virtio(map, virtio_slot::RNG));
-    if shape.disk {
-        soc.add_child(virtio(map, virtio_slot::BLK));
+    for (slot, transport) in Slot::ALL.into_iter().zip(&map.virtio) {
+        let present = match slot {
+            Slot::Net | Slot::Rng => true,
+            Slot::Blk => shape.disk,
+        };
+        if present {
+            soc.add_child(virtio(transport));
+        }
     }
     soc
 }
@@ -173,10 +178,9 @@ fn serial(map: &Map, kind: MachineKind) -> DeviceTreeNode {
     node
 }
 
-fn virtio(map: &Map, slot: usize) -> DeviceTreeNode {
-    let slot = map.virtio[slot];
-    let mut node = device("virtio", slot.mmio, &["virtio,mmio"]);
-    set(&mut node, "interrupts", slot.irq);
+fn virtio(transport: &VirtioTransport) -> DeviceTreeNode {
+    let mut node = device("virtio", transport.mmio, &["virtio,mmio"]);
+    set(&mut node, "interrupts", transport.irq);
     node
 }
 

@@ -4,8 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use emu_core::abi::Vm;
 use emu_core::chacha::ChaCha;
-use emu_core::dev::virtio::Virtio;
-use emu_core::layout::{MachineKind, virtio_slot};
+use emu_core::dev::virtio::{blk::Blk, net::Net, rng::Rng};
+use emu_core::layout::MachineKind;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 
 use super::cmdline::bootargs;
@@ -187,13 +187,12 @@ impl Fleet {
             Ok(now) if self.host_time => now.as_nanos() as u64,
             _ => FIXED_EPOCH_NS,
         };
-        state.platform.dev.rng = ChaCha::new(self.randomness(vm, earlier, Purpose::Device));
-        let mut card = Virtio::net(self.macs.of(vm));
-        card.set_link(self.link == Link::Up);
-        state.platform.dev.virtio[virtio_slot::NET] = card;
-        state.platform.dev.virtio[virtio_slot::RNG] = Virtio::RNG;
+        let virtio = &mut state.platform.dev.virtio;
+        virtio.net = Net::new(self.macs.of(vm));
+        virtio.net.set_link(self.link == Link::Up);
+        virtio.rng = Rng::new(ChaCha::new(self.randomness(vm, earlier, Purpose::Device)));
         if self.base.disk_len != 0 {
-            state.platform.dev.virtio[virtio_slot::BLK] = Virtio::blk(self.base.disk_len / SECTOR);
+            virtio.blk = Blk::new(self.base.disk_len / SECTOR);
         }
         Staged { row, vm: state, pages: self.own_pages(vm, earlier) }
     }
@@ -291,15 +290,14 @@ mod tests {
         }
         assert_ne!(fleet(1).blob(7, 0), fleet(2).blob(7, 0));
         assert_ne!(fleet(1).blob(7, 0), fleet(1).blob(7, 99));
-        let device = |earlier| fleet(1).stage(7, earlier).vm.platform.dev.rng;
+        let device = |earlier| fleet(1).stage(7, earlier).vm.platform.dev.virtio.rng;
         assert!(device(0) == device(0) && device(0) != device(99));
     }
 
     #[test]
     fn without_a_network_the_link_is_down() {
         let alone = Fleet { link: Link::Down, ..fleet(1) };
-        let link =
-            |fleet: &Fleet| fleet.stage(0, 0).vm.platform.dev.virtio[virtio_slot::NET].config.link;
-        assert_eq!((link(&alone), link(&fleet(1))), (0, 1));
+        let link = |fleet: &Fleet| fleet.stage(0, 0).vm.platform.dev.virtio.net.link_is_up();
+        assert_eq!((link(&alone), link(&fleet(1))), (false, true));
     }
 }

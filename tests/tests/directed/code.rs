@@ -4,7 +4,8 @@ use pxvm_tests::asm::{Asm, csr::*, reg::*};
 use pxvm_tests::machine::{DATA, M_HANDLER, RAM, Sv32, TestMachine, pte};
 use pxvm_tests::memory::Frames;
 
-use emu_core::dev::virtio::Virtio;
+use emu_core::chacha::ChaCha;
+use emu_core::dev::virtio::rng::Rng;
 use emu_core::mmu::Privilege::Supervisor;
 use emu_core::sbi::eid;
 
@@ -191,7 +192,7 @@ fn a_device_that_writes_over_code_is_seen() {
     m.load_at(page, |a| {
         a.word(li_a0(1)).ret();
     });
-    m.vm.platform.dev.virtio[1] = Virtio::RNG;
+    m.vm.platform.dev.virtio.rng = Rng::new(ChaCha::new([0; 8]));
     m.run_out();
     let word = m.word(page);
     assert_ne!(word, li_a0(1));

@@ -4,8 +4,9 @@ use pxvm_tests::asm::{Asm, csr::*, reg::*};
 use pxvm_tests::machine::{DATA, RAM, TestMachine, to_m};
 
 use emu_core::abi::{Exit, ExitCode};
+use emu_core::chacha::ChaCha;
 use emu_core::csr::{irq, mstatus};
-use emu_core::dev::virtio::Virtio;
+use emu_core::dev::virtio::rng::Rng;
 use emu_core::mmu::Privilege::User;
 
 const INTERRUPT: u32 = 1 << 31;
@@ -161,7 +162,7 @@ fn virtio_transports_answer_with_their_magic() {
         a.li(S0, VIRTIO).lw(A0, 0, S0).lw(A1, 4, S0).lw(A2, 8, S0);
         a.li(S0, VIRTIO + 0x1000).lw(A3, 8, S0);
     });
-    m.vm.platform.dev.virtio[1] = Virtio::RNG;
+    m.vm.platform.dev.virtio.rng = Rng::new(ChaCha::new([0; 8]));
     m.run_out();
     assert_eq!([A0, A1, A2, A3].map(|r| m.x(r)), [0x7472_6976, 2, 0, 4]);
 }
@@ -205,7 +206,7 @@ fn a_virtio_device_writes_memory_and_interrupts() {
         ask_for_entropy(a, DATA, 64);
         a.li(S0, PLIC_CONTEXT).lw(A0, 4, S0).li(S0, DATA + 0xa000).lw(A1, 0, S0).lw(A2, 8, S0);
     });
-    m.vm.platform.dev.virtio[1] = Virtio::RNG;
+    m.vm.platform.dev.virtio.rng = Rng::new(ChaCha::new([0; 8]));
     m.run_out();
     assert_eq!((m.taken(), m.x(A0), m.x(A1), m.x(A2)), (None, 2, 1 << 16, 64));
     assert_ne!(m.read(DATA, 64), vec![0; 64]);

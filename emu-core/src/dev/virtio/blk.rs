@@ -1,10 +1,10 @@
 //! virtio-blk (section 5.2) over a [`Memory`]: shared image frames under private copies.
 
+use super::mmio::Transport;
 use super::queue::{Budget, Queue, QueueError, QueueStatus, SIZE_MAX as QUEUE_SIZE_MAX};
-use super::{Config, Io, feature};
+use super::{Device, Io, feature};
 use crate::mem::{Dma, DmaError, Memory};
-
-pub(super) const QUEUE_COUNT: u32 = 1;
+use crate::port::Port;
 
 /// VIRTIO_BLK_F_SIZE_MAX.
 const F_SIZE_MAX: u64 = 1 << 1;
@@ -14,7 +14,6 @@ const F_SEG_MAX: u64 = 1 << 2;
 const F_BLK_SIZE: u64 = 1 << 6;
 /// VIRTIO_BLK_F_FLUSH.
 const F_FLUSH: u64 = 1 << 9;
-pub(super) const FEATURES: u64 = feature::COMMON | F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
 
 /// Bytes in a sector.
 const SECTOR_SIZE: u32 = 512;
@@ -52,19 +51,71 @@ const ID: [u8; 20] = *b"pxvm\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 /// `struct virtio_blk_config` after the capacity: size_max, seg_max, geometry, blk_size.
 const CONFIG_WORDS: [u32; 4] = [SIZE_MAX, SEG_MAX, 0, BLK_SIZE];
 
-/// Byte `at` of `struct virtio_blk_config`.
-pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
-    let word = match at / 4 {
-        0 => config.capacity as u32,
-        1 => (config.capacity >> 32) as u32,
-        n => CONFIG_WORDS.get(n - 2).copied().unwrap_or(0),
-    };
-    (word >> (at % 4 * 8)) as u8
+/// A disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+pub struct Blk {
+    transport: Transport,
+    queues: [Queue; 1],
+    /// Configuration: size in sectors of 512 bytes.
+    capacity: u64,
+}
+
+impl Blk {
+    /// Makes a disk of `capacity` sectors of 512 bytes.
+    pub const fn new(capacity: u64) -> Self {
+        Self { transport: Transport::RESET, capacity, ..Self::ABSENT }
+    }
+}
+
+impl Device for Blk {
+    const ID: u32 = 2;
+    const FEATURES: u64 = feature::COMMON | F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
+    const ABSENT: Self = Self { transport: Transport::ABSENT, queues: [Queue::RESET], capacity: 0 };
+
+    fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    fn queues(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    fn transport_and_queues(&mut self) -> (&mut Transport, &mut [Queue]) {
+        (&mut self.transport, &mut self.queues)
+    }
+
+    /// Returns byte `at` of `struct virtio_blk_config`.
+    fn config_byte(&self, at: usize) -> u8 {
+        let word = match at / 4 {
+            0 => self.capacity as u32,
+            1 => (self.capacity >> 32) as u32,
+            n => CONFIG_WORDS.get(n - 2).copied().unwrap_or(0),
+        };
+        (word >> (at % 4 * 8)) as u8
+    }
+
+    fn process<M: Memory, D: Memory, P: Port>(
+        &mut self,
+        _index: u32,
+        io: &mut Io<'_, M, D, P>,
+    ) -> Result<QueueStatus, QueueError> {
+        let Self { transport, queues: [queue], capacity } = self;
+        process(queue, io, &mut transport.budget, *capacity)
+    }
+
+    fn poll_input<P: Port>(&mut self, _live: bool, _port: &mut P) -> Option<u32> {
+        None
+    }
 }
 
 /// Processes requests. After [`QueueError::NoFrame`] the call can be repeated, because a request
 /// counts as done only once its status is written.
-pub(super) fn serve<M: Memory, D: Memory, P>(
+fn process<M: Memory, D: Memory, P>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
@@ -225,8 +276,8 @@ mod tests {
     use virtio_bindings::virtio_blk;
 
     use super::*;
+    use crate::dev::virtio::Deferred;
     use crate::dev::virtio::driver::{BUFFERS, Guest, MockMemory, WRITE, for_seeds, reg};
-    use crate::dev::virtio::{Deferred, Virtio};
     use crate::trap::Trap;
 
     const HEADER: u64 = BUFFERS;
@@ -241,20 +292,20 @@ mod tests {
         (0..SECTORS as u32 * SECTOR_SIZE).map(|at| (at / SECTOR_SIZE) as u8).collect()
     }
 
-    fn guest() -> Guest {
-        let mut guest = Guest::started(Virtio::blk(SECTORS), 0);
+    fn guest() -> Guest<Blk> {
+        let mut guest = Guest::started(Blk::new(SECTORS), 0);
         guest.disk = MockMemory::with_image(&image());
         guest
     }
 
-    fn store_header(guest: &mut Guest, request_type: u32, sector: u64) {
+    fn store_header(guest: &mut Guest<Blk>, request_type: u32, sector: u64) {
         guest.store(HEADER, &request_type.to_le_bytes());
         guest.store(HEADER + 8, &sector.to_le_bytes());
         guest.store(STATUS, &[NONE]);
     }
 
     /// Offers a request with `data` (length, WRITE or not) between header and status.
-    fn offer(guest: &mut Guest, request_type: u32, sector: u64, data: &[(u64, u32, u16)]) {
+    fn offer(guest: &mut Guest<Blk>, request_type: u32, sector: u64, data: &[(u64, u32, u16)]) {
         store_header(guest, request_type, sector);
         let mut chain = std::vec![(HEADER, 16, 0)];
         chain.extend(data);
@@ -263,13 +314,18 @@ mod tests {
     }
 
     /// Makes a request and returns its status.
-    fn request(guest: &mut Guest, request_type: u32, sector: u64, data: &[(u64, u32, u16)]) -> u8 {
+    fn request(
+        guest: &mut Guest<Blk>,
+        request_type: u32,
+        sector: u64,
+        data: &[(u64, u32, u16)],
+    ) -> u8 {
         offer(guest, request_type, sector, data);
         guest.kick(0);
         guest.load(STATUS, 1)[0]
     }
 
-    fn disk_bytes(guest: &mut Guest, sector: u64, len: u32) -> Vec<u8> {
+    fn disk_bytes(guest: &mut Guest<Blk>, sector: u64, len: u32) -> Vec<u8> {
         let mut bytes = std::vec![0; len as usize];
         Dma::new(&mut guest.disk, 0).read(sector * 512, &mut bytes).expect("on the disk");
         bytes
@@ -296,7 +352,7 @@ mod tests {
     fn configuration_has_capacity_and_limits() {
         use core::mem::offset_of;
         use virtio_blk::virtio_blk_config;
-        let guest = Guest::new(Virtio::blk(0x1_2345_6789));
+        let guest = Guest::new(Blk::new(0x1_2345_6789));
         let word = |offset: usize| guest.read(reg::CONFIG + offset as u32);
         assert_eq!(word(offset_of!(virtio_blk_config, capacity)), 0x2345_6789);
         assert_eq!(word(4), 1);
@@ -431,7 +487,7 @@ mod tests {
 
     #[test]
     fn more_than_a_request_may_have_is_an_error() {
-        let mut guest = Guest::started(Virtio::blk(8192), 0);
+        let mut guest = Guest::started(Blk::new(8192), 0);
         guest.disk = MockMemory::new(1024);
         let part = (BUFFERS + 0x1000, DATA_MAX / 2, WRITE);
         assert_eq!(request(&mut guest, 0, 0, &[part, part]), 0);
@@ -441,7 +497,7 @@ mod tests {
 
     #[test]
     fn a_disk_smaller_than_its_capacity_is_an_error() {
-        let mut guest = Guest::started(Virtio::blk(SECTORS), 0);
+        let mut guest = Guest::started(Blk::new(SECTORS), 0);
         assert_eq!(request(&mut guest, 0, 0, &[(DATA, 512, WRITE)]), 1);
         assert_eq!(request(&mut guest, 1, 0, &[(DATA, 512, 0)]), 1);
     }

@@ -9,8 +9,7 @@ use std::boxed::Box;
 use std::collections::VecDeque;
 use std::vec::Vec;
 
-use super::{Io, Virtio, feature, mmio::status};
-use crate::chacha::ChaCha;
+use super::{Device, Io, feature, mmio::status};
 use crate::mem::{Dma, FRAME_SIZE, Frame, Memory, NoFrame, chunks};
 use crate::port::Port;
 use crate::trap::Trap;
@@ -322,42 +321,40 @@ pub const fn queue_addresses(index: u32) -> [u64; 3] {
 
 /// A device and a driver for it.
 #[derive(Clone, Debug)]
-pub struct Guest {
+pub struct Guest<V> {
     /// The device.
-    pub device: Virtio,
+    pub device: V,
     /// Guest RAM at [`RAM_BASE`].
     pub ram: MockMemory,
     /// The disk.
     pub disk: MockMemory,
     /// The host.
     pub port: MockPort,
-    /// Randomness.
-    pub rng: ChaCha,
     /// Next descriptor to use, by queue.
-    free: [u16; 2],
+    free: Vec<u16>,
     /// Chains made available, by queue.
-    avail_idx: [u16; 2],
+    avail_idx: Vec<u16>,
     /// Chains taken back, by queue.
-    used_idx: [u16; 2],
+    used_idx: Vec<u16>,
 }
 
-impl Guest {
+impl<V: Device> Guest<V> {
     /// `device` after reset.
-    pub fn new(device: Virtio) -> Self {
+    pub fn new(device: V) -> Self {
+        let by_queue = std::vec![0; device.queues().len()];
         Self {
             device,
             ram: MockMemory::new(RAM_PAGES),
             disk: MockMemory::new(0),
             port: MockPort::default(),
-            rng: ChaCha::new([0; 8]),
-            free: [0; 2],
-            avail_idx: [0; 2],
-            used_idx: [0; 2],
+            free: by_queue.clone(),
+            avail_idx: by_queue.clone(),
+            used_idx: by_queue,
         }
     }
 
     /// `device` with its driver up: all queues set up, `features` accepted beside VERSION_1.
-    pub fn started(device: Virtio, features: u64) -> Self {
+    pub fn started(device: V, features: u64) -> Self {
         let mut guest = Self::new(device);
         guest.start(features);
         guest
@@ -366,13 +363,12 @@ impl Guest {
     /// Calls `f` with the device and what it reaches.
     pub fn with_io<R>(
         &mut self,
-        f: impl FnOnce(&mut Virtio, &mut Io<'_, MockMemory, MockMemory, MockPort>) -> R,
+        f: impl FnOnce(&mut V, &mut Io<'_, MockMemory, MockMemory, MockPort>) -> R,
     ) -> R {
         let mut io = Io {
             ram: Dma::new(&mut self.ram, RAM_BASE),
             disk: &mut self.disk,
             port: &mut self.port,
-            rng: &mut self.rng,
         };
         f(&mut self.device, &mut io)
     }
@@ -427,7 +423,7 @@ impl Guest {
     /// The initialisation sequence (section 3.1.1).
     pub fn start(&mut self, features: u64) {
         self.negotiate(features | feature::VERSION_1);
-        for index in 0..2 {
+        for index in 0..self.device.queues().len() as u32 {
             self.set_up_queue(index);
         }
         self.add_status(status::DRIVER_OK);
@@ -442,7 +438,7 @@ impl Guest {
         self.add_status(status::FEATURES_OK);
     }
 
-    /// Places queue `index` and makes it ready, if the device has it.
+    /// Places queue `index` and makes it ready.
     pub fn set_up_queue(&mut self, index: u32) {
         self.place_queue(index, queue_addresses(index), QUEUE_SIZE.into());
         self.write(reg::QUEUE_READY, 1);

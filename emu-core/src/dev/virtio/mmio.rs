@@ -1,10 +1,8 @@
 //! The MMIO transport (section 4.2): registers, device status and feature negotiation.
 
-use super::queue::SIZE_MAX;
-use super::{Io, Virtio, blk, device_id, feature, net, rng};
+use super::queue::{Budget, Queue, SIZE_MAX};
+use super::{Deferred, feature};
 use crate::mem::{Dma, Memory};
-use crate::port::Port;
-use crate::trap::Trap;
 
 registers! {
     /// Registers (section 4.2.2, table 4.1).
@@ -66,7 +64,7 @@ registers! {
     }
 }
 
-const CONFIG_BASE: u32 = 0x100;
+pub(super) const CONFIG_BASE: u32 = 0x100;
 /// Registers are read and written whole.
 const REGISTER_SIZE: u32 = 4;
 
@@ -77,7 +75,7 @@ const VENDOR_ID: u32 = u32::from_le_bytes(*b"pxvm");
 const NO_SHM: u32 = u32::MAX;
 
 /// Bits of InterruptStatus.
-pub(super) mod interrupt {
+mod interrupt {
     /// The device used a buffer.
     pub const USED_BUFFER: u32 = 1;
     /// The configuration, or DEVICE_NEEDS_RESET, changed.
@@ -135,6 +133,20 @@ impl AddressHalf {
     }
 }
 
+/// What the transport shows of the device behind it.
+#[derive(Clone, Copy)]
+pub(super) struct Identity {
+    /// Device type number.
+    pub id: u32,
+    /// The features that the device offers.
+    pub features: u64,
+}
+
+impl Identity {
+    /// There is no device (section 4.2.3.1.1).
+    pub const ABSENT: Self = Self { id: 0, features: 0 };
+}
+
 /// Registers of the transport.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -142,32 +154,46 @@ impl AddressHalf {
     derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
 )]
 #[repr(C)]
-pub(super) struct Transport {
+pub struct Transport {
     driver_features: u64,
-    pub(super) device_id: u32,
+    /// Zero when there is no device behind the transport.
+    present: u32,
     status: u32,
-    pub(super) interrupt_status: u32,
+    interrupt_status: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
     queue_sel: u32,
     config_generation: u32,
     /// A bit map of the queues with unfinished work.
-    pub(super) deferred: u32,
+    deferred: u32,
+    /// How much work the device may do in this slice. A driver's reset does not renew it.
+    pub(super) budget: Budget,
+    /// Keeps what follows aligned.
+    reserved: u32,
 }
 
 impl Transport {
-    pub(super) const fn new(device_id: u32) -> Self {
-        Self {
-            driver_features: 0,
-            device_id,
-            status: 0,
-            interrupt_status: 0,
-            device_features_sel: 0,
-            driver_features_sel: 0,
-            queue_sel: 0,
-            config_generation: 0,
-            deferred: 0,
-        }
+    /// Registers with no device behind them.
+    pub(super) const ABSENT: Self = Self {
+        driver_features: 0,
+        present: 0,
+        status: 0,
+        interrupt_status: 0,
+        device_features_sel: 0,
+        driver_features_sel: 0,
+        queue_sel: 0,
+        config_generation: 0,
+        deferred: 0,
+        budget: Budget::FULL,
+        reserved: 0,
+    };
+
+    /// Registers after reset.
+    pub(super) const RESET: Self = Self { present: 1, ..Self::ABSENT };
+
+    /// Returns whether there is a device behind the transport.
+    pub(super) const fn is_present(&self) -> bool {
+        self.present != 0
     }
 
     /// Returns whether the device may use buffers: the driver is up and has not violated the
@@ -180,6 +206,43 @@ impl Transport {
         self.driver_features & feature != 0
     }
 
+    /// Returns the level of the interrupt line.
+    pub(super) const fn irq(&self) -> bool {
+        self.interrupt_status != 0
+    }
+
+    /// Returns why there is unfinished work, if there is some.
+    pub(super) const fn deferred(&self) -> Option<Deferred> {
+        if self.deferred == 0 {
+            None
+        } else if self.budget.is_spent() {
+            Some(Deferred::Budget)
+        } else {
+            Some(Deferred::Port)
+        }
+    }
+
+    /// Records whether queue `index` has unfinished work.
+    pub(super) const fn set_deferred(&mut self, index: u32, deferred: bool) {
+        if deferred {
+            self.deferred |= 1 << index;
+        } else {
+            self.deferred &= !(1 << index);
+        }
+    }
+
+    /// Renews the budget, and returns the bit map of the queues with unfinished work.
+    pub(super) const fn begin_slice(&mut self) -> u32 {
+        self.budget = Budget::FULL;
+        self.deferred
+    }
+
+    /// Interrupts the driver, because the device used a buffer.
+    pub(super) const fn used_buffer(&mut self) {
+        self.interrupt_status |= interrupt::USED_BUFFER;
+    }
+
+    /// Tells the driver, if it is up, that the configuration space changed.
     pub(super) const fn config_changed(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
         if self.status & status::DRIVER_OK != 0 {
@@ -193,24 +256,6 @@ impl Transport {
         self.deferred = 0;
         if self.status & status::DRIVER_OK != 0 {
             self.interrupt_status |= interrupt::CONFIG_CHANGE;
-        }
-    }
-
-    const fn features(&self) -> u64 {
-        match self.device_id {
-            device_id::NET => net::FEATURES,
-            device_id::RNG => rng::FEATURES,
-            device_id::BLK => blk::FEATURES,
-            _ => 0,
-        }
-    }
-
-    const fn queue_count(&self) -> u32 {
-        match self.device_id {
-            device_id::NET => net::QUEUE_COUNT,
-            device_id::RNG => rng::QUEUE_COUNT,
-            device_id::BLK => blk::QUEUE_COUNT,
-            _ => 0,
         }
     }
 
@@ -237,7 +282,7 @@ impl Transport {
 
     /// Handles a store to Status other than zero. A driver must not clear a bit (section 2.1.1), so
     /// a store that would is ignored, as is one that skips a step of the initialisation.
-    fn write_status(&mut self, value: u32) {
+    fn write_status(&mut self, offered: u64, value: u32) {
         let value = value & status::DRIVER_BITS;
         let before = self.status & status::DRIVER_BITS;
         let orderly = STATUS_STEPS
@@ -247,159 +292,161 @@ impl Transport {
             return;
         }
         let mut set = value & !before;
-        if set & status::FEATURES_OK != 0 && !self.features_acceptable() {
+        if set & status::FEATURES_OK != 0 && !self.features_acceptable(offered) {
             // The driver reads back that it was refused (section 3.1.1, step 6).
             set &= !(status::FEATURES_OK | status::DRIVER_OK);
         }
         self.status |= set;
     }
 
-    const fn features_acceptable(&self) -> bool {
-        self.driver_features & !self.features() == 0 && self.has_feature(feature::VERSION_1)
+    const fn features_acceptable(&self, offered: u64) -> bool {
+        self.driver_features & !offered == 0 && self.has_feature(feature::VERSION_1)
     }
-}
 
-impl Virtio {
     /// Loads `size` bytes from the register at `offset`.
-    pub fn read(&self, offset: u32, size: u32) -> u32 {
-        if offset >= CONFIG_BASE {
-            return self.read_config(offset - CONFIG_BASE, size);
-        }
+    // One copy for all devices, as of `write`.
+    #[inline(never)]
+    pub(super) fn read(&self, queues: &[Queue], device: Identity, offset: u32, size: u32) -> u32 {
         let (true, Some(register)) = (size == REGISTER_SIZE, Register::for_read(offset)) else {
             return 0;
         };
-        let transport = &self.transport;
+        let selected = queues.get(self.queue_sel as usize);
         match register {
             Register::MagicValue => MAGIC_VALUE,
             Register::Version => VERSION,
-            Register::DeviceId => transport.device_id,
+            Register::DeviceId => device.id,
             Register::VendorId => VENDOR_ID,
             Register::DeviceFeatures => {
-                Transport::feature_word(transport.features(), transport.device_features_sel)
+                Self::feature_word(device.features, self.device_features_sel)
             }
-            Register::QueueNumMax => match self.selected() {
-                Some(_) => SIZE_MAX.into(),
-                None => 0,
-            },
-            Register::QueueReady => self.selected().is_some_and(|q| q.is_ready()).into(),
-            Register::InterruptStatus => transport.interrupt_status,
-            Register::Status => transport.status,
+            Register::QueueNumMax => selected.map_or(0, |_| SIZE_MAX.into()),
+            Register::QueueReady => selected.is_some_and(Queue::is_ready).into(),
+            Register::InterruptStatus => self.interrupt_status,
+            Register::Status => self.status,
             Register::ShmLenLow
             | Register::ShmLenHigh
             | Register::ShmBaseLow
             | Register::ShmBaseHigh => NO_SHM,
-            Register::ConfigGeneration => transport.config_generation,
-            _ => 0,
+            Register::ConfigGeneration => self.config_generation,
+            Register::DeviceFeaturesSel
+            | Register::DriverFeatures
+            | Register::DriverFeaturesSel
+            | Register::QueueSel
+            | Register::QueueNum
+            | Register::QueueNotify
+            | Register::InterruptAck
+            | Register::QueueDescLow
+            | Register::QueueDescHigh
+            | Register::QueueDriverLow
+            | Register::QueueDriverHigh
+            | Register::QueueDeviceLow
+            | Register::QueueDeviceHigh => 0,
         }
     }
 
-    /// Stores `size` bytes to the register at `offset`.
-    ///
-    /// If it returns [`Trap::NoFrame`], the same store can be repeated.
-    pub fn write<M: Memory, D: Memory, P: Port>(
+    /// Stores `size` bytes to the register at `offset`, with `offered` the device's features.
+    /// Returns the queue that the driver notifies; it may be one that the device does not have.
+    #[inline(never)]
+    pub(super) fn write<M: Memory>(
         &mut self,
+        queues: &mut [Queue],
+        offered: u64,
         offset: u32,
         size: u32,
         value: u32,
-        io: &mut Io<'_, M, D, P>,
-    ) -> Result<(), Trap> {
-        let transport = &mut self.transport;
+        ram: &Dma<'_, M>,
+    ) -> Option<u32> {
         // The configuration space of these devices is read-only.
-        if transport.device_id == device_id::ABSENT || size != REGISTER_SIZE {
-            return Ok(());
+        if !self.is_present() || size != REGISTER_SIZE {
+            return None;
         }
-        let Some(register) = Register::for_write(offset) else { return Ok(()) };
-        match register {
-            Register::DeviceFeaturesSel => transport.device_features_sel = value,
-            Register::DriverFeatures => transport.write_driver_features(value),
-            Register::DriverFeaturesSel => transport.driver_features_sel = value,
-            Register::QueueSel => transport.queue_sel = value,
+        let selected = queues.get_mut(self.queue_sel as usize);
+        match Register::for_write(offset)? {
+            Register::DeviceFeaturesSel => self.device_features_sel = value,
+            Register::DriverFeatures => self.write_driver_features(value),
+            Register::DriverFeaturesSel => self.driver_features_sel = value,
+            Register::QueueSel => self.queue_sel = value,
             Register::QueueNum => {
-                if let Some(queue) = self.stopped() {
+                if let Some(queue) = stopped(selected) {
                     queue.set_size(value);
                 }
             }
-            Register::QueueReady => self.write_queue_ready(value, &io.ram),
-            Register::QueueNotify => return self.serve(value, io),
-            Register::InterruptAck => transport.interrupt_status &= !value,
-            Register::Status if value == 0 => self.reset(),
-            Register::Status => transport.write_status(value),
-            Register::QueueDescLow => self.write_address(AddressHalf::DescLow, value),
-            Register::QueueDescHigh => self.write_address(AddressHalf::DescHigh, value),
-            Register::QueueDriverLow => self.write_address(AddressHalf::DriverLow, value),
-            Register::QueueDriverHigh => self.write_address(AddressHalf::DriverHigh, value),
-            Register::QueueDeviceLow => self.write_address(AddressHalf::DeviceLow, value),
-            Register::QueueDeviceHigh => self.write_address(AddressHalf::DeviceHigh, value),
-            _ => {}
+            Register::QueueReady => self.write_queue_ready(selected, value, ram),
+            Register::QueueNotify => return Some(value),
+            Register::InterruptAck => self.interrupt_status &= !value,
+            Register::Status if value == 0 => self.reset(queues),
+            Register::Status => self.write_status(offered, value),
+            Register::QueueDescLow => write_address(selected, AddressHalf::DescLow, value),
+            Register::QueueDescHigh => write_address(selected, AddressHalf::DescHigh, value),
+            Register::QueueDriverLow => write_address(selected, AddressHalf::DriverLow, value),
+            Register::QueueDriverHigh => write_address(selected, AddressHalf::DriverHigh, value),
+            Register::QueueDeviceLow => write_address(selected, AddressHalf::DeviceLow, value),
+            Register::QueueDeviceHigh => write_address(selected, AddressHalf::DeviceHigh, value),
+            Register::MagicValue
+            | Register::Version
+            | Register::DeviceId
+            | Register::VendorId
+            | Register::DeviceFeatures
+            | Register::QueueNumMax
+            | Register::InterruptStatus
+            | Register::ShmLenLow
+            | Register::ShmLenHigh
+            | Register::ShmBaseLow
+            | Register::ShmBaseHigh
+            | Register::ConfigGeneration => {}
         }
-        Ok(())
+        None
     }
 
     /// Resets the device, as the driver requests it. What the host has attached stays.
-    fn reset(&mut self) {
-        let config_generation = self.transport.config_generation;
-        self.transport = Transport::new(self.transport.device_id);
-        self.transport.config_generation = config_generation;
-        for queue in &mut self.queues {
-            *queue = super::Queue::RESET;
+    fn reset(&mut self, queues: &mut [Queue]) {
+        *self = Self {
+            config_generation: self.config_generation,
+            budget: self.budget.clone(),
+            ..Self::RESET
+        };
+        for queue in queues {
+            *queue = Queue::RESET;
         }
     }
 
-    fn write_queue_ready<M: Memory>(&mut self, value: u32, ram: &Dma<'_, M>) {
+    fn write_queue_ready<M: Memory>(
+        &mut self,
+        selected: Option<&mut Queue>,
+        value: u32,
+        ram: &Dma<'_, M>,
+    ) {
         if value & 1 == 0 {
-            if let Some(queue) = self.selected_mut() {
+            if let Some(queue) = selected {
                 queue.stop();
             }
             return;
         }
-        let Some(queue) = self.stopped() else { return };
+        let Some(queue) = stopped(selected) else { return };
         if queue.start(ram).is_err() {
-            self.transport.fail();
+            self.fail();
         }
     }
+}
 
-    fn write_address(&mut self, half: AddressHalf, value: u32) {
-        if let Some(queue) = self.stopped() {
-            queue.set_address(half, value);
-        }
-    }
+/// Returns the selected queue, if its registers may be written now.
+fn stopped(selected: Option<&mut Queue>) -> Option<&mut Queue> {
+    selected.filter(|queue| !queue.is_ready())
+}
 
-    fn selected(&self) -> Option<&super::Queue> {
-        let index = self.transport.queue_sel;
-        if index < self.transport.queue_count() { self.queues.get(index as usize) } else { None }
+fn write_address(selected: Option<&mut Queue>, half: AddressHalf, value: u32) {
+    if let Some(queue) = stopped(selected) {
+        queue.set_address(half, value);
     }
+}
 
-    fn selected_mut(&mut self) -> Option<&mut super::Queue> {
-        let index = self.transport.queue_sel;
-        if index < self.transport.queue_count() {
-            self.queues.get_mut(index as usize)
-        } else {
-            None
-        }
+/// Reads the configuration space, little-endian, as bytes so that every access size works.
+pub(super) fn read_config(offset: u32, size: u32, byte: impl Fn(usize) -> u8) -> u32 {
+    let mut value = 0;
+    for i in (0..size.min(REGISTER_SIZE)).rev() {
+        value = value << 8 | u32::from(byte(offset.wrapping_add(i) as usize));
     }
-
-    /// Returns the selected queue, if its registers may be written now.
-    fn stopped(&mut self) -> Option<&mut super::Queue> {
-        self.selected_mut().filter(|queue| !queue.is_ready())
-    }
-
-    /// Configuration space, little-endian, as bytes so that every access size works.
-    fn read_config(&self, offset: u32, size: u32) -> u32 {
-        let mut value = 0;
-        for i in (0..size.min(REGISTER_SIZE)).rev() {
-            value = value << 8 | u32::from(self.config_byte(offset.wrapping_add(i)));
-        }
-        value
-    }
-
-    fn config_byte(&self, offset: u32) -> u8 {
-        let at = offset as usize;
-        match self.transport.device_id {
-            device_id::NET => net::config_byte(&self.config, at),
-            device_id::BLK => blk::config_byte(&self.config, at),
-            _ => 0,
-        }
-    }
+    value
 }
 
 #[cfg(test)]
@@ -409,20 +456,26 @@ mod tests {
     use virtio_bindings::{virtio_config, virtio_ids, virtio_mmio};
 
     use super::super::driver::{
-        Guest, QUEUE_SIZE, RAM_BASE, RAM_END, for_seeds, queue_addresses, reg,
+        Guest, Prng, QUEUE_SIZE, RAM_BASE, RAM_END, for_seeds, queue_addresses, reg,
     };
+    use super::super::{Device, blk::Blk, net::Net, rng::Rng};
     use super::*;
+    use crate::chacha::ChaCha;
 
     const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
     const DRIVER_UP: u32 =
         status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
 
-    fn net() -> Guest {
-        Guest::new(Virtio::net(MAC))
+    fn net() -> Guest<Net> {
+        Guest::new(Net::new(MAC))
+    }
+
+    fn rng() -> Rng {
+        Rng::new(ChaCha::new([0; 8]))
     }
 
     /// A network card with queue 0 placed where `addresses` says, and started.
-    fn with_queue_at(addresses: [u64; 3], size: u32) -> Guest {
+    fn with_queue_at(addresses: [u64; 3], size: u32) -> Guest<Net> {
         let mut guest = net();
         guest.negotiate(feature::VERSION_1);
         guest.place_queue(0, addresses, size);
@@ -440,18 +493,18 @@ mod tests {
 
     #[test]
     fn an_absent_device_has_device_id_zero_and_ignores_writes() {
-        let mut guest = Guest::new(Virtio::ABSENT);
+        let mut guest = Guest::new(Blk::ABSENT);
         guest.write(reg::STATUS, 1);
         guest.write(reg::QUEUE_NOTIFY, 0);
         assert_eq!(guest.read(reg::MAGIC_VALUE), 0x7472_6976);
         assert_eq!(guest.read(reg::DEVICE_ID), 0);
         assert_eq!(guest.read(reg::QUEUE_NUM_MAX), 0);
-        assert_eq!(guest.device, Virtio::ABSENT);
+        assert_eq!(guest.device, Blk::ABSENT);
     }
 
     #[test]
     fn device_ids_are_those_of_linux() {
-        let ids = [device_id::NET, device_id::BLK, device_id::RNG];
+        let ids = [Net::ID, Blk::ID, Rng::ID];
         let linux =
             [virtio_ids::VIRTIO_ID_NET, virtio_ids::VIRTIO_ID_BLOCK, virtio_ids::VIRTIO_ID_RNG];
         assert_eq!(ids, linux);
@@ -521,7 +574,7 @@ mod tests {
 
     #[test]
     fn the_initialisation_sequence_brings_the_driver_up() {
-        let guest = Guest::started(Virtio::net(MAC), 0);
+        let guest = Guest::started(Net::new(MAC), 0);
         assert_eq!(guest.read(reg::STATUS), DRIVER_UP);
         assert_eq!(guest.read(reg::QUEUE_READY), 1);
     }
@@ -542,7 +595,7 @@ mod tests {
 
     #[test]
     fn a_status_bit_cannot_be_cleared_one_by_one() {
-        let mut guest = Guest::started(Virtio::net(MAC), 0);
+        let mut guest = Guest::started(Net::new(MAC), 0);
         guest.write(reg::STATUS, status::ACKNOWLEDGE);
         guest.write(reg::STATUS, status::FAILED);
         assert_eq!(guest.read(reg::STATUS), DRIVER_UP);
@@ -565,9 +618,9 @@ mod tests {
 
     #[test]
     fn writing_zero_to_status_resets_all_but_what_the_host_attached() {
-        let mut guest = Guest::started(Virtio::net(MAC), feature::EVENT_IDX);
+        let mut guest = Guest::started(Net::new(MAC), feature::EVENT_IDX);
         guest.write(reg::STATUS, 0);
-        assert_eq!(guest.device, Virtio::net(MAC));
+        assert_eq!(guest.device, Net::new(MAC));
     }
 
     #[test]
@@ -605,7 +658,7 @@ mod tests {
         let mut guest = net();
         guest.negotiate(feature::VERSION_1);
         guest.write_driver_features(feature::VERSION_1 | feature::EVENT_IDX);
-        assert!(!guest.device.transport.has_feature(feature::EVENT_IDX));
+        assert!(!guest.device.transport().has_feature(feature::EVENT_IDX));
     }
 
     #[test]
@@ -615,7 +668,7 @@ mod tests {
         assert_eq!(guest.read(reg::DEVICE_FEATURES), 0);
         guest.write(reg::DRIVER_FEATURES_SEL, 2);
         guest.write(reg::DRIVER_FEATURES, u32::MAX);
-        assert_eq!(guest.device.transport.driver_features, 0);
+        assert_eq!(guest.device.transport().driver_features, 0);
     }
 
     #[test]
@@ -631,7 +684,7 @@ mod tests {
 
     #[test]
     fn a_device_with_one_queue_has_no_second() {
-        let mut guest = Guest::new(Virtio::RNG);
+        let mut guest = Guest::new(rng());
         guest.write(reg::QUEUE_SEL, 1);
         guest.write(reg::QUEUE_READY, 1);
         assert_eq!(guest.read(reg::QUEUE_NUM_MAX), 0);
@@ -702,7 +755,7 @@ mod tests {
 
     #[test]
     fn notifications_before_driver_ok_do_nothing() {
-        let mut guest = Guest::new(Virtio::RNG);
+        let mut guest = Guest::new(rng());
         guest.negotiate(feature::VERSION_1);
         guest.set_up_queue(0);
         guest.offer(0, &[(super::super::driver::BUFFERS, 8, super::super::driver::WRITE)]);
@@ -712,7 +765,7 @@ mod tests {
 
     #[test]
     fn notifications_of_queues_that_do_not_exist_do_nothing() {
-        let mut guest = Guest::started(Virtio::net(MAC), 0);
+        let mut guest = Guest::started(Net::new(MAC), 0);
         let before = guest.device.clone();
         [2, 31, 32, u32::MAX].into_iter().for_each(|index| guest.kick(index));
         assert_eq!(guest.device, before);
@@ -720,8 +773,8 @@ mod tests {
 
     #[test]
     fn interrupt_ack_clears_the_bits_written() {
-        let mut guest = Guest::started(Virtio::net(MAC), 0);
-        guest.device.transport.interrupt_status = 3;
+        let mut guest = Guest::started(Net::new(MAC), 0);
+        guest.device.transport_and_queues().0.interrupt_status = 3;
         guest.write(reg::INTERRUPT_ACK, 1);
         assert_eq!(guest.read(reg::INTERRUPT_STATUS), 2);
         assert!(guest.device.irq());
@@ -731,7 +784,7 @@ mod tests {
 
     #[test]
     fn a_link_change_interrupts_and_moves_the_generation() {
-        let mut guest = Guest::started(Virtio::net(MAC), 0);
+        let mut guest = Guest::started(Net::new(MAC), 0);
         let generation = guest.read(reg::CONFIG_GENERATION);
         guest.device.set_link(false);
         assert_eq!(guest.read(reg::INTERRUPT_STATUS), interrupt::CONFIG_CHANGE);
@@ -779,32 +832,39 @@ mod tests {
         assert_eq!(guest.read(reg::SHM_LEN_HIGH), u32::MAX);
     }
 
+    /// Accesses registers of `device` at random.
+    fn access_at_random(device: impl Device, rng: &mut Prng) {
+        let mut guest = Guest::new(device);
+        if rng.one_in(2) {
+            guest.start(0);
+        }
+        for _ in 0..200 {
+            let offset = rng.below(0x140) & if rng.one_in(8) { u32::MAX } else { !3 };
+            let size = rng.pick(&[1, 2, 4, 4, 4, 4]);
+            let value = match rng.below(4) {
+                0 => rng.next_u32(),
+                1 => RAM_BASE + (rng.below(0x4_0000) & !15),
+                2 => 1 << rng.below(32),
+                _ => rng.below(16),
+            };
+            guest.device.read(offset, size);
+            let _ = guest.with_io(|device, io| device.write(offset, size, value, io));
+            let _ = guest.try_poll();
+            assert!(guest.device.queues().iter().all(|queue| {
+                // What is ready was checked.
+                !queue.is_ready()
+                    || queue.clone().start(&Dma::new(&mut guest.ram, RAM_BASE)).is_ok()
+            }));
+        }
+    }
+
     #[test]
     fn no_register_access_panics() {
-        let devices = [Virtio::ABSENT, Virtio::net(MAC), Virtio::RNG, Virtio::blk(64)];
-        for_seeds(0, 200, |rng| {
-            let mut guest = Guest::new(devices[rng.below(4) as usize].clone());
-            if rng.one_in(2) {
-                guest.start(0);
-            }
-            for _ in 0..200 {
-                let offset = rng.below(0x140) & if rng.one_in(8) { u32::MAX } else { !3 };
-                let size = rng.pick(&[1, 2, 4, 4, 4, 4]);
-                let value = match rng.below(4) {
-                    0 => rng.next_u32(),
-                    1 => RAM_BASE + (rng.below(0x4_0000) & !15),
-                    2 => 1 << rng.below(32),
-                    _ => rng.below(16),
-                };
-                guest.device.read(offset, size);
-                let _ = guest.with_io(|device, io| device.write(offset, size, value, io));
-                let _ = guest.try_poll();
-                assert!(guest.device.queues.iter().all(|queue| {
-                    // What is ready was checked.
-                    !queue.is_ready()
-                        || queue.clone().start(&Dma::new(&mut guest.ram, RAM_BASE)).is_ok()
-                }));
-            }
+        for_seeds(0, 200, |prng| match prng.below(4) {
+            0 => access_at_random(Blk::ABSENT, prng),
+            1 => access_at_random(Net::new(MAC), prng),
+            2 => access_at_random(rng(), prng),
+            _ => access_at_random(Blk::new(64), prng),
         });
     }
 }

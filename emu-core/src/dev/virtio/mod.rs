@@ -1,13 +1,14 @@
 //! Virtio devices (virtio 1.2) behind the MMIO transport.
 //!
 //! They have three layers: the transport's registers ([`mmio`]), the split virtqueue ([`queue`])
-//! and the devices themselves ([`net`], [`rng`], [`blk`]).
+//! and the devices. A device is a file with an implementation of [`Device`], and a row of the table
+//! [`VirtioDevices`]; nothing else here knows it by name.
 //!
 //! A driver that violates the rules of the ring gets DEVICE_NEEDS_RESET, and the device does
 //! nothing more until the driver resets it. Nothing that a driver writes can reach another VM.
 //!
 //! A device processes a queue when the driver notifies it. If it cannot finish, because the host
-//! has no room for a packet or the slice's budget of work is used up, [`Virtio::poll`]
+//! has no room for a packet or the slice's budget of work is used up, [`Device::poll`]
 //! continues later.
 
 pub mod blk;
@@ -18,24 +19,11 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 
-use crate::chacha::ChaCha;
 use crate::mem::{Dma, Memory};
 use crate::port::Port;
 use crate::trap::Trap;
-use mmio::{Transport, interrupt};
-use queue::{Budget, Queue, QueueError, QueueStatus};
-
-/// Device type numbers (section 5).
-pub mod device_id {
-    /// No device behind this transport.
-    pub const ABSENT: u32 = 0;
-    /// Network card.
-    pub const NET: u32 = 1;
-    /// Block device.
-    pub const BLK: u32 = 2;
-    /// Entropy source.
-    pub const RNG: u32 = 4;
-}
+use mmio::{Identity, Transport};
+use queue::{Queue, QueueError, QueueStatus};
 
 /// Feature bits of every device (section 6).
 pub mod feature {
@@ -46,9 +34,6 @@ pub mod feature {
     pub(super) const COMMON: u64 = VERSION_1 | EVENT_IDX;
 }
 
-/// The most queues that a device has.
-const QUEUES: usize = 2;
-
 /// What a device may access besides its own state.
 pub struct Io<'a, M, D, P> {
     /// Guest RAM.
@@ -57,43 +42,6 @@ pub struct Io<'a, M, D, P> {
     pub disk: &'a mut D,
     /// The host.
     pub port: &'a mut P,
-    /// Randomness for virtio-rng.
-    pub rng: &'a mut ChaCha,
-}
-
-/// The contents of a device's configuration space. Each type of device uses some of the fields.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[cfg_attr(
-    feature = "zerocopy",
-    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
-)]
-#[repr(C)]
-pub struct Config {
-    /// virtio-blk: size in sectors of 512 bytes.
-    pub capacity: u64,
-    /// virtio-net: hardware address.
-    pub mac: [u8; 6],
-    /// virtio-net: link status bits.
-    pub link: u16,
-}
-
-/// Statistics of a network device, for the host to read. A driver's reset does not clear them.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[cfg_attr(
-    feature = "zerocopy",
-    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
-)]
-#[repr(C)]
-pub struct Counters {
-    /// Packets that were delivered to the guest.
-    pub rx_packets: u64,
-    /// Packets to the guest that were dropped, because no driver was up or its buffer was
-    /// too small.
-    pub rx_drops: u64,
-    /// Packets that the guest sent.
-    pub tx_packets: u64,
-    /// Packets from the guest that were dropped, because they were runts or giants.
-    pub tx_drops: u64,
 }
 
 /// Why a device stopped before it had processed all available buffers.
@@ -105,157 +53,237 @@ pub enum Deferred {
     Budget,
 }
 
-/// One virtio device and its transport.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[cfg_attr(
-    feature = "zerocopy",
-    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
-)]
-#[repr(C)]
-pub struct Virtio {
-    transport: Transport,
-    queues: [Queue; QUEUES],
-    /// The contents of the configuration space.
-    pub config: Config,
-    /// Statistics.
-    pub counters: Counters,
-    /// How much work the device may do in this slice. Apart from the transport, because a driver's
-    /// reset must not renew it.
-    budget: Budget,
-    /// Keeps what follows aligned.
-    reserved: u32,
-}
+/// A virtio device: what the transport must know of it, and what it does with its queues.
+///
+/// The methods with a body are the same for every device; those without are the device's own.
+pub trait Device {
+    /// Device type number (section 5).
+    const ID: u32;
+    /// The features that it offers.
+    const FEATURES: u64;
+    /// A transport without this device behind it.
+    const ABSENT: Self;
 
-impl Virtio {
-    /// A transport without a device.
-    pub const ABSENT: Self = Self::new(device_id::ABSENT);
+    /// Returns the registers of its transport.
+    fn transport(&self) -> &Transport;
 
-    /// An entropy source.
-    pub const RNG: Self = Self::new(device_id::RNG);
+    /// Returns its queues, in the order of their numbers.
+    fn queues(&self) -> &[Queue];
 
-    /// A network card with hardware address `mac`, link up.
-    pub const fn net(mac: [u8; 6]) -> Self {
-        let mut device = Self::new(device_id::NET);
-        device.config.mac = mac;
-        device.config.link = net::LINK_UP;
-        device
-    }
+    /// Returns the registers of its transport, and its queues.
+    fn transport_and_queues(&mut self) -> (&mut Transport, &mut [Queue]);
 
-    /// A disk of `capacity` sectors of 512 bytes.
-    pub const fn blk(capacity: u64) -> Self {
-        let mut device = Self::new(device_id::BLK);
-        device.config.capacity = capacity;
-        device
-    }
+    /// Returns byte `at` of its configuration space, which drivers can only read.
+    fn config_byte(&self, at: usize) -> u8;
 
-    const fn new(device_id: u32) -> Self {
-        Self {
-            transport: Transport::new(device_id),
-            queues: [const { Queue::RESET }; QUEUES],
-            config: Config { capacity: 0, mac: [0; 6], link: 0 },
-            counters: Counters { rx_packets: 0, rx_drops: 0, tx_packets: 0, tx_drops: 0 },
-            budget: Budget::FULL,
-            reserved: 0,
-        }
-    }
+    /// Processes the buffers that the driver made available in queue `index`, one of its own.
+    ///
+    /// After [`QueueError::NoFrame`] the same call can be repeated and continues.
+    fn process<M: Memory, D: Memory, P: Port>(
+        &mut self,
+        index: u32,
+        io: &mut Io<'_, M, D, P>,
+    ) -> Result<QueueStatus, QueueError>;
 
-    /// Returns the type of the device, one of [`device_id`].
-    pub const fn device_id(&self) -> u32 {
-        self.transport.device_id
-    }
+    /// Looks for input on the port, and returns the queue that it is for. The device drops the
+    /// input if it is not `live`: its driver is not up, or must reset it first.
+    fn poll_input<P: Port>(&mut self, live: bool, port: &mut P) -> Option<u32>;
 
     /// Returns the level of the interrupt line.
-    pub const fn irq(&self) -> bool {
-        self.transport.interrupt_status != 0
+    fn irq(&self) -> bool {
+        self.transport().irq()
     }
 
-    /// Returns why the device has unfinished work, which [`Virtio::poll`] continues; `None` if it
+    /// Returns why the device has unfinished work, which [`Device::poll`] continues; `None` if it
     /// has none.
     ///
     /// A machine must not execute instructions while there is some. A notification is then atomic
     /// for the guest, which can observe neither how fast the host drains output nor where slices
     /// end.
-    pub const fn deferred(&self) -> Option<Deferred> {
-        if self.transport.deferred == 0 {
-            None
-        } else if self.budget.is_spent() {
-            Some(Deferred::Budget)
+    fn deferred(&self) -> Option<Deferred> {
+        self.transport().deferred()
+    }
+
+    /// Loads `size` bytes from the register at `offset`.
+    fn read(&self, offset: u32, size: u32) -> u32 {
+        let present = self.transport().is_present();
+        if let Some(at) = offset.checked_sub(mmio::CONFIG_BASE) {
+            return if present {
+                mmio::read_config(at, size, |at| self.config_byte(at))
+            } else {
+                0
+            };
+        }
+        let (identity, queues) = if present {
+            (Identity { id: Self::ID, features: Self::FEATURES }, self.queues())
         } else {
-            Some(Deferred::Port)
+            (Identity::ABSENT, [].as_slice())
+        };
+        self.transport().read(queues, identity, offset, size)
+    }
+
+    /// Stores `size` bytes to the register at `offset`.
+    ///
+    /// If it returns [`Trap::NoFrame`], the same store can be repeated.
+    fn write<M: Memory, D: Memory, P: Port>(
+        &mut self,
+        offset: u32,
+        size: u32,
+        value: u32,
+        io: &mut Io<'_, M, D, P>,
+    ) -> Result<(), Trap> {
+        let (transport, queues) = self.transport_and_queues();
+        match transport.write(queues, Self::FEATURES, offset, size, value, &io.ram) {
+            Some(index) => self.serve(index, io),
+            None => Ok(()),
         }
     }
 
-    /// Sets the link of a network device up or down, and interrupts the driver if that changes it.
-    pub const fn set_link(&mut self, up: bool) {
-        let link = if up { net::LINK_UP } else { 0 };
-        if self.config.link != link {
-            self.config.link = link;
-            self.transport.config_changed();
-        }
-    }
-
-    /// Continues unfinished work and delivers packets from the port. Called between slices.
+    /// Continues unfinished work, and takes input from the port. Called between slices.
     ///
     /// If it returns [`Trap::NoFrame`], the same call can be repeated and continues.
-    pub fn poll<M: Memory, D: Memory, P: Port>(
+    fn poll<M: Memory, D: Memory, P: Port>(
         &mut self,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<(), Trap> {
-        self.budget = Budget::FULL;
-        let deferred = self.transport.deferred;
+        let (transport, queues) = self.transport_and_queues();
+        let deferred = transport.begin_slice();
         if deferred != 0 {
-            for index in 0..QUEUES as u32 {
+            for index in 0..queues.len() as u32 {
                 if deferred & 1 << index != 0 {
                     self.serve(index, io)?;
                 }
             }
         }
-        if self.device_id() == device_id::NET && io.port.net_rx_len().is_some() {
-            if self.transport.is_live() {
-                self.serve(net::RECEIVE_QUEUE, io)?;
-            } else {
-                net::discard(io.port, &mut self.counters);
-            }
+        let live = self.transport().is_live();
+        match self.poll_input(live, io.port) {
+            Some(index) => self.serve(index, io),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Processes the buffers that the driver made available in queue `index`.
+    /// Lets the device process queue `index`, and publishes what it used. The driver chooses the
+    /// index, so it may be that of no queue.
     fn serve<M: Memory, D: Memory, P: Port>(
         &mut self,
         index: u32,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<(), Trap> {
-        let event_idx = self.transport.has_feature(feature::EVENT_IDX);
-        let Some(queue) = self.queues.get_mut(index as usize) else { return Ok(()) };
-        if !self.transport.is_live() || !queue.is_ready() {
-            self.transport.deferred &= !(1 << index);
+        let (transport, queues) = self.transport_and_queues();
+        let Some(queue) = queues.get(index as usize) else { return Ok(()) };
+        if !transport.is_live() || !queue.is_ready() {
+            transport.set_deferred(index, false);
             return Ok(());
         }
         let used_before = queue.used_idx();
-        let budget = &mut self.budget;
-        let outcome = match (self.transport.device_id, index) {
-            (device_id::NET, net::RECEIVE_QUEUE) => {
-                net::receive(queue, io, budget, &mut self.counters)
-            }
-            (device_id::NET, net::TRANSMIT_QUEUE) => {
-                net::transmit(queue, io, budget, &mut self.counters)
-            }
-            (device_id::RNG, 0) => rng::serve(queue, io, budget),
-            (device_id::BLK, 0) => blk::serve(queue, io, budget, self.config.capacity),
-            _ => return Ok(()),
-        };
+        let outcome = self.process(index, io);
+        let (transport, queues) = self.transport_and_queues();
+        let Some(queue) = queues.get(index as usize) else { return Ok(()) };
         // Also after an error, because what was used before it is done and must be seen.
+        let event_idx = transport.has_feature(feature::EVENT_IDX);
         let published = queue.publish(&mut io.ram, used_before, event_idx);
         if let Ok(true) = published {
-            self.transport.interrupt_status |= interrupt::USED_BUFFER;
+            transport.used_buffer();
         }
         match published.and(outcome) {
-            Ok(QueueStatus::Done) => self.transport.deferred &= !(1 << index),
-            Ok(QueueStatus::Deferred) => self.transport.deferred |= 1 << index,
+            Ok(QueueStatus::Done) => transport.set_deferred(index, false),
+            Ok(QueueStatus::Deferred) => transport.set_deferred(index, true),
             Err(QueueError::NoFrame) => return Err(Trap::NoFrame),
-            Err(QueueError::Broken) => self.transport.fail(),
+            Err(QueueError::Broken) => transport.fail(),
         }
         Ok(())
     }
+}
+
+/// Makes of one row for each device the devices of a VM, and what finds them by their number.
+macro_rules! virtio_devices {
+    ($($(#[$doc:meta])* $Slot:ident, $field:ident: $Device:ty;)*) => {
+        /// The number of a device's transport, by which [`crate::layout::Map::virtio`] says where
+        /// its registers are. The numbers are those of the rows.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Slot {
+            $($(#[$doc])* $Slot,)*
+        }
+
+        impl Slot {
+            /// All slots, in the order of their numbers.
+            pub const ALL: [Self; [$(Self::$Slot),*].len()] = [$(Self::$Slot),*];
+
+            /// Returns the name of the device.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$Slot => concat!("virtio_", stringify!($field)),)*
+                }
+            }
+        }
+
+        /// The virtio devices of one VM.
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        #[cfg_attr(
+            feature = "zerocopy",
+            derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+        )]
+        #[repr(C)]
+        pub struct VirtioDevices {
+            $($(#[$doc])* pub $field: $Device,)*
+        }
+
+        impl VirtioDevices {
+            /// Transports without devices.
+            pub const ABSENT: Self = Self { $($field: <$Device>::ABSENT,)* };
+
+            /// Returns the level of the interrupt line of a device.
+            pub fn irq(&self, slot: Slot) -> bool {
+                match slot {
+                    $(Slot::$Slot => self.$field.irq(),)*
+                }
+            }
+
+            /// Returns why a device has unfinished work ([`Device::deferred`]).
+            pub fn deferred(&self) -> Option<Deferred> {
+                None$(.or_else(|| self.$field.deferred()))*
+            }
+
+            /// Loads from a register of a device ([`Device::read`]).
+            pub fn read(&self, slot: Slot, offset: u32, size: u32) -> u32 {
+                match slot {
+                    $(Slot::$Slot => self.$field.read(offset, size),)*
+                }
+            }
+
+            /// Stores to a register of a device ([`Device::write`]).
+            pub fn write<M: Memory, D: Memory, P: Port>(
+                &mut self,
+                slot: Slot,
+                offset: u32,
+                size: u32,
+                value: u32,
+                io: &mut Io<'_, M, D, P>,
+            ) -> Result<(), Trap> {
+                match slot {
+                    $(Slot::$Slot => self.$field.write(offset, size, value, io),)*
+                }
+            }
+
+            /// Polls all devices ([`Device::poll`]).
+            // Once a slice, so its code stays out of the function with the instruction loop.
+            #[inline(never)]
+            pub fn poll<M: Memory, D: Memory, P: Port>(
+                &mut self,
+                io: &mut Io<'_, M, D, P>,
+            ) -> Result<(), Trap> {
+                $(self.$field.poll(io)?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+virtio_devices! {
+    /// Network card.
+    Net, net: net::Net;
+    /// Entropy source.
+    Rng, rng: rng::Rng;
+    /// Disk.
+    Blk, blk: blk::Blk;
 }

@@ -1,24 +1,21 @@
 //! virtio-net (section 5.1), with one queue pair and no offloads.
 
+use super::mmio::Transport;
 use super::queue::{Budget, Queue, QueueError, QueueStatus, SIZE_MAX};
-use super::{Config, Counters, Io, feature};
+use super::{Device, Io, feature};
 use crate::mem::Memory;
 use crate::port::{PACKET_MAX, Port};
 
-/// Packets to the guest.
-pub(super) const RECEIVE_QUEUE: u32 = 0;
-/// Packets from the guest.
-pub(super) const TRANSMIT_QUEUE: u32 = 1;
-pub(super) const QUEUE_COUNT: u32 = 2;
+/// The queue of packets to the guest. The other one is of packets from the guest.
+const RECEIVE_QUEUE: u32 = 0;
 
 /// VIRTIO_NET_F_MAC: the configuration has a hardware address.
 const F_MAC: u64 = 1 << 5;
 /// VIRTIO_NET_F_STATUS: the configuration has a link status.
 const F_STATUS: u64 = 1 << 16;
-pub(super) const FEATURES: u64 = feature::COMMON | F_MAC | F_STATUS;
 
 /// VIRTIO_NET_S_LINK_UP.
-pub(super) const LINK_UP: u16 = 1;
+const LINK_UP: u16 = 1;
 
 /// `struct virtio_net_hdr` before a received packet: no offloads, `num_buffers` 1.
 const HEADER: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -27,14 +24,119 @@ const HEADER_LEN: u32 = HEADER.len() as u32;
 /// Two addresses and the type: the header of an Ethernet frame.
 const PACKET_MIN: u32 = 14;
 
-/// Byte `at` of `struct virtio_net_config`.
-pub(super) fn config_byte(config: &Config, at: usize) -> u8 {
-    let link = config.link.to_le_bytes();
-    config.mac.iter().chain(&link).nth(at).copied().unwrap_or(0)
+/// Statistics of a network card, for the host to read. A driver's reset does not clear them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+pub struct Counters {
+    /// Packets that were delivered to the guest.
+    pub rx_packets: u64,
+    /// Packets to the guest that were dropped, because no driver was up or its buffer was too
+    /// small.
+    pub rx_drops: u64,
+    /// Packets that the guest sent.
+    pub tx_packets: u64,
+    /// Packets from the guest that were dropped, because they were runts or giants.
+    pub tx_drops: u64,
+}
+
+/// A network card.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+pub struct Net {
+    transport: Transport,
+    /// For packets to the guest, and from it.
+    queues: [Queue; 2],
+    /// Configuration: hardware address.
+    mac: [u8; 6],
+    /// Configuration: link status bits.
+    link: u16,
+    /// Statistics.
+    pub counters: Counters,
+}
+
+impl Net {
+    /// Makes a card with hardware address `mac`, link up.
+    pub const fn new(mac: [u8; 6]) -> Self {
+        Self { transport: Transport::RESET, mac, link: LINK_UP, ..Self::ABSENT }
+    }
+
+    /// Sets the link up or down, and interrupts the driver if that changes it.
+    pub const fn set_link(&mut self, up: bool) {
+        let link = if up { LINK_UP } else { 0 };
+        if self.link != link {
+            self.link = link;
+            self.transport.config_changed();
+        }
+    }
+
+    /// Returns whether the link is up.
+    pub const fn link_is_up(&self) -> bool {
+        self.link & LINK_UP != 0
+    }
+}
+
+impl Device for Net {
+    const ID: u32 = 1;
+    const FEATURES: u64 = feature::COMMON | F_MAC | F_STATUS;
+    const ABSENT: Self = Self {
+        transport: Transport::ABSENT,
+        queues: [Queue::RESET; 2],
+        mac: [0; 6],
+        link: 0,
+        counters: Counters { rx_packets: 0, rx_drops: 0, tx_packets: 0, tx_drops: 0 },
+    };
+
+    fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    fn queues(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    fn transport_and_queues(&mut self) -> (&mut Transport, &mut [Queue]) {
+        (&mut self.transport, &mut self.queues)
+    }
+
+    /// Returns byte `at` of `struct virtio_net_config`.
+    fn config_byte(&self, at: usize) -> u8 {
+        let link = self.link.to_le_bytes();
+        self.mac.iter().chain(&link).nth(at).copied().unwrap_or(0)
+    }
+
+    fn process<M: Memory, D: Memory, P: Port>(
+        &mut self,
+        index: u32,
+        io: &mut Io<'_, M, D, P>,
+    ) -> Result<QueueStatus, QueueError> {
+        let Self { transport, queues: [receive_queue, transmit_queue], counters, .. } = self;
+        if index == RECEIVE_QUEUE {
+            receive(receive_queue, io, &mut transport.budget, counters)
+        } else {
+            transmit(transmit_queue, io, &mut transport.budget, counters)
+        }
+    }
+
+    fn poll_input<P: Port>(&mut self, live: bool, port: &mut P) -> Option<u32> {
+        port.net_rx_len()?;
+        if live {
+            return Some(RECEIVE_QUEUE);
+        }
+        discard(port, &mut self.counters);
+        None
+    }
 }
 
 /// Copies packets from the guest to the port, until the queue is empty or the port is full.
-pub(super) fn transmit<M: Memory, D: Memory, P: Port>(
+fn transmit<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
@@ -82,7 +184,7 @@ fn packet_len(len: u64) -> Option<u32> {
 ///
 /// A packet is removed from the port only when it is in the guest's buffer, so a repeated call loses
 /// none.
-pub(super) fn receive<M: Memory, D: Memory, P: Port>(
+fn receive<M: Memory, D: Memory, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
@@ -137,7 +239,7 @@ fn fill(port: &mut impl Port, at: u32, chunk: &mut [u8]) {
 
 /// Drops packets for a guest whose driver is not up, so that it does not receive stale ones
 /// later.
-pub(super) fn discard(port: &mut impl Port, counters: &mut Counters) {
+fn discard(port: &mut impl Port, counters: &mut Counters) {
     for _ in 0..SIZE_MAX {
         if port.net_rx_len().is_none() {
             return;
@@ -156,18 +258,20 @@ mod tests {
     };
 
     use super::*;
+    use crate::chacha::ChaCha;
+    use crate::dev::virtio::Deferred;
     use crate::dev::virtio::driver::{BUFFERS, Guest, Prng, QUEUE_SIZE, WRITE, for_seeds, reg};
-    use crate::dev::virtio::{Deferred, Virtio};
+    use crate::dev::virtio::rng::Rng;
     use crate::trap::Trap;
 
     const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
     const RX: u32 = RECEIVE_QUEUE;
-    const TX: u32 = TRANSMIT_QUEUE;
+    const TX: u32 = 1;
     /// Room for a header and the largest packet.
     const BUFFER_SIZE: u32 = HEADER_LEN + PACKET_MAX;
 
-    fn guest() -> Guest {
-        Guest::started(Virtio::net(MAC), 0)
+    fn guest() -> Guest<Net> {
+        Guest::started(Net::new(MAC), 0)
     }
 
     fn packet(len: u32) -> Vec<u8> {
@@ -175,14 +279,14 @@ mod tests {
     }
 
     /// Puts header and `packet` into RAM at `addr` and returns their length.
-    fn store_packet(guest: &mut Guest, addr: u64, packet: &[u8]) -> u32 {
+    fn store_packet(guest: &mut Guest<Net>, addr: u64, packet: &[u8]) -> u32 {
         guest.store(addr, &[0; 12]);
         guest.store(addr + 12, packet);
         12 + packet.len() as u32
     }
 
     /// Makes `packet` available to be sent.
-    fn offer_packet(guest: &mut Guest, packet: &[u8]) {
+    fn offer_packet(guest: &mut Guest<Net>, packet: &[u8]) {
         let len = store_packet(guest, BUFFERS, packet);
         guest.offer(TX, &[(BUFFERS, len, 0)]);
     }
@@ -404,7 +508,7 @@ mod tests {
 
     #[test]
     fn packets_for_a_guest_without_driver_are_dropped_and_counted() {
-        let mut guest = Guest::new(Virtio::net(MAC));
+        let mut guest = Guest::new(Net::new(MAC));
         guest.port.rx.push_back(packet(60));
         guest.poll();
         assert!(guest.port.rx.is_empty());
@@ -428,7 +532,7 @@ mod tests {
 
     #[test]
     fn polling_another_device_leaves_packets_alone() {
-        let mut guest = Guest::started(Virtio::RNG, 0);
+        let mut guest = Guest::started(Rng::new(ChaCha::new([0; 8])), 0);
         guest.port.rx.push_back(packet(60));
         guest.poll();
         assert_eq!(guest.port.rx.len(), 1);
@@ -437,7 +541,7 @@ mod tests {
     /// What a well-behaved driver and host do, at random; no packet may be lost or changed.
     fn exchange(rng: &mut Prng) {
         let features = if rng.one_in(2) { super::feature::EVENT_IDX } else { 0 };
-        let mut guest = Guest::started(Virtio::net(MAC), features);
+        let mut guest = Guest::started(Net::new(MAC), features);
         let (mut sent, mut delivered) = (Vec::new(), Vec::new());
         let (mut posted, mut expected) = (Vec::new(), std::collections::VecDeque::new());
         let slot = |i: usize| BUFFERS + 0x1000 * i as u64;

@@ -429,36 +429,41 @@ mod tests {
         BUFFERS, Descriptor, Guest, INDIRECT, NEXT, Prng, QUEUE_SIZE, RAM_BASE, RAM_END, WRITE,
         for_seeds, queue_addresses, reg,
     };
-    use super::super::{Virtio, feature, mmio::status};
+    use super::super::{Device, feature, mmio::status, rng::Rng};
     use super::*;
+    use crate::chacha::ChaCha;
     use crate::mem::Frame;
 
     /// A whole request.
     const GOOD: Descriptor = Descriptor { addr: BUFFERS, len: 8, flags: WRITE, next: 0 };
 
     /// Every chain of an entropy source's queue is one request, so it serves to test the queue.
-    fn guest() -> Guest {
-        Guest::started(Virtio::RNG, 0)
+    fn guest() -> Guest<Rng> {
+        started(0)
     }
 
-    fn guest_with_event_idx() -> Guest {
-        Guest::started(Virtio::RNG, feature::EVENT_IDX)
+    fn guest_with_event_idx() -> Guest<Rng> {
+        started(feature::EVENT_IDX)
     }
 
-    fn request(guest: &mut Guest) -> u16 {
+    fn started(features: u64) -> Guest<Rng> {
+        Guest::started(Rng::new(ChaCha::new([0; 8])), features)
+    }
+
+    fn request(guest: &mut Guest<Rng>) -> u16 {
         guest.offer(0, &[(BUFFERS, 8, WRITE)])
     }
 
     /// Offers one descriptor as it is.
-    fn offer_raw(guest: &mut Guest, descriptor: Descriptor) {
+    fn offer_raw(guest: &mut Guest<Rng>, descriptor: Descriptor) {
         guest.write_descriptor(0, 0, descriptor);
         guest.make_available(0, 0);
         guest.kick(0);
     }
 
     /// The queue of the guest as its device sees it, with a chain of its own choosing.
-    fn queue(guest: &Guest) -> Queue {
-        guest.device.queues[0].clone()
+    fn queue(guest: &Guest<Rng>) -> Queue {
+        guest.device.queues()[0].clone()
     }
 
     #[test]
@@ -846,7 +851,7 @@ mod tests {
         let first_untouched = (BUFFERS as u32 - RAM_BASE + 0x9000) / 4096;
         for_seeds(0, 300, |rng| {
             let features = if rng.one_in(2) { feature::EVENT_IDX } else { 0 };
-            let mut guest = Guest::started(Virtio::RNG, features);
+            let mut guest = started(features);
             for _ in 0..50 {
                 match rng.below(8) {
                     0..4 => {

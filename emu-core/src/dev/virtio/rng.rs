@@ -1,20 +1,80 @@
 //! virtio-rng (section 5.4): fills buffers with random bytes.
 
+use super::mmio::Transport;
 use super::queue::{Budget, Queue, QueueError, QueueStatus};
-use super::{Io, feature};
+use super::{Device, Io, feature};
+use crate::chacha::ChaCha;
 use crate::mem::Memory;
-
-pub(super) const QUEUE_COUNT: u32 = 1;
-pub(super) const FEATURES: u64 = feature::COMMON;
+use crate::port::Port;
 
 /// The most bytes that a request returns, so that a guest cannot keep the host busy. A driver that
 /// wants more makes another request (section 5.4.6).
 const BYTES_MAX: usize = 64;
 
-pub(super) fn serve<M: Memory, D: Memory, P>(
+/// An entropy source.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+pub struct Rng {
+    transport: Transport,
+    queues: [Queue; 1],
+    /// Source of the bytes. A driver's reset does not start it anew.
+    random: ChaCha,
+}
+
+impl Rng {
+    /// Makes an entropy source that returns the bytes of `random`.
+    pub const fn new(random: ChaCha) -> Self {
+        Self { transport: Transport::RESET, random, ..Self::ABSENT }
+    }
+}
+
+impl Device for Rng {
+    const ID: u32 = 4;
+    const FEATURES: u64 = feature::COMMON;
+    const ABSENT: Self =
+        Self { transport: Transport::ABSENT, queues: [Queue::RESET], random: ChaCha::new([0; 8]) };
+
+    fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    fn queues(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    fn transport_and_queues(&mut self) -> (&mut Transport, &mut [Queue]) {
+        (&mut self.transport, &mut self.queues)
+    }
+
+    /// The device has no configuration space.
+    fn config_byte(&self, _at: usize) -> u8 {
+        0
+    }
+
+    fn process<M: Memory, D: Memory, P: Port>(
+        &mut self,
+        _index: u32,
+        io: &mut Io<'_, M, D, P>,
+    ) -> Result<QueueStatus, QueueError> {
+        let Self { transport, queues: [queue], random } = self;
+        process(queue, io, &mut transport.budget, random)
+    }
+
+    fn poll_input<P: Port>(&mut self, _live: bool, _port: &mut P) -> Option<u32> {
+        None
+    }
+}
+
+/// Fills the available buffers.
+fn process<M: Memory, D, P>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
+    source: &mut ChaCha,
 ) -> Result<QueueStatus, QueueError> {
     for _ in 0..queue.available(&mut io.ram)? {
         if budget.is_spent() {
@@ -32,7 +92,7 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
         queue.write_with(&mut io.ram, head, 0, len, |_, _| {})?;
         // At once: the stream must not depend on the chunks that the buffer lies in.
         let mut random = [0; BYTES_MAX];
-        io.rng.fill(random.get_mut(..len as usize).unwrap_or_default());
+        source.fill(random.get_mut(..len as usize).unwrap_or_default());
         queue.write_with(&mut io.ram, head, 0, len, |at, chunk| {
             for (byte, value) in chunk.iter_mut().zip(random.iter().skip(at as usize)) {
                 *byte = *value;
@@ -45,17 +105,15 @@ pub(super) fn serve<M: Memory, D: Memory, P>(
 
 #[cfg(test)]
 mod tests {
-    use crate::chacha::ChaCha;
-    use crate::dev::virtio::Virtio;
+    use super::*;
     use crate::dev::virtio::driver::{BUFFERS, Guest, WRITE};
-    use crate::mem::Memory;
     use crate::trap::Trap;
 
-    fn guest() -> Guest {
-        Guest::started(Virtio::RNG, 0)
+    fn guest() -> Guest<Rng> {
+        Guest::started(Rng::new(ChaCha::new([0; 8])), 0)
     }
 
-    /// The first bytes of the stream that the mock guest has.
+    /// The first bytes of the stream that the device has.
     fn stream(len: usize) -> std::vec::Vec<u8> {
         let mut bytes = std::vec![0; len];
         ChaCha::new([0; 8]).fill(&mut bytes);

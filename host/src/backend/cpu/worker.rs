@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use emu_core::abi::{Exit, ExitCode, Vm};
-use emu_core::layout::virtio_slot;
 use emu_core::trace::NoTrace;
 
 use super::arena::{Guest, Session, WorkerContext};
@@ -317,7 +316,7 @@ fn slice(
 
 /// Counts packets that a VM's network card has dropped since the last call.
 fn count_drops(vm: u32, state: &Vm, before: &mut (u64, u64), link: &VirtualLink) {
-    let card = &state.platform.dev.virtio[virtio_slot::NET].counters;
+    let card = &state.platform.dev.virtio.net.counters;
     let drops = (card.rx_drops, card.tx_drops);
     if drops != *before {
         link.dropped_by_card(vm, DropReason::NoBuffer, drops.0.wrapping_sub(before.0));

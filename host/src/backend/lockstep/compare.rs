@@ -34,7 +34,6 @@ pub fn difference(cpu: &Vm, gpu: &Vm) -> Option<String> {
         .or_else(|| text("the UART", &cpu.platform.dev.uart, &gpu.platform.dev.uart))
         .or_else(|| text("the clock chip", &cpu.platform.dev.rtc, &gpu.platform.dev.rtc))
         .or_else(|| text("a virtio device", &cpu.platform.dev.virtio, &gpu.platform.dev.virtio))
-        .or_else(|| text("the random generator", &cpu.platform.dev.rng, &gpu.platform.dev.rng))
 }
 
 /// Compares two values by their `Debug` text.
