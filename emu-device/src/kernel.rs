@@ -2,9 +2,11 @@
 //!
 //! All but the entry points is ordinary Rust, so that tests can run a fleet with it in host memory.
 
-use crate::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
 use crate::memory::{Arena, FrameMemory, FrameRam, FrameSource, OnGpu, copy};
-use crate::port::{CardDrops, Inbox, LogPort, Parked, PortState};
+use crate::protocol::inbox::Inbox;
+use crate::protocol::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
+use crate::protocol::outbox::CardDrops;
+use crate::protocol::port::{LogPort, Parked, PortState};
 use crate::warp::{Warp, bracket, rejoin};
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hart, VERSION, Vm};

@@ -22,7 +22,7 @@ use crate::sync::lock;
 
 /// Instructions in a slice. Slices end at multiples of this, so that a value taken after a slice
 /// (the instruction count of a ready VM) is the same in every run of a deterministic fleet.
-pub use emu_device::launch::SLICE;
+pub use emu_device::protocol::launch::SLICE;
 /// Speed that is assumed until one has been measured, in instructions a second.
 const FIRST_IPS: u64 = 200_000_000;
 /// Slices that a VM runs before the next VM gets its turn: about 4 ms.

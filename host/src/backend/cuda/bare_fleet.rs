@@ -3,15 +3,15 @@
 
 use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::machine::Now;
-use emu_device::launch::{Entry, SLICE, WAKE};
+use emu_device::protocol::launch::{Entry, SLICE, WAKE};
 
 use super::error::CudaError;
 use super::fleet::{DeviceFleet, LaunchArgs, Start};
 use super::gpu::Gpu;
-use super::outbox::{Body, messages};
 use super::packing;
 use crate::backend::BackendError;
 use crate::machine::Fleet;
+use emu_device::protocol::outbox::{Body, messages};
 
 /// A bare fleet on a device.
 pub struct BareFleet {

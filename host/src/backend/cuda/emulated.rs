@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use emu_core::abi::Hart;
 use emu_core::layout::MachineKind;
 use emu_device::kernel;
-use emu_device::launch::Launch;
+use emu_device::protocol::launch::Launch;
 use memmap2::MmapMut;
 
 use super::error::CudaError;

@@ -6,11 +6,12 @@ use std::time::Duration;
 use emu_core::abi::{VERSION, Vm};
 use emu_core::machine::Now;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
-use emu_device::launch::{
+use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
+use emu_device::protocol::launch::{
     At, CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
 };
-use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
-use emu_device::port::{Outbox, PortState};
+use emu_device::protocol::outbox::Outbox;
+use emu_device::protocol::port::PortState;
 use zerocopy::{IntoBytes, TryFromBytes};
 
 mod debug;
@@ -63,7 +64,7 @@ pub struct LaunchArgs<'a> {
 /// Results of a launch.
 #[derive(Debug, Default)]
 pub struct LaunchResult {
-    /// Output log of the VMs: see [`super::outbox`].
+    /// Output log of the VMs: see [`emu_device::protocol::outbox`].
     pub log: Vec<u8>,
     /// Whether the log was full: the next launch reports what had no room.
     pub full: bool,

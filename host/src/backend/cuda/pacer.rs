@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use emu_device::launch::SLICE;
+use emu_device::protocol::launch::SLICE;
 
 /// Target duration of a launch: long against its overhead (under 0.1 ms), short against what a
 /// person notices.

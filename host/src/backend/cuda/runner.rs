@@ -15,11 +15,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use emu_device::launch::Entry;
+use emu_device::protocol::launch::Entry;
 
 use super::error::CudaError;
 use super::fleet::{Completed, DeviceFleet};
-use super::inbox::Writer;
 use super::pacer::LaunchPacer;
 use super::slot::VmSlot;
 use super::{Request, Shared};
@@ -28,6 +27,7 @@ use crate::backend::life::{Action, State, Trigger};
 use crate::backend::timers::Timers;
 use crate::backend::{Event, EventKind};
 use crate::sync::lock;
+use emu_device::protocol::inbox::Writer;
 
 /// Speed that is assumed until one has been measured, in instructions a second for each VM.
 const FIRST_IPS: u64 = 5_000_000;

@@ -3,9 +3,9 @@
 
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
-use emu_device::launch::CODE_SLOTS;
 use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
-use emu_device::port::PortState;
+use emu_device::protocol::launch::CODE_SLOTS;
+use emu_device::protocol::port::PortState;
 
 use crate::backend::BackendError;
 use crate::units::Size;

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-use emu_device::port::{CardDrops, InputRecord};
+use emu_device::protocol::outbox::{CardDrops, InputRecord};
 
-use super::inbox::Offer;
 use crate::backend::Settings;
 use crate::backend::life::Life;
 use crate::net::{Packet, VirtualLink};
+use emu_device::protocol::inbox::Offer;
 
 /// Packets offered to a VM at a time; the others wait on the link.
 const PACKETS_MAX: usize = 64;
@@ -131,7 +131,7 @@ impl VmSlot {
     }
 
     /// Returns the input to offer in the next launch.
-    pub fn offer(&self) -> Offer<'_> {
+    pub fn offer(&self) -> Offer<'_, Packet> {
         Offer {
             console_at: self.console.at,
             console: self.console.queue.as_slices(),
@@ -143,7 +143,7 @@ impl VmSlot {
 
 #[cfg(test)]
 mod tests {
-    use emu_device::port::Taken;
+    use emu_device::protocol::outbox::Taken;
 
     use super::*;
     use crate::backend::ClockSource;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use emu_core::layout::MachineKind;
 use emu_core::machine::Now;
-use emu_device::launch::Entry;
+use emu_device::protocol::launch::Entry;
 use pxvm_tests::needs;
 
 use super::emulated::Emulated;

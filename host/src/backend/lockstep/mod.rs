@@ -18,12 +18,11 @@ use emu_core::insn::decode;
 use emu_core::machine::Now;
 use emu_core::mem::FRAME_SIZE;
 use emu_core::trace::{NoTrace, Trace};
-use emu_device::launch::{Entry, SLICE, WAKE};
+use emu_device::protocol::launch::{Entry, SLICE, WAKE};
 
 use self::compare::difference;
 use super::cpu::{CpuPort, Guest, HostArena, WorkerContext};
 use super::cuda::fleet::{LaunchArgs, Start};
-use super::cuda::outbox::{Body, messages};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
 use super::life::{Action, Life, State, Trigger};
 use super::{
@@ -31,6 +30,7 @@ use super::{
 };
 use crate::machine::Fleet;
 use crate::sync::lock;
+use emu_device::protocol::outbox::{Body, messages};
 
 /// Events that may wait for the listener before the backend blocks.
 const EVENTS_MAX: usize = 1024;

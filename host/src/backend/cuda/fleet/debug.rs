@@ -2,7 +2,7 @@
 
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, chunks};
 use emu_device::memory::{FrameLayout, OnGpu};
-use emu_device::port::PortState;
+use emu_device::protocol::port::PortState;
 
 use super::DeviceFleet;
 use crate::backend::cuda::error::CudaError;

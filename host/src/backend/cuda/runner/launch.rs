@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use emu_device::launch::{Entry, WAKE};
+use emu_device::protocol::launch::{Entry, WAKE};
 
 use super::{Runner, SHORT_AFTER_PACKET};
 use crate::backend::cuda::error::CudaError;

@@ -9,9 +9,9 @@ use super::Runner;
 use crate::backend::EventKind;
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::fleet::LaunchResult;
-use crate::backend::cuda::outbox::{Body, Message, messages};
 use crate::backend::life::{Action, State, Trigger};
 use crate::net::DropReason;
+use emu_device::protocol::outbox::{Body, Message, messages};
 
 impl Runner {
     /// Handles the results of the last launch. Returns `false` when that was done already.

@@ -1,12 +1,10 @@
-//! A VM's port on the GPU: output goes as records into one log that all VMs of a launch share,
-//! input comes from the VM's part of one buffer that the host fills.
-//!
-//! The host reads the log after the launch. With one log, its work is proportional to the amount of
-//! output and not to the number of VMs, and host-visible memory stays small however large the fleet
-//! is.
+//! A VM's port on the GPU: output goes as records into the log of the launch, input comes from the
+//! VM's part of its inbox.
 
-use crate::launch::{At, SLICE};
-use core::sync::atomic::{AtomicU32, Ordering};
+use super::RECORD_ALIGN;
+use super::inbox::Inbox;
+use super::launch::SLICE;
+use super::outbox::{CardDrops, ExitRecord, InputRecord, Outbox, RecordKind, Taken};
 use emu_core::abi::{Exit, ExitCode};
 use emu_core::port::{PACKET_MAX, Port};
 
@@ -15,145 +13,6 @@ pub const CONSOLE_BYTES: usize = 120;
 /// The most bytes of packets that a VM may send in one launch: what its network device
 /// sends in a slice.
 const SHARE_MAX: u32 = 128 << 10;
-/// The alignment of records in the log, and of the parts of the inbox.
-pub const RECORD_ALIGN: u32 = 8;
-
-/// The type of a record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u16)]
-pub enum RecordKind {
-    /// The end of the log: the next record did not fit.
-    End = 0,
-    /// Console output.
-    Console = 1,
-    /// A packet.
-    Packet = 2,
-    /// The VM is parked: an [`ExitRecord`].
-    Exit = 3,
-    /// How much input the VM has taken, and how many packets its network device has
-    /// dropped: an [`InputRecord`].
-    Taken = 4,
-}
-
-/// The header of a record. `len` bytes follow, and padding.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct Record {
-    /// The VM's id.
-    pub vm: u32,
-    /// The type, a [`RecordKind`].
-    pub kind: u16,
-    /// Bytes after the header, without padding.
-    pub len: u16,
-    /// The VM's instruction count; for output of a running VM, the count at the end of its slice.
-    pub instret: u64,
-}
-
-/// The body of [`RecordKind::Exit`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct ExitRecord {
-    /// Why the VM stopped.
-    pub exit: Exit,
-    /// When an idle VM must run again, as the `time` of a VM that started when the fleet did.
-    pub wake_at: u64,
-}
-
-/// A position in a VM's input: how much there was since the VM started. The counters wrap.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[cfg_attr(
-    feature = "zerocopy",
-    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
-)]
-#[repr(C)]
-pub struct Taken {
-    /// Console bytes.
-    pub console: u32,
-    /// Packets.
-    pub packets: u32,
-}
-
-/// How many packets a VM's network device has dropped since the VM started. The counters
-/// wrap.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[cfg_attr(
-    feature = "zerocopy",
-    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
-)]
-#[repr(C)]
-pub struct CardDrops {
-    /// Those to the guest.
-    pub rx: u32,
-    /// Those from the guest.
-    pub tx: u32,
-}
-
-/// The body of [`RecordKind::Taken`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct InputRecord {
-    /// The end of the input that the host offered in this launch.
-    pub offered: Taken,
-    /// The end of the input that the VM has taken.
-    pub taken: Taken,
-    /// What the VM's network device has dropped.
-    pub drops: CardDrops,
-}
-
-/// The log of records from VMs to the host, in host-visible memory.
-#[derive(Debug)]
-#[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes))]
-#[repr(C)]
-pub struct Outbox {
-    /// Bytes used. Exceeds `capacity` when a record did not fit.
-    pub tail: AtomicU32,
-    /// The size of the log in bytes.
-    pub capacity: u32,
-    /// The records, aligned to [`RECORD_ALIGN`].
-    pub data: At<u8>,
-}
-
-impl Outbox {
-    /// Reserves a record and writes its header. Returns the address for the record's bytes, or
-    /// `None` if the log has no room for them.
-    fn record(&self, vm: u32, kind: RecordKind, len: u32, instret: u64) -> Option<*mut u8> {
-        const HEAD: u32 = size_of::<Record>() as u32;
-        let size = (HEAD + len).next_multiple_of(RECORD_ALIGN);
-        // Nothing is added once the tail is past the end. So it cannot wrap, and a full log stays
-        // full.
-        if self.tail.load(Ordering::Relaxed) >= self.capacity {
-            return None;
-        }
-        let at = self.tail.fetch_add(size, Ordering::Relaxed);
-        if at > self.capacity || self.capacity - at < HEAD {
-            return None;
-        }
-        let fits = self.capacity - at >= size;
-        let (kind, len) = if fits { (kind, len) } else { (RecordKind::End, 0) };
-        // SAFETY: the head is inside the log and so are, if it fits, the bytes; by the addition
-        // above they are this record's alone.
-        unsafe {
-            let head = self.data.ptr().add(at as usize);
-            let record = Record { vm, kind: kind as u16, len: len as u16, instret };
-            head.cast::<Record>().write(record);
-            fits.then(|| head.add(size_of::<Record>()))
-        }
-    }
-
-    /// Writes a complete record. Returns `false` when the log has no room for it.
-    fn put<T: Copy>(&self, vm: u32, kind: RecordKind, instret: u64, body: T) -> bool {
-        const { assert!(align_of::<T>() <= RECORD_ALIGN as usize) };
-        match self.record(vm, kind, size_of::<T>() as u32, instret) {
-            // SAFETY: the record has room for a `T`, and is aligned for it.
-            Some(to) => unsafe {
-                to.cast::<T>().write(body);
-                true
-            },
-            None => false,
-        }
-    }
-}
-
 /// Whether a VM is parked, that is, does not run until the host wakes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -215,109 +74,6 @@ impl PortState {
             reserved: 0,
             console: [0; CONSOLE_BYTES / 8],
         }
-    }
-}
-
-/// The input that the host offers a VM in a launch. The host offers it again in each launch until
-/// an [`InputRecord`] reports that the VM has taken it. Input is numbered, so the VM skips what it
-/// has taken already.
-///
-/// It consists of an [`InboxHead`], the console bytes, and packets, each with a
-/// [`PacketHead`] in front. All are padded to [`RECORD_ALIGN`].
-#[derive(Clone, Copy, Debug)]
-pub struct Inbox<'a> {
-    head: InboxHead,
-    console: &'a [u8],
-    /// The packets that the VM has not taken yet, `left` of them.
-    packets: &'a [u8],
-    left: u32,
-}
-
-/// The header of a VM's part of the inbox.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct InboxHead {
-    /// The number of the first console byte.
-    pub console_at: u32,
-    /// How many console bytes there are.
-    pub console_len: u32,
-    /// The number of the first packet.
-    pub packets_at: u32,
-    /// How many packets there are.
-    pub packets_len: u32,
-}
-
-/// The header of a packet in the inbox.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct PacketHead {
-    /// The packet's length in bytes.
-    pub len: u32,
-    /// Keeps the packet aligned.
-    pub reserved: u32,
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
-}
-
-const fn padded(len: u32) -> usize {
-    len.saturating_add(RECORD_ALIGN - 1) as usize & !(RECORD_ALIGN as usize - 1)
-}
-
-impl<'a> Inbox<'a> {
-    /// An inbox without input.
-    pub const NONE: Self = Self {
-        head: InboxHead { console_at: 0, console_len: 0, packets_at: 0, packets_len: 0 },
-        console: &[],
-        packets: &[],
-        left: 0,
-    };
-
-    /// Parses the inbox at the beginning of `bytes`, for a VM that has taken its input up to
-    /// `taken`. Returns `None` if `bytes` are too short for the header and the console bytes.
-    pub fn new(bytes: &'a [u8], taken: &Taken) -> Option<Self> {
-        let head = InboxHead {
-            console_at: word(bytes, 0)?,
-            console_len: word(bytes, 4)?,
-            packets_at: word(bytes, 8)?,
-            packets_len: word(bytes, 12)?,
-        };
-        let rest = bytes.get(size_of::<InboxHead>()..)?;
-        let console = rest.get(..head.console_len as usize)?;
-        let packets = rest.get(padded(head.console_len)..).unwrap_or_default();
-        let mut inbox = Self { head, console, packets, left: head.packets_len };
-        for _ in 0..taken.packets.wrapping_sub(head.packets_at).min(head.packets_len) {
-            inbox.next_packet();
-        }
-        Some(inbox)
-    }
-
-    /// Returns the end of the input.
-    fn end(&self) -> Taken {
-        let InboxHead { console_at, console_len, packets_at, packets_len } = self.head;
-        Taken {
-            console: console_at.wrapping_add(console_len),
-            packets: packets_at.wrapping_add(packets_len),
-        }
-    }
-
-    fn byte(&self, taken: u32) -> Option<u8> {
-        self.console.get(taken.wrapping_sub(self.head.console_at) as usize).copied()
-    }
-
-    fn packet(&self) -> Option<&'a [u8]> {
-        if self.left == 0 {
-            return None;
-        }
-        let len = word(self.packets, 0).filter(|&len| len <= PACKET_MAX)?;
-        self.packets.get(size_of::<PacketHead>()..)?.get(..len as usize)
-    }
-
-    fn next_packet(&mut self) {
-        let size = self.packet().map_or(0, |f| size_of::<PacketHead>() + padded(f.len() as u32));
-        self.packets = self.packets.get(size..).unwrap_or_default();
-        self.left = if size == 0 { 0 } else { self.left - 1 };
     }
 }
 
@@ -518,6 +274,8 @@ impl Port for LogPort<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::launch::At;
+    use core::sync::atomic::Ordering;
     use std::vec;
     use std::vec::Vec;
 

@@ -1,8 +1,9 @@
 //! The contract between host and device for a kernel launch: the layout of what each writes into
 //! device memory for the other.
 
+use super::outbox::Outbox;
+use super::port::PortState;
 use crate::memory::{CodeCache, CodePage};
-use crate::port::{Outbox, PortState};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -126,7 +127,7 @@ pub struct Launch {
     pub ports: At<PortState>,
     /// What all VMs of a launch share and update: log, counters and free frames.
     pub control: At<Control>,
-    /// Input from the host to VMs: see [`crate::port::Inbox`].
+    /// Input from the host to VMs: see [`super::inbox::Inbox`].
     pub inbox: At<u8>,
     /// VMs to start.
     pub staged: At<StagedVm>,
