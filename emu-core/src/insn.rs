@@ -177,7 +177,7 @@ macro_rules! define_ops {
             DiscardedLoad,
             /// A jump or branch whose target is not a multiple of four.
             MisalignedJump,
-            $(#[doc = concat!("`", $name, "`")] $op = number(Position::$op as usize),)*
+            $(#[doc = concat!("`", $name, "`")] $op = NUMBERS[Position::$op as usize],)*
             /// An instruction word that no row of the table matches.
             Illegal = FIRST + TABLE.len() as u32,
         }
@@ -188,7 +188,7 @@ macro_rules! define_ops {
         }
 
         impl Op {
-            /// Returns the operation in slot `slot % Op::SLOTS` of the instruction loop's jump
+            /// Returns the operation in slot `slot % SLOTS` of the instruction loop's jump
             /// table. The remainder covers the whole table, so the loop's `match` needs no range
             /// check.
             #[inline(always)]
@@ -201,7 +201,7 @@ macro_rules! define_ops {
                 const DiscardedLoad: u32 = Op::DiscardedLoad as u32;
                 const MisalignedJump: u32 = Op::MisalignedJump as u32;
                 $(const $op: u32 = Op::$op as u32;)*
-                match slot % Self::SLOTS {
+                match slot % SLOTS {
                     Undecoded => Self::Undecoded,
                     Nop => Self::Nop,
                     J => Self::J,
@@ -229,21 +229,51 @@ macro_rules! define_ops {
 }
 for_each_insn!(define_ops);
 
+/// Slots of the instruction loop's jump table.
+const SLOTS: u32 = 64;
 /// The number of the first operation that has a row.
 const FIRST: u32 = 6;
 const _: () = assert!(FIRST == Op::MisalignedJump as u32 + 1);
 
-/// Returns the number of the operation whose row stands at `position` in the table.
-const fn number(position: usize) -> u32 {
-    FIRST + position as u32
-}
+/// The numbers of the operations, in the order of the table. What the instruction loop executes has
+/// numbers below `SLOTS - 1`, and so slots of its own in the jump table (see [`Op::slot`]).
+///
+/// Slots that are left go to the first other operations, where these stand in the table. Were all
+/// of the others at the end, LLVM would test for them before it jumps.
+const NUMBERS: [u32; TABLE.len()] = {
+    let mut spare = SLOTS - 1 - FIRST;
+    let mut i = 0;
+    while i < TABLE.len() {
+        if TABLE[i].class.in_loop() {
+            assert!(spare > 0, "the jump table needs more slots");
+            spare -= 1;
+        }
+        i += 1;
+    }
+    let mut numbers = [0; TABLE.len()];
+    let (mut own, mut shared) = (FIRST, SLOTS - 1);
+    i = 0;
+    while i < TABLE.len() {
+        let in_loop = TABLE[i].class.in_loop();
+        if in_loop || spare > 0 {
+            spare -= !in_loop as u32;
+            numbers[i] = own;
+            own += 1;
+        } else {
+            numbers[i] = shared;
+            shared += 1;
+        }
+        i += 1;
+    }
+    numbers
+};
 
 /// Puts what belongs to the rows of the table into the order of their operations' numbers.
 const fn by_number<T: Copy>(table: [T; TABLE.len()]) -> [T; TABLE.len()] {
     let mut sorted = table;
     let mut position = 0;
     while position < table.len() {
-        sorted[(number(position) - FIRST) as usize] = table[position];
+        sorted[(NUMBERS[position] - FIRST) as usize] = table[position];
         position += 1;
     }
     sorted
@@ -314,11 +344,11 @@ static DECODE: [Op; KEYS] = {
 };
 
 impl Op {
-    /// Slots of the instruction loop's jump table.
-    const SLOTS: u32 = 64;
     /// The operation whose slot is shared by all operations that have none of their own.
-    pub(crate) const OTHER: Self = OPS[(Self::SLOTS - 1 - FIRST) as usize];
+    pub(crate) const OTHER: Self = OPS[(SLOTS - 1 - FIRST) as usize];
 
+    /// Returns the operation's slot: its number, except that all numbers past the jump table's end
+    /// share the last slot.
     const fn slot(self) -> u32 {
         if (self as u32) < Self::OTHER as u32 { self as u32 } else { Self::OTHER as u32 }
     }
@@ -343,15 +373,6 @@ impl Op {
         ROWS.get((self as usize).wrapping_sub(FIRST as usize))
     }
 }
-
-// What the instruction loop executes needs a slot of its own.
-const _: () = {
-    let mut i = 0;
-    while i < ROWS.len() {
-        assert!(!ROWS[i].class.in_loop() || (OPS[i] as u32) < Op::OTHER as u32);
-        i += 1;
-    }
-};
 
 /// Finds the operation of an instruction word.
 pub fn decode(insn: u32) -> Op {

@@ -1,10 +1,11 @@
 //! Exceptions: causes, values, delegation, and the stacks of privilege and interrupt enable.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{M_HANDLER, RAM, S_HANDLER, TestMachine, to_m, to_s};
+use pxvm_tests::machine::{DATA, M_HANDLER, RAM, S_HANDLER, TestMachine, to_m, to_s};
 
 use emu_core::abi::{Exit, ExitCode, FaultCode};
 use emu_core::csr::mstatus;
+use emu_core::insn::{Format, ROWS};
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
 
 const ILLEGAL: u32 = 2;
@@ -234,4 +235,20 @@ fn a_handler_instruction_that_traps_once_is_no_trap_loop() {
     m.enter(User);
     assert_eq!(m.run(1000).code, ExitCode::Budget);
     assert_eq!(m.x(A0), 1);
+}
+
+#[test]
+fn no_instruction_of_the_table_is_illegal() {
+    for row in ROWS {
+        let upper = match row.format {
+            Format::Csr | Format::CsrImm => MSCRATCH,
+            _ => 8,
+        };
+        let operands = upper << 20 | S0 << 15 | T0 << 7;
+        let mut m = TestMachine::program(|a| {
+            a.word(operands & !row.mask | row.matches);
+        });
+        m.set_x(S0, DATA).run(1);
+        assert!(m.taken().is_none_or(|trap| trap.cause != ILLEGAL), "{}", row.name);
+    }
 }
