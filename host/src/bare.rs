@@ -332,12 +332,12 @@ fn serve_host(
     target: &mut impl Target,
     vm: u32,
     program: &Program,
-    goes_on: bool,
+    runs: bool,
     output: &mut impl Output,
 ) -> Result<Option<End>, CudaError> {
     let Some(tohost) = program.symbol("tohost").map(u64::from) else { return Ok(None) };
     let mut request = read(target, vm, tohost)?;
-    if request != ToHost::Nothing && goes_on {
+    if request != ToHost::Nothing && runs {
         // A 32-bit program writes `tohost` in two halves.
         for (exit, printed) in target.turn(&[vm], SETTLE)? {
             if let Some(end) = stopped(vm, exit, &printed, output) {

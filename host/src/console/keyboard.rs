@@ -25,8 +25,8 @@ const TYPED_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Typed {
     shared: Arc<Shared>,
-    /// Waker: receives when bytes were added.
-    pub bell: Receiver<()>,
+    /// Receives when bytes were added.
+    pub added: Receiver<()>,
 }
 
 #[derive(Debug)]
@@ -47,7 +47,7 @@ struct Queue {
 #[derive(Debug)]
 struct Keyboard {
     shared: Arc<Shared>,
-    bell: Sender<()>,
+    added: Sender<()>,
 }
 
 impl Typed {
@@ -97,16 +97,16 @@ impl Keyboard {
             bytes = later;
             drop(queue);
             // A full channel has a wake-up pending already.
-            let _ = self.bell.try_send(());
+            let _ = self.added.try_send(());
         }
         true
     }
 }
 
 fn queue(max: usize) -> (Keyboard, Typed) {
-    let (ring, bell) = bounded(1);
+    let (sender, added) = bounded(1);
     let shared = Arc::new(Shared { queue: Mutex::default(), has_room: Condvar::new(), max });
-    (Keyboard { shared: Arc::clone(&shared), bell: ring }, Typed { shared, bell })
+    (Keyboard { shared: Arc::clone(&shared), added: sender }, Typed { shared, added })
 }
 
 /// Reads standard input to its end on a thread of its own. At a terminal, escape sequences are
@@ -119,14 +119,14 @@ pub fn read(interactive: bool, mut act: impl FnMut(Action) + Send + 'static) -> 
         // The end of a pipe does not end the guest, and a lost terminal counts as an end.
         while let Ok(n @ 1..) = stdio::read(io::stdin().as_fd(), &mut buffer) {
             let read = &buffer[..n];
-            let goes_on = if interactive {
+            let more = if interactive {
                 let (guest, actions) = escape.feed(read);
                 actions.into_iter().for_each(&mut act);
                 keyboard.push(&guest)
             } else {
                 keyboard.push(read)
             };
-            if !goes_on {
+            if !more {
                 return;
             }
         }
@@ -147,7 +147,7 @@ mod tests {
         let writer = thread::spawn(move || keyboard.push(&all));
         let mut got = Vec::new();
         while got.len() < sent.len() {
-            typed.bell.recv().unwrap();
+            typed.added.recv().unwrap();
             assert!(lock(&typed.shared.queue).bytes.len() <= 100);
             got.extend(typed.take(60));
             got.extend(typed.take(usize::MAX));
@@ -160,7 +160,7 @@ mod tests {
     fn a_writer_does_not_wait_for_a_reader_that_is_gone() {
         let (keyboard, typed) = queue(10);
         let writer = thread::spawn(move || keyboard.push(&[0; 100]));
-        typed.bell.recv().unwrap();
+        typed.added.recv().unwrap();
         drop(typed);
         assert!(!writer.join().unwrap());
     }

@@ -26,9 +26,9 @@ struct Console {
     listeners: Vec<Weak<Shared>>,
 }
 
-/// Console slot of one VM.
+/// Console of one VM.
 #[derive(Default)]
-struct Station {
+struct VmConsole {
     /// Allocated when there is output to keep or somebody listens.
     console: Mutex<Option<Box<Console>>>,
     /// Bytes that the VM has written.
@@ -37,7 +37,7 @@ struct Station {
 
 /// Consoles of a fleet.
 pub struct Consoles {
-    stations: Vec<Station>,
+    vms: Vec<VmConsole>,
     /// Bytes that are kept, all VMs together.
     kept: AtomicUsize,
     kept_max: usize,
@@ -82,7 +82,7 @@ impl Consoles {
     /// Returns the consoles of `count` VMs.
     pub fn new(count: u32) -> Self {
         Self {
-            stations: (0..count).map(|_| Station::default()).collect(),
+            vms: (0..count).map(|_| VmConsole::default()).collect(),
             kept: AtomicUsize::new(0),
             kept_max: TOTAL_MAX,
             hand: AtomicUsize::new(0),
@@ -91,8 +91,8 @@ impl Consoles {
 
     /// Appends output of a VM. To be called by one thread only.
     pub fn write(&self, vm: u32, bytes: &[u8]) {
-        let Some(station) = self.stations.get(vm as usize) else { return };
-        let mut console = lock(&station.console);
+        let Some(vm_console) = self.vms.get(vm as usize) else { return };
+        let mut console = lock(&vm_console.console);
         let Console { history, listeners } = &mut **console.get_or_insert_default();
         let before = history.len();
         let news = &bytes[bytes.len().saturating_sub(HISTORY_MAX)..];
@@ -100,7 +100,7 @@ impl Consoles {
         history.drain(..over);
         history.extend(news);
         listeners.retain(|listener| listener.upgrade().is_some_and(|shared| shared.push(bytes)));
-        station.written.fetch_add(bytes.len() as u64, Ordering::Release);
+        vm_console.written.fetch_add(bytes.len() as u64, Ordering::Release);
         let after = history.len();
         drop(console);
         // The history only ever grows here.
@@ -112,9 +112,9 @@ impl Consoles {
 
     /// Halves histories, one VM after the other, until the bound is kept.
     fn forget(&self) {
-        for _ in 0..2 * self.stations.len() {
-            let at = self.hand.fetch_add(1, Ordering::Relaxed) % self.stations.len();
-            if let Some(console) = &mut *lock(&self.stations[at].console) {
+        for _ in 0..2 * self.vms.len() {
+            let at = self.hand.fetch_add(1, Ordering::Relaxed) % self.vms.len();
+            if let Some(console) = &mut *lock(&self.vms[at].console) {
                 let old = console.history.len().div_ceil(2);
                 console.history.drain(..old);
                 console.history.shrink_to_fit();
@@ -127,25 +127,25 @@ impl Consoles {
 
     /// Returns how many bytes the VM has written.
     pub fn written(&self, vm: u32) -> u64 {
-        self.stations.get(vm as usize).map_or(0, |s| s.written.load(Ordering::Acquire))
+        self.vms.get(vm as usize).map_or(0, |s| s.written.load(Ordering::Acquire))
     }
 
     /// Returns what is kept of a VM's output.
     pub fn tail(&self, vm: u32) -> Tail {
-        let Some(station) = self.stations.get(vm as usize) else { return Tail::default() };
-        Self::tail_of(station, lock(&station.console).as_deref())
+        let Some(vm_console) = self.vms.get(vm as usize) else { return Tail::default() };
+        Self::tail_of(vm_console, lock(&vm_console.console).as_deref())
     }
 
-    fn tail_of(station: &Station, console: Option<&Console>) -> Tail {
+    fn tail_of(vm_console: &VmConsole, console: Option<&Console>) -> Tail {
         let bytes: Vec<u8> =
             console.map(|console| console.history.iter().copied().collect()).unwrap_or_default();
-        Tail { offset: station.written.load(Ordering::Acquire) - bytes.len() as u64, bytes }
+        Tail { offset: vm_console.written.load(Ordering::Acquire) - bytes.len() as u64, bytes }
     }
 
     /// Subscribes to a VM's console, from its tail on; `None` when it has too many listeners.
     pub fn listen(&self, vm: u32) -> Option<(Tail, Listener)> {
-        let station = self.stations.get(vm as usize)?;
-        let mut console = lock(&station.console);
+        let vm_console = self.vms.get(vm as usize)?;
+        let mut console = lock(&vm_console.console);
         let listeners = &mut console.get_or_insert_default().listeners;
         listeners.retain(|listener| listener.strong_count() > 0);
         if listeners.len() >= LISTENERS_MAX {
@@ -153,7 +153,7 @@ impl Consoles {
         }
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Notify::new() });
         listeners.push(Arc::downgrade(&shared));
-        Some((Self::tail_of(station, console.as_deref()), Listener(shared)))
+        Some((Self::tail_of(vm_console, console.as_deref()), Listener(shared)))
     }
 }
 
@@ -166,10 +166,10 @@ impl Shared {
         } else {
             queue.bytes.extend_from_slice(bytes);
         }
-        let goes_on = !queue.cut;
+        let complete = !queue.cut;
         drop(queue);
         self.changed.notify_one();
-        goes_on
+        complete
     }
 }
 

@@ -279,7 +279,7 @@ pub fn run(
                 Err(_) => break Ok(RunOutcome::Interrupted),
             },
             recv(inputs.end) -> outcome => break Ok(outcome.unwrap_or(RunOutcome::Interrupted)),
-            recv(typing.bell) -> rung => typing.rung(rung.is_ok()),
+            recv(typing.added) -> received => typing.input_added(received.is_ok()),
             recv(again) -> _ => {}
             recv(patience) -> _ => typing.release(),
             recv(timeout) -> _ => break Ok(RunOutcome::Timeout),
@@ -328,20 +328,20 @@ fn tell(fleet: &FleetHandle, progress: &Progress, event: &Event) {
 /// Forwards standard input to VM 0, no faster than the VM reads it.
 struct Typing<'a> {
     typed: &'a Typed,
-    bell: Receiver<()>,
+    added: Receiver<()>,
     /// Whether input is held back because the guest is not ready yet.
     held: bool,
 }
 
 impl<'a> Typing<'a> {
     fn new(typed: &'a Typed, held: bool) -> Self {
-        Self { typed, bell: typed.bell.clone(), held }
+        Self { typed, added: typed.added.clone(), held }
     }
 
-    /// Handles the waker of standard input; `goes_on` is false when the input has ended.
-    fn rung(&mut self, goes_on: bool) {
-        if !goes_on {
-            self.bell = never();
+    /// Handles news of standard input; `more` is false when the input has ended.
+    fn input_added(&mut self, more: bool) {
+        if !more {
+            self.added = never();
         }
     }
 

@@ -178,7 +178,7 @@ pub fn ram(kind: MachineKind, memory: Size) -> Result<Span, PlanError> {
 }
 
 /// Moves a payload to `base` unless it is linked to addresses in RAM.
-fn settle(payload: Payload, base: u64, ram: Span) -> Payload {
+fn relocate(payload: Payload, base: u64, ram: Span) -> Payload {
     // The load addresses of a kernel's ELF count from 0 or are virtual.
     let in_ram = payload.end() > ram.start && u64::from(payload.start()) >= ram.start;
     if payload.fixed && in_ram && u64::from(payload.start()) < ram.end {
@@ -196,8 +196,8 @@ pub fn plan(inputs: Inputs) -> Result<Plan, PlanError> {
         Some(_) => ram.start + u64::from(KERNEL_ALIGN),
         None => ram.start,
     };
-    let kernel = settle(inputs.kernel, kernel_base, ram);
-    let firmware = inputs.firmware.map(|f| settle(f, ram.start, ram));
+    let kernel = relocate(inputs.kernel, kernel_base, ram);
+    let firmware = inputs.firmware.map(|f| relocate(f, ram.start, ram));
 
     // From the top down. Sizes are far below 4 GiB, so the sums cannot overflow.
     let tree_len = up(inputs.tree_len as u64) + TREE_ROOM;

@@ -59,8 +59,8 @@ impl BareFleet {
             time: None,
         };
         self.device.submit(&args)?;
-        let goes_on = Exit { code: ExitCode::Budget, arg: 0 };
-        let mut ended = vec![(goes_on, Vec::new()); vms.len()];
+        let running = Exit { code: ExitCode::Budget, arg: 0 };
+        let mut ended = vec![(running, Vec::new()); vms.len()];
         loop {
             let completed = self.device.wait()?;
             let result = self.device.result(completed)?;

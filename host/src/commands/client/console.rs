@@ -102,7 +102,7 @@ fn type_all(client: &Client, id: u32, typed: &Typed) {
             if let Ok(Err(error)) = block_on(client.type_at(id, &bytes)) {
                 say(&format!("\r\npxvm: {}\r", sentence(&error)));
             }
-        } else if typed.bell.recv().is_err() && typed.is_empty() {
+        } else if typed.added.recv().is_err() && typed.is_empty() {
             return;
         }
     }

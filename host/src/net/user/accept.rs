@@ -64,8 +64,8 @@ impl UserUplink {
 
     /// Queues the listeners that waited for the end of a connection of VM `vm`.
     pub(super) fn release_at(&mut self, vm: u32) {
-        if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
-            let held = std::mem::take(&mut seat.held);
+        if let Some(Some(gateway)) = self.gateways.get_mut(vm as usize) {
+            let held = std::mem::take(&mut gateway.held);
             held.into_iter().for_each(|listener| self.ask(listener));
         }
     }
@@ -73,8 +73,8 @@ impl UserUplink {
     /// Makes a listener's clients wait until a connection ends that is in their way.
     fn hold(&mut self, listener: usize, target: Target) {
         match target {
-            Target::Port { vm, .. } if !self.is_full() => match self.seat(vm) {
-                Some(seat) => seat.held.push(listener),
+            Target::Port { vm, .. } if !self.is_full() => match self.gateway(vm) {
+                Some(gateway) => gateway.held.push(listener),
                 None => self.held.push(listener),
             },
             _ => self.held.push(listener),
@@ -96,8 +96,8 @@ impl UserUplink {
     }
 
     fn has_room_at(&self, vm: u32) -> bool {
-        let seat = self.seats.get(vm as usize).and_then(Option::as_ref);
-        seat.is_none_or(|seat| seat.conns.len() - seat.opened < TO_GUEST_MAX)
+        let gateway = self.gateways.get(vm as usize).and_then(Option::as_ref);
+        gateway.is_none_or(|gateway| gateway.conns.len() - gateway.opened < TO_GUEST_MAX)
     }
 
     /// Returns the connection among `slots` that was idle longest, if that was long enough to make
@@ -121,8 +121,8 @@ impl UserUplink {
 
     /// Returns the connections of VM `vm` that the guest has opened, or those that clients have.
     fn conns_at(&self, vm: u32, by_guest: bool) -> impl Iterator<Item = usize> {
-        let seat = self.seats.get(vm as usize).and_then(Option::as_ref);
-        let slots = seat.map(|seat| &seat.conns[..]).unwrap_or_default();
+        let gateway = self.gateways.get(vm as usize).and_then(Option::as_ref);
+        let slots = gateway.map(|gateway| &gateway.conns[..]).unwrap_or_default();
         slots.iter().copied().filter(move |&slot| {
             let opened = |conn: &Conn| matches!(conn.end, End::Guest { opened: true, .. });
             self.conns[slot].as_ref().is_some_and(|conn| opened(conn) == by_guest)
@@ -134,8 +134,8 @@ impl UserUplink {
     pub(super) fn make_room_from(&mut self, vm: u32, packet: Packet, now: Instant) {
         if let Some(slot) = self.most_idle(self.conns_at(vm, true), now) {
             self.oust(slot);
-        } else if let Some(seat) = self.seat(vm) {
-            seat.stack.push(packet);
+        } else if let Some(gateway) = self.gateway(vm) {
+            gateway.stack.push(packet);
         }
     }
 
@@ -149,8 +149,8 @@ impl UserUplink {
                 self.forget(slot);
             }
             End::Guest { vm, handle, .. } => {
-                if let Some(seat) = self.seat(vm) {
-                    seat.stack.get(handle).abort();
+                if let Some(gateway) = self.gateway(vm) {
+                    gateway.stack.get(handle).abort();
                 }
                 self.touch(vm);
             }
@@ -215,9 +215,9 @@ impl UserUplink {
 
     /// Opens a connection to a port of a VM.
     fn connect(&mut self, vm: u32, port: u16) -> Option<Handle> {
-        self.seat(vm)?;
-        let seat = self.seats.get_mut(vm as usize)?.as_mut()?;
-        seat.stack.connect(port, &mut self.spare)
+        self.gateway(vm)?;
+        let gateway = self.gateways.get_mut(vm as usize)?.as_mut()?;
+        gateway.stack.connect(port, &mut self.spare)
     }
 
     /// Reads more of a request that has not named a VM.

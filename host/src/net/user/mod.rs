@@ -39,8 +39,8 @@ const FROM_GUEST_MAX: usize = 32;
 /// Interval at which connections are checked for time-outs.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// A VM's slot in the uplink.
-struct Seat {
+/// The host's end of a VM's link: a TCP/IP stack, and the connections of that VM.
+struct Gateway {
     stack: Stack,
     /// The VM's connections, by slot.
     conns: Vec<usize>,
@@ -70,7 +70,7 @@ pub struct UserUplink {
     free: Vec<usize>,
     conns_max: usize,
     unknown: usize,
-    seats: Vec<Option<Box<Seat>>>,
+    gateways: Vec<Option<Box<Gateway>>>,
     spare: Spare,
     dirty: Vec<u32>,
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
@@ -86,7 +86,7 @@ impl UserUplink {
         let bound = std::mem::take(&mut options.bound);
         Self {
             conns_max: connections_max(bound.len()),
-            seats: (0..options.count).map(|_| None).collect(),
+            gateways: (0..options.count).map(|_| None).collect(),
             listeners: bound.into_iter().map(Listener::new).collect(),
             options,
             accepting: VecDeque::new(),
@@ -107,12 +107,12 @@ impl UserUplink {
         Token(WAKER.0 + 1 + self.listeners.len() + slot)
     }
 
-    fn seat(&mut self, vm: u32) -> Option<&mut Seat> {
+    fn gateway(&mut self, vm: u32) -> Option<&mut Gateway> {
         let mac = self.options.macs.of(vm);
-        let seat = self.seats.get_mut(vm as usize)?;
+        let gateway = self.gateways.get_mut(vm as usize)?;
         let new = || {
             let stack = Stack::new(mac);
-            Box::new(Seat {
+            Box::new(Gateway {
                 stack,
                 conns: Vec::new(),
                 opened: 0,
@@ -123,15 +123,15 @@ impl UserUplink {
                 alarm: None,
             })
         };
-        Some(seat.get_or_insert_with(new))
+        Some(gateway.get_or_insert_with(new))
     }
 
     /// Adds a VM to those served in this round.
     fn touch(&mut self, vm: u32) {
-        if let Some(Some(seat)) = self.seats.get_mut(vm as usize)
-            && !seat.dirty
+        if let Some(Some(gateway)) = self.gateways.get_mut(vm as usize)
+            && !gateway.dirty
         {
-            seat.dirty = true;
+            gateway.dirty = true;
             self.dirty.push(vm);
         }
     }
@@ -171,15 +171,15 @@ impl UserUplink {
     }
 
     fn attach(&mut self, vm: u32, slot: usize) {
-        if let Some(seat) = self.seat(vm) {
-            seat.conns.push(slot);
+        if let Some(gateway) = self.gateway(vm) {
+            gateway.conns.push(slot);
         }
         self.touch(vm);
     }
 
     fn discard(&mut self, vm: u32, handle: Handle) {
-        if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
-            seat.stack.remove(handle, &mut self.spare);
+        if let Some(Some(gateway)) = self.gateways.get_mut(vm as usize) {
+            gateway.stack.remove(handle, &mut self.spare);
         }
     }
 
@@ -189,11 +189,11 @@ impl UserUplink {
         if !self.options.host_ports.contains(opening.to) {
             return out.dropped(vm, DropReason::Unreachable);
         }
-        if self.seat(vm).is_none() {
+        if self.gateway(vm).is_none() {
             return;
         }
-        let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
-        let Some(handle) = seat.stack.accept(opening, &mut self.spare) else { return };
+        let Some(Some(gateway)) = self.gateways.get_mut(vm as usize) else { return };
+        let Some(handle) = gateway.stack.accept(opening, &mut self.spare) else { return };
         let now = Instant::now();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, opening.to));
         let end = End::Guest { vm, handle, first: Vec::new(), opened: true, connecting: true };
@@ -207,8 +207,8 @@ impl UserUplink {
         };
         match slot {
             Some(slot) => {
-                if let Some(seat) = self.seat(vm) {
-                    seat.opened += 1;
+                if let Some(gateway) = self.gateway(vm) {
+                    gateway.opened += 1;
                 }
                 self.attach(vm, slot);
             }
@@ -221,15 +221,15 @@ impl UserUplink {
 
     /// Serves a VM: relays its connections, runs its stack, and sends it packets.
     fn serve(&mut self, vm: u32, now: Instant, out: &mut PacketSender<'_>) {
-        let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
-        seat.dirty = false;
-        if let Some(packet) = seat.excess.take() {
+        let Some(Some(gateway)) = self.gateways.get_mut(vm as usize) else { return };
+        gateway.dirty = false;
+        if let Some(packet) = gateway.excess.take() {
             self.make_room_from(vm, packet, now);
         }
-        let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { return };
-        let (stack, conns, spare) = (&mut seat.stack, &mut self.conns, &mut self.spare);
+        let Some(Some(gateway)) = self.gateways.get_mut(vm as usize) else { return };
+        let (stack, conns, spare) = (&mut gateway.stack, &mut self.conns, &mut self.spare);
         stack.receive(now);
-        for &slot in &seat.conns {
+        for &slot in &gateway.conns {
             if let Some(conn) = &mut conns[slot]
                 && let End::Guest { handle, .. } = conn.end
             {
@@ -238,7 +238,7 @@ impl UserUplink {
         }
         let wake_at = stack.send(vm, now, out);
         let mut over = Vec::new();
-        seat.conns.retain(|&slot| {
+        gateway.conns.retain(|&slot| {
             let Some(Conn { stream: None, end: End::Guest { handle, .. }, .. }) = &conns[slot]
             else {
                 return true;
@@ -250,7 +250,7 @@ impl UserUplink {
             }
             !done
         });
-        seat.wake_at = wake_at;
+        gateway.wake_at = wake_at;
         self.set_alarm(vm);
         for slot in over {
             self.close(vm, slot);
@@ -259,11 +259,11 @@ impl UserUplink {
 
     /// Sets a VM's timer, unless one is set that expires early enough.
     fn set_alarm(&mut self, vm: u32) {
-        if let Some(Some(seat)) = self.seats.get_mut(vm as usize)
-            && let Some(at) = seat.wake_at
-            && seat.alarm.is_none_or(|alarm| at < alarm)
+        if let Some(Some(gateway)) = self.gateways.get_mut(vm as usize)
+            && let Some(at) = gateway.wake_at
+            && gateway.alarm.is_none_or(|alarm| at < alarm)
         {
-            seat.alarm = Some(at);
+            gateway.alarm = Some(at);
             self.timers.push(Reverse((at, vm)));
         }
     }
@@ -274,12 +274,12 @@ impl UserUplink {
             && at <= now
         {
             self.timers.pop();
-            let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { continue };
-            if seat.alarm != Some(at) {
+            let Some(Some(gateway)) = self.gateways.get_mut(vm as usize) else { continue };
+            if gateway.alarm != Some(at) {
                 continue;
             }
-            seat.alarm = None;
-            if seat.wake_at.is_some_and(|at| at <= now) {
+            gateway.alarm = None;
+            if gateway.wake_at.is_some_and(|at| at <= now) {
                 self.touch(vm);
             } else {
                 self.set_alarm(vm);
@@ -291,8 +291,8 @@ impl UserUplink {
     fn close(&mut self, vm: u32, slot: usize) {
         let opened =
             matches!(&self.conns[slot], Some(Conn { end: End::Guest { opened: true, .. }, .. }));
-        if let Some(Some(seat)) = self.seats.get_mut(vm as usize) {
-            seat.opened -= usize::from(opened);
+        if let Some(Some(gateway)) = self.gateways.get_mut(vm as usize) {
+            gateway.opened -= usize::from(opened);
         }
         self.release_at(vm);
         self.forget(slot);
@@ -310,8 +310,8 @@ impl UserUplink {
                 }
                 continue;
             };
-            let Some(Some(seat)) = self.seats.get_mut(vm as usize) else { continue };
-            let unanswered = seat.stack.is_unanswered(handle, now);
+            let Some(Some(gateway)) = self.gateways.get_mut(vm as usize) else { continue };
+            let unanswered = gateway.stack.is_unanswered(handle, now);
             if !unanswered && !conn.is_stale(now) {
                 // The VM may have a connection that is idle for long enough to make room.
                 self.release_at(vm);
@@ -319,15 +319,15 @@ impl UserUplink {
             }
             conn.reset();
             // A guest that does not acknowledge the end either is not waited for.
-            if seat.stack.get(handle).is_open() {
+            if gateway.stack.get(handle).is_open() {
                 if unanswered {
                     out.dropped(vm, DropReason::Unanswered);
                 }
-                seat.stack.get(handle).abort();
+                gateway.stack.get(handle).abort();
                 self.touch(vm);
             } else {
-                seat.stack.remove(handle, &mut self.spare);
-                seat.conns.retain(|&other| other != slot);
+                gateway.stack.remove(handle, &mut self.spare);
+                gateway.conns.retain(|&other| other != slot);
                 self.close(vm, slot);
             }
         }
@@ -338,14 +338,16 @@ impl UserUplink {
 
     /// Breaks a VM's connections and gives it a new gateway.
     fn clear(&mut self, vm: u32) {
-        let Some(seat) = self.seats.get_mut(vm as usize).and_then(Option::take) else { return };
-        for slot in seat.conns {
+        let Some(gateway) = self.gateways.get_mut(vm as usize).and_then(Option::take) else {
+            return;
+        };
+        for slot in gateway.conns {
             if let Some(conn) = &mut self.conns[slot] {
                 conn.reset();
             }
             self.forget(slot);
         }
-        seat.held.into_iter().for_each(|listener| self.ask(listener));
+        gateway.held.into_iter().for_each(|listener| self.ask(listener));
     }
 
     /// Runs `f` so that a panic in the stack, which would be a bug, ends only the connections of
@@ -380,17 +382,17 @@ impl Uplink for UserUplink {
     fn transmit(&mut self, vm: u32, packet: Packet, out: &mut PacketSender<'_>) {
         match packets::look(&packet, self.options.macs.of(vm), self.options.peers.as_ref()) {
             Fate::Stack(opening) => self.guarded(vm, out, |this, out| {
-                let Some(seat) = this.seat(vm) else { return };
-                if opening.is_some() && seat.opened >= FROM_GUEST_MAX {
-                    seat.excess = Some(packet);
+                let Some(gateway) = this.gateway(vm) else { return };
+                if opening.is_some() && gateway.opened >= FROM_GUEST_MAX {
+                    gateway.excess = Some(packet);
                     out.dropped(vm, DropReason::Connections);
                     return this.touch(vm);
                 }
                 if let Some(opening) = opening {
                     this.open(vm, opening, out);
                 }
-                if let Some(seat) = this.seat(vm) {
-                    seat.stack.push(packet);
+                if let Some(gateway) = this.gateway(vm) {
+                    gateway.stack.push(packet);
                     this.touch(vm);
                 }
             }),

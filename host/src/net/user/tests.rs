@@ -161,14 +161,14 @@ fn no_packet_breaks_the_stack_or_opens_more_than_it_may() {
     }
     assert_eq!(bench.uplink.failures, 0);
     assert!(answered > 1000, "{answered}");
-    let seat = bench.uplink.seats[0].as_ref().unwrap();
-    assert!(seat.opened > 0 && seat.opened <= FROM_GUEST_MAX, "{}", seat.opened);
+    let gateway = bench.uplink.gateways[0].as_ref().unwrap();
+    assert!(gateway.opened > 0 && gateway.opened <= FROM_GUEST_MAX, "{}", gateway.opened);
     let drops = bench.link.counts(0).drops;
     for reason in [DropReason::Malformed, DropReason::Unreachable, DropReason::Connections] {
         assert!(drops.get(reason) > 0, "{reason:?}");
     }
     // Nothing of that concerned the neighbour.
-    assert!(bench.uplink.seats[1].is_none());
+    assert!(bench.uplink.gateways[1].is_none());
     assert_eq!(bench.link.counts(1), crate::net::Counts::default());
 }
 

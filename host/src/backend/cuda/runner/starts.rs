@@ -27,9 +27,9 @@ impl Runner {
             let (sender, receiver) = bounded(1);
             scope.spawn(|| {
                 let chunks = all.chunks(DeviceFleet::START_MAX);
-                let goes_on = |_: &&[u32]| !shared.stopped.load(Ordering::Relaxed);
+                let running = |_: &&[u32]| !shared.stopped.load(Ordering::Relaxed);
                 // Nobody receives any more once something has failed.
-                let _ = chunks.take_while(goes_on).try_for_each(|c| sender.send(stage(&shared, c)));
+                let _ = chunks.take_while(running).try_for_each(|c| sender.send(stage(&shared, c)));
                 // Ends the loop below.
                 drop(sender);
             });
