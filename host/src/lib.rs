@@ -1,7 +1,8 @@
 //! pxvm as a library: from images to a running fleet.
 //!
 //! [`image`] reads files, [`machine`] assembles a fleet from them, a [`backend`] executes it,
-//! [`engine`] runs it until the user's condition; [`console`], [`progress`] and [`report`] show
+//! [`engine`] runs it until the user's condition, [`control`] is what users can do to its VMs;
+//! [`console`], [`progress`] and [`report`] show
 //! what happens. [`api`] is the HTTP API of a running fleet, and [`client`] uses it. [`commands`]
 //! are the subcommands of the program `pxvm`.
 
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod console;
+pub mod control;
 pub mod dtb;
 pub mod engine;
 pub mod error;

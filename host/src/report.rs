@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::backend::Backend;
-use crate::engine::{RunSummary, VmState};
+use crate::control::VmState;
+use crate::engine::RunSummary;
 use crate::net::{Counts, VirtualLink};
 use crate::stdio::print;
 
@@ -122,9 +123,9 @@ impl BootReport {
             backend: backend.name(),
             count,
             seed: seed.to_string(),
-            ready: run.counts.ready,
-            halted: run.counts.halted,
-            faulted: run.counts.faulted,
+            ready: run.counts[VmState::Ready],
+            halted: run.counts[VmState::Halted],
+            faulted: run.counts[VmState::Faulted],
             wall_seconds,
             instructions,
             mips_per_vm: per_second / f64::from(count.max(1)) / 1e6,

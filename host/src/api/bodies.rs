@@ -68,11 +68,11 @@ impl<const MAX: usize> FromRequest<Shared> for Limited<MAX> {
     }
 }
 
-/// JSON body. Its content type is required, because browsers send it to other sites only after a
-/// CORS preflight.
-pub struct JsonBody<T>(pub T);
+/// Bytes that are said to be JSON. Their content type is required, because browsers send it to other
+/// sites only after a CORS preflight.
+pub struct JsonBytes(pub Bytes);
 
-impl<T: DeserializeOwned> FromRequest<Shared> for JsonBody<T> {
+impl FromRequest<Shared> for JsonBytes {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
@@ -82,7 +82,18 @@ impl<T: DeserializeOwned> FromRequest<Shared> for JsonBody<T> {
             return Err(ApiError::BadRequest("send application/json".to_owned()));
         }
         let Limited(bytes) = Limited::<JSON_MAX>::from_request(request, app).await?;
-        let value = serde_json::from_slice(&bytes);
-        value.map(Self).map_err(|e| ApiError::BadRequest(format!("the body is not right: {e}")))
+        Ok(Self(bytes))
+    }
+}
+
+/// JSON body.
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Shared> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
+        let JsonBytes(bytes) = JsonBytes::from_request(request, app).await?;
+        serde_json::from_slice(&bytes).map(Self).map_err(ApiError::json)
     }
 }

@@ -77,6 +77,7 @@ impl ApiError {
                 ControlError::WrongState { .. } | ControlError::NotListening { .. } => {
                     (StatusCode::CONFLICT, "wrong_state")
                 }
+                ControlError::Failed { .. } => (StatusCode::CONFLICT, "failed"),
                 ControlError::NoRoom { .. } => (StatusCode::CONFLICT, "no_room"),
                 ControlError::InputFull { .. }
                 | ControlError::Busy(_)
@@ -96,6 +97,12 @@ impl ApiError {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
         }
+    }
+
+    /// Returns the error for a JSON body that is malformed.
+    #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+    pub fn json(error: serde_json::Error) -> Self {
+        Self::BadRequest(format!("the body is not right: {error}"))
     }
 
     /// Returns the error for a connection to a VM that was refused.

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::State;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::bodies::{Id, JsonBody, Params};
+use super::bodies::{Id, JsonBody, JsonBytes, Params};
 use super::error::ApiError;
 use super::gauges::{Point, Row};
 use super::proxy::HTTP;
 use super::{App, Reach, Shared};
-use crate::backend::{ClockSource, Command};
-use crate::engine::{StateCounts, VmRecord, VmState};
+use crate::backend::ClockSource;
+use crate::control::{Command, Reply, StateCounts, VmState};
+use crate::engine::VmRecord;
 use crate::machine::fleet::name;
 use crate::net::{Counts as NetCounts, DropReason};
 
@@ -156,11 +158,6 @@ impl App {
         let record = self.fleet.record(id)?;
         Ok(self.describe(id, &record, self.gauges.look().get(id as usize)))
     }
-
-    async fn act(&self, id: u32, command: Command) -> Result<Json<VmBody>, ApiError> {
-        self.fleet.execute(id, command).await?;
-        self.vm(id).map(Json)
-    }
 }
 
 /// `GET /api/v1/fleet`
@@ -184,7 +181,7 @@ pub struct VmsQuery {
 
 /// Returns the state of a name.
 pub fn state_of(name: &str) -> Result<VmState, ApiError> {
-    VmState::ALL.into_iter().find(|state| state.name() == name).ok_or_else(|| {
+    VmState::named(name).ok_or_else(|| {
         let all = VmState::ALL.map(VmState::name).join(", ");
         ApiError::BadRequest(format!("there is no such state; these are: {all}"))
     })
@@ -251,22 +248,32 @@ pub async fn add(
     Ok((StatusCode::CREATED, Json(Added { ids: app.fleet.add(count).await? })))
 }
 
-/// `POST /api/v1/vms/{id}/pause`
-pub async fn pause(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
-    app.act(id, Command::Pause).await
+/// Body of a response: a VM after a command, and what the command returned.
+#[derive(Serialize)]
+pub struct Executed {
+    #[serde(flatten)]
+    vm: VmBody,
+    #[serde(skip_serializing_if = "is_none")]
+    reply: Reply,
 }
 
-/// `POST /api/v1/vms/{id}/resume`
-pub async fn resume(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
-    app.act(id, Command::Resume).await
+fn is_none(reply: &Reply) -> bool {
+    *reply == Reply::None
 }
 
-/// `POST /api/v1/vms/{id}/reset`
-pub async fn reset(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
-    app.act(id, Command::Reset).await
-}
-
-/// `POST /api/v1/vms/{id}/stop`
-pub async fn stop(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
-    app.act(id, Command::Stop).await
+/// `POST /api/v1/vms/{id}/COMMAND`
+pub async fn execute(
+    command: Command,
+    State(app): State<Shared>,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Executed>, ApiError> {
+    let arguments = match command.schema() {
+        // The body of a command without arguments is not looked at.
+        None => Bytes::new(),
+        Some(_) => JsonBytes::from_request(request, &app).await?.0,
+    };
+    let call = command.parse(&arguments).map_err(ApiError::json)?;
+    let reply = app.fleet.execute(id, call).await?;
+    Ok(Json(Executed { vm: app.vm(id)?, reply }))
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::Shared;
+use crate::control::VmState;
 use crate::engine::FleetHandle;
 use crate::net::{Counts, VirtualLink};
 use crate::sync::lock;
@@ -145,7 +146,7 @@ pub async fn keep_history(app: Shared) {
         let point = Point {
             t: (now - app.fleet.started()).as_secs(),
             mips,
-            ready: app.fleet.counts().ready,
+            ready: app.fleet.counts()[VmState::Ready],
             packets: passed - packets,
         };
         (at, instructions, packets) = (now, totals.instructions, passed);

@@ -69,11 +69,11 @@ pub async fn metrics(
 fn fleet(app: &Shared, registry: &mut Registry) {
     let (states, capacity) = {
         let state = app.fleet.state();
-        (serde_json::to_value(state.counts()).unwrap_or_default(), state.capacity())
+        (state.counts(), state.capacity())
     };
     let vms = Family::<Labels, Gauge>::default();
-    for (state, n) in states.as_object().into_iter().flatten() {
-        vms.get_or_create(&vec![("state", state.clone())]).set(n.as_i64().unwrap_or_default());
+    for (state, n) in states.iter() {
+        vms.get_or_create(&vec![("state", state.name().to_owned())]).set(n.into());
     }
     registry.register("vms", "VMs, by state", vms);
     let gauge = |value: u64| {

@@ -14,6 +14,7 @@ mod events;
 mod fleet;
 mod gauges;
 mod metrics;
+mod openapi;
 mod page;
 mod proxy;
 mod serve;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -34,12 +35,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
 use self::access::Access;
+use self::bodies::Id;
 use self::error::ApiError;
 use self::events::Feed;
 use self::gauges::Gauges;
 pub use self::serve::{BindError, Listener};
 use self::tickets::Tickets;
 use crate::backend::ClockSource;
+use crate::control::Command;
 use crate::engine::FleetHandle;
 use crate::net::addresses::Addresses;
 use crate::net::{Connector, Publish, VirtualLink};
@@ -153,7 +156,17 @@ impl Drop for Server {
     }
 }
 
-/// Returns the routes; `openapi.json` describes the same.
+/// Returns the routes of the commands on VMs.
+fn commands() -> Router<Shared> {
+    Command::ALL.into_iter().fold(Router::new(), |router, command| {
+        let handler = move |app: State<Shared>, id: Id, request: Request| {
+            fleet::execute(command, app, id, request)
+        };
+        router.route(&openapi::path_of(command), post(handler))
+    })
+}
+
+/// Returns the routes; [`openapi`] describes the same.
 fn router(app: Shared) -> Router {
     let bounded = Router::new()
         .route("/api/v1/fleet", get(fleet::fleet))
@@ -161,10 +174,6 @@ fn router(app: Shared) -> Router {
         .route("/api/v1/vms/{id}", get(fleet::vm))
         .route("/api/v1/vms/{id}/ticket", get(tickets::ticket))
         .route("/api/v1/vms/{id}/snapshot", get(snapshot::snapshot))
-        .route("/api/v1/vms/{id}/pause", post(fleet::pause))
-        .route("/api/v1/vms/{id}/resume", post(fleet::resume))
-        .route("/api/v1/vms/{id}/reset", post(fleet::reset))
-        .route("/api/v1/vms/{id}/stop", post(fleet::stop))
         .route("/api/v1/vms/{id}/console", get(console::read).post(console::write))
         .route("/api/v1/vms/{id}/console/stream", get(console::follow))
         .route("/api/v1/vms/{id}/console/ws", get(console::socket))
@@ -172,8 +181,9 @@ fn router(app: Shared) -> Router {
         .route("/api/v1/events", get(events::events))
         .route("/metrics", get(metrics::metrics))
         .route("/healthz", get(fleet::health))
-        .route("/openapi.json", get(page::openapi))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/", get(page::index))
+        .merge(commands())
         .route("/assets/{*path}", get(page::asset))
         .layer(middleware::from_fn(in_time))
         .layer(DefaultBodyLimit::max(JSON_MAX));

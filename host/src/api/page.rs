@@ -1,4 +1,4 @@
-//! Static files: the web dashboard, and the OpenAPI description. All are part of the program.
+//! Static files: the web dashboard. They are part of the program.
 
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
@@ -19,8 +19,6 @@ const POLICY: &str = "default-src 'self'; frame-src 'self'; connect-src 'self'; 
 #[folder = "src/api/page"]
 struct Files;
 
-const OPENAPI: &str = include_str!("openapi.json");
-
 /// `GET /`
 pub async fn index(headers: HeaderMap) -> Result<Response, ApiError> {
     file("index.html", &headers)
@@ -33,11 +31,6 @@ pub async fn asset(
 ) -> Result<Response, ApiError> {
     let Path(path) = path.map_err(|_| ApiError::NotFound)?;
     file(&path, &headers)
-}
-
-/// `GET /openapi.json`
-pub async fn openapi() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
 }
 
 fn file(path: &str, headers: &HeaderMap) -> Result<Response, ApiError> {

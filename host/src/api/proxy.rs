@@ -24,7 +24,7 @@ use url::{Position, Url};
 use super::bodies::number;
 use super::error::ApiError;
 use super::{App, Reach, Shared};
-use crate::engine::VmState;
+use crate::control::VmState;
 use crate::machine::fleet::name;
 
 /// Port of the page that shows what a VM does.

@@ -30,8 +30,9 @@
 
 use emu_core::abi::{Exit, ExitCode};
 
-use super::{Command, EventKind, Reason, Settings};
+use super::{EventKind, Reason, Settings};
 use crate::console::ready::ReadyMatcher;
+use crate::control::Command;
 
 /// Starts that a VM may take to become ready, under [`Settings::until_ready`].
 pub const BOOTS_MAX: u32 = 5;

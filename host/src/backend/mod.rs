@@ -5,10 +5,10 @@
 //! so that the listener's work is proportional to what the guests do, never to the number of VMs.
 
 pub mod clock;
-pub mod control;
 pub mod cpu;
 pub mod cuda;
 pub mod fingerprint;
+mod inspect;
 pub mod life;
 pub mod lockstep;
 mod timers;
@@ -21,10 +21,11 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use emu_core::abi::{Exit, ExitCode, FaultCode};
 
-pub use self::control::{Command, Inspection, Inspector, Unsupported};
+pub use self::inspect::{Inspection, Inspector};
 pub use self::life::BOOTS_MAX;
 
 use crate::console::ready::ReadyPattern;
+use crate::control::{Call, Command, CommandError, Reply};
 use crate::net::VirtualLink;
 use crate::units::Size;
 
@@ -49,7 +50,7 @@ pub trait Backend: Send + Sync {
     fn waiting(&self, vm: u32) -> usize;
 
     /// Queues a command for a VM. Returns at once; [`EventKind::Completed`] follows.
-    fn submit(&self, vm: u32, command: Command) -> Result<(), Unsupported>;
+    fn submit(&self, vm: u32, call: Call) -> Result<(), Unsupported>;
 
     /// Requests a copy of a VM's state, which is passed to `inspector` soon.
     fn inspect(&self, vm: u32, inspector: Inspector) -> Result<(), Unsupported>;
@@ -82,6 +83,11 @@ pub trait Backend: Send + Sync {
     }
 }
 
+/// An operation that this backend does not support.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unsupported(pub &'static str);
+
 /// An event of one VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
@@ -108,7 +114,7 @@ pub enum EventKind {
     Faulted(Reason),
     /// A command was completed, or had no effect in the VM's state: a VM that has ended goes on
     /// only by [`Command::Reset`].
-    Completed(Command),
+    Completed(Command, Result<Reply, CommandError>),
 }
 
 impl EventKind {

@@ -33,6 +33,8 @@ pub enum ClientError {
     Refused {
         /// HTTP status of the refusal.
         status: StatusCode,
+        /// The API's code for the reason.
+        code: String,
         /// Sentence that gives the reason.
         message: String,
     },
@@ -51,6 +53,11 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether the VM's state does not allow the command.
+    pub fn is_wrong_state(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == "wrong_state")
+    }
+
     /// Returns the exit code for this error.
     pub fn code(&self) -> Code {
         match self {
@@ -99,10 +106,11 @@ impl Client {
         }
         let status = response.status();
         let body: Value = serde_json::from_slice(&whole(response).await?).unwrap_or_default();
+        let code = body["error"]["code"].as_str().unwrap_or_default().to_owned();
         let message = body["error"]["message"].as_str().unwrap_or("the fleet refuses");
         // Sentences of the API stand alone; here they follow `pxvm: `.
         let message = message.trim_end_matches('.').to_owned();
-        Err(ClientError::Refused { status, message })
+        Err(ClientError::Refused { status, code, message })
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {

@@ -323,7 +323,7 @@ impl Watch {
             let Event { vm, kind, .. } = self.expect()?;
             match kind {
                 EventKind::Ready => left -= 1,
-                EventKind::Console(_) | EventKind::Reset | EventKind::Completed(_) => {}
+                EventKind::Console(_) | EventKind::Reset | EventKind::Completed(..) => {}
                 EventKind::Halted(_) => {
                     return Err(Trouble::Guest(format!("vm{vm} powered off")));
                 }

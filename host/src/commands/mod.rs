@@ -16,7 +16,7 @@ use clap::{ArgAction, Parser};
 
 use self::bench::Bench;
 use self::boot::Boot;
-use self::client::{Add, CommandArgs, Console, Exec, Logs, Ps};
+use self::client::{Add, Console, Exec, FleetCommand, Logs, Ps};
 use self::conform::Conform;
 use self::doctor::Doctor;
 use self::dtb::Dtb;
@@ -79,14 +79,9 @@ pub enum Subcommand {
     Exec(Exec),
     /// Print what a machine has said
     Logs(Logs),
-    /// Let machines stand still
-    Pause(CommandArgs),
-    /// Let machines go on
-    Resume(CommandArgs),
-    /// Start machines from their first instruction, whatever they do
-    Reset(CommandArgs),
-    /// End machines and give their memory back to the fleet
-    Stop(CommandArgs),
+    /// Pause machines, and the other commands of the table.
+    #[command(flatten)]
+    Fleet(FleetCommand),
     /// Start more machines in a running fleet
     Add(Add),
     /// Run bare-metal programs (M-mode ELF)
@@ -115,10 +110,7 @@ pub fn run(subcommand: Subcommand) -> Result<Code, Error> {
         Subcommand::Console(args) => client::console(args),
         Subcommand::Exec(args) => client::exec(args),
         Subcommand::Logs(args) => client::logs(args),
-        Subcommand::Pause(args) => client::command(args, "pause"),
-        Subcommand::Resume(args) => client::command(args, "resume"),
-        Subcommand::Reset(args) => client::command(args, "reset"),
-        Subcommand::Stop(args) => client::command(args, "stop"),
+        Subcommand::Fleet(command) => client::command(command),
         Subcommand::Add(args) => client::add(args),
         Subcommand::Bench(args) => bench::bench(args),
         Subcommand::Run(args) => run::run(args),

@@ -9,12 +9,13 @@ use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::consoles::Consoles;
-use super::state::{ControlError, FleetState, StateCounts, VmRecord};
+use super::state::{ControlError, FleetState, VmRecord};
 use super::{INPUT_MAX, Request, Until};
-use crate::backend::{Backend, Command, Inspection};
+use crate::backend::{Backend, Inspection};
+use crate::control::{Call, Reply, StateCounts};
 use crate::sync::lock;
 
-/// Time limit for a fleet's reply: many launches.
+/// Time limit for a fleet's response: many launches.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest number of inspections at a time.
 const INSPECTIONS_MAX: usize = 256;
@@ -102,21 +103,21 @@ impl FleetHandle {
         Ok(())
     }
 
-    /// Sends a command to a VM and waits until it is completed.
-    pub async fn execute(&self, vm: u32, command: Command) -> Result<(), ControlError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Request::Execute { vm, command, reply })?;
-        in_time(answer).await?
+    /// Sends a command to a VM, waits until it is completed, and returns its reply.
+    pub async fn execute(&self, vm: u32, call: Call) -> Result<Reply, ControlError> {
+        let (responder, response) = oneshot::channel();
+        self.request(Request::Execute { vm, call, responder })?;
+        in_time(response).await?
     }
 
     /// Adds VMs and returns their numbers.
     pub async fn add(&self, count: u32) -> Result<Vec<u32>, ControlError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Request::Add { count, reply })?;
-        in_time(answer).await?
+        let (responder, response) = oneshot::channel();
+        self.request(Request::Add { count, responder })?;
+        in_time(response).await?
     }
 
-    fn ask(&self, request: Request) -> Result<(), ControlError> {
+    fn request(&self, request: Request) -> Result<(), ControlError> {
         self.requests.try_send(request).map_err(|error| match error {
             TrySendError::Full(_) => ControlError::Overloaded,
             TrySendError::Disconnected(_) => ControlError::Silent,
@@ -130,13 +131,13 @@ impl FleetHandle {
         // waiting.
         let permit = Arc::clone(&self.inspections).try_acquire_owned();
         let permit = permit.map_err(|_| ControlError::Overloaded)?;
-        let (reply, answer) = oneshot::channel();
+        let (responder, response) = oneshot::channel();
         let inspector = move |inspection| {
             drop(permit);
-            drop(reply.send(inspection));
+            drop(responder.send(inspection));
         };
         self.backend.inspect(vm, Box::new(inspector))?;
-        in_time(answer).await
+        in_time(response).await
     }
 }
 

@@ -4,25 +4,27 @@
 //! One thread does that. Its state is in a [`FleetHandle`], through which others read it;
 //! requests from others arrive as [`Request`] messages.
 
+mod commands;
 pub mod consoles;
 mod handle;
 mod state;
 #[cfg(test)]
 mod tests;
 
+use commands::{CommandQueues, respond};
 pub use handle::FleetHandle;
-pub use state::{ControlError, FleetState, StateCounts, VmRecord, VmState};
+pub use state::{ControlError, FleetState, VmRecord};
 
-use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, at, never, select, tick};
 use tokio::sync::oneshot;
 
-use crate::backend::{Backend, BackendError, Command, Event, EventKind, Totals};
+use crate::backend::{Backend, BackendError, Event, EventKind, Totals};
 use crate::console::escape;
 use crate::console::keyboard::Typed;
 use crate::console::log::{Closed, Sink};
+use crate::control::{Call, Reply, StateCounts};
 use crate::exit::Code;
 use crate::progress::Progress;
 
@@ -48,8 +50,8 @@ pub enum Until {
     Never,
 }
 
-/// Channel for the reply to a [`Request`].
-pub type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+/// Channel for the response to a [`Request`].
+pub type Responder<T> = oneshot::Sender<Result<T, ControlError>>;
 
 /// Requests that may wait for the fleet's thread, which receives many times a second.
 pub const REQUESTS_MAX: usize = 4096;
@@ -64,16 +66,16 @@ pub enum Request {
         /// Number of the VM.
         vm: u32,
         /// The command.
-        command: Command,
+        call: Call,
         /// Receives the result when the command was completed.
-        reply: Reply<()>,
+        responder: Responder<Reply>,
     },
     /// Add VMs.
     Add {
         /// Number of VMs to add.
         count: u32,
         /// Receives the VMs' numbers when they are being started.
-        reply: Reply<Vec<u32>>,
+        responder: Responder<Vec<u32>>,
     },
 }
 
@@ -162,67 +164,6 @@ pub struct Options {
     pub hold_input: bool,
 }
 
-/// Number of commands of one VM that may be pending.
-const COMMANDS_MAX: usize = 16;
-
-/// A command, and the channel for its result.
-type Pending = (Command, Option<Reply<()>>);
-
-/// Pending commands of each VM. The first of each VM was sent to the backend.
-#[derive(Default)]
-struct CommandQueues(HashMap<u32, VecDeque<Pending>>);
-
-impl CommandQueues {
-    /// Queues a command, and sends it to the backend unless an earlier one is pending.
-    fn push(&mut self, fleet: &FleetHandle, vm: u32, command: Command, reply: Option<Reply<()>>) {
-        let queue = self.0.entry(vm).or_default();
-        if queue.len() >= COMMANDS_MAX {
-            return respond(reply, Err(ControlError::Busy(vm)));
-        }
-        queue.push_back((command, reply));
-        if queue.len() == 1 {
-            self.pass_on(fleet, vm);
-        }
-    }
-
-    /// Sends a VM's first command that its state allows to the backend.
-    fn pass_on(&mut self, fleet: &FleetHandle, vm: u32) {
-        let Some(queue) = self.0.get_mut(&vm) else { return };
-        while let Some((command, _)) = queue.front() {
-            let allowed = fleet.state().allows(vm, *command);
-            match allowed.and_then(|()| Ok(fleet.backend().submit(vm, *command)?)) {
-                Ok(()) => return,
-                Err(error) => {
-                    respond(queue.pop_front().and_then(|(_, reply)| reply), Err(error));
-                }
-            }
-        }
-        self.0.remove(&vm);
-    }
-
-    /// Handles the completion of a command.
-    fn complete(&mut self, fleet: &FleetHandle, vm: u32, command: Command) {
-        let first = self.0.get_mut(&vm).and_then(VecDeque::pop_front);
-        respond(first.and_then(|(_, reply)| reply), fleet.state().completion(vm, command));
-        self.pass_on(fleet, vm);
-    }
-
-    /// Adds VMs and starts them.
-    fn add(&mut self, fleet: &FleetHandle, count: u32) -> Result<Vec<u32>, ControlError> {
-        let first = fleet.state().add(count)?;
-        let added: Vec<u32> = (first..first + count).collect();
-        for &vm in &added {
-            self.push(fleet, vm, Command::Reset, None);
-        }
-        Ok(added)
-    }
-}
-
-fn respond<T>(reply: Option<Reply<T>>, result: Result<T, ControlError>) {
-    // The requester may have stopped waiting.
-    drop(reply.map(|reply| reply.send(result)));
-}
-
 /// Runs a fleet to its end, then stops it and drains its last output.
 pub fn run(
     fleet: &FleetHandle,
@@ -260,7 +201,9 @@ pub fn run(
                         }
                     }
                     EventKind::Ready => typing.release(),
-                    EventKind::Completed(command) => commands.complete(fleet, event.vm, *command),
+                    EventKind::Completed(command, result) => {
+                        commands.complete(fleet, event.vm, *command, result.clone());
+                    }
                     _ => tell(fleet, progress, &event),
                 }
             }
@@ -270,11 +213,11 @@ pub fn run(
                         break Ok(RunOutcome::Left);
                     }
                 }
-                Ok(Request::Execute { vm, command, reply }) => {
-                    commands.push(fleet, vm, command, Some(reply));
+                Ok(Request::Execute { vm, call, responder }) => {
+                    commands.push(fleet, vm, call, Some(responder));
                 }
-                Ok(Request::Add { count, reply }) => {
-                    respond(Some(reply), commands.add(fleet, count));
+                Ok(Request::Add { count, responder }) => {
+                    respond(Some(responder), commands.add(fleet, count));
                 }
                 Err(_) => break Ok(RunOutcome::Interrupted),
             },
@@ -321,7 +264,7 @@ fn tell(fleet: &FleetHandle, progress: &Progress, event: &Event) {
         }
         EventKind::Halted(0) => tracing::info!(vm, instret, "powered off"),
         EventKind::Halted(status) => progress.say(&format!("vm{vm} failed with status {status}")),
-        EventKind::Console(_) | EventKind::Ready | EventKind::Completed(_) => {}
+        EventKind::Console(_) | EventKind::Ready | EventKind::Completed(..) => {}
     }
 }
 

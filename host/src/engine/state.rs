@@ -1,64 +1,9 @@
-//! Fleet state: the state of each VM, which commands it takes in which state, and whether the run is
-//! over. Bookkeeping only: nothing here waits.
-
-use std::fmt;
+//! Fleet state: the state of each VM, and whether the run is over. Bookkeeping only: nothing here
+//! waits.
 
 use super::{RunOutcome, Until};
-use crate::backend::{Command, Event, EventKind, Unsupported};
-
-/// State of a VM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VmState {
-    /// The VM was started and is not ready yet.
-    Booting,
-    /// The VM's console showed the ready pattern.
-    Ready,
-    /// The VM is paused until the user resumes it.
-    Paused,
-    /// The VM powered off.
-    Halted,
-    /// The VM cannot go on, or powered off with a failure.
-    Faulted,
-    /// The VM was stopped by the user; its memory is free.
-    Stopped,
-}
-
-impl VmState {
-    /// All states. Their positions are the numbers in the event stream.
-    pub const ALL: [Self; 6] =
-        [Self::Booting, Self::Ready, Self::Paused, Self::Halted, Self::Faulted, Self::Stopped];
-
-    /// Name of the state.
-    pub fn name(self) -> &'static str {
-        ["booting", "ready", "paused", "halted", "faulted", "stopped"][self as usize]
-    }
-
-    /// Whether a VM in this state takes a command.
-    pub fn takes(self, command: Command) -> bool {
-        match command {
-            Command::Reset => true,
-            Command::Pause => matches!(self, Self::Booting | Self::Ready),
-            Command::Resume => self == Self::Paused,
-            Command::Stop => self.is_alive(),
-        }
-    }
-
-    /// Whether a VM in this state has memory.
-    pub fn is_alive(self) -> bool {
-        matches!(self, Self::Booting | Self::Ready | Self::Paused)
-    }
-
-    /// Whether this is the state after a command was completed.
-    fn follows(self, command: Command) -> bool {
-        match command {
-            Command::Reset => true,
-            Command::Pause => self == Self::Paused,
-            Command::Resume => matches!(self, Self::Booting | Self::Ready),
-            Command::Stop => self == Self::Stopped,
-        }
-    }
-}
+use crate::backend::{Event, EventKind, Unsupported};
+use crate::control::{Command, CommandError, Effect, Reply, StateCounts, VmState};
 
 /// Why a command on a fleet was not executed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -80,6 +25,16 @@ pub enum ControlError {
         state: VmState,
         /// The command.
         command: Command,
+    },
+    /// The VM did not execute the command.
+    #[error("vm{vm} cannot {command}: {error}")]
+    Failed {
+        /// Number of the VM.
+        vm: u32,
+        /// The command.
+        command: Command,
+        /// The reason.
+        error: CommandError,
     },
     /// The VM takes no input, because it has ended.
     #[error("vm{vm} is {} and reads nothing", state.name())]
@@ -151,51 +106,6 @@ impl VmRecord {
     }
 }
 
-/// Number of VMs in each state.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
-pub struct StateCounts {
-    /// [`VmState::Booting`].
-    pub booting: u32,
-    /// [`VmState::Ready`].
-    pub ready: u32,
-    /// [`VmState::Paused`].
-    pub paused: u32,
-    /// [`VmState::Halted`].
-    pub halted: u32,
-    /// [`VmState::Faulted`].
-    pub faulted: u32,
-    /// [`VmState::Stopped`].
-    pub stopped: u32,
-}
-
-/// The states as the user sees them; those that only a user causes are left out where no VM has
-/// them.
-impl fmt::Display for StateCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { booting, ready, paused, halted, faulted, stopped } = self;
-        write!(f, "{booting} booting, {ready} ready, {halted} halted, {faulted} faulted")?;
-        for (n, state) in [(paused, VmState::Paused), (stopped, VmState::Stopped)] {
-            if *n > 0 {
-                write!(f, ", {n} {}", state.name())?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl StateCounts {
-    fn of(&mut self, state: VmState) -> &mut u32 {
-        match state {
-            VmState::Booting => &mut self.booting,
-            VmState::Ready => &mut self.ready,
-            VmState::Paused => &mut self.paused,
-            VmState::Halted => &mut self.halted,
-            VmState::Faulted => &mut self.faulted,
-            VmState::Stopped => &mut self.stopped,
-        }
-    }
-}
-
 /// Fleet state.
 #[derive(Debug)]
 pub struct FleetState {
@@ -234,7 +144,7 @@ impl FleetState {
             resolved: None,
         };
         self.vms.resize(self.vms.len() + count as usize, record);
-        self.counts.booting += count;
+        self.counts[VmState::Booting] += count;
         self.open += count;
     }
 
@@ -281,10 +191,18 @@ impl FleetState {
         state.takes(command).then_some(()).ok_or(ControlError::WrongState { vm, state, command })
     }
 
-    /// Returns the result of a command that was executed: the VM may have ended before.
-    pub fn completion(&self, vm: u32, command: Command) -> Result<(), ControlError> {
+    /// Returns the result of a command for who gave it: the VM may have ended before it.
+    pub fn completion(
+        &self,
+        vm: u32,
+        command: Command,
+        result: Result<Reply, CommandError>,
+    ) -> Result<Reply, ControlError> {
         let state = self.record(vm)?.state;
-        state.follows(command).then_some(()).ok_or(ControlError::WrongState { vm, state, command })
+        if !state.follows(command) {
+            return Err(ControlError::WrongState { vm, state, command });
+        }
+        result.map_err(|error| ControlError::Failed { vm, command, error })
     }
 
     /// Updates the state by an event.
@@ -311,22 +229,27 @@ impl FleetState {
                 vm.reason = Some(reason.to_string());
                 (VmState::Faulted, Some(false))
             }
-            EventKind::Completed(Command::Reset) => {
-                (vm.ready_instret, vm.reason) = (None, None);
-                vm.resets += u32::from(std::mem::replace(&mut vm.started, true));
-                (VmState::Booting, None)
+            // The VM had ended before the command reached it, or did not execute it.
+            EventKind::Completed(command, result)
+                if result.is_err() || !vm.state.takes(*command) =>
+            {
+                return;
             }
-            // The VM had ended before the command reached it.
-            EventKind::Completed(command) if !vm.state.takes(*command) => return,
-            EventKind::Completed(Command::Pause) => (VmState::Paused, None),
-            EventKind::Completed(Command::Resume) if vm.ready_instret.is_some() => {
-                (VmState::Ready, None)
-            }
-            EventKind::Completed(Command::Resume) => (VmState::Booting, None),
-            EventKind::Completed(Command::Stop) => (VmState::Stopped, Some(until == Until::Halt)),
+            EventKind::Completed(command, _) => match command.row().effect {
+                Effect::None => return,
+                Effect::Boots => {
+                    (vm.ready_instret, vm.reason) = (None, None);
+                    vm.resets += u32::from(std::mem::replace(&mut vm.started, true));
+                    (VmState::Booting, None)
+                }
+                Effect::Pauses => (VmState::Paused, None),
+                Effect::Resumes if vm.ready_instret.is_some() => (VmState::Ready, None),
+                Effect::Resumes => (VmState::Booting, None),
+                Effect::Stops => (VmState::Stopped, Some(until == Until::Halt)),
+            },
         };
-        *self.counts.of(vm.state) -= 1;
-        *self.counts.of(state) += 1;
+        self.counts[vm.state] -= 1;
+        self.counts[state] += 1;
         vm.state = state;
         if vm.resolved.is_none() && resolved.is_some() {
             vm.resolved = resolved;
@@ -351,6 +274,10 @@ mod tests {
     use super::*;
     use crate::backend::Reason;
 
+    fn completed(command: Command) -> EventKind {
+        EventKind::Completed(command, Ok(Reply::None))
+    }
+
     fn fleet(count: u32, until: Until, events: &[(u32, EventKind)]) -> FleetState {
         let mut fleet = FleetState::new(count, count, until);
         for (vm, kind) in events {
@@ -365,7 +292,7 @@ mod tests {
         assert_eq!(open.outcome(), None);
         let met = fleet(2, Until::Ready, &[(0, EventKind::Ready), (1, EventKind::Ready)]);
         assert_eq!(met.outcome(), Some(RunOutcome::Met));
-        assert_eq!((met.counts.ready, met.vms[1].ready_instret), (2, Some(10)));
+        assert_eq!((met.counts[VmState::Ready], met.vms[1].ready_instret), (2, Some(10)));
     }
 
     #[test]
@@ -373,7 +300,7 @@ mod tests {
         let events = [(0, EventKind::Halted(0)), (1, EventKind::Ready)];
         let fleet = fleet(2, Until::Ready, &events);
         assert_eq!(fleet.outcome(), Some(RunOutcome::Failed));
-        assert_eq!((fleet.counts.halted, fleet.counts.ready), (1, 1));
+        assert_eq!((fleet.counts[VmState::Halted], fleet.counts[VmState::Ready]), (1, 1));
     }
 
     #[test]
@@ -381,7 +308,7 @@ mod tests {
         let events = [(0, EventKind::Halted(0)), (1, EventKind::Halted(3))];
         let fleet = fleet(2, Until::Halt, &events);
         assert_eq!(fleet.outcome(), Some(RunOutcome::Failed));
-        assert_eq!((fleet.counts.halted, fleet.counts.faulted), (1, 1));
+        assert_eq!((fleet.counts[VmState::Halted], fleet.counts[VmState::Faulted]), (1, 1));
     }
 
     #[test]
@@ -394,39 +321,13 @@ mod tests {
     fn a_reset_vm_boots_again() {
         let events = [(0, EventKind::Ready), (0, EventKind::Reset)];
         let fleet = fleet(1, Until::Halt, &events);
-        assert_eq!((fleet.counts.booting, fleet.vms[0].ready_instret), (1, None));
+        assert_eq!((fleet.counts[VmState::Booting], fleet.vms[0].ready_instret), (1, None));
         assert_eq!(fleet.vms[0].resets, 1);
     }
 
     #[test]
-    fn counts_name_every_state_and_those_that_users_cause_only_if_there_are_any() {
-        let counts =
-            StateCounts { booting: 1, ready: 2, halted: 3, faulted: 4, ..StateCounts::default() };
-        assert_eq!(counts.to_string(), "1 booting, 2 ready, 3 halted, 4 faulted");
-        let counts = StateCounts { paused: 5, stopped: 6, ..counts };
-        let text = "1 booting, 2 ready, 3 halted, 4 faulted, 5 paused, 6 stopped";
-        assert_eq!(counts.to_string(), text);
-    }
-
-    #[test]
-    fn names_and_numbers_are_in_the_same_order() {
-        for (i, state) in VmState::ALL.into_iter().enumerate() {
-            assert_eq!(state as usize, i);
-            assert_eq!(serde_json::to_value(state).unwrap(), state.name());
-        }
-    }
-
-    #[test]
-    fn each_state_takes_the_commands_that_make_sense_in_it() {
-        let commands = [Command::Reset, Command::Pause, Command::Resume, Command::Stop];
-        let taken = |state: VmState| commands.map(|command| state.takes(command));
-        assert_eq!(taken(VmState::Booting), [true, true, false, true]);
-        assert_eq!(taken(VmState::Ready), [true, true, false, true]);
-        assert_eq!(taken(VmState::Paused), [true, false, true, true]);
-        for ended in [VmState::Halted, VmState::Faulted, VmState::Stopped] {
-            assert_eq!(taken(ended), [true, false, false, false]);
-        }
-        let events = [(0, EventKind::Ready), (0, EventKind::Completed(Command::Pause))];
+    fn what_a_vm_takes_depends_on_its_state() {
+        let events = [(0, EventKind::Ready), (0, completed(Command::Pause))];
         let fleet = fleet(1, Until::Never, &events);
         let error = fleet.allows(0, Command::Pause).unwrap_err();
         assert_eq!(error.to_string(), "vm0 is paused; it cannot pause");
@@ -435,19 +336,33 @@ mod tests {
 
     #[test]
     fn what_is_completed_changes_the_state_unless_the_vm_had_ended() {
-        use EventKind::{Completed, Halted, Ready};
+        use EventKind::{Halted, Ready};
         let state = |events: &[EventKind]| {
             let events: Vec<_> = events.iter().map(|kind| (0, kind.clone())).collect();
             fleet(1, Until::Never, &events).vms[0].state
         };
-        let (pause, resume) = (Completed(Command::Pause), Completed(Command::Resume));
+        let (pause, resume) = (completed(Command::Pause), completed(Command::Resume));
         assert_eq!(state(std::slice::from_ref(&pause)), VmState::Paused);
         assert_eq!(state(&[pause.clone(), resume.clone()]), VmState::Booting);
         assert_eq!(state(&[Ready, pause.clone(), resume.clone()]), VmState::Ready);
         assert_eq!(state(&[Halted(0), pause.clone()]), VmState::Halted);
-        assert_eq!(state(&[Halted(0), Completed(Command::Stop)]), VmState::Halted);
-        assert_eq!(state(&[pause, Completed(Command::Stop), resume]), VmState::Stopped);
-        assert_eq!(state(&[Completed(Command::Stop), Completed(Command::Reset)]), VmState::Booting);
+        assert_eq!(state(&[Halted(0), completed(Command::Stop)]), VmState::Halted);
+        assert_eq!(state(&[pause, completed(Command::Stop), resume]), VmState::Stopped);
+        assert_eq!(state(&[completed(Command::Stop), completed(Command::Reset)]), VmState::Booting);
+    }
+
+    #[test]
+    fn a_command_that_failed_changes_nothing_and_says_why() {
+        let error = CommandError::Failed("its disk is full".to_owned());
+        let failed = EventKind::Completed(Command::Pause, Err(error.clone()));
+        let mut fleet = fleet(1, Until::Never, &[(0, failed)]);
+        assert_eq!(fleet.vms[0].state, VmState::Booting);
+        fleet.note(&Event { vm: 0, instret: 0, kind: completed(Command::Pause) });
+        let result = fleet.completion(0, Command::Pause, Err(error));
+        assert_eq!(result.unwrap_err().to_string(), "vm0 cannot pause: its disk is full");
+        assert_eq!(fleet.completion(0, Command::Pause, Ok(Reply::None)), Ok(Reply::None));
+        let resumed = fleet.completion(0, Command::Resume, Ok(Reply::None)).unwrap_err();
+        assert_eq!(resumed.to_string(), "vm0 is paused; it cannot resume");
     }
 
     #[test]
@@ -458,7 +373,7 @@ mod tests {
         assert!(error.contains("4 of 5 are in use, so 1 more fit"), "{error}");
         assert!(error.contains("--capacity 6"), "{error}");
         assert!(fleet.add(u32::MAX).is_err());
-        fleet.note(&Event { vm: 3, instret: 0, kind: EventKind::Completed(Command::Reset) });
-        assert_eq!((fleet.vms[3].resets, fleet.counts.booting, fleet.open), (0, 4, 4));
+        fleet.note(&Event { vm: 3, instret: 0, kind: completed(Command::Reset) });
+        assert_eq!((fleet.vms[3].resets, fleet.counts[VmState::Booting], fleet.open), (0, 4, 4));
     }
 }

@@ -11,6 +11,7 @@ use super::*;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{ClockSource, Settings};
 use crate::console::ready::ReadyPattern;
+use crate::control::{Command, VmState};
 use crate::image::{Payload, Segment};
 use crate::machine::Fleet;
 use crate::units::Size;
@@ -65,6 +66,11 @@ fn with_fleet(code: &[u32], check: impl AsyncFnOnce(&FleetHandle)) -> RunSummary
     })
 }
 
+/// Returns a command that has no arguments.
+fn call(command: Command) -> Call {
+    command.parse(b"").unwrap()
+}
+
 async fn until(fleet: &FleetHandle, vm: u32, state: VmState) {
     let limit = Instant::now() + Duration::from_secs(60);
     while fleet.record(vm).unwrap().state != state {
@@ -76,19 +82,20 @@ async fn until(fleet: &FleetHandle, vm: u32, state: VmState) {
 #[test]
 fn commands_return_when_they_were_completed_or_make_no_sense() {
     let run = with_fleet(LOOP, async |fleet| {
-        fleet.execute(0, Command::Pause).await.unwrap();
+        fleet.execute(0, call(Command::Pause)).await.unwrap();
         assert_eq!(fleet.record(0).unwrap().state, VmState::Paused);
-        let again = fleet.execute(0, Command::Pause).await;
+        let again = fleet.execute(0, call(Command::Pause)).await;
         let (vm, state, command) = (0, VmState::Paused, Command::Pause);
         assert_eq!(again, Err(ControlError::WrongState { vm, state, command }));
         let unknown = ControlError::UnknownVm { vm: 2, count: 2 };
-        assert_eq!(fleet.execute(2, Command::Stop).await, Err(unknown));
+        assert_eq!(fleet.execute(2, call(Command::Stop)).await, Err(unknown));
         assert!(fleet.add(2).await.unwrap_err().to_string().contains("1 more fit"));
         assert_eq!(fleet.add(1).await, Ok(vec![2]));
         assert!(fleet.inspect(1).await.unwrap().is_some());
         // Concurrent commands are executed one after the other.
-        let commands = (0..40)
-            .map(|i| fleet.execute(1, if i % 2 == 0 { Command::Pause } else { Command::Resume }));
+        let commands = (0..40).map(|i| {
+            fleet.execute(1, call(if i % 2 == 0 { Command::Pause } else { Command::Resume }))
+        });
         let answers = futures_util::future::join_all(commands).await;
         assert!(answers.contains(&Err(ControlError::Busy(1))), "{answers:?}");
         assert!(answers.iter().filter(|answer| answer.is_ok()).count() >= 2, "{answers:?}");
@@ -112,10 +119,10 @@ fn a_vm_that_has_ended_is_told_as_that_and_can_be_started_again() {
         let (vm, state) = (0, VmState::Halted);
         let command = Command::Pause;
         let wrong = Err(ControlError::WrongState { vm, state, command });
-        assert_eq!(fleet.execute(0, command).await, wrong);
+        assert_eq!(fleet.execute(0, call(command)).await, wrong);
         assert_eq!(fleet.input(0, b"x"), Err(ControlError::NotListening { vm, state }));
         assert!(fleet.inspect(0).await.unwrap().is_none());
-        fleet.execute(0, Command::Reset).await.unwrap();
+        fleet.execute(0, call(Command::Reset)).await.unwrap();
         until(fleet, 0, VmState::Halted).await;
         assert_eq!(fleet.record(0).unwrap().resets, 1);
     });
@@ -126,6 +133,6 @@ fn a_fleet_that_has_ended_answers_no_more() {
     let (sender, requests) = bounded(1);
     drop(requests);
     let fleet = FleetHandle::new(backend(LOOP, 1, 0), 1, 1, Until::Never, sender);
-    let answer = crate::client::block_on(fleet.execute(0, Command::Pause)).unwrap();
+    let answer = crate::client::block_on(fleet.execute(0, call(Command::Pause))).unwrap();
     assert_eq!(answer, Err(ControlError::Silent));
 }

@@ -20,7 +20,8 @@ use emu_core::mem::FRAME_SIZE;
 
 use self::sched::Scheduler;
 use self::worker::{VmRun, Worker};
-use super::{Backend, BackendError, Command, Event, Inspector, Settings, Totals, Unsupported};
+use super::{Backend, BackendError, Event, Inspector, Settings, Totals, Unsupported};
+use crate::control::Call;
 use crate::host;
 use crate::machine::Fleet;
 use crate::sync::lock;
@@ -34,7 +35,7 @@ const VM_MEMORY: Size = Size::mib(3);
 
 /// A request to a VM from outside its worker.
 enum Request {
-    Execute(Command),
+    Execute(Call),
     Inspect(Inspector),
 }
 
@@ -163,8 +164,8 @@ impl Backend for CpuBackend {
         slot.map_or(0, |slot| slot.waiting.load(Ordering::Relaxed))
     }
 
-    fn submit(&self, vm: u32, command: Command) -> Result<(), Unsupported> {
-        self.request(vm, Request::Execute(command));
+    fn submit(&self, vm: u32, call: Call) -> Result<(), Unsupported> {
+        self.request(vm, Request::Execute(call));
         Ok(())
     }
 

@@ -16,7 +16,8 @@ use super::port::{CpuPort, RECEIVED_MAX};
 use super::{Request, Shared, VmSlot};
 use crate::backend::clock::GuestClock;
 use crate::backend::life::{Action, Life, State, Trigger};
-use crate::backend::{ClockSource, Command, Event, EventKind, Inspection, Reason, Settings};
+use crate::backend::{ClockSource, Event, EventKind, Inspection, Reason, Settings};
+use crate::control::{Call, Reply};
 use crate::net::{DropReason, VirtualLink};
 use crate::sync::lock;
 
@@ -185,7 +186,7 @@ impl<'a> Worker<'a> {
         for request in requests {
             let instret = slot.instret.load(Ordering::Relaxed);
             match request {
-                Request::Execute(command) => self.execute(vm, slot, run, command, instret),
+                Request::Execute(call) => self.execute(vm, slot, run, &call, instret),
                 Request::Inspect(inspector) => {
                     inspector(run.guest.as_ref().map(|running| Inspection {
                         vm: Box::new(running.guest.vm().clone()),
@@ -197,7 +198,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn execute(&self, vm: u32, slot: &VmSlot, run: &mut VmRun, command: Command, instret: u64) {
+    fn execute(&self, vm: u32, slot: &VmSlot, run: &mut VmRun, call: &Call, instret: u64) {
+        let command = call.command();
         let mut has_memory = true;
         match run.life.command(command, instret, &self.shared.settings) {
             Action::Start | Action::Restart => {
@@ -207,7 +209,7 @@ impl<'a> Worker<'a> {
             Action::Free => self.free(vm, slot, run),
             Action::Nothing | Action::Run | Action::RunOn | Action::Park => {}
         }
-        self.report(vm, instret, EventKind::Completed(command));
+        self.report(vm, instret, EventKind::Completed(command, Ok(Reply::None)));
         if !has_memory {
             self.refuse(vm, slot, run);
         }

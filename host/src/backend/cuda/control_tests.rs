@@ -8,9 +8,8 @@ use emu_core::layout::VIRT;
 
 use super::tests::{POWER_OFF, cuda, fleet, print, settings, work};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{
-    Backend, ClockSource, Command, Event, EventKind, Inspection, Reason, Settings,
-};
+use crate::backend::{Backend, ClockSource, Event, EventKind, Inspection, Reason, Settings};
+use crate::control::{Call, Command, Reply};
 use crate::units::Size;
 
 const LONG: Duration = Duration::from_secs(120);
@@ -60,9 +59,14 @@ fn says_x(kind: &EventKind) -> bool {
     matches!(kind, EventKind::Console(bytes) if bytes.contains(&b'x'))
 }
 
+/// Returns a command that has no arguments.
+fn call(command: Command) -> Call {
+    command.parse(b"").unwrap()
+}
+
 fn execute(backend: &dyn Backend, vm: u32, command: Command) {
-    backend.submit(vm, command).unwrap();
-    until(backend, vm, None, |kind| *kind == EventKind::Completed(command));
+    backend.submit(vm, call(command)).unwrap();
+    until(backend, vm, None, |kind| *kind == EventKind::Completed(command, Ok(Reply::None)));
 }
 
 fn inspect(backend: &dyn Backend, vm: u32) -> Option<Inspection> {
@@ -122,7 +126,7 @@ fn a_stopped_vm_gives_its_memory_back_and_can_be_started_again() {
         assert!(backend.instret(0) >= before);
         // A reset works in the middle of a VM's work, and starts its neighbour for the first time.
         execute(backend, 0, Command::Reset);
-        backend.submit(1, Command::Reset).unwrap();
+        backend.submit(1, call(Command::Reset)).unwrap();
         until(backend, 0, None, |kind| *kind == EventKind::Ready);
         until(backend, 1, None, says_x);
         execute(backend, 0, Command::Pause);
@@ -144,13 +148,15 @@ fn a_vm_that_has_ended_executes_only_reset() {
         execute(backend, 0, Command::Pause);
         execute(backend, 0, Command::Resume);
         execute(backend, 0, Command::Stop);
-        backend.submit(0, Command::Reset).unwrap();
-        until(backend, 0, None, |kind| *kind == EventKind::Completed(Command::Reset));
+        backend.submit(0, call(Command::Reset)).unwrap();
+        until(backend, 0, None, |kind| {
+            *kind == EventKind::Completed(Command::Reset, Ok(Reply::None))
+        });
         until(backend, 0, None, halted);
         // A command on a VM that does not exist does nothing.
-        backend.submit(7, Command::Reset).unwrap();
+        backend.submit(7, call(Command::Reset)).unwrap();
         backend.input(7, b"x");
-        backend.submit(0, Command::Reset).unwrap();
+        backend.submit(0, call(Command::Reset)).unwrap();
         until(backend, 0, None, halted);
     });
 }

@@ -36,9 +36,8 @@ use self::driver::{Device, Say};
 pub use self::fleet::DeviceFleet;
 use self::gpu::Gpu;
 use self::runner::Runner;
-use super::{
-    Backend, BackendError, Command, Event, Inspector, Launches, Settings, Totals, Unsupported,
-};
+use super::{Backend, BackendError, Event, Inspector, Launches, Settings, Totals, Unsupported};
+use crate::control::Call;
 use crate::machine::Fleet;
 use crate::sync::lock;
 
@@ -127,7 +126,7 @@ pub(crate) enum Request {
     Input(u32, Vec<u8>),
     /// Packets wait for a VM.
     Packets(u32),
-    Execute(u32, Command),
+    Execute(u32, Call),
     Inspect(u32, Inspector),
     Stop,
 }
@@ -201,8 +200,8 @@ impl Backend for CudaBackend {
         waiting.map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
-    fn submit(&self, vm: u32, command: Command) -> Result<(), Unsupported> {
-        let _ = self.requests.send(Request::Execute(vm, command));
+    fn submit(&self, vm: u32, call: Call) -> Result<(), Unsupported> {
+        let _ = self.requests.send(Request::Execute(vm, call));
         Ok(())
     }
 

@@ -25,9 +25,8 @@ use super::cpu::{CpuPort, Guest, HostArena, WorkerContext};
 use super::cuda::fleet::{LaunchArgs, Start};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
 use super::life::{Action, Life, State, Trigger};
-use super::{
-    Backend, BackendError, Command, Event, EventKind, Inspector, Settings, Totals, Unsupported,
-};
+use super::{Backend, BackendError, Event, EventKind, Inspector, Settings, Totals, Unsupported};
+use crate::control::Call;
 use crate::machine::Fleet;
 use crate::sync::lock;
 use emu_device::protocol::outbox::{Body, messages};
@@ -114,7 +113,7 @@ impl Backend for LockstepBackend {
         0
     }
 
-    fn submit(&self, _: u32, _: Command) -> Result<(), Unsupported> {
+    fn submit(&self, _: u32, _: Call) -> Result<(), Unsupported> {
         Err(ALONE)
     }
 
@@ -482,8 +481,9 @@ mod tests {
     #[test]
     fn nothing_acts_on_its_vms() {
         let Some(backend) = start(Emulated::new(Size::mib(256))) else { return };
-        for command in [Command::Reset, Command::Pause, Command::Resume, Command::Stop] {
-            assert_eq!(backend.submit(0, command), Err(ALONE));
+        for command in crate::control::Command::ALL {
+            let Ok(call) = command.parse(b"") else { continue };
+            assert_eq!(backend.submit(0, call), Err(ALONE));
         }
         assert_eq!(backend.inspect(0, Box::new(|_| panic!("there is none"))), Err(ALONE));
         assert_eq!((backend.takes_input(), backend.waiting(0)), (Err(ALONE), 0));

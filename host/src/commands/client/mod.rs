@@ -8,7 +8,7 @@ mod logs;
 mod ps;
 
 pub use self::add::{Add, add};
-pub use self::command::{CommandArgs, command};
+pub use self::command::{FleetCommand, command};
 pub use self::console::{Console, console};
 pub use self::exec::{Exec, exec};
 pub use self::logs::{Logs, logs};

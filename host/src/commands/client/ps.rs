@@ -1,12 +1,14 @@
 //! `pxvm ps`: lists the machines of a running fleet.
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use serde_json::{Value, json};
 
 use super::run;
 use crate::cli::{FLEET_CODES, FleetArgs};
 use crate::client::{Client, ClientError};
 use crate::commands::printing;
+use crate::control::VmState;
 use crate::error::Error;
 use crate::exit::{self, Code};
 use crate::report::print_json;
@@ -24,7 +26,7 @@ const PAGE: u64 = 1000;
 pub struct Ps {
     /// Only machines in this state
     #[arg(long, value_name = "STATE")]
-    #[arg(value_parser = ["booting", "ready", "paused", "halted", "faulted", "stopped"])]
+    #[arg(value_parser = PossibleValuesParser::new(VmState::ALL.map(VmState::name)))]
     pub state: Option<String>,
     /// Which fleet.
     #[command(flatten)]

@@ -8,7 +8,8 @@ use super::Runner;
 use crate::backend::cuda::Request;
 use crate::backend::cuda::error::CudaError;
 use crate::backend::life::{Action, State};
-use crate::backend::{Command, EventKind, Inspection, Inspector};
+use crate::backend::{EventKind, Inspection, Inspector};
+use crate::control::{Call, Reply};
 
 /// Shortest time between two publications of instruction counts.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
@@ -27,12 +28,12 @@ impl Runner {
         let mut completed = Vec::new();
         for request in std::mem::take(&mut self.pending) {
             match request {
-                Request::Execute(vm, command) if (vm as usize) < self.slots.len() => {
+                Request::Execute(vm, call) if (vm as usize) < self.slots.len() => {
                     self.finish_start(vm)?;
                     let instret = self.retired(vm)?;
                     self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
-                    self.execute(vm, command, instret);
-                    completed.push((vm, instret, command));
+                    self.execute(vm, &call, instret);
+                    completed.push((vm, instret, call.command()));
                 }
                 Request::Inspect(vm, inspector) if (vm as usize) < self.slots.len() => {
                     self.finish_start(vm)?;
@@ -45,7 +46,7 @@ impl Runner {
         }
         self.recycle()?;
         for (vm, instret, command) in completed {
-            self.report(vm, instret, EventKind::Completed(command));
+            self.report(vm, instret, EventKind::Completed(command, Ok(Reply::None)));
         }
         Ok(())
     }
@@ -58,7 +59,8 @@ impl Runner {
         }
     }
 
-    fn execute(&mut self, vm: u32, command: Command, instret: u64) {
+    fn execute(&mut self, vm: u32, call: &Call, instret: u64) {
+        let command = call.command();
         let slot = &mut self.slots[vm as usize];
         let before = slot.life.state();
         let action = slot.life.command(command, instret, &self.shared.settings);
