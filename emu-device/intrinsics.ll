@@ -60,7 +60,7 @@ define i32 @pxvm_shuffle_idx_sync(i32 %mask, i32 %value, i32 %lane) alwaysinline
   ret i32 %r
 }
 
-define void @pxvm_rejoin() alwaysinline convergent {
+define void @pxvm_region_end() alwaysinline convergent {
   call void asm sideeffect "", ""() convergent
   ret void
 }

@@ -259,7 +259,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                                     // where diverged lanes can reconverge.
                                     Op::Jr => jump_register!(|target| {
                                         if !ALONE
-                                            && self.lane.diverged(expected)
+                                            && L::diverged(expected)
                                             && !self.lane.skips_sync(hart.x[2], target)
                                         {
                                             self.exit_loop = true;

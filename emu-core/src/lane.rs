@@ -65,7 +65,7 @@ pub trait Lane {
     /// Returns whether the lanes of the mask `expected` have diverged, so that not all of them
     /// execute this call together.
     #[inline(always)]
-    fn diverged(&self, _expected: u32) -> bool {
+    fn diverged(_expected: u32) -> bool {
         false
     }
 

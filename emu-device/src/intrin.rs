@@ -11,7 +11,7 @@ unsafe extern "C" {
     safe fn pxvm_activemask() -> u32;
     safe fn pxvm_ballot_sync(mask: u32, predicate: bool) -> u32;
     safe fn pxvm_shuffle_idx_sync(mask: u32, value: u32, lane: u32) -> u32;
-    safe fn pxvm_rejoin();
+    safe fn pxvm_region_end();
     safe fn pxvm_trap() -> !;
 }
 
@@ -35,8 +35,8 @@ pub mod warp {
     /// Marks a point that the compiler must keep single: it neither duplicates the code that
     /// follows nor moves it into a branch. Diverged threads can then reconverge there.
     #[inline(always)]
-    pub fn rejoin() {
-        super::pxvm_rejoin();
+    pub fn region_end() {
+        super::pxvm_region_end();
     }
 
     /// Waits until all threads of `mask` that have not exited call this.

@@ -7,7 +7,8 @@ use crate::protocol::inbox::Inbox;
 use crate::protocol::launch::{CODE_SLOTS, FreeFrames, Launch, SLICE, StagedVm, WAKE};
 use crate::protocol::outbox::CardDrops;
 use crate::protocol::port::{LogPort, Parked, PortState};
-use crate::warp::{Warp, bracket, rejoin};
+use crate::simt::Simt;
+use crate::warp::Warp;
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hart, VERSION, Vm};
 use emu_core::machine::{Machine, Now};
@@ -17,9 +18,11 @@ use emu_core::mem::{FRAME_SIZE, Memory};
 pub const SLICE_PARTS: u64 = 8;
 
 /// By how much the instruction budget of a launch that ends by the clock is multiplied. VMs are not
-/// equally fast, and none should use up its budget before the time is over. On the host the clock
-/// stands still, so there the budget is what ends the launch.
-const RUNS: u64 = if cfg!(feature = "device") { 4 } else { 1 };
+/// equally fast, and none should use up its budget before the time is over. Where the clock stands
+/// still, the budget is what ends the launch.
+const fn runs<S: Simt>() -> u64 {
+    if S::CLOCK_RUNS { 4 } else { 1 }
+}
 
 /// Instructions that a VM may run past its budget so that its warp can reconverge.
 const GRACE: u64 = SLICE as u64 / 2;
@@ -67,7 +70,7 @@ unsafe fn row(launch: &Launch, id: u32) -> (&'static mut [u32], &'static mut [u3
 /// this call's alone; its content does not matter.
 // Inlined, so that the compiler sees that `hart` is in shared memory.
 #[inline(always)]
-pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
+pub unsafe fn step<S: Simt>(launch: &Launch, index: u32, hart: *mut Hart) {
     // SAFETY: the pointers and counts are the launch's; `index` and what it leads to are in range.
     unsafe {
         let entry = *launch.active.ptr().add(index as usize);
@@ -89,7 +92,7 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
         let vm = &mut *launch.vms.ptr().add(id as usize);
         let (parked, exit) = (state.parked, state.exit);
         let (offered, inbox) = (inbox.is_some(), inbox.unwrap_or(Inbox::NONE));
-        let mut warp = Warp::alone(state.syscalls);
+        let mut warp = Warp::<S>::alone(state.syscalls);
         let mut port = LogPort::new(id, state, &control.outbox, inbox);
         if launch.version != VERSION {
             let code = FaultCode::BadState as u32;
@@ -128,11 +131,11 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
         // diverge. Only a VM that has pending input or is alone in its warp ends runs there
         // (`cut`).
         let budget = u64::from(launch.slices) * u64::from(launch.slice);
-        let meeting = launch.time_limit_ns != 0;
+        let reconverges = launch.time_limit_ns != 0;
         let run = budget + budget / 2;
-        let (slice, limit, runs, cut) = if meeting {
-            let goal = before + run * RUNS;
-            warp.gather(before, hart.x[2], goal, launch.time_limit_ns);
+        let (slice, limit, runs, cut) = if reconverges {
+            let goal = before + run * runs::<S>();
+            warp.begin(before, hart.x[2], goal, launch.time_limit_ns);
             let alone = launch.vms_per_warp == 1;
             let slice = if alone { launch.slice } else { SLICE };
             (slice, goal + GRACE, u64::MAX, alone | offered)
@@ -143,15 +146,15 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
         };
         let (mut first, mut goes, mut done, mut stuck) = (true, true, 0, 0);
         loop {
-            if bracket(entry.inbox) {
+            if S::region_begin(entry.inbox) {
                 if goes {
                     let retired = vm.platform.clock.retired;
                     let left = limit.saturating_sub(retired);
                     let over = retired as u32 & (slice - 1);
-                    let most = if cut { u64::from(slice - over) } else { warp.stint(run) };
+                    let most = if cut { u64::from(slice - over) } else { warp.quantum(run) };
                     let n = most.min(left) as u32;
                     port.begin(retired);
-                    warp.polls = first | !meeting | (over == 0);
+                    warp.polls = first | !reconverges | (over == 0);
                     let mut machine = Machine::on(
                         &mut warp,
                         hart,
@@ -161,21 +164,24 @@ pub unsafe fn step(launch: &Launch, index: u32, hart: *mut Hart) {
                         &mut port,
                     );
                     exit = machine.run(n, now);
-                    port.end(vm.platform.clock.retired, exit, warp.calls);
+                    port.end(vm.platform.clock.retired, exit, warp.syscalls);
                     stuck = if vm.platform.clock.retired == retired { stuck + 1 } else { 0 };
                     (first, done) = (false, done + 1);
                 }
                 warp.wait();
             }
-            rejoin();
+            S::region_end();
             // An exception counts against the budget but retires no instruction, so a run may end
             // before its slice does, and another run follows at once. A VM that does nothing but
             // take exceptions (`stuck`) continues in the next launch.
-            let over = vm.platform.clock.retired >= limit || done >= runs || stuck >= SLICE_PARTS;
-            if warp.leave(over || exit.code != ExitCode::Budget) {
+            // Without `||`: a branch here would let the compiler make two votes of the one in `retire`,
+            // each of which only some of the lanes would execute.
+            let over =
+                (vm.platform.clock.retired >= limit) | (done >= runs) | (stuck >= SLICE_PARTS);
+            if warp.retire(over | (exit.code != ExitCode::Budget)) {
                 break;
             }
-            goes = warp.settle(vm.platform.clock.retired);
+            goes = warp.pick_leader(vm.platform.clock.retired);
             if warp.ended {
                 break;
             }
@@ -309,6 +315,7 @@ const _: () = assert!(size_of::<Vm>().is_multiple_of(8) && align_of::<Vm>() == 8
 mod entry {
     use super::Launch;
     use crate::intrin::{shared_mem, thread};
+    use crate::simt::Gpu;
     use emu_core::abi::Hart;
 
     fn index(launch: &Launch) -> Option<u32> {
@@ -326,7 +333,7 @@ mod entry {
             // SAFETY: each lane has its part of shared memory.
             unsafe {
                 let hart = shared_mem().cast::<Hart>().add(thread::thread_idx_x() as usize);
-                super::step(launch, index, hart);
+                super::step::<Gpu>(launch, index, hart);
             }
         }
     }

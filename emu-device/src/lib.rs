@@ -10,6 +10,7 @@ pub mod ablation;
 pub mod kernel;
 pub mod memory;
 pub mod protocol;
+pub mod simt;
 mod warp;
 
 #[cfg(feature = "device")]

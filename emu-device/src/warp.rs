@@ -5,32 +5,34 @@
 //! behind. From then on the warp executes the instructions of both at each step, and nothing makes
 //! the lanes reconverge by themselves. So this module makes lanes wait for each other.
 //!
-//! Lanes check whether they have diverged where that costs nothing: when an instruction ends the
-//! instruction loop. Instructions that disable or enable interrupts are frequent in kernels, and
-//! end the loop only to reconverge: when lanes have diverged, or when the launch's time is over
-//! ([`Lane::wants_sync`]). If all lanes are there and at the same instruction, they continue. If
-//! not, each lane's run ends ([`Warp::arrive`]). When all runs have ended, the lanes choose which
-//! of them run first ([`Warp::settle`]), and the others wait. The choice is meant to be of those
-//! that will come past the place where the others wait:
+//! Lanes check whether they have diverged where that costs nothing: at a sync point, which is an
+//! instruction that ends the instruction loop ([`Lane::sync_point`]). Instructions that disable or
+//! enable interrupts are frequent in kernels, and end the loop only to reconverge: when lanes have
+//! diverged, or when the launch's time is over ([`Lane::wants_sync`]). If all lanes are there and
+//! at the same instruction, they continue. If not, each lane's run ends. When all runs have ended,
+//! the lanes pick the leader, which runs first ([`Warp::pick_leader`]), together with all lanes that
+//! are where it is; the others wait. It is meant to be one that will come past the place where the
+//! others wait:
 //!
-//! 1. those that have made the fewest system calls, which measure a program's progress (page faults
-//!    do not: their number depends on a program's random addresses);
+//! 1. one of those that have made the fewest system calls, which measure a program's progress (page
+//!    faults do not: their number depends on a program's random addresses);
 //! 2. of these, lanes in the kernel before lanes in programs;
 //! 3. of these, those deepest in function calls, by their `sp`;
 //! 4. of these, those with the lowest `pc`.
 //!
 //! A program may run for long without ending the loop. So lanes that have converged also check at
 //! each return from a function whether all are there, and end their runs if some are not. Lanes
-//! that run while others wait know where the first of the waiting ones is, and keep running until
-//! they are there.
+//! that run while others wait know where the first of the waiting ones is, and skip sync points
+//! until they are there ([`Lane::skips_sync`]).
 //!
 //! A launch ends once its time is over and its lanes have converged, so that the next launch starts
 //! with converged lanes. It is limited by the clock and not by instructions, because a launch lasts
 //! as long as its slowest warp.
 //!
-//! VMs that run different programs would wait in vain. So the number of instructions that lanes
-//! wait for a lane is halved each time it does not come, and doubled each time it does. When lanes
-//! have given up waiting, they stop checking at returns until all have converged again.
+//! VMs that run different programs would wait in vain. So there is a sync timeout: the number of
+//! instructions that lanes wait for a lane is halved each time it does not come, and doubled each
+//! time it does. When lanes have given up waiting, they stop checking at returns until all have
+//! converged again.
 //!
 //! A vote or a barrier makes lanes wait for each other but does not reconverge them: each group
 //! that arrived by itself continues to execute the same code by itself. The hardware reconverges
@@ -40,221 +42,221 @@
 //! take, at whose end they all wait at a barrier ([`Warp::wait`]).
 
 use crate::ablation;
+use crate::simt::Simt;
+use core::marker::PhantomData;
 use emu_core::lane::{Lane, SyncPoint};
 
-// Votes, shuffles and barriers. In a build without reconvergence, each lane acts as if it were
-// alone.
-#[cfg(all(feature = "device", not(feature = "ablate-reconvergence")))]
-use crate::intrin::warp::{
-    activemask as here, sync_warp as sync, warp_ballot_sync as ballot,
-    warp_shuffle_sync_idx as from_lane,
-};
-#[cfg(not(all(feature = "device", not(feature = "ablate-reconvergence"))))]
-use one_lane::{ballot, from_lane, here, sync};
-
-/// Limits of [`Warp::patience`].
-const PATIENCE_MAX: u32 = 1 << 15;
-const PATIENCE_MIN: u32 = 1 << 8;
+/// Limits of the sync timeout, in instructions.
+const SYNC_TIMEOUT_MAX: u32 = 1 << 15;
+const SYNC_TIMEOUT_MIN: u32 = 1 << 8;
 /// Instructions after which lanes that run while others wait check the time.
-const STINT: u64 = 1 << 11;
+const QUANTUM: u64 = 1 << 11;
 
 /// One lane's view of its warp.
 #[derive(Debug)]
-pub struct Warp {
+pub struct Warp<S> {
     /// Whether lanes wait for each other. They do not in an exact launch.
-    meeting: bool,
+    reconverges: bool,
     /// How many instructions lanes may run while others wait for them. All lanes have the same
     /// value.
-    patience: u32,
+    sync_timeout: u32,
     /// The instructions that this lane had retired when the lanes last converged or gave up
     /// waiting.
-    met: u64,
+    synced_at: u64,
     /// How many system calls this lane has made. Lanes that converge agree on one number.
-    pub calls: u32,
+    pub syscalls: u32,
     /// `sp` of this lane when the lanes last converged or gave up waiting.
-    sp: u32,
-    /// The mask of all lanes that have not left.
-    lanes: u32,
+    synced_sp: u32,
+    /// The mask of all lanes that have not retired.
+    live: u32,
     /// The mask of lanes that this lane expects at each return from a function; 0 for no check.
-    company: u32,
+    expected: u32,
     /// The mask of lanes that run together with this one, this one included.
-    going: u32,
+    running: u32,
     /// The `sp` and `pc` of the waiting lane that these lanes reach first.
-    until: (u32, u32),
+    sync_place: (u32, u32),
     /// The instruction count from which the launch may end when its lanes have converged.
     goal: u64,
     /// The time from which the launch may end when its lanes have converged, and the time at which
     /// it ends in any case.
     times: (u64, u64),
-    /// Where this lane's run ended to reconverge, while it waits.
-    at: Option<Stop>,
+    /// The sync point at which this lane's run ended, while it waits.
+    arrived: Option<Arrival>,
     /// Whether the next run polls time and input: it does not continue one that a sync point ended.
     pub polls: bool,
     /// Whether the launch has ended.
     pub ended: bool,
+    simt: PhantomData<S>,
 }
 
-/// The place where a lane's run ended so that lanes can reconverge.
+/// The sync point at which a lane's run ended.
 #[derive(Clone, Copy, Debug)]
-struct Stop {
-    turn: Turn,
+struct Arrival {
+    key: PriorityKey,
     retired: u64,
     sp: u32,
 }
 
-impl Warp {
-    /// A place that every lane has passed already.
-    const NOWHERE: (u32, u32) = (0, 0);
-
+impl<S: Simt> Warp<S> {
     /// Makes the view of a lane that waits for no other.
-    pub const fn alone(calls: u32) -> Self {
+    pub const fn alone(syscalls: u32) -> Self {
         Self {
-            meeting: false,
-            patience: PATIENCE_MAX,
-            met: 0,
-            calls,
-            sp: 0,
-            lanes: 0,
-            company: 0,
-            going: 0,
-            until: Self::NOWHERE,
+            reconverges: false,
+            sync_timeout: SYNC_TIMEOUT_MAX,
+            synced_at: 0,
+            syscalls,
+            synced_sp: 0,
+            live: 0,
+            expected: 0,
+            running: 0,
+            sync_place: PASSED,
             goal: u64::MAX,
             times: (u64::MAX, u64::MAX),
-            at: None,
+            arrived: None,
             polls: true,
             ended: false,
+            simt: PhantomData,
         }
     }
 
     /// Makes the lanes that execute this call together wait for each other from now on. `retired`
     /// and `sp` are this lane's. The launch ends when the lanes have converged after `goal`
     /// instructions or after `ns` nanoseconds.
-    pub fn gather(&mut self, retired: u64, sp: u32, goal: u64, ns: u32) {
-        let (now, ns) = (now_ns(), u64::from(ns));
-        self.meeting = true;
-        (self.met, self.sp, self.goal) = (retired, sp, goal);
+    pub fn begin(&mut self, retired: u64, sp: u32, goal: u64, ns: u32) {
+        let (now, ns) = (S::now_ns(), u64::from(ns));
+        self.reconverges = true;
+        (self.synced_at, self.synced_sp, self.goal) = (retired, sp, goal);
         self.times = (now.saturating_add(ns), now.saturating_add(ns + ns / 16));
-        self.lanes = here();
-        (self.company, self.going) = (self.lanes, self.lanes);
+        self.live = S::active_mask();
+        (self.expected, self.running) = (self.live, self.live);
     }
 
-    /// Handles a sync point: an instruction has ended the instruction loop. Returns whether this
-    /// lane's run must end, either to wait for other lanes or because the launch has ended.
-    fn arrive(&mut self, place: &SyncPoint) -> bool {
-        if !self.meeting {
+    /// Handles a sync point. Returns whether this lane's run must end, either to wait for other
+    /// lanes or because the launch has ended.
+    fn arrive(&mut self, hart: &SyncPoint) -> bool {
+        if !self.reconverges {
             return false;
         }
-        if place.syscall {
-            self.calls = self.calls.wrapping_add(1);
+        if hart.syscall {
+            self.syscalls = self.syscalls.wrapping_add(1);
         }
-        let turn = Turn::of(place, self.calls, self.sp);
-        let stop = Stop { turn, retired: place.retired, sp: place.sp };
-        let lanes = here();
-        if lanes == self.lanes && turn.same_place(lanes) {
-            self.go_on(&stop, lanes);
+        let key = PriorityKey::new(hart, self.syscalls, self.synced_sp);
+        let arrival = Arrival { key, retired: hart.retired, sp: hart.sp };
+        let lanes = S::active_mask();
+        if lanes == self.live && key.is_everywhere::<S>(lanes) {
+            self.converged(&arrival, lanes);
             return self.ended;
         }
-        self.at = Some(stop);
+        self.arrived = Some(arrival);
         true
     }
 
     /// Records that all lanes have converged, and decides whether the launch ends here.
-    fn go_on(&mut self, stop: &Stop, lanes: u32) {
+    fn converged(&mut self, arrival: &Arrival, lanes: u32) {
         let leader = lanes.trailing_zeros();
-        self.patience = (self.patience * 2).min(PATIENCE_MAX);
-        (self.met, self.sp) = (stop.retired, stop.sp);
-        (self.company, self.going, self.until) = (lanes, lanes, Self::NOWHERE);
-        self.calls = from_lane(lanes, self.calls, leader);
-        self.ended = ballot(lanes, stop.retired >= self.goal || now_ns() >= self.times.0) != 0;
+        self.sync_timeout = (self.sync_timeout * 2).min(SYNC_TIMEOUT_MAX);
+        (self.synced_at, self.synced_sp) = (arrival.retired, arrival.sp);
+        (self.expected, self.running, self.sync_place) = (lanes, lanes, PASSED);
+        self.syscalls = S::shuffle(lanes, self.syscalls, leader);
+        let over = arrival.retired >= self.goal || S::now_ns() >= self.times.0;
+        self.ended = S::ballot(lanes, over) != 0;
     }
 
     /// Waits until all lanes' runs have ended.
     pub fn wait(&self) {
-        if self.meeting {
-            sync(self.lanes);
+        if self.reconverges {
+            S::sync(self.live);
         }
     }
 
-    /// Removes the lanes that are `over` from those that are waited for. Returns `over`.
-    pub fn leave(&mut self, over: bool) -> bool {
-        if self.meeting {
-            self.lanes &= !ballot(self.lanes, over);
+    /// Retires the lanes that are `over`: nobody waits for them any more. Returns `over`.
+    pub fn retire(&mut self, over: bool) -> bool {
+        if self.reconverges {
+            self.live &= !S::ballot(self.live, over);
         }
         over
     }
 
     /// Returns how many of `most` instructions the next run may execute: few while lanes wait.
-    pub fn stint(&self, most: u64) -> u64 {
-        if self.going == self.lanes { most } else { most.min(STINT) }
+    pub fn quantum(&self, most: u64) -> u64 {
+        if self.running == self.live { most } else { most.min(QUANTUM) }
     }
 
-    /// Chooses the lanes that run next, after all lanes' runs have ended. `retired` is this lane's
-    /// instruction count. Returns whether this lane is one of them.
-    pub fn settle(&mut self, retired: u64) -> bool {
-        if !self.meeting || self.ended {
+    /// Picks the lane that runs first, after all lanes' runs have ended. `retired` is this lane's
+    /// instruction count. Returns whether this lane is the leader or runs together with it.
+    pub fn pick_leader(&mut self, retired: u64) -> bool {
+        if !self.reconverges || self.ended {
             return true;
         }
-        let lanes = self.lanes;
-        self.ended = ballot(lanes, now_ns() >= self.times.1) != 0;
+        let lanes = self.live;
+        self.ended = S::ballot(lanes, S::now_ns() >= self.times.1) != 0;
         // A lane whose run ended for another reason has not reached a sync point, so it runs first.
-        let nowhere = Stop { turn: Turn::FIRST, retired, sp: self.sp };
-        let stop = self.at.take().unwrap_or(nowhere);
-        let turn = stop.turn;
-        if turn.same_place(lanes) {
-            if turn != Turn::FIRST {
-                self.go_on(&stop, lanes);
+        let on_its_way = Arrival { key: PriorityKey::FIRST, retired, sp: self.synced_sp };
+        let arrival = self.arrived.take().unwrap_or(on_its_way);
+        let key = arrival.key;
+        if key.is_everywhere::<S>(lanes) {
+            if key != PriorityKey::FIRST {
+                self.converged(&arrival, lanes);
             }
             return true;
         }
-        let waited = stop.retired.wrapping_sub(self.met);
-        if ballot(lanes, waited > u64::from(self.patience)) != 0 {
-            self.patience = (self.patience / 2).max(PATIENCE_MIN);
-            (self.met, self.sp) = (stop.retired, stop.sp);
-            (self.company, self.going, self.until) = (0, 0, Self::NOWHERE);
+        if self.gives_up(&arrival, lanes) {
             return true;
         }
-        let first = turn.first(lanes, lanes);
-        let goes = turn.comes_with(first);
-        let going = ballot(lanes, goes);
-        if !goes {
-            self.at = Some(stop);
+        let first = key.least::<S>(lanes, lanes);
+        let runs = key.runs_with(first);
+        let running = S::ballot(lanes, runs);
+        if !runs {
+            self.arrived = Some(arrival);
         }
         // The lanes that ran are still on their way to a sync point.
-        if first == Turn::FIRST && going == self.going {
-            return goes;
+        if first == PriorityKey::FIRST && running == self.running {
+            return runs;
         }
-        let near = ballot(lanes, turn.calls == first.calls && turn.kind == first.kind);
-        (self.company, self.going, self.until) = (going, going, Self::NOWHERE);
+        let near = S::ballot(lanes, key.syscalls == first.syscalls && key.kind == first.kind);
+        (self.expected, self.running, self.sync_place) = (running, running, PASSED);
         // If others wait in the same kind of code and with as many system calls, the running lanes
         // may come past them, so they expect all lanes at returns. Otherwise they expect only each
         // other.
-        if near != going {
-            self.company = lanes;
-            self.until = turn.first(lanes, near & !going).place(self.sp);
+        if near != running {
+            self.expected = lanes;
+            let next = key.least::<S>(lanes, near & !running);
+            self.sync_place = next.place(self.synced_sp);
         }
-        goes
+        runs
+    }
+
+    /// Makes all lanes run by themselves if one has been waited for beyond the sync timeout. Returns
+    /// whether it has.
+    #[inline(always)]
+    fn gives_up(&mut self, arrival: &Arrival, lanes: u32) -> bool {
+        let waited = arrival.retired.wrapping_sub(self.synced_at);
+        if S::ballot(lanes, waited > u64::from(self.sync_timeout)) == 0 {
+            return false;
+        }
+        self.sync_timeout = (self.sync_timeout / 2).max(SYNC_TIMEOUT_MIN);
+        (self.synced_at, self.synced_sp) = (arrival.retired, arrival.sp);
+        (self.expected, self.running, self.sync_place) = (0, 0, PASSED);
+        true
     }
 }
 
-impl Lane for &mut Warp {
-    const PREFETCH: bool = cfg!(feature = "device") && ablation::PREFETCH;
+impl<S: Simt> Lane for &mut Warp<S> {
+    const PREFETCH: bool = S::PREFETCH;
 
     #[inline(always)]
     fn opaque(value: u64) -> u64 {
-        #[cfg(feature = "device")]
-        return crate::intrin::opaque(value);
-        #[cfg(not(feature = "device"))]
-        value
+        S::opaque(value)
     }
 
     #[inline(always)]
     fn region_end() {
-        rejoin();
+        S::region_end();
     }
 
     #[inline(always)]
     fn is_alone(&self) -> bool {
-        ablation::ALONE_LOOP && self.lanes & self.lanes.wrapping_sub(1) == 0
+        ablation::ALONE_LOOP && self.live & self.live.wrapping_sub(1) == 0
     }
 
     #[inline(always)]
@@ -264,22 +266,23 @@ impl Lane for &mut Warp {
 
     #[inline(always)]
     fn expected(&self) -> u32 {
-        self.company
+        self.expected
     }
 
     #[inline(always)]
-    fn diverged(&self, expected: u32) -> bool {
-        parted(expected)
+    #[track_caller]
+    fn diverged(expected: u32) -> bool {
+        S::diverged(expected)
     }
 
     #[inline(always)]
     fn skips_sync(&self, sp: u32, pc: u32) -> bool {
-        (sp, pc) < self.until && self.going & !here() == 0
+        (sp, pc) < self.sync_place && !S::diverged(self.running)
     }
 
     #[inline]
     fn wants_sync(&self) -> bool {
-        self.meeting && (parted(self.lanes) || now_ns() >= self.times.0)
+        self.reconverges && (S::diverged(self.live) || S::now_ns() >= self.times.0)
     }
 
     #[inline]
@@ -288,145 +291,92 @@ impl Lane for &mut Warp {
     }
 }
 
-/// The key that lanes are ordered by: those with the least key run first.
+/// The `sp` and `pc` of a place that every lane has passed already.
+const PASSED: (u32, u32) = (0, 0);
+
+/// The key that lanes are ordered by: the one with the least key runs first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Turn {
+struct PriorityKey {
     /// How many system calls the lane has made.
-    calls: u32,
+    syscalls: u32,
     /// Whether the lane is in the kernel, in a program, or at a system call or WFI.
     kind: u32,
     /// `sp`, less what it was when lanes last converged if the lane is in a program. The deeper the
     /// lane is in function calls, the smaller it is.
     depth: u32,
-    /// The lane's `pc`.
-    at: u32,
+    pc: u32,
 }
 
-impl Turn {
+impl PriorityKey {
     const KERNEL: u32 = 0;
     const PROGRAM: u32 = 1;
-    const REST: u32 = 2;
-    const FIRST: Self = Self { calls: 0, kind: 0, depth: 0, at: 0 };
+    const BLOCKED: u32 = 2;
+    /// The key of a lane that has not reached a sync point.
+    const FIRST: Self = Self { syscalls: 0, kind: 0, depth: 0, pc: 0 };
 
-    fn of(place: &SyncPoint, calls: u32, met_sp: u32) -> Self {
+    /// Makes the key of a hart whose `sp` was `synced_sp` when the lanes last converged.
+    fn new(hart: &SyncPoint, syscalls: u32, synced_sp: u32) -> Self {
         // A program's stack is at another address in each VM, so only its growth can be compared.
-        let grown = place.sp.wrapping_sub(met_sp).wrapping_add(1 << 31);
-        let (kind, depth) = match (place.syscall | place.waiting, place.user) {
-            (true, _) => (Self::REST, 0),
-            (false, false) => (Self::KERNEL, place.sp),
+        let grown = hart.sp.wrapping_sub(synced_sp).wrapping_add(1 << 31);
+        let (kind, depth) = match (hart.syscall | hart.waiting, hart.user) {
+            (true, _) => (Self::BLOCKED, 0),
+            (false, false) => (Self::KERNEL, hart.sp),
             (false, true) => (Self::PROGRAM, grown),
         };
-        Self { calls, kind, depth, at: place.pc }
+        Self { syscalls, kind, depth, pc: hart.pc }
     }
 
     /// Returns the key of lane `lane`.
-    fn from(self, lanes: u32, lane: u32) -> Self {
+    fn of_lane<S: Simt>(self, lanes: u32, lane: u32) -> Self {
         Self {
-            calls: from_lane(lanes, self.calls, lane),
-            kind: from_lane(lanes, self.kind, lane),
-            depth: from_lane(lanes, self.depth, lane),
-            at: from_lane(lanes, self.at, lane),
+            syscalls: S::shuffle(lanes, self.syscalls, lane),
+            kind: S::shuffle(lanes, self.kind, lane),
+            depth: S::shuffle(lanes, self.depth, lane),
+            pc: S::shuffle(lanes, self.pc, lane),
         }
     }
 
     /// Returns whether all lanes are at the same instruction, and in the same kind of code.
-    fn same_place(self, lanes: u32) -> bool {
+    fn is_everywhere<S: Simt>(self, lanes: u32) -> bool {
         let leader = lanes.trailing_zeros();
-        let (at, kind) = (from_lane(lanes, self.at, leader), from_lane(lanes, self.kind, leader));
-        ballot(lanes, at == self.at && kind == self.kind) == lanes
+        let (pc, kind) = (S::shuffle(lanes, self.pc, leader), S::shuffle(lanes, self.kind, leader));
+        S::ballot(lanes, pc == self.pc && kind == self.kind) == lanes
     }
 
     /// Returns the least key among the lanes of the mask `some`, which must not be empty.
-    fn first(self, lanes: u32, some: u32) -> Self {
+    fn least<S: Simt>(self, lanes: u32, some: u32) -> Self {
         let mut lane = some.trailing_zeros();
         loop {
-            let first = self.from(lanes, lane);
-            let before = ballot(lanes, self < first) & some;
-            if before == 0 {
-                return first;
+            let least = self.of_lane::<S>(lanes, lane);
+            let less = S::ballot(lanes, self < least) & some;
+            if less == 0 {
+                return least;
             }
-            lane = before.trailing_zeros();
+            lane = less.trailing_zeros();
         }
     }
 
-    /// Returns the `sp` and `pc` that a lane has at this key, if its `sp` was `met_sp` when the
+    /// Returns the `sp` and `pc` that a lane has at this key, if its `sp` was `synced_sp` when the
     /// lanes last converged.
-    fn place(self, met_sp: u32) -> (u32, u32) {
+    fn place(self, synced_sp: u32) -> (u32, u32) {
         match self.kind {
-            Self::KERNEL => (self.depth, self.at),
-            Self::PROGRAM => (self.depth.wrapping_sub(1 << 31).wrapping_add(met_sp), self.at),
-            _ => Warp::NOWHERE,
+            Self::KERNEL => (self.depth, self.pc),
+            Self::PROGRAM => (self.depth.wrapping_sub(1 << 31).wrapping_add(synced_sp), self.pc),
+            _ => PASSED,
         }
     }
 
     /// Returns whether this lane runs together with the lane whose key is `first`.
-    fn comes_with(self, first: Self) -> bool {
+    fn runs_with(self, first: Self) -> bool {
         // `depth` is not compared, because stacks can be at another address in each VM.
-        self.calls == first.calls && self.kind == first.kind && self.at == first.at
+        self.syscalls == first.syscalls && self.kind == first.kind && self.pc == first.pc
     }
-}
-
-/// Votes, shuffles and barriers of a warp with a single lane.
-#[cfg(not(all(feature = "device", not(feature = "ablate-reconvergence"))))]
-mod one_lane {
-    #[inline(always)]
-    pub fn here() -> u32 {
-        1
-    }
-    #[inline(always)]
-    pub fn sync(lanes: u32) {
-        debug_assert_eq!(lanes, 1);
-    }
-    #[inline(always)]
-    pub fn ballot(lanes: u32, predicate: bool) -> u32 {
-        u32::from(predicate) & lanes
-    }
-    #[inline(always)]
-    pub fn from_lane(lanes: u32, value: u32, lane: u32) -> u32 {
-        debug_assert_eq!((lanes, lane), (1, 0));
-        value
-    }
-}
-
-/// Returns whether the lanes of the mask `company` have diverged, so that not all of them execute
-/// this together.
-#[inline(always)]
-fn parted(company: u32) -> bool {
-    company & !here() != 0
-}
-
-/// Returns true, and hides from the compiler that it does. Used as the condition of a branch, it
-/// makes a convergence region: lanes that diverge inside the branch reconverge at its end.
-#[inline(always)]
-pub fn bracket(value: u32) -> bool {
-    #[cfg(feature = "device")]
-    return crate::intrin::opaque(value.into()) != u64::MAX;
-    #[cfg(not(feature = "device"))]
-    {
-        let _ = value;
-        true
-    }
-}
-
-/// Marks the end of a convergence region, where the paths of a branch join.
-#[inline(always)]
-pub fn rejoin() {
-    #[cfg(feature = "device")]
-    crate::intrin::warp::rejoin();
-}
-
-/// Returns the device's clock, in nanoseconds. On the host it stands still.
-#[inline(always)]
-fn now_ns() -> u64 {
-    #[cfg(feature = "device")]
-    return crate::intrin::now_ns();
-    #[cfg(not(feature = "device"))]
-    0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simt::OneLane;
 
     const KERNEL: SyncPoint = SyncPoint {
         retired: 0,
@@ -438,24 +388,24 @@ mod tests {
     };
     const PROGRAM: SyncPoint = SyncPoint { user: true, sp: 0x9d00_0000, pc: 0x1_0000, ..KERNEL };
 
-    fn turn(place: SyncPoint, calls: u32) -> Turn {
-        Turn::of(&place, calls, PROGRAM.sp)
+    fn key(hart: SyncPoint, syscalls: u32) -> PriorityKey {
+        PriorityKey::new(&hart, syscalls, PROGRAM.sp)
     }
 
     #[test]
-    fn those_go_first_that_the_others_wait_for() {
-        let call = SyncPoint { syscall: true, ..PROGRAM };
+    fn those_run_first_that_the_others_wait_for() {
+        let syscall = SyncPoint { syscall: true, ..PROGRAM };
         let waits = SyncPoint { waiting: true, ..KERNEL };
         let deeper = SyncPoint { sp: PROGRAM.sp - 64, pc: PROGRAM.pc + 400, ..PROGRAM };
         let earlier = SyncPoint { pc: PROGRAM.pc - 4, ..PROGRAM };
         let order = [
-            turn(waits, 3),
-            turn(KERNEL, 4),
-            turn(deeper, 4),
-            turn(earlier, 4),
-            turn(PROGRAM, 4),
-            turn(call, 4),
-            turn(KERNEL, 5),
+            key(waits, 3),
+            key(KERNEL, 4),
+            key(deeper, 4),
+            key(earlier, 4),
+            key(PROGRAM, 4),
+            key(syscall, 4),
+            key(KERNEL, 5),
         ];
         assert!(order.is_sorted(), "{order:?}");
     }
@@ -463,28 +413,28 @@ mod tests {
     #[test]
     fn a_programs_stack_may_lie_anywhere() {
         let elsewhere = SyncPoint { sp: PROGRAM.sp - 0x5_0000, ..PROGRAM };
-        let there = Turn::of(&elsewhere, 4, elsewhere.sp);
-        assert_eq!(there, turn(PROGRAM, 4));
+        let there = PriorityKey::new(&elsewhere, 4, elsewhere.sp);
+        assert_eq!(there, key(PROGRAM, 4));
     }
 
     #[test]
     fn a_lane_alone_is_with_all_the_others() {
-        let mut warp = Warp::alone(0);
+        let mut warp = Warp::<OneLane>::alone(0);
         assert!(!warp.arrive(&KERNEL), "nobody waits in an exact launch");
-        warp.gather(0, KERNEL.sp, 100, 1_000_000);
+        warp.begin(0, KERNEL.sp, 100, 1_000_000);
         assert!(!warp.arrive(&KERNEL) && !warp.ended);
         assert!(warp.arrive(&SyncPoint { retired: 100, ..PROGRAM }) && warp.ended);
     }
 
     #[test]
-    fn a_call_is_counted_and_a_lane_that_is_over_leaves() {
-        let mut warp = Warp::alone(7);
-        warp.gather(0, KERNEL.sp, u64::MAX, 1_000_000);
+    fn a_system_call_is_counted_and_a_lane_that_is_over_retires() {
+        let mut warp = Warp::<OneLane>::alone(7);
+        warp.begin(0, KERNEL.sp, u64::MAX, 1_000_000);
         assert!(!warp.arrive(&SyncPoint { syscall: true, ..PROGRAM }));
-        assert_eq!(warp.calls, 8);
-        assert!(!warp.leave(false));
-        assert!(warp.settle(10) && !warp.ended);
-        assert!(warp.leave(true));
-        assert_eq!(warp.lanes, 0);
+        assert_eq!(warp.syscalls, 8);
+        assert!(!warp.retire(false));
+        assert!(warp.pick_leader(10) && !warp.ended);
+        assert!(warp.retire(true));
+        assert_eq!(warp.live, 0);
     }
 }

@@ -7,6 +7,7 @@ use emu_core::abi::Hart;
 use emu_core::layout::MachineKind;
 use emu_device::kernel;
 use emu_device::protocol::launch::Launch;
+use emu_device::simt::OneLane;
 use memmap2::MmapMut;
 
 use super::error::CudaError;
@@ -137,7 +138,7 @@ impl Gpu for Emulated {
             let launch = &*(at as *const Launch);
             for index in 0..launch.count {
                 match kernel {
-                    Kernel::Step => kernel::step(launch, index, &mut hart),
+                    Kernel::Step => kernel::step::<OneLane>(launch, index, &mut hart),
                     Kernel::Start => kernel::start(launch, index),
                     Kernel::Release => kernel::release(launch, index),
                     Kernel::Digest => kernel::digest(launch, index, 0, 1),
