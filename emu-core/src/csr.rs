@@ -63,33 +63,45 @@ pub mod number {
     pub const MIP: u32 = 0x344;
 }
 
-/// The CSRs that are stored as they are.
-#[allow(missing_docs)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum StoredCsr {
-    Mstatus,
-    Medeleg,
-    Mideleg,
-    Mie,
-    Mtvec,
-    Mcounteren,
-    Menvcfg,
-    Mcountinhibit,
-    Mscratch,
-    Mepc,
-    Mcause,
-    Mtval,
-    Stvec,
-    Scounteren,
-    Senvcfg,
-    Sscratch,
-    Sepc,
-    Scause,
-    Stval,
-    Satp,
+/// Lists the CSRs that are stored as they are, with their numbers.
+macro_rules! stored_csrs {
+    ($($Csr:ident $number:literal,)*) => {
+        /// The CSRs that are stored as they are.
+        #[allow(missing_docs)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        pub enum StoredCsr {
+            $($Csr,)*
+        }
+
+        /// The numbers of the stored CSRs, in their order.
+        const STORED_NUMBERS: [u32; [$($number),*].len()] = [$($number),*];
+    };
 }
-const STORED_CSRS: usize = StoredCsr::Satp as usize + 1;
+
+stored_csrs! {
+    Mstatus 0x300,
+    Medeleg 0x302,
+    Mideleg 0x303,
+    Mie 0x304,
+    Mtvec 0x305,
+    Mcounteren 0x306,
+    Menvcfg 0x30a,
+    Mcountinhibit 0x320,
+    Mscratch 0x340,
+    Mepc 0x341,
+    Mcause 0x342,
+    Mtval 0x343,
+    Stvec 0x105,
+    Scounteren 0x106,
+    Senvcfg 0x10a,
+    Sscratch 0x140,
+    Sepc 0x141,
+    Scause 0x142,
+    Stval 0x143,
+    Satp 0x180,
+}
+const STORED_CSRS: usize = STORED_NUMBERS.len();
 
 /// CSRs with side effects, or whose value is computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,58 +136,89 @@ enum Access {
 
 const ALL: u32 = u32::MAX;
 
-#[inline]
-const fn access(number: u32) -> Option<Access> {
-    use Access::{Constant, Masked, SideEffects};
-    Some(match number {
-        // Unprivileged counters and their machine-mode, writable names.
-        0xc00 | 0xb00 => SideEffects(SideEffectCsr::Cycle),
-        0xc80 | 0xb80 => SideEffects(SideEffectCsr::CycleHigh),
-        0xc01 => SideEffects(SideEffectCsr::Time),
-        0xc81 => SideEffects(SideEffectCsr::TimeHigh),
-        0xc02 | 0xb02 => SideEffects(SideEffectCsr::Instret),
-        0xc82 | 0xb82 => SideEffects(SideEffectCsr::InstretHigh),
-        // hpmcounter3..31, mhpmcounter3..31 and their high halves, mhpmevent3..31: none counts.
-        0xc03..=0xc1f | 0xc83..=0xc9f | 0xb03..=0xb1f | 0xb83..=0xb9f | 0x323..=0x33f => {
-            Constant(0)
+/// Makes of one row for each CSR, or range of them, what finds them by their number. A row has the
+/// numbers, their names and how they are accessed; [`name`] has none for numbers without.
+macro_rules! csrs {
+    ($($first:literal $(..=$last:literal)? => [$($name:literal),*], $access:expr;)*) => {
+        #[inline]
+        const fn access(number: u32) -> Option<Access> {
+            use Access::{Constant, Masked, SideEffects};
+            Some(match number {
+                $($first $(..=$last)? => $access,)*
+                _ => return None,
+            })
         }
-        // Supervisor.
-        0x100 => SideEffects(SideEffectCsr::Sstatus),
-        0x104 => SideEffects(SideEffectCsr::Sie),
-        0x105 => Masked(StoredCsr::Stvec, !2),
-        0x106 => Masked(StoredCsr::Scounteren, COUNTERS),
-        0x10a => Masked(StoredCsr::Senvcfg, ENVCFG_FIOM),
-        0x140 => Masked(StoredCsr::Sscratch, ALL),
-        0x141 => Masked(StoredCsr::Sepc, !3),
-        0x142 => Masked(StoredCsr::Scause, ALL),
-        0x143 => Masked(StoredCsr::Stval, ALL),
-        0x144 => SideEffects(SideEffectCsr::Sip),
-        0x180 => SideEffects(SideEffectCsr::Satp),
-        // Machine information: mvendorid, marchid, mimpid, mhartid, mconfigptr.
-        0xf11..=0xf15 => Constant(0),
-        // Machine.
-        0x300 => SideEffects(SideEffectCsr::Mstatus),
-        0x301 => Constant(MISA),
-        0x302 => Masked(StoredCsr::Medeleg, MEDELEG_WRITABLE),
-        0x303 => Masked(StoredCsr::Mideleg, irq::S_ALL),
-        0x304 => Masked(StoredCsr::Mie, irq::ALL),
-        0x305 => Masked(StoredCsr::Mtvec, !2),
-        0x306 => Masked(StoredCsr::Mcounteren, COUNTERS),
-        0x30a => Masked(StoredCsr::Menvcfg, ENVCFG_FIOM),
-        // mstatush, medelegh, menvcfgh.
-        0x310 | 0x312 | 0x31a => Constant(0),
-        0x320 => SideEffects(SideEffectCsr::Mcountinhibit),
-        0x340 => Masked(StoredCsr::Mscratch, ALL),
-        0x341 => Masked(StoredCsr::Mepc, !3),
-        0x342 => Masked(StoredCsr::Mcause, ALL),
-        0x343 => Masked(StoredCsr::Mtval, ALL),
-        0x344 => SideEffects(SideEffectCsr::Mip),
-        0x3a0..=0x3a3 => SideEffects(SideEffectCsr::Pmpcfg),
-        0x3b0..=0x3bf => SideEffects(SideEffectCsr::Pmpaddr),
-        // tselect, tdata1..3: no trigger exists (tdata1.type is 0).
-        0x7a0..=0x7a3 => Constant(0),
-        _ => return None,
-    })
+
+        /// Returns the name of a CSR that the machine has. Counters that never count have none.
+        pub fn name(number: u32) -> Option<&'static str> {
+            let (first, names): (u32, &[&str]) = match number {
+                $($first $(..=$last)? => ($first, &[$($name),*]),)*
+                _ => return None,
+            };
+            names.get((number - first) as usize).copied()
+        }
+    };
+}
+
+csrs! {
+    // Unprivileged counters and their machine-mode, writable names.
+    0xc00 => ["cycle"], SideEffects(SideEffectCsr::Cycle);
+    0xb00 => ["mcycle"], SideEffects(SideEffectCsr::Cycle);
+    0xc80 => ["cycleh"], SideEffects(SideEffectCsr::CycleHigh);
+    0xb80 => ["mcycleh"], SideEffects(SideEffectCsr::CycleHigh);
+    0xc01 => ["time"], SideEffects(SideEffectCsr::Time);
+    0xc81 => ["timeh"], SideEffects(SideEffectCsr::TimeHigh);
+    0xc02 => ["instret"], SideEffects(SideEffectCsr::Instret);
+    0xb02 => ["minstret"], SideEffects(SideEffectCsr::Instret);
+    0xc82 => ["instreth"], SideEffects(SideEffectCsr::InstretHigh);
+    0xb82 => ["minstreth"], SideEffects(SideEffectCsr::InstretHigh);
+    // hpmcounter3..31, mhpmcounter3..31 and their high halves, mhpmevent3..31: none counts.
+    0xc03..=0xc1f => [], Constant(0);
+    0xc83..=0xc9f => [], Constant(0);
+    0xb03..=0xb1f => [], Constant(0);
+    0xb83..=0xb9f => [], Constant(0);
+    0x323..=0x33f => [], Constant(0);
+    // Supervisor.
+    0x100 => ["sstatus"], SideEffects(SideEffectCsr::Sstatus);
+    0x104 => ["sie"], SideEffects(SideEffectCsr::Sie);
+    0x105 => ["stvec"], Masked(StoredCsr::Stvec, !2);
+    0x106 => ["scounteren"], Masked(StoredCsr::Scounteren, COUNTERS);
+    0x10a => ["senvcfg"], Masked(StoredCsr::Senvcfg, ENVCFG_FIOM);
+    0x140 => ["sscratch"], Masked(StoredCsr::Sscratch, ALL);
+    0x141 => ["sepc"], Masked(StoredCsr::Sepc, !3);
+    0x142 => ["scause"], Masked(StoredCsr::Scause, ALL);
+    0x143 => ["stval"], Masked(StoredCsr::Stval, ALL);
+    0x144 => ["sip"], SideEffects(SideEffectCsr::Sip);
+    0x180 => ["satp"], SideEffects(SideEffectCsr::Satp);
+    // Machine information.
+    0xf11..=0xf15 => ["mvendorid", "marchid", "mimpid", "mhartid", "mconfigptr"], Constant(0);
+    // Machine.
+    0x300 => ["mstatus"], SideEffects(SideEffectCsr::Mstatus);
+    0x301 => ["misa"], Constant(MISA);
+    0x302 => ["medeleg"], Masked(StoredCsr::Medeleg, MEDELEG_WRITABLE);
+    0x303 => ["mideleg"], Masked(StoredCsr::Mideleg, irq::S_ALL);
+    0x304 => ["mie"], Masked(StoredCsr::Mie, irq::ALL);
+    0x305 => ["mtvec"], Masked(StoredCsr::Mtvec, !2);
+    0x306 => ["mcounteren"], Masked(StoredCsr::Mcounteren, COUNTERS);
+    0x30a => ["menvcfg"], Masked(StoredCsr::Menvcfg, ENVCFG_FIOM);
+    0x310 => ["mstatush"], Constant(0);
+    0x312 => ["medelegh"], Constant(0);
+    0x31a => ["menvcfgh"], Constant(0);
+    0x320 => ["mcountinhibit"], SideEffects(SideEffectCsr::Mcountinhibit);
+    0x340 => ["mscratch"], Masked(StoredCsr::Mscratch, ALL);
+    0x341 => ["mepc"], Masked(StoredCsr::Mepc, !3);
+    0x342 => ["mcause"], Masked(StoredCsr::Mcause, ALL);
+    0x343 => ["mtval"], Masked(StoredCsr::Mtval, ALL);
+    0x344 => ["mip"], SideEffects(SideEffectCsr::Mip);
+    0x3a0..=0x3a3 => ["pmpcfg0", "pmpcfg1", "pmpcfg2", "pmpcfg3"],
+        SideEffects(SideEffectCsr::Pmpcfg);
+    0x3b0..=0x3bf => [
+        "pmpaddr0", "pmpaddr1", "pmpaddr2", "pmpaddr3", "pmpaddr4", "pmpaddr5", "pmpaddr6",
+        "pmpaddr7", "pmpaddr8", "pmpaddr9", "pmpaddr10", "pmpaddr11", "pmpaddr12", "pmpaddr13",
+        "pmpaddr14", "pmpaddr15"
+    ], SideEffects(SideEffectCsr::Pmpaddr);
+    // No trigger exists (tdata1.type is 0).
+    0x7a0..=0x7a3 => ["tselect", "tdata1", "tdata2", "tdata3"], Constant(0);
 }
 
 /// The CSRs' state.
@@ -520,6 +563,38 @@ mod tests {
     fn unknown_numbers_are_illegal() {
         for number in [0x200, 0x5c0, 0x7b0, 0xfff, 0x1000] {
             assert_eq!(read(&mut machine(), number), Err(IllegalCsr));
+        }
+    }
+
+    #[test]
+    fn stored_csrs_have_the_numbers_of_their_names() {
+        for (index, number) in STORED_NUMBERS.into_iter().enumerate() {
+            let mut csrs = Csrs::RESET;
+            csrs.stored[index] = 1;
+            let access = super::access(number).unwrap();
+            if let Access::Masked(register, _) = access {
+                assert_eq!(csrs.get(register), 1, "{register:?}");
+                assert_eq!(name(number).unwrap(), std::format!("{register:?}").to_lowercase());
+            } else {
+                assert!(matches!(access, Access::SideEffects(_)), "{number:#x}");
+            }
+        }
+        assert_eq!(name(STORED_NUMBERS[StoredCsr::Mstatus as usize]), Some("mstatus"));
+        assert_eq!(name(STORED_NUMBERS[StoredCsr::Satp as usize]), Some("satp"));
+        assert_eq!(name(STORED_NUMBERS[StoredCsr::Mcountinhibit as usize]), Some("mcountinhibit"));
+    }
+
+    #[test]
+    fn numbers_have_the_names_of_the_specification() {
+        for (number, expected) in [
+            (0x100, Some("sstatus")),
+            (0x3a3, Some("pmpcfg3")),
+            (0x3bf, Some("pmpaddr15")),
+            (0xf14, Some("mhartid")),
+            (0xb03, None),
+            (0x200, None),
+        ] {
+            assert_eq!(name(number), expected, "{number:#x}");
         }
     }
 

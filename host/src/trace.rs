@@ -11,6 +11,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use emu_core::csr;
 use emu_core::trace::Trace;
 
 /// Writes a line for each retired instruction.
@@ -69,7 +70,7 @@ impl<W: Write> Trace for CommitLog<W> {
     }
 
     fn csr(&mut self, number: u32, value: u32) {
-        match csr_name(number) {
+        match csr::name(number) {
             Some(name) => write!(self.csrs, " c{number}_{name} {value:#010x}"),
             None => write!(self.csrs, " c{number}_unknown_{number:03x} {value:#010x}"),
         }
@@ -91,69 +92,6 @@ impl<W: Write> Trace for CommitLog<W> {
     fn trap(&mut self, _: u32, _: u32, _: u32) {
         self.clear();
     }
-}
-
-/// Returns the name of a CSR that the machine has.
-fn csr_name(number: u32) -> Option<&'static str> {
-    const PMPCFG: [&str; 4] = ["pmpcfg0", "pmpcfg1", "pmpcfg2", "pmpcfg3"];
-    const PMPADDR: [&str; 16] = [
-        "pmpaddr0",
-        "pmpaddr1",
-        "pmpaddr2",
-        "pmpaddr3",
-        "pmpaddr4",
-        "pmpaddr5",
-        "pmpaddr6",
-        "pmpaddr7",
-        "pmpaddr8",
-        "pmpaddr9",
-        "pmpaddr10",
-        "pmpaddr11",
-        "pmpaddr12",
-        "pmpaddr13",
-        "pmpaddr14",
-        "pmpaddr15",
-    ];
-    Some(match number {
-        0x100 => "sstatus",
-        0x104 => "sie",
-        0x105 => "stvec",
-        0x106 => "scounteren",
-        0x10a => "senvcfg",
-        0x140 => "sscratch",
-        0x141 => "sepc",
-        0x142 => "scause",
-        0x143 => "stval",
-        0x144 => "sip",
-        0x180 => "satp",
-        0x300 => "mstatus",
-        0x301 => "misa",
-        0x302 => "medeleg",
-        0x303 => "mideleg",
-        0x304 => "mie",
-        0x305 => "mtvec",
-        0x306 => "mcounteren",
-        0x30a => "menvcfg",
-        0x310 => "mstatush",
-        0x31a => "menvcfgh",
-        0x320 => "mcountinhibit",
-        0x340 => "mscratch",
-        0x341 => "mepc",
-        0x342 => "mcause",
-        0x343 => "mtval",
-        0x344 => "mip",
-        0x3a0..=0x3a3 => PMPCFG[number as usize - 0x3a0],
-        0x3b0..=0x3bf => PMPADDR[number as usize - 0x3b0],
-        0x7a0 => "tselect",
-        0x7a1 => "tdata1",
-        0x7a2 => "tdata2",
-        0x7a3 => "tdata3",
-        0xb00 => "mcycle",
-        0xb02 => "minstret",
-        0xb80 => "mcycleh",
-        0xb82 => "minstreth",
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

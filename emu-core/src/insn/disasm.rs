@@ -3,12 +3,7 @@
 use core::fmt;
 
 use super::{Format, Insn, decode};
-
-const ABI_NAMES: [&str; 32] = [
-    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
-    "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
-    "t5", "t6",
-];
+use crate::abi::REGISTER_NAMES;
 
 /// Writes the instruction as an assembler would, with branch targets relative to its address.
 impl fmt::Display for Insn {
@@ -17,7 +12,8 @@ impl fmt::Display for Insn {
         let Some(row) = op.row() else {
             return write!(f, ".word {:#010x}", self.0);
         };
-        let (rd, rs1, rs2) = (ABI_NAMES[self.rd()], ABI_NAMES[self.rs1()], ABI_NAMES[self.rs2()]);
+        let (rd, rs1, rs2) =
+            (REGISTER_NAMES[self.rd()], REGISTER_NAMES[self.rs1()], REGISTER_NAMES[self.rs2()]);
         let n = row.name;
         match row.format {
             Format::R => write!(f, "{n} {rd},{rs1},{rs2}"),

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use emu_core::abi::{Platform, Vm};
-use emu_core::csr::CsrOp;
+use emu_core::abi::{Platform, REGISTER_NAMES, Vm};
+use emu_core::csr::{self, CsrOp};
 use emu_core::dev::virtio::Slot;
 use emu_core::mmu::Privilege;
 use emu_core::port::NullPort;
@@ -17,39 +17,10 @@ use super::bodies::Id;
 use super::error::ApiError;
 use crate::backend::Inspection;
 
-/// Names of the integer registers in the calling convention (ABI).
-const REGISTERS: [&str; 32] = [
-    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
-    "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
-    "t5", "t6",
-];
-
-/// CSRs in a snapshot, with their numbers.
-const CSRS: [(&str, u32); 24] = [
-    ("sstatus", 0x100),
-    ("sie", 0x104),
-    ("stvec", 0x105),
-    ("scounteren", 0x106),
-    ("senvcfg", 0x10a),
-    ("sscratch", 0x140),
-    ("sepc", 0x141),
-    ("scause", 0x142),
-    ("stval", 0x143),
-    ("sip", 0x144),
-    ("satp", 0x180),
-    ("mstatus", 0x300),
-    ("misa", 0x301),
-    ("medeleg", 0x302),
-    ("mideleg", 0x303),
-    ("mie", 0x304),
-    ("mtvec", 0x305),
-    ("mcounteren", 0x306),
-    ("mscratch", 0x340),
-    ("mepc", 0x341),
-    ("mcause", 0x342),
-    ("mtval", 0x343),
-    ("mip", 0x344),
-    ("menvcfg", 0x30a),
+/// Numbers of the CSRs in a snapshot.
+const CSRS: [u32; 24] = [
+    0x100, 0x104, 0x105, 0x106, 0x10a, 0x140, 0x141, 0x142, 0x143, 0x144, 0x180, 0x300, 0x301,
+    0x302, 0x303, 0x304, 0x305, 0x306, 0x340, 0x341, 0x342, 0x343, 0x344, 0x30a,
 ];
 
 /// UART registers that can be read without side effects, with their offsets.
@@ -85,7 +56,7 @@ pub async fn snapshot(
 fn describe(inspection: Inspection) -> SnapshotBody {
     let Inspection { vm, instret, private_frames } = inspection;
     let Vm { mut hart, mut platform } = *vm;
-    let registers = REGISTERS.into_iter().zip(hart.x).collect();
+    let registers = REGISTER_NAMES.into_iter().zip(hart.x).collect();
     let privilege = match hart.ctx.privilege {
         Privilege::User => "U",
         Privilege::Supervisor => "S",
@@ -95,9 +66,9 @@ fn describe(inspection: Inspection) -> SnapshotBody {
     let devices = devices(&mut platform);
     // Read in M-mode, as the machine's own software would.
     hart.ctx.privilege = Privilege::Machine;
-    let csr = |(name, number)| {
+    let csr = |number| {
         let value = platform.csr_access(&mut hart, number, CsrOp::Set, None);
-        Some((name, value.ok()?.0))
+        Some((csr::name(number)?, value.ok()?.0))
     };
     let csrs = CSRS.into_iter().filter_map(csr).collect();
     let clock = &platform.clock;
