@@ -10,6 +10,7 @@ use crate::dev::Devices;
 use crate::layout::MachineKind;
 use crate::machine::Clock;
 use crate::mmu::Context;
+use crate::state::{Name, State, Visitor, visit_named};
 use crate::tlb::{FirstTlb, InsnTlb, SecondTlb};
 
 /// Layout version; host and device refuse to work together when it differs.
@@ -30,6 +31,8 @@ pub struct Vm {
     pub platform: Platform,
 }
 
+state!(Vm { hart, platform });
+
 /// The platform: clock, CSRs, devices, and the L2 TLB.
 #[derive(Clone)]
 #[cfg_attr(
@@ -41,7 +44,7 @@ pub struct Platform {
     /// Time and retired instructions.
     pub clock: Clock,
     /// The value of `clock.retired` before which no device and no timer needs attention. An
-    /// instruction that may change that sets it to zero. Not part of the architectural state.
+    /// instruction that may change that sets it to zero. Not part of the machine's state.
     pub(crate) next_event_at: u64,
     /// Control and status registers.
     pub csr: Csrs,
@@ -54,16 +57,22 @@ pub struct Platform {
     pub sbi: u32,
     /// Non-zero while the hart waits for an interrupt.
     pub waiting: u32,
-    /// Non-zero when a frame was replaced since the instruction loop last checked.
+    /// Non-zero when a frame was replaced since the instruction loop last checked. Not part of the
+    /// machine's state.
     pub(crate) replaced: u32,
-    /// The TLB for instruction fetches. Not part of the architectural state.
+    /// The TLB for instruction fetches. The same on all backends, but a cache (see
+    /// [`crate::state`]).
     pub itlb: InsnTlb,
-    /// The L2 TLB for data, behind the L1 in [`Hart::tlb`].
+    /// The L2 TLB for data, behind the L1 in [`Hart::tlb`]. A cache, too.
     pub dtlb: SecondTlb,
     /// The value of `clock.retired` when a trap vector last trapped to itself, to detect endless
     /// traps.
     pub trap_loop: u64,
 }
+
+state!(Platform {
+    clock, csr, dev, kind, sbi, waiting, trap_loop,
+} except { next_event_at, replaced, itlb, dtlb });
 
 /// Names of the integer registers in the calling convention (ABI).
 pub const REGISTER_NAMES: [&str; 32] = [
@@ -88,8 +97,23 @@ pub struct Hart {
     pub reservation: u32,
     /// What TLB lookups depend on: privilege, SUM, MPRV.
     pub ctx: Context,
-    /// The L1 TLB for data. Not part of the architectural state.
+    /// The L1 TLB for data. The same on all backends, but a cache (see [`crate::state`]).
     pub tlb: FirstTlb,
+}
+
+impl State for Hart {
+    fn visit(&self, visitor: &mut impl Visitor) {
+        let Self { x, pc, reservation, ctx, tlb } = self;
+        visitor.enter(Name::Field("x"));
+        for (name, value) in REGISTER_NAMES.into_iter().zip(x) {
+            visit_named(visitor, Name::Field(name), value);
+        }
+        visitor.leave();
+        visit_named(visitor, Name::Field("pc"), pc);
+        visit_named(visitor, Name::Field("reservation"), reservation);
+        visit_named(visitor, Name::Field("ctx"), ctx);
+        visitor.skip("tlb", size_of_val(tlb));
+    }
 }
 
 /// Value of [`Hart::reservation`] without a reservation.

@@ -20,6 +20,8 @@ pub struct ChaCha {
     blocks: u64,
 }
 
+state!(ChaCha { key, blocks });
+
 impl ChaCha {
     /// The stream of `key` from its start.
     pub const fn new(key: [u32; 8]) -> Self {

@@ -7,6 +7,7 @@
 use crate::abi::{Hart, NO_RESERVATION, Platform};
 use crate::mmu::Privilege;
 use crate::pmp::{self, Pmp};
+use crate::state::{Name, State, Visitor, visit_named};
 
 /// Bits of `mstatus`.
 #[allow(missing_docs)]
@@ -242,6 +243,23 @@ pub struct Csrs {
     pub pmp: Pmp,
     /// Keeps what follows aligned.
     reserved: u32,
+}
+
+impl State for Csrs {
+    fn visit(&self, visitor: &mut impl Visitor) {
+        let Self { stored, mip_software, mip_hardware, cycle, instret, pmp, reserved } = self;
+        visitor.enter(Name::Field("stored"));
+        for (number, value) in STORED_NUMBERS.into_iter().zip(stored) {
+            visit_named(visitor, Name::Field(name(number).unwrap_or_default()), value);
+        }
+        visitor.leave();
+        visit_named(visitor, Name::Field("mip_software"), mip_software);
+        visit_named(visitor, Name::Field("mip_hardware"), mip_hardware);
+        visit_named(visitor, Name::Field("cycle"), cycle);
+        visit_named(visitor, Name::Field("instret"), instret);
+        visit_named(visitor, Name::Field("pmp"), pmp);
+        visitor.skip("reserved", size_of_val(reserved));
+    }
 }
 
 impl Csrs {

@@ -5,6 +5,7 @@
 //! the blob that the host emits are tested against this file.
 
 use crate::dev::virtio::Slot;
+use crate::state::{State, Visitor};
 
 /// Which memory map a VM has. Stored in the VM's state, hence the fixed representation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +19,12 @@ pub enum MachineKind {
     Virt = 0,
     /// The semu emulator's machine.
     Semu = 1,
+}
+
+impl State for MachineKind {
+    fn visit(&self, visitor: &mut impl Visitor) {
+        (*self as u32).visit(visitor);
+    }
 }
 
 /// A range of guest-physical addresses.

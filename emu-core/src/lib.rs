@@ -8,6 +8,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[macro_use]
+pub mod state;
+
 pub mod abi;
 pub mod bus;
 pub mod chacha;

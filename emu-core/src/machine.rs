@@ -44,6 +44,8 @@ pub struct Clock {
     timebase: u32,
 }
 
+state!(Clock { retired, timecmp, deadline, base_retired, base_ticks, rate, timebase });
+
 /// The time, as the host gives it at the start of a slice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Now {

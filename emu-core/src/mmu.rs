@@ -4,6 +4,7 @@ use crate::abi::{Hart, NO_RESERVATION, Platform};
 use crate::csr::{SATP_MODE, StoredCsr, mstatus};
 use crate::mem::{FRAME_SHIFT, Frame, Memory, Ram};
 use crate::pmp;
+use crate::state::{State, Visitor};
 use crate::tlb::deny;
 use crate::trap::{Trap, cause};
 
@@ -19,6 +20,12 @@ pub enum Privilege {
     User = 0,
     Supervisor = 1,
     Machine = 3,
+}
+
+impl State for Privilege {
+    fn visit(&self, visitor: &mut impl Visitor) {
+        (*self as u32).visit(visitor);
+    }
 }
 
 /// What an access is for.
@@ -76,6 +83,8 @@ pub struct Context {
     /// The deny bit that a fetch tests.
     pub fetch: u32,
 }
+
+state!(Context { privilege } except { load, store, fetch });
 
 impl Context {
     /// M-mode.

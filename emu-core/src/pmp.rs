@@ -51,6 +51,8 @@ pub struct Pmp {
     active: u32,
 }
 
+state!(Pmp { cfg, addr } except { active });
+
 impl Pmp {
     /// The state after reset: all entries are OFF.
     pub const RESET: Self = Self { cfg: [0; ENTRIES], addr: [0; ENTRIES], active: 0 };

@@ -5,9 +5,10 @@
 //! *deny* bit for every (privilege, access) pair. Changes of privilege or SUM therefore need no
 //! flush.
 //!
-//! The number of entries is the same on all backends. A guest that changes page tables without
-//! SFENCE.VMA can observe which translations are cached, and the CPU and the GPU must agree on
-//! that.
+//! The number of entries is the same on all backends, and so is what is in them. A guest that changes
+//! page tables without SFENCE.VMA can observe which translations are cached, and the CPU and the GPU
+//! must agree on that. They are still no part of a VM's state as [`crate::state`] means it, because
+//! frames have other handles in another memory.
 
 use crate::mem::{FRAME_SHIFT, Frame};
 use crate::mmu::PAGE_MASK;

@@ -1,19 +1,20 @@
-//! A fingerprint of everything a guest can observe, to compare runs by.
+//! A hash of a machine's state (`emu_core::state`) and memory, to compare runs by.
 //!
-//! Two runs that agree here are the same machine: whatever differs between them (slices, the
-//! decoded pages, which frames are shared, the TLB) is not the guest's to see. It works on a VM
-//! and its memory alone, so a state that comes back from a GPU is hashed by the same code.
+//! Two runs that agree here are the same machine, however they were cut into slices, whatever was
+//! decoded and whichever frames are shared. Caches are left out; those that a guest can observe,
+//! the TLBs, are tested by what it observes. It works on a VM and its memory alone, so a state that
+//! comes back from a GPU is hashed by the same code.
 
-use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use emu_core::abi::Vm;
 use emu_core::mem::{FRAME_SIZE, Frame, Memory};
+use emu_core::state::{Name, State, Visitor};
 
 /// Hashes of the parts of a machine's state, so that a difference says where it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StateHash {
-    /// `x1` to `x31`, `pc`, privilege, reservation, WFI.
+    /// Registers, `pc`, privilege, reservation, WFI, and all that is in no other part.
     pub hart: u64,
     /// Control and status registers with PMP.
     pub csr: u64,
@@ -31,30 +32,45 @@ fn of(value: impl Hash) -> u64 {
     hasher.finish()
 }
 
-// The core's types have private fields and derive Debug rather than Hash, which would do the same
-// at less cost.
-fn of_debug(value: &dyn Debug) -> u64 {
-    of(format!("{value:?}"))
+/// Hashes the parts of a state, each by itself.
+#[derive(Default)]
+struct Parts {
+    hart: DefaultHasher,
+    csr: DefaultHasher,
+    clock: DefaultHasher,
+    devices: DefaultHasher,
+    path: Vec<Name>,
+}
+
+impl Visitor for Parts {
+    fn enter(&mut self, name: Name) {
+        self.path.push(name);
+    }
+
+    fn leave(&mut self) {
+        self.path.pop();
+    }
+
+    fn value(&mut self, value: u64, _: usize) {
+        let part = match self.path.get(1) {
+            Some(Name::Field("csr")) => &mut self.csr,
+            Some(Name::Field("clock")) => &mut self.clock,
+            Some(Name::Field("dev")) => &mut self.devices,
+            Some(Name::Field(_) | Name::Index(_)) | None => &mut self.hart,
+        };
+        part.write_u64(value);
+    }
 }
 
 /// Hashes a VM and its memory.
 pub fn state_hash(vm: &Vm, memory: &impl Memory) -> StateHash {
-    let hart = &vm.hart;
-    let dev = &vm.platform.dev;
-    let plic = of_debug(&dev.plic);
-    let virtio = of_debug(&dev.virtio);
-    let rest = of_debug(&(&dev.clint, &dev.uart, &dev.rtc));
+    let mut parts = Parts::default();
+    vm.visit(&mut parts);
     StateHash {
-        hart: of((
-            hart.x,
-            hart.pc,
-            hart.reservation,
-            hart.ctx.privilege as u32,
-            vm.platform.waiting,
-        )),
-        csr: of_debug(&vm.platform.csr),
-        clock: of_debug(&vm.platform.clock),
-        devices: of((plic, virtio, rest)),
+        hart: parts.hart.finish(),
+        csr: parts.csr.finish(),
+        clock: parts.clock.finish(),
+        devices: parts.devices.finish(),
         ram: ram_hash(memory),
     }
 }

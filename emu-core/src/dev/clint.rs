@@ -14,6 +14,8 @@ pub struct Clint {
     pub msip: u32,
 }
 
+state!(Clint { msip });
+
 /// Register offsets (SiFive FU540 manual, chapter 9).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Reg {

@@ -92,6 +92,8 @@ pub struct Devices {
     pub virtio: virtio::VirtioDevices,
 }
 
+state!(Devices { clint, uart, plic, rtc, virtio });
+
 impl Devices {
     /// Makes all devices in their state after reset, without those that the host must attach
     /// (virtio).

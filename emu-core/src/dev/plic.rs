@@ -51,6 +51,8 @@ pub struct Plic {
     sources: u16,
 }
 
+state!(Plic { pending, enable, claimed, level, priority, threshold, sources });
+
 /// A register, as decoded from its offset.
 enum Register {
     Priority(usize),

@@ -44,6 +44,8 @@ pub struct Rtc {
     irq_pending: u32,
 }
 
+state!(Rtc { epoch_ns, alarm_ns, time_high, armed, irq_enabled, irq_pending });
+
 impl Rtc {
     /// The state after power-on: the time is 1970, and no alarm is set.
     pub const RESET: Self =

@@ -197,6 +197,8 @@ pub struct Uart {
     thr_empty: u8,
 }
 
+state!(Uart { rx, rx_head, rx_len, ier, fcr, lcr, mcr, msr, scr, dll, dlm, overrun, thr_empty });
+
 impl Uart {
     /// The state after master reset.
     pub const RESET: Self = Self {

@@ -65,6 +65,8 @@ pub struct Blk {
     capacity: u64,
 }
 
+state!(Blk { transport, queues, capacity });
+
 impl Blk {
     /// Makes a disk of `capacity` sectors of 512 bytes.
     pub const fn new(capacity: u64) -> Self {

@@ -172,6 +172,11 @@ pub struct Transport {
     reserved: u32,
 }
 
+state!(Transport {
+    driver_features, present, status, interrupt_status, device_features_sel, driver_features_sel,
+    queue_sel, config_generation, deferred, budget,
+} except { reserved });
+
 impl Transport {
     /// Registers with no device behind them.
     pub(super) const ABSENT: Self = Self {

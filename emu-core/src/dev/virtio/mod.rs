@@ -228,6 +228,8 @@ macro_rules! virtio_devices {
             $($(#[$doc])* pub $field: $Device,)*
         }
 
+        state!(VirtioDevices { $($field),* });
+
         impl VirtioDevices {
             /// Transports without devices.
             pub const ABSENT: Self = Self { $($field: <$Device>::ABSENT,)* };

@@ -43,6 +43,8 @@ pub struct Counters {
     pub tx_drops: u64,
 }
 
+state!(Counters { rx_packets, rx_drops, tx_packets, tx_drops });
+
 /// A network card.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -61,6 +63,8 @@ pub struct Net {
     /// Statistics.
     pub counters: Counters,
 }
+
+state!(Net { transport, queues, mac, link, counters });
 
 impl Net {
     /// Makes a card with hardware address `mac`, link up.

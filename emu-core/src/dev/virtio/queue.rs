@@ -84,6 +84,8 @@ pub struct Queue {
     ready: u16,
 }
 
+state!(Queue { desc, avail, used, size, avail_idx, used_idx, ready });
+
 /// The number of buffers in a descriptor chain, and their lengths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChainLengths {
@@ -108,6 +110,8 @@ pub struct ChainLengths {
 pub struct Budget {
     bytes_left: u32,
 }
+
+state!(Budget { bytes_left });
 
 impl Budget {
     /// The bytes that a device may copy in a slice.

@@ -25,6 +25,8 @@ pub struct Rng {
     random: ChaCha,
 }
 
+state!(Rng { transport, queues, random });
+
 impl Rng {
     /// Makes an entropy source that returns the bytes of `random`.
     pub const fn new(random: ChaCha) -> Self {

@@ -1,57 +1,65 @@
 //! Comparison of two states of one VM, for lockstep.
 
-use std::fmt::Debug;
-
 use emu_core::abi::Vm;
+use emu_core::state::{Name, State, Visitor};
 
-/// Names of the integer registers in the calling convention (ABI).
-const NAMES: [&str; 32] = [
-    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1", "a0", "a1", "a2", "a3", "a4",
-    "a5", "a6", "a7", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4",
-    "t5", "t6",
-];
-/// Characters shown around a difference in the text of state that has no names of its own.
-const CONTEXT: usize = 40;
+/// The values of a state.
+#[derive(Default)]
+struct Values(Vec<u64>);
 
-/// Returns the first difference between two states, with its value on the CPU and on the GPU.
-/// Cached translations do not count: they hold frame numbers, which differ between the two.
-pub fn difference(cpu: &Vm, gpu: &Vm) -> Option<String> {
-    let hex = |what: &str, a: u32, b: u32| {
-        (a != b).then(|| format!("{what} is {a:#010x} on the CPU and {b:#010x} on the GPU"))
-    };
-    let (a, b) = (&cpu.hart, &gpu.hart);
-    let registers =
-        (0..32).find_map(|i| hex(&format!("register x{i} ({})", NAMES[i]), a.x[i], b.x[i]));
-    registers
-        .or_else(|| hex("pc", a.pc, b.pc))
-        .or_else(|| hex("the LR reservation", a.reservation, b.reservation))
-        .or_else(|| hex("the privilege", a.ctx.privilege as u32, b.ctx.privilege as u32))
-        .or_else(|| hex("WFI", cpu.platform.waiting, gpu.platform.waiting))
-        .or_else(|| text("the clock", &cpu.platform.clock, &gpu.platform.clock))
-        .or_else(|| text("a CSR", &cpu.platform.csr, &gpu.platform.csr))
-        .or_else(|| text("the CLINT", &cpu.platform.dev.clint, &gpu.platform.dev.clint))
-        .or_else(|| text("the PLIC", &cpu.platform.dev.plic, &gpu.platform.dev.plic))
-        .or_else(|| text("the UART", &cpu.platform.dev.uart, &gpu.platform.dev.uart))
-        .or_else(|| text("the clock chip", &cpu.platform.dev.rtc, &gpu.platform.dev.rtc))
-        .or_else(|| text("a virtio device", &cpu.platform.dev.virtio, &gpu.platform.dev.virtio))
+impl Visitor for Values {
+    fn value(&mut self, value: u64, _: usize) {
+        self.0.push(value);
+    }
 }
 
-/// Compares two values by their `Debug` text.
-fn text(what: &str, cpu: &dyn Debug, gpu: &dyn Debug) -> Option<String> {
-    let (a, b) = (format!("{cpu:?}"), format!("{gpu:?}"));
-    if a == b {
-        return None;
+/// Compares a state with the values of another.
+struct Comparison {
+    /// What is still to come of the other state.
+    expected: std::vec::IntoIter<u64>,
+    /// Where in the state the visit is.
+    path: Vec<Name>,
+    /// The first difference.
+    found: Option<String>,
+}
+
+impl Visitor for Comparison {
+    fn enter(&mut self, name: Name) {
+        self.path.push(name);
     }
-    let at = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
-    let around = |s: &str| {
-        let part = |(i, c): (usize, char)| (i + CONTEXT >= at && i < at + CONTEXT).then_some(c);
-        s.char_indices().filter_map(part).collect::<String>()
-    };
-    Some(format!("{what} is ...{}... on the CPU and ...{}... on the GPU", around(&a), around(&b)))
+
+    fn leave(&mut self) {
+        self.path.pop();
+    }
+
+    fn value(&mut self, gpu: u64, bytes: usize) {
+        let cpu = self.expected.next();
+        if self.found.is_some() || cpu == Some(gpu) {
+            return;
+        }
+        let cpu = cpu.unwrap_or_default();
+        let path = self.path.iter().map(Name::to_string).collect::<Vec<_>>().join(".");
+        let digits = 2 + 2 * bytes;
+        self.found =
+            Some(format!("{path} is {cpu:#0digits$x} on the CPU and {gpu:#0digits$x} on the GPU"));
+    }
+}
+
+/// Returns the first difference between two states, with its value on the CPU and on the GPU.
+/// Caches do not count ([`emu_core::state`]): they hold handles of frames, which differ between the
+/// two.
+pub fn difference(cpu: &Vm, gpu: &Vm) -> Option<String> {
+    let mut values = Values::default();
+    cpu.visit(&mut values);
+    let mut comparison =
+        Comparison { expected: values.0.into_iter(), path: Vec::new(), found: None };
+    gpu.visit(&mut comparison);
+    comparison.found
 }
 
 #[cfg(test)]
 mod tests {
+    use emu_core::csr::StoredCsr;
     use emu_core::layout::MachineKind;
 
     use super::*;
@@ -61,11 +69,17 @@ mod tests {
         let cpu = Vm::new(MachineKind::Virt);
         assert_eq!(difference(&cpu, &cpu.clone()), None);
         let mut gpu = cpu.clone();
-        gpu.hart.x[10] = 7;
-        let found = difference(&cpu, &gpu).unwrap();
-        assert!(found.contains("x10 (a0)") && found.contains("0x00000007"), "{found}");
-        let mut gpu = cpu.clone();
         gpu.platform.clock.timecmp = 5;
-        assert!(difference(&cpu, &gpu).unwrap().contains("the clock"));
+        assert_eq!(
+            difference(&cpu, &gpu).unwrap(),
+            "platform.clock.timecmp is 0xffffffffffffffff on the CPU and 0x0000000000000005 on the \
+             GPU"
+        );
+        gpu.platform.csr.set(StoredCsr::Sepc, 0x80);
+        gpu.hart.x[10] = 7;
+        assert_eq!(
+            difference(&cpu, &gpu).unwrap(),
+            "hart.x.a0 is 0x00000000 on the CPU and 0x00000007 on the GPU"
+        );
     }
 }

@@ -497,7 +497,7 @@ mod tests {
         assert!(event.is_err(), "{event:?}");
         let failure = backend.failure().to_string();
         assert!(failure.contains("vm0 differs after instruction 99999, at pc 0x"), "{failure}");
-        assert!(failure.contains("register x10 (a0)"), "{failure}");
+        assert!(failure.contains("hart.x.a0 is 0x"), "{failure}");
         assert!(failure.contains("0xdeadbeef on the GPU"), "{failure}");
     }
 }
