@@ -62,12 +62,12 @@ impl fmt::Display for End {
 
 /// Bare-metal programs, each in a VM of its own.
 pub struct Bare {
-    place: Place,
+    executor: Executor,
     programs: Vec<Program>,
 }
 
 /// Where programs run: on the CPU or a GPU.
-enum Place {
+enum Executor {
     Cpu { guests: Vec<(Guest, CpuPort)>, context: WorkerContext },
     Cuda(Box<BareFleet>),
 }
@@ -192,7 +192,7 @@ impl Bare {
             Err(_) => Err(Error::Usage("no memory for the program".into())),
         };
         let guests = (0..fleet.count).map(guest).collect::<Result<_, Error>>()?;
-        Ok(Self { place: Place::Cpu { guests, context }, programs })
+        Ok(Self { executor: Executor::Cpu { guests, context }, programs })
     }
 
     /// Returns VMs on a GPU with these programs, `lanes` VMs per warp; the best number when absent.
@@ -206,35 +206,35 @@ impl Bare {
     ) -> Result<Self, Error> {
         let fleet = fleet(&programs, kind, memory)?;
         let fleet = BareFleet::start(gpu, &fleet, lanes)?;
-        Ok(Self { place: Place::Cuda(Box::new(fleet)), programs })
+        Ok(Self { executor: Executor::Cuda(Box::new(fleet)), programs })
     }
 
     /// Returns the GPU that the programs ran on, if they did.
     pub fn into_gpu(self) -> Option<Result<Box<dyn Gpu>, BackendError>> {
-        match self.place {
-            Place::Cpu { .. } => None,
-            Place::Cuda(fleet) => Some(fleet.into_gpu().map_err(Into::into)),
+        match self.executor {
+            Executor::Cpu { .. } => None,
+            Executor::Cuda(fleet) => Some(fleet.into_gpu().map_err(Into::into)),
         }
     }
 
     /// Returns how many instructions each program has retired.
     pub fn instrets(&mut self) -> Result<Vec<u64>, BackendError> {
-        match &mut self.place {
-            Place::Cpu { guests, .. } => {
+        match &mut self.executor {
+            Executor::Cpu { guests, .. } => {
                 Ok(guests.iter().map(|(guest, _)| guest.vm().platform.clock.retired).collect())
             }
-            Place::Cuda(fleet) => Ok(fleet.instrets()?),
+            Executor::Cuda(fleet) => Ok(fleet.instrets()?),
         }
     }
 
     /// Returns a fingerprint of the state of a program's VM, RAM included.
     pub fn digest(&mut self, vm: u32) -> Result<u64, BackendError> {
-        match &mut self.place {
-            Place::Cpu { guests, context } => {
+        match &mut self.executor {
+            Executor::Cpu { guests, context } => {
                 let session = guests[vm as usize].0.session(context);
                 Ok(fingerprint(session.vm(), session.private_pages()))
             }
-            Place::Cuda(fleet) => {
+            Executor::Cuda(fleet) => {
                 let (state, pages) = fleet.state(vm)?;
                 Ok(fingerprint(&state, pages))
             }
@@ -249,12 +249,12 @@ impl Bare {
         trace: &mut T,
         output: &mut impl Output,
     ) -> Result<Vec<End>, BackendError> {
-        let Self { place, programs } = self;
-        Ok(match place {
-            Place::Cpu { guests, context } => {
+        let Self { executor, programs } = self;
+        Ok(match executor {
+            Executor::Cpu { guests, context } => {
                 run(&mut OnCpu { guests, context, trace }, programs, max, output)?
             }
-            Place::Cuda(fleet) => run(fleet.as_mut(), programs, max, output)?,
+            Executor::Cuda(fleet) => run(fleet.as_mut(), programs, max, output)?,
         })
     }
 
@@ -266,12 +266,12 @@ impl Bare {
             return Ok(None);
         };
         let words = (begin..end).step_by(4).map(u64::from);
-        let words: Result<Option<_>, CudaError> = match &mut self.place {
-            Place::Cpu { guests, context } => {
+        let words: Result<Option<_>, CudaError> = match &mut self.executor {
+            Executor::Cpu { guests, context } => {
                 let mut target = OnCpu { guests, context, trace: &mut NoTrace };
                 words.map(|addr| target.read_u32(0, addr)).collect::<Result<Vec<_>, _>>()
             }
-            Place::Cuda(fleet) => words.map(|addr| fleet.read_u32(0, addr)).collect(),
+            Executor::Cuda(fleet) => words.map(|addr| fleet.read_u32(0, addr)).collect(),
         }
         .map(|words| words.into_iter().collect());
         Ok(words?)

@@ -24,7 +24,7 @@ use axum::response::{IntoResponse, Response};
 use super::Shared;
 use super::clients::Client;
 use super::error::ApiError;
-use super::proxy::Place;
+use super::proxy::PagePath;
 use super::tickets::Tickets;
 use crate::host;
 use crate::sync::lock;
@@ -196,8 +196,8 @@ fn look(access: &Access, tickets: &Tickets, request: &Request) -> Result<Asker, 
     let reads = [Method::GET, Method::HEAD].contains(request.method());
     if path.starts_with("/t/") {
         // A guest's page has an opaque origin; its ticket shows whether the request is for itself.
-        let place = Place::of(path)?;
-        let admitted = place.ticket.is_some_and(|t| tickets.admits(t, place.id, place.port));
+        let page = PagePath::of(path)?;
+        let admitted = page.ticket.is_some_and(|t| tickets.admits(t, page.id, page.port));
         return (admitted && reads).then_some(Asker::Page).ok_or_else(|| {
             let why = "this is no ticket of this fleet for this page; reload the dashboard";
             ApiError::Forbidden(why.to_owned())

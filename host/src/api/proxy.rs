@@ -92,7 +92,7 @@ const REFUSAL_POLICY: &str = include_str!("refusal-policy.txt").trim_ascii_end()
 
 /// A page of a VM by its path: `/vms/ID/http/PORT/REST`, behind `/t/TICKET` where there is a
 /// ticket.
-pub struct Place<'a> {
+pub struct PagePath<'a> {
     /// Ticket that gives a browser access.
     pub ticket: Option<&'a str>,
     /// Number of the VM.
@@ -103,7 +103,7 @@ pub struct Place<'a> {
     pub rest: &'a str,
 }
 
-impl<'a> Place<'a> {
+impl<'a> PagePath<'a> {
     /// Parses `path`. `rest` stays as it was sent: only what is before it belongs to the API.
     pub fn of(path: &'a str) -> Result<Self, ApiError> {
         let (ticket, path) = match path.strip_prefix("/t/").and_then(|rest| rest.split_once('/')) {
@@ -137,7 +137,7 @@ fn port_of(text: &str) -> Result<u16, ApiError> {
 /// `/vms/{id}/http/{port}`: redirects to the root, because links of the guest's page are relative
 /// to that.
 pub async fn root(uri: Uri) -> Result<Redirect, ApiError> {
-    Ok(Redirect::permanent(&Place::of(uri.path())?.path()))
+    Ok(Redirect::permanent(&PagePath::of(uri.path())?.path()))
 }
 
 /// `/vms/{id}/http/{port}/{path}`
@@ -161,10 +161,10 @@ fn says(request: &Request, name: &str, word: &str) -> bool {
 /// Returns the path with a ticket to which a browser is redirected; without one it could not load
 /// the parts of a page.
 fn with_ticket(app: &App, uri: &Uri) -> Option<String> {
-    let place = Place::of(uri.path()).ok().filter(|place| place.ticket.is_none())?;
-    let ticket = app.tickets.issue(place.id, place.port);
+    let page = PagePath::of(uri.path()).ok().filter(|page| page.ticket.is_none())?;
+    let ticket = app.tickets.issue(page.id, page.port);
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    Some(Place { ticket: Some(&ticket), ..place }.path() + &query)
+    Some(PagePath { ticket: Some(&ticket), ..page }.path() + &query)
 }
 
 /// Returns an error response, as a page for a person or as JSON for a program.
@@ -187,9 +187,9 @@ fn refuse(error: ApiError, browses: bool) -> Response {
 }
 
 async fn forward(app: Shared, request: Request) -> Result<Response, ApiError> {
-    let place = Place::of(request.uri().path())?;
-    let Place { id, port, rest, .. } = place;
-    let root = place.root();
+    let page = PagePath::of(request.uri().path())?;
+    let PagePath { id, port, rest, .. } = page;
+    let root = page.root();
     let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
     let uri = format!("/{rest}{query}");
     let uri: Uri = uri.parse().map_err(|_| ApiError::BadRequest("no such path".to_owned()))?;

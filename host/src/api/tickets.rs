@@ -17,7 +17,7 @@ use super::Shared;
 use super::access::same;
 use super::bodies::{Id, Params};
 use super::error::ApiError;
-use super::proxy::{HTTP, Place};
+use super::proxy::{HTTP, PagePath};
 use crate::host::random;
 use crate::units::hex;
 
@@ -69,8 +69,8 @@ pub async fn ticket(
         return Err(ApiError::BadRequest("a port is a number from 1 to 65535".to_owned()));
     }
     let ticket = app.tickets.issue(id, port);
-    let place = Place { ticket: Some(&ticket), id, port, rest: "" };
-    Ok(Json(Ticket { path: place.path() }))
+    let page = PagePath { ticket: Some(&ticket), id, port, rest: "" };
+    Ok(Json(Ticket { path: page.path() }))
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@
 //! which no line editor completes, cuts or changes, each once the shell has taken the one before.
 //!
 //! Nothing is typed unless a shell waits for a command ([`prompt`]) and no other `pxvm exec` is at
-//! work (`turn`).
+//! work (`lock`).
 
+mod lock;
 pub mod prompt;
-mod turn;
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -19,8 +19,8 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use lock::ConsoleLock;
 use prompt::Line;
-use turn::Turn;
 
 use super::{Client, ClientError, Follow};
 use crate::exit::Code;
@@ -333,10 +333,10 @@ pub async fn run(
         return Err(ExecError::WrongState { vm, state: state.to_owned() }.into());
     }
     let prepare = async {
-        let turn = wait_for_turn(client, vm, end).await?;
+        let lock = wait_for_lock(client, vm, end).await?;
         let follow = client.follow(vm).await?;
         let resets = about["resets"].clone();
-        let mut talk = Talk { client, vm, resets, follow, end, interrupt, _turn: turn };
+        let mut talk = Talk { client, vm, resets, follow, end, interrupt, _lock: lock };
         talk.wait_for_prompt(Line::new(prompt)).await?;
         Ok::<_, ClientError>(talk)
     };
@@ -356,10 +356,10 @@ pub async fn run(
 }
 
 /// Waits until no other command runs.
-async fn wait_for_turn(client: &Client, vm: u32, end: Instant) -> Result<Turn, ClientError> {
+async fn wait_for_lock(client: &Client, vm: u32, end: Instant) -> Result<ConsoleLock, ClientError> {
     loop {
-        if let Some(turn) = Turn::take(client.path(), vm).map_err(super::gone)? {
-            return Ok(turn);
+        if let Some(lock) = ConsoleLock::take(client.path(), vm).map_err(super::gone)? {
+            return Ok(lock);
         }
         if Instant::now() >= end {
             return Err(ExecError::Busy(vm).into());
@@ -376,7 +376,7 @@ struct Talk<'a> {
     follow: Follow,
     end: Instant,
     interrupt: &'a Notify,
-    _turn: Turn,
+    _lock: ConsoleLock,
 }
 
 impl Talk<'_> {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Serialize, Serializer};
 
-use super::boot::{self, Place};
+use super::boot::{self, PreparedBackend};
 use super::{on_cpu, printing, say};
 use crate::backend::cpu::check_count;
 use crate::backend::cuda::bare_fleet::BareFleet;
@@ -206,14 +206,14 @@ impl Bencher<'_> {
             until_ready: workload == Workload::Boot,
             link: Arc::default(),
         };
-        let place = match self.place(&fleet, packing) {
-            Ok(place) => place,
+        let prepared = match self.prepare(&fleet, packing) {
+            Ok(prepared) => prepared,
             Err(error) if does_not_fit(&error) => {
                 return Ok(row(None, Some(sentence(&error)), Code::Success));
             }
             Err(error) => return Err(error),
         };
-        let mut watch = Watch::start(self.args.timeout, || boot::start(place, fleet, settings))?;
+        let mut watch = Watch::start(self.args.timeout, || boot::start(prepared, fleet, settings))?;
         let result = match workload {
             Workload::Boot => watch.boot(count),
             Workload::Compute => watch.compute(count),
@@ -231,10 +231,10 @@ impl Bencher<'_> {
     }
 
     /// Allocates a fleet, and runs something on a GPU, so that its driver has finished its set-up.
-    fn place(&self, fleet: &Fleet, packing: Packing) -> Result<Place, Error> {
+    fn prepare(&self, fleet: &Fleet, packing: Packing) -> Result<PreparedBackend, Error> {
         if !self.cuda {
             check_count(fleet.count, fleet.plan.memory)?;
-            return Ok(Place::Cpu);
+            return Ok(PreparedBackend::Cpu);
         }
         let number = self.args.device.unwrap_or_default();
         let gpu = cuda::open(number, &say).map_err(BackendError::from)?;
@@ -243,7 +243,7 @@ impl Bencher<'_> {
         let gpu = first.into_gpu().map_err(BackendError::from)?;
         let device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
         let options = cuda::Options { device: number, vms_per_warp: packing.0 };
-        Ok(Place::Cuda(device, options))
+        Ok(PreparedBackend::Cuda(device, options))
     }
 }
 

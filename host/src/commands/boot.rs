@@ -220,14 +220,18 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         let why = "--backend lockstep compares the machines that it starts with: no --capacity";
         return Err(Error::Usage(why.into()));
     }
-    let place = match gpu {
+    let prepared = match gpu {
         Some(gpu) => {
             let device = DeviceFleet::new(gpu, &fleet.base, capacity)?;
-            if lockstep { Place::Lockstep(device) } else { Place::Cuda(device, options) }
+            if lockstep {
+                PreparedBackend::Lockstep(device)
+            } else {
+                PreparedBackend::Cuda(device, options)
+            }
         }
         None => {
             check_count(capacity, fleet.plan.memory)?;
-            Place::Cpu
+            PreparedBackend::Cpu
         }
     };
 
@@ -254,7 +258,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         ui.progress.say(&format!("dashboard: {url}"));
     }
     let (requests, inputs) = ui.inputs(capacity, &run_args)?;
-    let backend = start(place, fleet, settings)?;
+    let backend = start(prepared, fleet, settings)?;
     let handle = Arc::new(FleetHandle::new(backend, count, capacity, until, requests));
     let server = api.serve(&handle, &link, about)?;
     let options = engine::Options { timeout: run_args.timeout, hold_input: !ui.interactive };
@@ -302,7 +306,7 @@ pub(super) fn ready_pattern(text: &str) -> Result<ReadyPattern, Error> {
 }
 
 /// The backend of a fleet, with its memory reserved.
-pub(super) enum Place {
+pub(super) enum PreparedBackend {
     Cpu,
     Cuda(DeviceFleet, cuda::Options),
     Lockstep(DeviceFleet),
@@ -336,16 +340,18 @@ pub(super) fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn 
 }
 
 pub(super) fn start(
-    place: Place,
+    prepared: PreparedBackend,
     fleet: Fleet,
     settings: Settings,
 ) -> Result<Arc<dyn Backend>, Error> {
-    Ok(match place {
-        Place::Cpu => Arc::new(CpuBackend::start(fleet, settings)?),
-        Place::Cuda(device, options) => {
+    Ok(match prepared {
+        PreparedBackend::Cpu => Arc::new(CpuBackend::start(fleet, settings)?),
+        PreparedBackend::Cuda(device, options) => {
             Arc::new(CudaBackend::start(device, fleet, settings, options)?)
         }
-        Place::Lockstep(device) => Arc::new(LockstepBackend::start(device, fleet, settings)?),
+        PreparedBackend::Lockstep(device) => {
+            Arc::new(LockstepBackend::start(device, fleet, settings)?)
+        }
     })
 }
 

@@ -10,7 +10,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
 use super::{printing, say};
-use crate::backend::cuda::compiled::{self, Place};
+use crate::backend::cuda::compiled::{self, CacheLocation};
 use crate::backend::cuda::{self, CudaError};
 use crate::cli::PLAIN_CODES;
 use crate::error::Error;
@@ -128,13 +128,13 @@ fn programs() -> Vec<Check> {
             seen.push(info.capability);
             let started = Instant::now();
             let result = cuda::open(index, &say).map(|_| started.elapsed());
-            checks.push(program(&info.name, result, compiled::place_here()));
+            checks.push(program(&info.name, result, compiled::cache_location()));
         }
     }
     checks
 }
 
-fn program(card: &str, loaded: Result<Duration, CudaError>, place: Place) -> Check {
+fn program(card: &str, loaded: Result<Duration, CudaError>, location: CacheLocation) -> Check {
     let name = "GPU program";
     let took = match loaded {
         Ok(took) => took.as_secs_f64(),
@@ -143,21 +143,21 @@ fn program(card: &str, loaded: Result<Duration, CudaError>, place: Place) -> Che
             return Check { name, ok: false, found, advice: Some(error.to_string()) };
         }
     };
-    let (ok, kept, advice) = match place {
-        Place::Folder(folder) if compiled::is_kept_in(&folder) => {
+    let (ok, kept, advice) = match location {
+        CacheLocation::Folder(folder) if compiled::is_kept_in(&folder) => {
             (true, format!("kept in {}", folder.display()), None)
         }
-        Place::Folder(folder) => (
+        CacheLocation::Folder(folder) => (
             false,
             format!("cannot be kept in {}", folder.display()),
             Some("make that folder one to write to, or name another with PXVM_CACHE".to_owned()),
         ),
-        Place::Usual => (
+        CacheLocation::Usual => (
             false,
             format!("not kept in {}, but where NVIDIA's driver does", cache::gpu().display()),
             Some("make that a folder of your own, or name another with PXVM_CACHE".to_owned()),
         ),
-        Place::Nowhere => {
+        CacheLocation::Nowhere => {
             (false, "not kept".to_owned(), Some(format!("{} is set", compiled::DISABLE)))
         }
     };
@@ -218,14 +218,14 @@ mod tests {
     #[test]
     fn it_is_told_where_the_gpus_program_is_kept_and_what_to_do_where_it_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let check = |place| program("a card", Ok(Duration::from_millis(7210)), place);
-        let here = || Place::Folder(folder.path().into());
-        for (place, word) in [
+        let check = |location| program("a card", Ok(Duration::from_millis(7210)), location);
+        let here = || CacheLocation::Folder(folder.path().into());
+        for (location, word) in [
             (here(), "PXVM_CACHE"),
-            (Place::Usual, "PXVM_CACHE"),
-            (Place::Nowhere, "CUDA_CACHE_DISABLE"),
+            (CacheLocation::Usual, "PXVM_CACHE"),
+            (CacheLocation::Nowhere, "CUDA_CACHE_DISABLE"),
         ] {
-            let found = check(place);
+            let found = check(location);
             assert!(!found.ok && found.found.contains("a card in 7.2 s"), "{found:?}");
             assert!(found.advice.is_some_and(|advice| advice.contains(word)), "{word}");
         }

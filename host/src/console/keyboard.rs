@@ -24,13 +24,13 @@ const TYPED_MAX: usize = 1 << 20;
 /// Queue of bytes that were read.
 #[derive(Debug)]
 pub struct Typed {
-    shared: Arc<Shared>,
+    shared: Arc<InputBuffer>,
     /// Receives when bytes were added.
     pub added: Receiver<()>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct InputBuffer {
     queue: Mutex<Queue>,
     has_room: Condvar,
     max: usize,
@@ -46,7 +46,7 @@ struct Queue {
 /// Source of bytes.
 #[derive(Debug)]
 struct Keyboard {
-    shared: Arc<Shared>,
+    shared: Arc<InputBuffer>,
     added: Sender<()>,
 }
 
@@ -105,7 +105,7 @@ impl Keyboard {
 
 fn queue(max: usize) -> (Keyboard, Typed) {
     let (sender, added) = bounded(1);
-    let shared = Arc::new(Shared { queue: Mutex::default(), has_room: Condvar::new(), max });
+    let shared = Arc::new(InputBuffer { queue: Mutex::default(), has_room: Condvar::new(), max });
     (Keyboard { shared: Arc::clone(&shared), added: sender }, Typed { shared, added })
 }
 

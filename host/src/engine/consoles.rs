@@ -23,7 +23,7 @@ const LISTENERS_MAX: usize = 256;
 #[derive(Default)]
 struct Console {
     history: VecDeque<u8>,
-    listeners: Vec<Weak<Shared>>,
+    listeners: Vec<Weak<Subscription>>,
 }
 
 /// Console of one VM.
@@ -54,7 +54,7 @@ pub struct Tail {
     pub bytes: Vec<u8>,
 }
 
-struct Shared {
+struct Subscription {
     queue: Mutex<Queue>,
     changed: Notify,
 }
@@ -67,7 +67,7 @@ struct Queue {
 }
 
 /// Subscription to one VM's console. Dropping it ends the subscription.
-pub struct Listener(Arc<Shared>);
+pub struct Listener(Arc<Subscription>);
 
 /// What a listener receives.
 #[derive(PartialEq, Eq, Debug)]
@@ -151,13 +151,13 @@ impl Consoles {
         if listeners.len() >= LISTENERS_MAX {
             return None;
         }
-        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Notify::new() });
+        let shared = Arc::new(Subscription { queue: Mutex::default(), changed: Notify::new() });
         listeners.push(Arc::downgrade(&shared));
         Some((Self::tail_of(vm_console, console.as_deref()), Listener(shared)))
     }
 }
 
-impl Shared {
+impl Subscription {
     /// Queues bytes for the listener. Returns `false` when it does not keep up.
     fn push(&self, bytes: &[u8]) -> bool {
         let mut queue = lock(&self.queue);

@@ -55,7 +55,7 @@ fn is_safe(folder: &Path) -> bool {
 
 /// Where the driver keeps compiled programs.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum CacheLocation {
     /// In this folder.
     Folder(PathBuf),
     /// Where the driver keeps all programs of the user.
@@ -65,22 +65,22 @@ pub enum Place {
 }
 
 /// Returns where the driver keeps programs under an environment.
-pub fn place(environment: Environment) -> Place {
+pub fn cache_location_in(environment: Environment) -> CacheLocation {
     match (set(environment, DISABLE), set(environment, FOLDER)) {
-        (Some(disable), _) if disable != "0" => Place::Nowhere,
-        (_, Some(folder)) => Place::Folder(folder.into()),
-        _ => Place::Usual,
+        (Some(disable), _) if disable != "0" => CacheLocation::Nowhere,
+        (_, Some(folder)) => CacheLocation::Folder(folder.into()),
+        _ => CacheLocation::Usual,
     }
 }
 
 /// Returns where the driver of this process keeps programs.
-pub fn place_here() -> Place {
-    place(&|name| std::env::var_os(name))
+pub fn cache_location() -> CacheLocation {
+    cache_location_in(&|name| std::env::var_os(name))
 }
 
 /// Makes the folder that the driver will use, without rights for others.
 pub fn make_folder() {
-    let Place::Folder(folder) = place_here() else { return };
+    let CacheLocation::Folder(folder) = cache_location() else { return };
     if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(&folder) {
         // The driver compiles each time then.
         tracing::info!("compiled programs cannot be kept in {}: {error}", folder.display());
@@ -168,11 +168,11 @@ mod tests {
 
     #[test]
     fn the_environment_says_where_the_driver_keeps_programs() {
-        let of = |variables: &[(&str, &str)]| place(&|name| value(variables, name));
-        assert_eq!(of(&[]), Place::Usual);
-        assert_eq!(of(&[(FOLDER, "/x")]), Place::Folder("/x".into()));
-        assert_eq!(of(&[(FOLDER, "/x"), (DISABLE, "0")]), Place::Folder("/x".into()));
-        assert_eq!(of(&[(FOLDER, "/x"), (DISABLE, "1")]), Place::Nowhere);
+        let of = |variables: &[(&str, &str)]| cache_location_in(&|name| value(variables, name));
+        assert_eq!(of(&[]), CacheLocation::Usual);
+        assert_eq!(of(&[(FOLDER, "/x")]), CacheLocation::Folder("/x".into()));
+        assert_eq!(of(&[(FOLDER, "/x"), (DISABLE, "0")]), CacheLocation::Folder("/x".into()));
+        assert_eq!(of(&[(FOLDER, "/x"), (DISABLE, "1")]), CacheLocation::Nowhere);
     }
 
     #[test]

@@ -125,7 +125,7 @@ pub fn keep_compiled_in(folder: &Path) {
 
 /// Returns the number of devices that the driver sees.
 pub fn count() -> Result<u32, CudaError> {
-    tracing::debug!(compiled = ?compiled::place_here(), "looking for a GPU");
+    tracing::debug!(compiled = ?compiled::cache_location(), "looking for a GPU");
     if !present() {
         return Err(CudaError::NoDriver);
     }

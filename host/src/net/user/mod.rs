@@ -380,7 +380,7 @@ impl Uplink for UserUplink {
     }
 
     fn transmit(&mut self, vm: u32, packet: Packet, out: &mut PacketSender<'_>) {
-        match packets::look(&packet, self.options.macs.of(vm), self.options.peers.as_ref()) {
+        match packets::inspect(&packet, self.options.macs.of(vm), self.options.peers.as_ref()) {
             Fate::Stack(opening) => self.guarded(vm, out, |this, out| {
                 let Some(gateway) = this.gateway(vm) else { return };
                 if opening.is_some() && gateway.opened >= FROM_GUEST_MAX {

@@ -60,7 +60,7 @@ fn dropped(reason: DropReason) -> Fate {
 }
 
 /// Inspects a packet of the guest with MAC address `mac`, which is isolated from `peers`.
-pub fn look(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
+pub fn inspect(bytes: &[u8], mac: [u8; 6], peers: Option<&Addresses>) -> Fate {
     let Ok(ethernet) = EthernetFrame::new_checked(bytes) else { return dropped(Malformed) };
     if ethernet.src_addr().0 != mac {
         return dropped(Spoofed);
@@ -79,7 +79,7 @@ pub fn dhcp_answer(packet: &[u8], mac: [u8; 6]) -> Option<Packet> {
     let ip = Ipv4Packet::new_checked(payload(packet)).ok()?;
     let udp = UdpPacket::new_checked(ip.payload()).ok()?;
     let asks = ip.next_header() == IpProtocol::Udp && udp.dst_port() == DHCP_SERVER_PORT;
-    match asks.then(|| look(packet, mac, None))? {
+    match asks.then(|| inspect(packet, mac, None))? {
         Fate::Answer(answer) => Some(answer),
         _ => None,
     }
@@ -373,7 +373,7 @@ pub mod tests {
 
     fn look_at(bytes: &[u8], mac: [u8; 6]) -> Fate {
         let peers = Addresses::new("10.77.0.0/16".parse().unwrap(), 8, Macs::Same).unwrap();
-        look(bytes, mac, Some(&peers))
+        inspect(bytes, mac, Some(&peers))
     }
 
     fn reason(bytes: &[u8]) -> Option<DropReason> {

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 
 /// The right to type at a VM's console.
 #[derive(Debug)]
-pub struct Turn {
+pub struct ConsoleLock {
     path: PathBuf,
     /// Lock file; locked until it is closed.
     _file: File,
 }
 
-impl Turn {
+impl ConsoleLock {
     /// Takes the lock, unless another process has it. `socket` is the fleet's.
     pub fn take(socket: &Path, vm: u32) -> io::Result<Option<Self>> {
         let path = socket.with_extension(format!("vm{vm}"));
@@ -37,7 +37,7 @@ fn ino(file: &File) -> Option<u64> {
     file.metadata().ok().map(|m| m.ino())
 }
 
-impl Drop for Turn {
+impl Drop for ConsoleLock {
     fn drop(&mut self) {
         // A file that cannot be removed does no harm.
         let _ = fs::remove_file(&self.path);
@@ -52,7 +52,7 @@ mod tests {
     fn one_at_a_time_has_it_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("lab.sock");
-        let take = |vm| Turn::take(&socket, vm).unwrap();
+        let take = |vm| ConsoleLock::take(&socket, vm).unwrap();
         let first = take(1).unwrap();
         assert!(take(1).is_none() && take(2).is_some());
         drop(first);
