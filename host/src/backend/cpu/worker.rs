@@ -111,6 +111,9 @@ impl<'a> Worker<'a> {
                 self.start(vm, slot, run);
             }
             self.execute_requests(vm, slot, run);
+            // A parked VM has a turn because its timer expired, input arrived, or it had a request.
+            // Running it shows whether it has something to do.
+            let _ = run.life.on(Trigger::Wake);
             let guest = run.guest.as_mut().filter(|_| run.life.is_runnable())?;
             let BatchEnd { action, events, timer } = self.batch(vm, slot, &mut run.life, guest);
             let instret = slot.instret.load(Ordering::Relaxed);

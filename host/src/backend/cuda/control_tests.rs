@@ -140,6 +140,20 @@ fn a_stopped_vm_gives_its_memory_back_and_can_be_started_again() {
 }
 
 #[test]
+fn a_timer_wakes_a_parked_vm() {
+    // mtimecmp = 0x7a000 (50 ms), mie.MTIE = 1, wfi
+    const WAIT: [u32; 7] =
+        [0x0200_42b7, 0x0007_a337, 0x0062_a023, 0x0002_a223, 0x0800_0393, 0x3043_9073, 0x1050_0073];
+    let code = [&WAIT[..], &POWER_OFF].concat();
+    let settings = || settings(false, ClockSource::Host);
+    let check = |backend: &dyn Backend| {
+        until(backend, 0, None, |kind| *kind == EventKind::Halted(0));
+    };
+    check(&CpuBackend::start(fleet(1, &code), settings()).unwrap());
+    check(&cuda(Size::mib(64), fleet(1, &code), settings()));
+}
+
+#[test]
 fn a_vm_that_has_ended_executes_only_reset() {
     let code = [&print("hi\n")[..], &POWER_OFF].concat();
     both(&code, 1, |backend| {
