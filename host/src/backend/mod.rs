@@ -11,6 +11,7 @@ pub mod fingerprint;
 mod inspect;
 pub mod life;
 pub mod lockstep;
+pub mod part;
 mod timers;
 
 use std::fmt;
@@ -29,7 +30,8 @@ use crate::control::{Call, Command, CommandError, Reply};
 use crate::net::VirtualLink;
 use crate::units::Size;
 
-/// A backend: executes the VMs of one fleet.
+/// A backend: executes the VMs of a fleet, or a part of them. VMs have the numbers of the fleet here;
+/// those of others do nothing.
 pub trait Backend: Send + Sync {
     /// Name of the backend: `cpu`, `cuda` or `lockstep`.
     fn name(&self) -> &'static str;
@@ -91,7 +93,7 @@ pub struct Unsupported(pub &'static str);
 /// An event of one VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// Number of the VM.
+    /// Number of the VM in the fleet.
     pub vm: u32,
     /// Instructions that the VM had retired.
     pub instret: u64,
@@ -199,7 +201,7 @@ pub enum ClockSource {
 /// Settings of a backend.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Number of VMs that start at once, the first of the fleet's; the others wait for
+    /// Number of the fleet's VMs that start at once, the first ones; the others wait for
     /// [`Command::Reset`] and have no memory until then.
     pub started: u32,
     /// Number of host threads; the CPU backend runs as many VMs at once.

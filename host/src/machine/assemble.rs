@@ -154,6 +154,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         disk.as_deref(),
     );
     Ok(Fleet {
+        first: 0,
         count: options.count,
         plan,
         base,

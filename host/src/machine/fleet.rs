@@ -1,5 +1,6 @@
 //! A fleet before it starts: the base image, and each VM's own device tree, addresses and seeds.
 
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use emu_core::abi::Vm;
@@ -22,6 +23,8 @@ const FIXED_EPOCH_NS: u64 = 1_767_225_600 * 1_000_000_000;
 /// Description of a fleet before it starts.
 #[derive(Clone, Debug)]
 pub struct Fleet {
+    /// Number of the first VM: 0, but for a part of a fleet.
+    pub first: u32,
     /// Number of VMs.
     pub count: u32,
     /// Memory layout of each VM.
@@ -133,8 +136,14 @@ impl Fleet {
         }
     }
 
+    /// Returns a part of the fleet: these VMs, with the numbers that they have in the whole.
+    pub fn part(&self, vms: Range<u32>) -> Self {
+        Self { first: vms.start, count: vms.len() as u32, ..self.clone() }
+    }
+
     fn made_of(count: u32, plan: Plan, base: BaseImage, entries: Vec<u32>) -> Self {
         Self {
+            first: 0,
             count,
             plan,
             base,
@@ -257,6 +266,7 @@ mod tests {
         let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None, None);
         let (root, append) = (Root::Initrd, "debug".into());
         Fleet {
+            first: 0,
             count: 1000,
             plan,
             base,

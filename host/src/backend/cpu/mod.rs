@@ -20,6 +20,7 @@ use emu_core::mem::FRAME_SIZE;
 
 use self::sched::Scheduler;
 use self::worker::{VmRun, Worker};
+use super::part::Part;
 use super::{Backend, BackendError, Event, Inspector, Settings, Totals, Unsupported};
 use crate::control::Call;
 use crate::host;
@@ -57,8 +58,7 @@ struct VmSlot {
 
 /// State shared by the workers and the backend's owner.
 struct Shared {
-    fleet: Fleet,
-    settings: Settings,
+    part: Part,
     arena: Arc<HostArena>,
     slots: Vec<VmSlot>,
     sched: Scheduler,
@@ -92,9 +92,10 @@ impl CpuBackend {
         let frames = host::memory_available().0 / u64::from(FRAME_SIZE);
         let private = (pages * u64::from(fleet.count)).min(frames).min(u64::from(u32::MAX) / 2);
         let arena = Arc::new(HostArena::new(&fleet.base, private as u32)?);
-        let started = settings.started.min(fleet.count);
-        let slot = |vm| VmSlot {
-            run: Mutex::new(VmRun::new(vm < started, &settings)),
+        let part = Part { fleet, settings };
+        let started = part.started();
+        let slot = |index| VmSlot {
+            run: Mutex::new(VmRun::new(index < started, &part.settings)),
             input: Mutex::default(),
             has_input: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
@@ -102,25 +103,25 @@ impl CpuBackend {
             has_requests: AtomicBool::new(false),
             instret: AtomicU64::new(0),
         };
-        (started..fleet.count).for_each(|vm| settings.link.end(vm));
+        part.end_unstarted();
         let (sender, events) = bounded(EVENTS_MAX);
         let shared = Arc::new(Shared {
-            slots: (0..fleet.count).map(slot).collect(),
-            sched: Scheduler::new(fleet.count, started),
+            slots: (0..part.count()).map(slot).collect(),
+            sched: Scheduler::new(part.count(), started),
             stopped: AtomicBool::new(false),
             instructions: AtomicU64::new(0),
             arena,
-            settings,
-            fleet,
+            part,
         });
         let waker = Arc::downgrade(&shared);
-        shared.settings.link.on_inbound(0..shared.fleet.count, move |vm| {
+        shared.part.on_inbound(move |index| {
             if let Some(shared) = waker.upgrade() {
-                shared.sched.wake(vm);
+                shared.sched.wake(index);
             }
         });
         let backend = Self { shared, events };
-        let threads = backend.shared.settings.threads.clamp(1, backend.shared.slots.len().max(1));
+        let threads =
+            backend.shared.part.settings.threads.clamp(1, backend.shared.slots.len().max(1));
         for i in 0..threads {
             let (shared, sender) = (Arc::clone(&backend.shared), sender.clone());
             let context = WorkerContext::new()?;
@@ -134,11 +135,17 @@ impl CpuBackend {
 }
 
 impl CpuBackend {
+    /// Returns the slot of a VM, and its index.
+    fn slot(&self, vm: u32) -> Option<(u32, &VmSlot)> {
+        let index = self.shared.part.slot(vm)?;
+        Some((index, self.shared.slots.get(index as usize)?))
+    }
+
     fn request(&self, vm: u32, request: Request) {
-        let Some(slot) = self.shared.slots.get(vm as usize) else { return };
+        let Some((index, slot)) = self.slot(vm) else { return };
         lock(&slot.requests).push(request);
         slot.has_requests.store(true, Ordering::Release);
-        self.shared.sched.summon(vm);
+        self.shared.sched.summon(index);
     }
 }
 
@@ -152,16 +159,15 @@ impl Backend for CpuBackend {
     }
 
     fn input(&self, vm: u32, bytes: &[u8]) {
-        let Some(slot) = self.shared.slots.get(vm as usize) else { return };
+        let Some((index, slot)) = self.slot(vm) else { return };
         slot.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
         lock(&slot.input).extend(bytes);
         slot.has_input.store(true, Ordering::Release);
-        self.shared.sched.wake(vm);
+        self.shared.sched.wake(index);
     }
 
     fn waiting(&self, vm: u32) -> usize {
-        let slot = self.shared.slots.get(vm as usize);
-        slot.map_or(0, |slot| slot.waiting.load(Ordering::Relaxed))
+        self.slot(vm).map_or(0, |(_, slot)| slot.waiting.load(Ordering::Relaxed))
     }
 
     fn submit(&self, vm: u32, call: Call) -> Result<(), Unsupported> {
@@ -188,13 +194,12 @@ impl Backend for CpuBackend {
     }
 
     fn fixed(&self) -> u64 {
-        let table = u64::from(self.shared.fleet.base.pages()) * size_of::<u32>() as u64;
+        let table = u64::from(self.shared.part.fleet.base.pages()) * size_of::<u32>() as u64;
         size_of::<VmSlot>() as u64 + table
     }
 
     fn instret(&self, vm: u32) -> u64 {
-        let slot = self.shared.slots.get(vm as usize);
-        slot.map_or(0, |s| s.instret.load(Ordering::Relaxed))
+        self.slot(vm).map_or(0, |(_, slot)| slot.instret.load(Ordering::Relaxed))
     }
 }
 

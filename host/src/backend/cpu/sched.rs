@@ -1,5 +1,5 @@
 //! The CPU backend's scheduler: which VM runs next. Runnable VMs are in a run queue; parked ones cost
-//! nothing until a timer expires or input arrives.
+//! nothing until a timer expires or input arrives. A VM's number here is the index of its slot.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard};

@@ -16,9 +16,10 @@ use super::port::{CpuPort, RECEIVED_MAX};
 use super::{Request, Shared, VmSlot};
 use crate::backend::clock::GuestClock;
 use crate::backend::life::{Action, Life, State, Trigger};
+use crate::backend::part::VmLink;
 use crate::backend::{ClockSource, Event, EventKind, Inspection, Reason, Settings};
 use crate::control::{Call, Reply};
-use crate::net::{DropReason, VirtualLink};
+use crate::net::DropReason;
 use crate::sync::lock;
 
 /// Instructions in a slice. Slices end at multiples of this, so that a value taken after a slice
@@ -78,54 +79,58 @@ impl<'a> Worker<'a> {
     /// Runs VMs until the fleet is stopped.
     pub fn work(&mut self) {
         let shared = self.shared;
-        while let Some(vm) = shared.sched.next() {
-            let Some(slot) = shared.slots.get(vm as usize) else { continue };
+        while let Some(index) = shared.sched.next() {
+            let Some(slot) = shared.slots.get(index as usize) else { continue };
             let mut run = lock(&slot.run);
             // The core does not panic, whatever a guest does. Should it have a bug, only the guest
             // that met it ends.
-            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(vm, slot, &mut run)));
+            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(index, slot, &mut run)));
             let timer = turn.unwrap_or_else(|panic| {
                 let reason = Reason::Internal(message(panic.as_ref()));
-                self.report(vm, slot.instret.load(Ordering::Relaxed), EventKind::Faulted(reason));
+                self.report(
+                    index,
+                    slot.instret.load(Ordering::Relaxed),
+                    EventKind::Faulted(reason),
+                );
                 let action = run.life.on(Trigger::Failure);
                 debug_assert_eq!(action, Action::Free);
-                self.free(vm, slot, &mut run);
+                self.free(index, slot, &mut run);
                 None
             });
             let state = run.life.state();
             drop(run);
-            shared.sched.put(vm, state, timer);
+            shared.sched.put(index, state, timer);
         }
     }
 
-    fn report(&self, vm: u32, instret: u64, kind: EventKind) {
+    fn report(&self, index: u32, instret: u64, kind: EventKind) {
         // Blocks while the listener is busy. Sending fails only when the program ends.
-        let _ = self.events.send(Event { vm, instret, kind });
+        let _ = self.events.send(self.shared.part.event(index, instret, kind));
     }
 
     /// Runs a VM's turn: starts the VM if need be, executes pending requests, and runs a batch of
     /// slices. Returns when to wake the VM if it is parked.
-    fn turn(&mut self, vm: u32, slot: &VmSlot, run: &mut VmRun) -> Option<Instant> {
+    fn turn(&mut self, index: u32, slot: &VmSlot, run: &mut VmRun) -> Option<Instant> {
         loop {
             if run.life.state() == State::Starting {
-                self.start(vm, slot, run);
+                self.start(index, slot, run);
             }
-            self.execute_requests(vm, slot, run);
+            self.execute_requests(index, slot, run);
             // A parked VM has a turn because its timer expired, input arrived, or it had a request.
             // Running it shows whether it has something to do.
             let _ = run.life.on(Trigger::Wake);
             let guest = run.guest.as_mut().filter(|_| run.life.is_runnable())?;
-            let BatchEnd { action, events, timer } = self.batch(vm, slot, &mut run.life, guest);
+            let BatchEnd { action, events, timer } = self.batch(index, slot, &mut run.life, guest);
             let instret = slot.instret.load(Ordering::Relaxed);
             for kind in events {
-                self.report(vm, instret, kind);
+                self.report(index, instret, kind);
             }
             match action {
                 Action::Restart | Action::Start => {
-                    self.shared.settings.link.reset(vm);
-                    self.start(vm, slot, run);
+                    self.shared.part.link(index).reset();
+                    self.start(index, slot, run);
                 }
-                Action::Free => self.free(vm, slot, run),
+                Action::Free => self.free(index, slot, run),
                 Action::Nothing | Action::Run | Action::RunOn | Action::Park => {}
             }
             if !slot.has_requests.load(Ordering::Acquire) {
@@ -135,27 +140,27 @@ impl<'a> Worker<'a> {
     }
 
     /// Starts a VM, or ends it when there is no memory for it.
-    fn start(&self, vm: u32, slot: &VmSlot, run: &mut VmRun) {
-        if !self.make(vm, slot, run) {
-            self.refuse(vm, slot, run);
+    fn start(&self, index: u32, slot: &VmSlot, run: &mut VmRun) {
+        if !self.make(index, slot, run) {
+            self.refuse(index, slot, run);
         }
     }
 
     /// Makes a VM at its first instruction. Returns `false` when there is no memory for it.
-    fn make(&self, vm: u32, slot: &VmSlot, run: &mut VmRun) -> bool {
+    fn make(&self, index: u32, slot: &VmSlot, run: &mut VmRun) -> bool {
         let shared = self.shared;
         // The frames of the old guest are freed before the new one takes some.
         let input = run.guest.take().map(|old| old.port.input).unwrap_or_default();
-        let staged = shared.fleet.stage(vm, run.life.earlier());
-        let guest = Guest::new(&shared.arena, &shared.fleet.base, staged, &self.context);
+        let staged = shared.part.stage(index, run.life.earlier());
+        let guest = Guest::new(&shared.arena, &shared.part.fleet.base, staged, &self.context);
         let Ok(guest) = guest else {
             slot.waiting.fetch_sub(input.len(), Ordering::Relaxed);
             return false;
         };
-        let timebase = shared.fleet.plan.kind.map().timebase;
-        let mut port = CpuPort::new(vm, Arc::clone(&shared.settings.link));
+        let timebase = shared.part.fleet.plan.kind.map().timebase;
+        let mut port = CpuPort::new(shared.part.vm(index), Arc::clone(&shared.part.settings.link));
         port.input = input;
-        let clock = GuestClock::new(shared.settings.clock, timebase, FIRST_IPS);
+        let clock = GuestClock::new(shared.part.settings.clock, timebase, FIRST_IPS);
         run.guest = Some(Box::new(RunningGuest { guest, port, clock, card_drops: (0, 0) }));
         let action = run.life.on(Trigger::Started);
         debug_assert_eq!(action, Action::Run);
@@ -163,25 +168,25 @@ impl<'a> Worker<'a> {
     }
 
     /// Ends a VM for which there is no memory.
-    fn refuse(&self, vm: u32, slot: &VmSlot, run: &mut VmRun) {
+    fn refuse(&self, index: u32, slot: &VmSlot, run: &mut VmRun) {
         let instret = slot.instret.load(Ordering::Relaxed);
-        self.report(vm, instret, EventKind::Faulted(Reason::NoMemory));
+        self.report(index, instret, EventKind::Faulted(Reason::NoMemory));
         let action = run.life.on(Trigger::NoMemory);
         debug_assert_eq!(action, Action::Free);
-        self.free(vm, slot, run);
+        self.free(index, slot, run);
     }
 
     /// Gives a VM's memory back, and drops input that waits for it.
-    fn free(&self, vm: u32, slot: &VmSlot, run: &mut VmRun) {
+    fn free(&self, index: u32, slot: &VmSlot, run: &mut VmRun) {
         let taken = run.guest.take().map_or(0, |old| old.port.input.len());
         let mut input = lock(&slot.input);
         slot.waiting.fetch_sub(taken + input.len(), Ordering::Relaxed);
         input.clear();
-        self.shared.settings.link.end(vm);
+        self.shared.part.link(index).end();
     }
 
     /// Executes pending commands and inspections.
-    fn execute_requests(&self, vm: u32, slot: &VmSlot, run: &mut VmRun) {
+    fn execute_requests(&self, index: u32, slot: &VmSlot, run: &mut VmRun) {
         if !slot.has_requests.swap(false, Ordering::Acquire) {
             return;
         }
@@ -189,7 +194,7 @@ impl<'a> Worker<'a> {
         for request in requests {
             let instret = slot.instret.load(Ordering::Relaxed);
             match request {
-                Request::Execute(call) => self.execute(vm, slot, run, &call, instret),
+                Request::Execute(call) => self.execute(index, slot, run, &call, instret),
                 Request::Inspect(inspector) => {
                     inspector(run.guest.as_ref().map(|running| Inspection {
                         vm: Box::new(running.guest.vm().clone()),
@@ -201,35 +206,35 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn execute(&self, vm: u32, slot: &VmSlot, run: &mut VmRun, call: &Call, instret: u64) {
+    fn execute(&self, index: u32, slot: &VmSlot, run: &mut VmRun, call: &Call, instret: u64) {
         let command = call.command();
         let mut has_memory = true;
-        match run.life.command(command, instret, &self.shared.settings) {
+        match run.life.command(command, instret, &self.shared.part.settings) {
             Action::Start | Action::Restart => {
-                self.shared.settings.link.start(vm);
-                has_memory = self.make(vm, slot, run);
+                self.shared.part.link(index).start();
+                has_memory = self.make(index, slot, run);
             }
-            Action::Free => self.free(vm, slot, run),
+            Action::Free => self.free(index, slot, run),
             Action::Nothing | Action::Run | Action::RunOn | Action::Park => {}
         }
-        self.report(vm, instret, EventKind::Completed(command, Ok(Reply::None)));
+        self.report(index, instret, EventKind::Completed(command, Ok(Reply::None)));
         if !has_memory {
-            self.refuse(vm, slot, run);
+            self.refuse(index, slot, run);
         }
     }
 
     /// Runs a batch of slices of a runnable VM.
     fn batch(
         &mut self,
-        vm: u32,
+        index: u32,
         slot: &VmSlot,
         life: &mut Life,
         running: &mut RunningGuest,
     ) -> BatchEnd {
         let Self { shared, events, context } = self;
-        let (settings, link) = (&shared.settings, &shared.settings.link);
+        let (settings, link) = (&shared.part.settings, shared.part.link(index));
         // As in `Worker::report`.
-        let report = |instret, kind| drop(events.send(Event { vm, instret, kind }));
+        let report = |instret, kind| drop(events.send(shared.part.event(index, instret, kind)));
         let RunningGuest { guest, port, clock, card_drops } = running;
         let mut session = guest.session(context);
         let mut at = Instant::now();
@@ -237,11 +242,11 @@ impl<'a> Worker<'a> {
             if shared.stopped.load(Ordering::Relaxed) || slot.has_requests.load(Ordering::Relaxed) {
                 break;
             }
-            fetch_input(vm, slot, port, link);
+            fetch_input(slot, port, link);
             let exit = slice(shared, slot, &mut session, port, clock, &mut at);
             let instret = life.earlier() + session.vm().platform.clock.retired;
             slot.instret.store(instret, Ordering::Relaxed);
-            count_drops(vm, session.vm(), card_drops, link);
+            count_drops(session.vm(), card_drops, link);
             if !port.output.is_empty() {
                 let output = std::mem::take(&mut port.output);
                 // Rounded up to the slice's end, which exceptions may have brought forward a
@@ -258,7 +263,7 @@ impl<'a> Worker<'a> {
             }
             let idle = exit.code == ExitCode::Idle;
             let timer = if idle { clock.at(session.vm().wake_at()) } else { None };
-            let due = idle && (timer.is_some_and(|timer| timer <= at) || has_input(vm, port, link));
+            let due = idle && (timer.is_some_and(|timer| timer <= at) || has_input(port, link));
             let (action, events) = life.exit(exit, due, instret, settings);
             if !life.is_runnable() {
                 return BatchEnd { action, events, timer };
@@ -275,18 +280,18 @@ fn message(panic: &(dyn Any + Send)) -> String {
 }
 
 /// Moves input for a VM into its port.
-fn fetch_input(vm: u32, slot: &VmSlot, port: &mut CpuPort, link: &VirtualLink) {
+fn fetch_input(slot: &VmSlot, port: &mut CpuPort, link: VmLink<'_>) {
     if slot.has_input.swap(false, Ordering::Acquire) {
         port.input.append(&mut lock(&slot.input));
     }
-    if link.has_inbound(vm) {
-        link.take(vm, RECEIVED_MAX - port.received.len(), &mut port.received);
+    if link.has_inbound() {
+        link.take(RECEIVED_MAX - port.received.len(), &mut port.received);
     }
 }
 
 /// Whether there is input that an idle VM may take in its next slice.
-fn has_input(vm: u32, port: &CpuPort, link: &VirtualLink) -> bool {
-    !port.input.is_empty() || (link.has_inbound(vm) && port.received.len() < RECEIVED_MAX)
+fn has_input(port: &CpuPort, link: VmLink<'_>) -> bool {
+    !port.input.is_empty() || (link.has_inbound() && port.received.len() < RECEIVED_MAX)
 }
 
 /// Runs one slice from host time `at`, which is then its end under the host's clock.
@@ -305,13 +310,13 @@ fn slice(
     // With an idle worker, the reply to a packet can be there before the slice is over.
     port.flushes = !shared.sched.is_crowded();
     let exit = session.run(port, budget, now, &mut NoTrace);
-    shared.settings.link.flush();
+    shared.part.settings.link.flush();
     if typed > 0 {
         slot.waiting.fetch_sub(typed - port.input.len(), Ordering::Relaxed);
     }
     let retired = session.vm().platform.clock.retired.wrapping_sub(before);
     shared.instructions.fetch_add(retired, Ordering::Relaxed);
-    if shared.settings.clock == ClockSource::Host {
+    if shared.part.settings.clock == ClockSource::Host {
         let end = Instant::now();
         clock.measured(retired, end - *at);
         *at = end;
@@ -320,12 +325,12 @@ fn slice(
 }
 
 /// Counts packets that a VM's network card has dropped since the last call.
-fn count_drops(vm: u32, state: &Vm, before: &mut (u64, u64), link: &VirtualLink) {
+fn count_drops(state: &Vm, before: &mut (u64, u64), link: VmLink<'_>) {
     let card = &state.platform.dev.virtio.net.counters;
     let drops = (card.rx_drops, card.tx_drops);
     if drops != *before {
-        link.dropped_by_card(vm, DropReason::NoBuffer, drops.0.wrapping_sub(before.0));
-        link.dropped_by_card(vm, DropReason::BadLength, drops.1.wrapping_sub(before.1));
+        link.dropped_by_card(DropReason::NoBuffer, drops.0.wrapping_sub(before.0));
+        link.dropped_by_card(DropReason::BadLength, drops.1.wrapping_sub(before.1));
         *before = drops;
     }
 }

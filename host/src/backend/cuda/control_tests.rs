@@ -60,7 +60,7 @@ fn says_x(kind: &EventKind) -> bool {
 }
 
 /// Returns a command that has no arguments.
-fn call(command: Command) -> Call {
+pub(super) fn call(command: Command) -> Call {
     command.parse(b"").unwrap()
 }
 

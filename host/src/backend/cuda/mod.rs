@@ -16,6 +16,8 @@ pub mod gpu;
 mod module;
 mod pacer;
 pub mod packing;
+#[cfg(test)]
+mod part_tests;
 mod runner;
 pub mod sizing;
 mod slot;
@@ -36,6 +38,7 @@ use self::driver::{Device, Say};
 pub use self::fleet::DeviceFleet;
 use self::gpu::Gpu;
 use self::runner::Runner;
+use super::part::Part;
 use super::{Backend, BackendError, Event, Inspector, Launches, Settings, Totals, Unsupported};
 use crate::control::Call;
 use crate::machine::Fleet;
@@ -82,8 +85,7 @@ pub fn open(index: u32, say: Say) -> Result<Box<dyn Gpu>, CudaError> {
 
 /// State shared by the runner's thread and the backend's owner.
 pub(crate) struct Shared {
-    fleet: Fleet,
-    settings: Settings,
+    part: Part,
     options: Options,
     stopped: AtomicBool,
     instructions: AtomicU64,
@@ -104,14 +106,9 @@ pub(crate) struct Shared {
 const WATCH: Duration = Duration::from_secs(3);
 
 impl Shared {
-    /// Number of VMs that start at once.
-    fn started(&self) -> u32 {
-        self.settings.started.min(self.fleet.count)
-    }
-
-    /// Notes that a VM has read console input, or never will.
-    fn has_taken(&self, vm: u32, bytes: usize) {
-        if let Some(waiting) = self.waiting.get(vm as usize).filter(|_| bytes > 0) {
+    /// Notes that the VM in a slot has read console input, or never will.
+    fn has_taken(&self, index: u32, bytes: usize) {
+        if let Some(waiting) = self.waiting.get(index as usize).filter(|_| bytes > 0) {
             waiting.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
@@ -122,12 +119,17 @@ impl Shared {
     }
 }
 
+/// A request to the runner's thread. VMs are numbered by their slots.
 pub(crate) enum Request {
+    /// Console input for a VM.
     Input(u32, Vec<u8>),
     /// Packets wait for a VM.
     Packets(u32),
+    /// Execute a command on a VM.
     Execute(u32, Call),
+    /// Inspect a VM.
     Inspect(u32, Inspector),
+    /// The fleet is stopped.
     Stop,
 }
 
@@ -148,14 +150,14 @@ impl CudaBackend {
         settings: Settings,
         options: Options,
     ) -> Result<Self, BackendError> {
+        let part = Part { fleet, settings };
         let shared = Arc::new(Shared {
             shared_frames: device.shared(),
-            instret: (0..fleet.count).map(|_| AtomicU64::new(0)).collect(),
-            waiting: (0..fleet.count).map(|_| AtomicUsize::new(0)).collect(),
+            instret: (0..part.count()).map(|_| AtomicU64::new(0)).collect(),
+            waiting: (0..part.count()).map(|_| AtomicUsize::new(0)).collect(),
             begun: Instant::now(),
             watched_until: AtomicU64::new(0),
-            fleet,
-            settings,
+            part,
             options,
             stopped: AtomicBool::new(false),
             instructions: AtomicU64::new(0),
@@ -167,15 +169,19 @@ impl CudaBackend {
         let (sender, events) = bounded(EVENTS_MAX);
         let (requests, received) = unbounded();
         let waker = requests.clone();
-        let wake = move |vm| drop(waker.send(Request::Packets(vm)));
-        shared.settings.link.on_inbound(0..shared.fleet.count, wake);
-        (shared.started()..shared.fleet.count).for_each(|vm| shared.settings.link.end(vm));
+        shared.part.on_inbound(move |index| drop(waker.send(Request::Packets(index))));
+        shared.part.end_unstarted();
         let runner = Runner::new(Arc::clone(&shared), device, sender, received);
         let thread = thread::Builder::new()
             .name("cuda".to_owned())
             .spawn(move || runner.run())
             .map_err(BackendError::Thread)?;
         Ok(Self { shared, events, requests, thread: Some(thread) })
+    }
+
+    fn request(&self, request: Request) {
+        // Sending fails only when the thread has ended, which then reported why.
+        let _ = self.requests.send(request);
     }
 }
 
@@ -189,24 +195,27 @@ impl Backend for CudaBackend {
     }
 
     fn input(&self, vm: u32, bytes: &[u8]) {
-        let Some(waiting) = self.shared.waiting.get(vm as usize) else { return };
-        waiting.fetch_add(bytes.len(), Ordering::Relaxed);
-        // Sending fails only when the thread has ended, which then reported why.
-        let _ = self.requests.send(Request::Input(vm, bytes.to_vec()));
+        let Some(index) = self.shared.part.slot(vm) else { return };
+        self.shared.waiting[index as usize].fetch_add(bytes.len(), Ordering::Relaxed);
+        self.request(Request::Input(index, bytes.to_vec()));
     }
 
     fn waiting(&self, vm: u32) -> usize {
-        let waiting = self.shared.waiting.get(vm as usize);
-        waiting.map_or(0, |n| n.load(Ordering::Relaxed))
+        let index = self.shared.part.slot(vm);
+        index.map_or(0, |i| self.shared.waiting[i as usize].load(Ordering::Relaxed))
     }
 
     fn submit(&self, vm: u32, call: Call) -> Result<(), Unsupported> {
-        let _ = self.requests.send(Request::Execute(vm, call));
+        if let Some(index) = self.shared.part.slot(vm) {
+            self.request(Request::Execute(index, call));
+        }
         Ok(())
     }
 
     fn inspect(&self, vm: u32, inspector: Inspector) -> Result<(), Unsupported> {
-        let _ = self.requests.send(Request::Inspect(vm, inspector));
+        if let Some(index) = self.shared.part.slot(vm) {
+            self.request(Request::Inspect(index, inspector));
+        }
         Ok(())
     }
 
@@ -217,7 +226,7 @@ impl Backend for CudaBackend {
 
     fn stop(&self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
-        let _ = self.requests.send(Request::Stop);
+        self.request(Request::Stop);
     }
 
     fn totals(&self) -> Totals {
@@ -229,7 +238,7 @@ impl Backend for CudaBackend {
     }
 
     fn fixed(&self) -> u64 {
-        sizing::fixed(self.shared.fleet.base.pages())
+        sizing::fixed(self.shared.part.fleet.base.pages())
     }
 
     fn launches(&self) -> Option<Launches> {
@@ -238,8 +247,8 @@ impl Backend for CudaBackend {
     }
 
     fn instret(&self, vm: u32) -> u64 {
-        let count = self.shared.instret.get(vm as usize);
-        count.map_or(0, |n| n.load(Ordering::Relaxed))
+        let index = self.shared.part.slot(vm);
+        index.map_or(0, |i| self.shared.instret[i as usize].load(Ordering::Relaxed))
     }
 
     fn failure(&self) -> BackendError {

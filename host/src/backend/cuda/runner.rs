@@ -4,6 +4,10 @@
 //! Launches and the host's work overlap: while one launch runs, the results of the one before are
 //! handled. A VM that was parked is therefore listed once more; the device skips it. The host's
 //! work is proportional to what VMs wrote, and to the launch list when that has changed.
+//!
+//! A VM's number is here, as on the device, the index of its slot: see [`part`].
+//!
+//! [`part`]: crate::backend::part
 
 mod commands;
 mod launch;
@@ -83,11 +87,11 @@ impl Runner {
         events: Sender<Event>,
         requests: Receiver<Request>,
     ) -> Self {
-        let count = shared.fleet.count;
-        let started = shared.started();
-        let timebase = shared.fleet.plan.kind.map().timebase;
+        let count = shared.part.count();
+        let started = shared.part.started();
+        let timebase = shared.part.fleet.plan.kind.map().timebase;
         Self {
-            slots: (0..count).map(|vm| VmSlot::new(vm < started, &shared.settings)).collect(),
+            slots: (0..count).map(|vm| VmSlot::new(vm < started, &shared.part.settings)).collect(),
             list: (0..started).map(|vm| Entry { vm, inbox: 0 }).collect(),
             list_is_stale: false,
             added: Vec::new(),
@@ -98,7 +102,7 @@ impl Runner {
             to_free: Vec::new(),
             to_start: Vec::new(),
             timers: Timers::new(count),
-            clock: GuestClock::new(shared.settings.clock, timebase, FIRST_IPS),
+            clock: GuestClock::new(shared.part.settings.clock, timebase, FIRST_IPS),
             pacer: LaunchPacer::new(),
             inbox: Writer::new(INBOX),
             unread: None,
@@ -179,7 +183,7 @@ impl Runner {
 
     fn report(&self, vm: u32, instret: u64, kind: EventKind) {
         // Blocks while the listener is busy. Sending fails only when the program ends.
-        let _ = self.events.send(Event { vm, instret, kind });
+        let _ = self.events.send(self.shared.part.event(vm, instret, kind));
     }
 
     /// Does what a change of a VM's life asks for.
@@ -202,7 +206,7 @@ impl Runner {
                 let slot = &mut self.slots[vm as usize];
                 self.shared.has_taken(vm, slot.console_waiting());
                 slot.drop_input();
-                self.shared.settings.link.end(vm);
+                self.shared.part.link(vm).end();
                 self.list_is_stale = true;
                 self.to_free.push(vm);
             }
@@ -253,7 +257,7 @@ impl Runner {
             _ if is_stopped => return,
             _ => {
                 self.packet_at = Some(Instant::now());
-                slot.fetch_packets(vm, &self.shared.settings.link);
+                slot.fetch_packets(self.shared.part.link(vm));
             }
         }
         let has_input = slot.has_input();

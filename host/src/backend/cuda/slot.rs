@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
+use emu_device::protocol::inbox::Offer;
 use emu_device::protocol::outbox::{CardDrops, InputRecord};
 
 use crate::backend::Settings;
 use crate::backend::life::Life;
-use crate::net::{Packet, VirtualLink};
-use emu_device::protocol::inbox::Offer;
+use crate::backend::part::VmLink;
+use crate::net::Packet;
 
 /// Packets offered to a VM at a time; the others wait on the link.
 const PACKETS_MAX: usize = 64;
@@ -102,11 +103,11 @@ impl VmSlot {
     }
 
     /// Fetches packets for the VM from the virtual link.
-    pub fn fetch_packets(&mut self, vm: u32, link: &VirtualLink) {
+    pub fn fetch_packets(&mut self, link: VmLink<'_>) {
         let queue = &mut self.packets.queue;
         let before = queue.len();
-        if link.has_inbound(vm) {
-            link.take(vm, PACKETS_MAX.saturating_sub(before), queue);
+        if link.has_inbound() {
+            link.take(PACKETS_MAX.saturating_sub(before), queue);
         }
         self.packets.refused &= queue.len() == before;
     }
@@ -148,6 +149,7 @@ mod tests {
     use super::*;
     use crate::backend::ClockSource;
     use crate::backend::cuda::tests::settings;
+    use crate::net::VirtualLink;
 
     fn slot() -> VmSlot {
         VmSlot::new(true, &settings(false, ClockSource::Instret))
@@ -200,13 +202,13 @@ mod tests {
     fn packets_come_from_the_wire_are_kept_until_taken_and_gone_after_a_restart() {
         let link = VirtualLink::new(1);
         let mut slot = slot();
-        slot.fetch_packets(0, &link);
+        slot.fetch_packets(VmLink::new(&link, 0));
         assert!(!slot.has_input());
         for len in 14..14 + 70 {
             link.packet_sender().send(0, vec![0; len].into());
         }
         let before = taken(0, 0, &slot);
-        slot.fetch_packets(0, &link);
+        slot.fetch_packets(VmLink::new(&link, 0));
         assert!(slot.wants_to_run());
         assert_eq!((slot.packets.queue.len(), link.has_inbound(0)), (PACKETS_MAX, true));
         slot.acknowledge(&before);
@@ -215,7 +217,7 @@ mod tests {
         slot.acknowledge(&taken(0, 0, &slot));
         assert!(slot.has_input() && !slot.wants_to_run());
         slot.acknowledge(&taken(0, 2, &slot));
-        slot.fetch_packets(0, &link);
+        slot.fetch_packets(VmLink::new(&link, 0));
         assert!(slot.wants_to_run());
         assert_eq!((slot.offer().packets_at, slot.offer().packets.0[0].len()), (2, 16));
         slot.restart();

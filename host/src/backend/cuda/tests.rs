@@ -39,11 +39,15 @@ pub(super) fn settings(until_ready: bool, clock: ClockSource) -> Settings {
 
 /// Returns a fleet of VMs that run a bare-metal program.
 pub(super) fn fleet(count: u32, code: &[u32]) -> Fleet {
+    Fleet::bare(count, MachineKind::Virt, Size::mib(1), payload(code)).unwrap()
+}
+
+/// Returns a bare-metal program.
+pub(super) fn payload(code: &[u32]) -> Payload {
     let bytes: Vec<u8> = code.iter().flat_map(|w| w.to_le_bytes()).collect();
     let size = bytes.len() as u32;
     let segments = vec![Segment { addr: 0x8000_0000, bytes, size }];
-    let payload = Payload { segments, entry: 0x8000_0000, fixed: true };
-    Fleet::bare(count, MachineKind::Virt, Size::mib(1), payload).unwrap()
+    Payload { segments, entry: 0x8000_0000, fixed: true }
 }
 
 pub(super) fn cuda(memory: Size, fleet: Fleet, settings: Settings) -> CudaBackend {

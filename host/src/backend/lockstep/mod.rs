@@ -25,6 +25,7 @@ use super::cpu::{CpuPort, Guest, HostArena, WorkerContext};
 use super::cuda::fleet::{LaunchArgs, Start};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
 use super::life::{Action, Life, State, Trigger};
+use super::part::Part;
 use super::{Backend, BackendError, Event, EventKind, Inspector, Settings, Totals, Unsupported};
 use crate::control::Call;
 use crate::machine::Fleet;
@@ -38,8 +39,7 @@ const ALONE: Unsupported =
     Unsupported("--backend lockstep compares undisturbed runs: nothing acts on its VMs");
 
 struct Shared {
-    fleet: Fleet,
-    settings: Settings,
+    part: Part,
     stopped: AtomicBool,
     instructions: AtomicU64,
     instret: Vec<AtomicU64>,
@@ -66,8 +66,7 @@ impl LockstepBackend {
         let (sender, events) = bounded(EVENTS_MAX);
         let shared = Arc::new(Shared {
             instret: (0..fleet.count).map(|_| AtomicU64::new(0)).collect(),
-            fleet,
-            settings,
+            part: Part { fleet, settings },
             stopped: AtomicBool::new(false),
             instructions: AtomicU64::new(0),
             failure: Mutex::new(None),
@@ -128,18 +127,18 @@ impl Backend for LockstepBackend {
     fn totals(&self) -> Totals {
         Totals {
             instructions: self.shared.instructions.load(Ordering::Relaxed),
-            shared_frames: self.shared.fleet.base.shared(),
+            shared_frames: self.shared.part.fleet.base.shared(),
             private_frames: 0,
         }
     }
 
     fn fixed(&self) -> u64 {
-        sizing::fixed(self.shared.fleet.base.pages())
+        sizing::fixed(self.shared.part.fleet.base.pages())
     }
 
     fn instret(&self, vm: u32) -> u64 {
-        let count = self.shared.instret.get(vm as usize);
-        count.map_or(0, |n| n.load(Ordering::Relaxed))
+        let index = self.shared.part.slot(vm);
+        index.map_or(0, |i| self.shared.instret[i as usize].load(Ordering::Relaxed))
     }
 
     fn failure(&self) -> BackendError {
@@ -222,10 +221,10 @@ impl Trace for Last {
 
 impl Pair {
     fn work(&mut self) -> Result<(), BackendError> {
-        let count = self.shared.fleet.count;
+        let count = self.shared.part.count();
         let mut slots = Vec::new();
         for vm in 0..count {
-            let mut life = Life::new(true, &self.shared.settings);
+            let mut life = Life::new(true, &self.shared.part.settings);
             let side = self.start(vm, &mut life)?;
             slots.push(VmSlot { life, side });
         }
@@ -260,7 +259,7 @@ impl Pair {
     }
 
     fn report(&self, vm: u32, instret: u64, kind: EventKind) {
-        let _ = self.events.send(Event { vm, instret, kind });
+        let _ = self.events.send(self.shared.part.event(vm, instret, kind));
     }
 
     /// Starts a VM on both sides. It must not have memory on the device.
@@ -273,9 +272,9 @@ impl Pair {
 
     /// Makes a VM on both sides.
     fn make(&mut self, vm: u32, earlier: u64) -> Result<CpuSide, BackendError> {
-        let staged = self.shared.fleet.stage(vm, earlier);
+        let staged = self.shared.part.stage(vm, earlier);
         self.device.start(&[Start { vm, origin: 0, staged: staged.clone() }])?;
-        let guest = Guest::new(&self.arena, &self.shared.fleet.base, staged, &self.context)
+        let guest = Guest::new(&self.arena, &self.shared.part.fleet.base, staged, &self.context)
             .map_err(|_| CudaError::Contract("no frame for a VM's own pages"))?;
         Ok(CpuSide { guest, port: CpuPort::default() })
     }
@@ -349,7 +348,7 @@ impl Pair {
 
     /// Reports what a VM did in a slice, and lets its life go on.
     fn advance(&self, vm: u32, life: &mut Life, exit: Exit, output: Vec<u8>, retired: u64) {
-        let settings = &self.shared.settings;
+        let settings = &self.shared.part.settings;
         let instret = life.earlier() + retired;
         self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
         if !output.is_empty() {
@@ -374,16 +373,18 @@ impl Pair {
     /// the two sides diverge, which is before `end`.
     fn search(&mut self, vm: u32, end: u64, what: &str) -> BackendError {
         let found = self.first_difference(vm, end);
+        let name = self.shared.part.name(vm);
         BackendError::Apart(match found {
             Ok(Some(found)) => found,
             Ok(None) => format!(
-                "vm{vm} differs by instruction {end}: {what}; a second run of it alone did not"
+                "{name} differs by instruction {end}: {what}; a second run of it alone did not"
             ),
-            Err(error) => format!("vm{vm} differs by instruction {end}: {what}; then: {error}"),
+            Err(error) => format!("{name} differs by instruction {end}: {what}; then: {error}"),
         })
     }
 
     fn first_difference(&mut self, vm: u32, end: u64) -> Result<Option<String>, BackendError> {
+        let name = self.shared.part.name(vm);
         self.device.release(&[vm])?;
         let mut side = self.make(vm, 0)?;
         let last_good = end.saturating_sub(1) / u64::from(SLICE) * u64::from(SLICE);
@@ -401,7 +402,7 @@ impl Pair {
                 let Last { pc, insn } = trace;
                 let op = decode(insn);
                 return Ok(Some(format!(
-                    "vm{vm} differs after instruction {before}, at pc {pc:#010x}, {insn:#010x} \
+                    "{name} differs after instruction {before}, at pc {pc:#010x}, {insn:#010x} \
                      ({op:?}): {what}"
                 )));
             }
@@ -419,7 +420,8 @@ impl Pair {
 
     /// Returns the first byte of RAM that differs.
     fn first_wrong_byte(&mut self, vm: u32, side: &mut CpuSide) -> Result<String, BackendError> {
-        let plan = &self.shared.fleet.plan;
+        let name = self.shared.part.name(vm);
+        let plan = &self.shared.part.fleet.plan;
         let (base, pages) = (plan.kind.map().ram_base, plan.memory / FRAME_SIZE);
         let mut session = side.guest.session(&mut self.context);
         let (mut ours, mut theirs) = ([0; FRAME_SIZE as usize], [0; FRAME_SIZE as usize]);
@@ -431,13 +433,13 @@ impl Pair {
             if let Some(i) = ours.iter().zip(&theirs).position(|(a, b)| a != b) {
                 let addr = u64::from(base) + at + i as u64;
                 return Ok(format!(
-                    "vm{vm} differs in RAM: byte {addr:#x} is {:#04x} on the CPU and {:#04x} on \
+                    "{name} differs in RAM: byte {addr:#x} is {:#04x} on the CPU and {:#04x} on \
                      the GPU",
                     ours[i], theirs[i]
                 ));
             }
         }
-        Ok(format!("vm{vm} has other private pages on the GPU, of the same content"))
+        Ok(format!("{name} has other private pages on the GPU, of the same content"))
     }
 }
 

@@ -63,10 +63,10 @@ impl Runner {
         let command = call.command();
         let slot = &mut self.slots[vm as usize];
         let before = slot.life.state();
-        let action = slot.life.command(command, instret, &self.shared.settings);
+        let action = slot.life.command(command, instret, &self.shared.part.settings);
         if let Action::Start | Action::Restart = action {
             slot.restart();
-            self.shared.settings.link.start(vm);
+            self.shared.part.link(vm).start();
         }
         if before == State::OutOfMemory && slot.life.state() != before {
             self.out_of_memory.retain(|&other| other != vm);

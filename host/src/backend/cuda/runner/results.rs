@@ -44,7 +44,7 @@ impl Runner {
         for message in messages(&result.log) {
             self.handle_record(&message);
         }
-        self.shared.settings.link.flush();
+        self.shared.part.settings.link.flush();
     }
 
     fn handle_record(&mut self, message: &Message<'_>) {
@@ -56,7 +56,7 @@ impl Runner {
         }
         match message.body {
             Body::Console(bytes) => {
-                let ready = slot.life.output(bytes, instret, &self.shared.settings);
+                let ready = slot.life.output(bytes, instret, &self.shared.part.settings);
                 self.list_is_stale |= ready && !slot.life.is_runnable();
                 self.report(vm, instret, EventKind::Console(bytes.to_vec()));
                 if ready {
@@ -65,16 +65,16 @@ impl Runner {
             }
             Body::Packet(bytes) => {
                 self.packet_at = Some(Instant::now());
-                self.shared.settings.link.send(vm, bytes.into());
+                self.shared.part.link(vm).send(bytes.into());
             }
             Body::Taken(record) => {
                 let waiting = slot.console_waiting();
                 let drops = slot.acknowledge(&record);
                 self.shared.has_taken(vm, waiting - slot.console_waiting());
-                let link = &self.shared.settings.link;
-                slot.fetch_packets(vm, link);
-                link.dropped_by_card(vm, DropReason::NoBuffer, drops.rx.into());
-                link.dropped_by_card(vm, DropReason::BadLength, drops.tx.into());
+                let link = self.shared.part.link(vm);
+                slot.fetch_packets(link);
+                link.dropped_by_card(DropReason::NoBuffer, drops.rx.into());
+                link.dropped_by_card(DropReason::BadLength, drops.tx.into());
                 self.note_input(vm);
             }
             Body::Exit(exit, wake_at) => {
@@ -92,7 +92,7 @@ impl Runner {
         let (action, events) = match exit.code {
             // The argument distinguishes a VM that could not even start from one that can go on.
             ExitCode::NoFrame if exit.arg == 0 => (slot.life.on(Trigger::NoFrame), Vec::new()),
-            _ => slot.life.exit(exit, due, instret, &self.shared.settings),
+            _ => slot.life.exit(exit, due, instret, &self.shared.part.settings),
         };
         match (action, slot.life.state()) {
             (Action::Park, State::Parked) => self.timers.park(vm, timer),
@@ -102,7 +102,7 @@ impl Runner {
             }
             (Action::Restart, _) => {
                 slot.restart();
-                self.shared.settings.link.reset(vm);
+                self.shared.part.link(vm).reset();
             }
             _ => {}
         }

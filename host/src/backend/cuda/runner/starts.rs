@@ -20,7 +20,7 @@ const OUT_OF_MEMORY_MAX: Duration = Duration::from_secs(2);
 impl Runner {
     /// Stages and starts all VMs. Staging uses all the host's threads, and overlaps with starting.
     pub(super) fn start_all(&mut self) -> Result<(), CudaError> {
-        let count = self.shared.started();
+        let count = self.shared.part.started();
         let all: Vec<u32> = (0..count).collect();
         let shared = Arc::clone(&self.shared);
         thread::scope(|scope| {
@@ -66,7 +66,7 @@ impl Runner {
         vms.retain(|&vm| self.slots[vm as usize].life.state() == State::Starting);
         let start = |&vm: &u32| {
             let earlier = self.slots[vm as usize].life.earlier();
-            Start { vm, origin, staged: self.shared.fleet.stage(vm, earlier) }
+            Start { vm, origin, staged: self.shared.part.stage(vm, earlier) }
         };
         let starts: Vec<Start> = vms.iter().map(start).collect();
         self.fleet.start(&starts)?;
@@ -102,8 +102,8 @@ impl Runner {
 
 /// Stages VMs for their first start, on as many threads as the settings allow.
 fn stage(shared: &Shared, vms: &[u32]) -> Vec<Start> {
-    let threads = shared.settings.threads.clamp(1, 64);
-    let stage = |&vm: &u32| Start { vm, origin: 0, staged: shared.fleet.stage(vm, 0) };
+    let threads = shared.part.settings.threads.clamp(1, 64);
+    let stage = |&vm: &u32| Start { vm, origin: 0, staged: shared.part.stage(vm, 0) };
     let stage_some = |vms: &[u32]| -> Vec<Start> { vms.iter().map(stage).collect() };
     thread::scope(|scope| {
         let chunks = vms.chunks(DeviceFleet::START_MAX.div_ceil(threads));
