@@ -1,4 +1,4 @@
-// The browser for the tests, and what is wrong with a page wherever it happens.
+// Starts the browser, and collects errors of its pages.
 
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
@@ -14,13 +14,13 @@ const FLAGS = [
   "--disable-component-update",
   "--disable-sync",
 ];
-/** What Chromium says when a hostile page may not do what it wants. */
+/** Messages of Chromium when it stops a hostile page. */
 const REFUSED = /^Blocked script execution in /;
-/** A VM may stop while its page is under way. */
+/** Messages about the page of a VM that stopped while the page was loading. */
 const isGone = (message) =>
   message.text().startsWith("Failed to load resource") && /\/vms\/\d+\/http\//.test(message.location().url);
 
-/** A browser; `flags` are added to those for all. */
+/** Starts a browser with these flags and those that all tests need. */
 export const launch = (flags = []) =>
   chromium.launch({
     executablePath: execFileSync("/bin/sh", ["-c", 'command -v "$0"', process.env.PXVM_CHROMIUM ?? "chromium"], {
@@ -29,7 +29,7 @@ export const launch = (flags = []) =>
     args: [...FLAGS, ...flags],
   });
 
-/** A page at the fleet's dashboard, and lists of what should not be. */
+/** Opens the fleet's dashboard. Returns the page, and lists of errors, which should stay empty. */
 export async function open(browser, fleet, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, colorScheme: "dark", ...options });
   const page = await context.newPage();
@@ -53,7 +53,7 @@ export async function open(browser, fleet, options = {}) {
       const file = `${name.replaceAll(/[^a-z0-9]+/gi, "-")}.png`;
       await page.screenshot({ path: join(process.env.PXVM_BROWSER_SHOTS, file) });
     }
-    // What a check left open must not be in the way of the next one.
+    // Closes what a check left open, which could cover what the next one needs.
     await page.evaluate(() => document.querySelectorAll("dialog[open]").forEach((sheet) => sheet.close()));
   });
   await page.goto(fleet.url);

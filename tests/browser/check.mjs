@@ -1,4 +1,4 @@
-// Checks, one line each, and their sum.
+// Runs checks, prints a line for each, and counts them.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -12,12 +12,12 @@ export const sums = { passed: 0, failed: 0 };
 
 let recover = async () => {};
 
-/** What to do after a check that failed; it hears the check's name. */
+/** Sets a function that is called with the name of each check that failed. */
 export const afterFailure = (body) => {
   recover = body;
 };
 
-/** One thing that must hold. A check that fails leaves the next ones their chance. */
+/** Runs a check. If it fails, the next ones run all the same. */
 export async function check(name, body) {
   try {
     await body();
@@ -30,7 +30,7 @@ export async function check(name, body) {
   }
 }
 
-/** Waits until `probe` gives something true, and gives that. */
+/** Waits until `probe` returns something true, and returns that. */
 export async function until(what, probe) {
   const end = Date.now() + WAIT_MS;
   for (;;) {
@@ -41,9 +41,9 @@ export async function until(what, probe) {
   }
 }
 
-/** What axe finds that is serious or worse. Guests' pages are not ours to judge. */
+/** Returns serious and critical findings of axe. Guests' pages are left out, because they are not ours. */
 export async function findings(page) {
-  // Not by a script element, which the page's policy would refuse.
+  // Evaluated directly, because the Content-Security-Policy refuses a script element.
   await page.evaluate(AXE);
   const { violations } = await page.evaluate(() => window.axe.run(document, { iframes: false }));
   return violations

@@ -1,5 +1,5 @@
-// Eight real guests: tiles, console, actions, broadcast, keys, themes, and what is
-// hostile.
+// Checks with eight real guests: tiles, console, commands, broadcast, keys, themes, and
+// hostile pages.
 
 import { open } from "./browser.mjs";
 import { assert, check, findings, sleep, until } from "./check.mjs";
@@ -13,17 +13,17 @@ const tiles = (page, state = "") => page.locator(`.tiles .tile${state && `[data-
 const detail = (page) => page.locator("#detail");
 const gone = (page, selector) => page.locator(selector).waitFor({ state: "hidden" });
 
-/** The text of a VM's page where it shows, as the user sees it. */
+/** Returns the text of a VM's page in its tile, as the user sees it. */
 async function pageText(host) {
   const frame = await host.locator("iframe:not(.coming)").last().elementHandle({ timeout: 20_000 });
   const content = await frame.contentFrame();
   return (await content?.locator("body").innerText({ timeout: 5000 })) ?? "";
 }
 
-/** The same in the detail view; "" while there is none. */
+/** Returns the same for the detail view; "" while there is no page. */
 const wholePage = (page) => pageText(page.locator(".page-view")).catch(() => "");
 
-/** What the terminal shows, by its lines for screen readers. */
+/** Returns what the terminal shows, from its lines for screen readers. */
 const screen = (page) => page.locator(".xterm-accessibility-tree").innerText();
 
 async function see(page, text) {
@@ -45,7 +45,7 @@ async function type(page, line) {
   await page.keyboard.type(`${line}\n`);
 }
 
-/** Sends a line to `target`, or to what is chosen by itself. */
+/** Sends a line to `target`, or to the target that the page has chosen. */
 async function broadcast(page, line, target) {
   if (target) await page.locator("#target").selectOption(target);
   await page.locator("#line").fill(line);
@@ -231,7 +231,7 @@ async function many(page, fleet) {
     await broadcast(page, "echo to-none");
     await page.locator("#sent", { hasText: "no VM is shown" }).waitFor();
     assert.ok(!(await fleet.console(0)).includes("to-none"));
-    // Another choice lasts until something else is shown.
+    // The choice of another target lasts until other VMs are shown.
     await page.locator("#search").fill("2");
     await page.locator("#target").selectOption("all");
     await page.locator("#search").fill("3");

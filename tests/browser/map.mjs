@@ -1,4 +1,4 @@
-// Two thousand small guests: the map, its zoom into tiles, its colours.
+// Checks with two thousand small guests: the map, zooming into tiles, colours.
 
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -8,10 +8,10 @@ import { assert, check, findings, until } from "./check.mjs";
 import { Fleet, smallKernel } from "./pxvm.mjs";
 
 const COUNT = 2000;
-/** The page has a few hundred elements; none of them is one of 2,000 VMs. */
+/** Largest number of elements of the page: a few hundred, though there are 2,000 VMs. */
 const ELEMENTS_MOST = 700;
 
-/** Where a VM's cell is on the page, by the mark that the keyboard puts around it. */
+/** Moves the keyboard cursor to a VM's cell. Returns the position of the mark around it on the page. */
 async function cellOf(page, id) {
   await page.locator(".map canvas").focus();
   await page.keyboard.press("Home");
@@ -22,7 +22,7 @@ async function cellOf(page, id) {
 
 const label = (page) => page.locator(".map canvas").getAttribute("aria-label");
 
-/** The colour in the middle of a box on the map. */
+/** Returns the colour in the middle of a box on the map. */
 const colourAt = (page, box) =>
   page.evaluate(({ x, y, width, height }) => {
     const canvas = document.querySelector(".map canvas");

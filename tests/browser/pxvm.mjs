@@ -1,4 +1,4 @@
-// Fleets for the tests: starts pxvm, waits for its page, ends it.
+// Fleets for the tests: starts pxvm, waits for its dashboard, stops it.
 
 import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -9,13 +9,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 const START_MS = 60_000;
 const END_MS = 10_000;
 
-/** No fleet outlives the tests, however these end. */
+/** Kills all fleets when the tests end, however they end. */
 const running = new Set();
 process.once("exit", () => running.forEach((child) => child.kill("SIGKILL")));
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => process.exit(1));
 
 export class Fleet {
-  /** Runs `pxvm boot` with those arguments and resolves when its page can be had. */
+  /** Runs `pxvm boot` with these arguments. Resolves when the dashboard can be loaded. */
   static async start(pxvm, args, { listen = "127.0.0.1:0" } = {}) {
     const fleet = new Fleet();
     fleet.folder = mkdtempSync(join(tmpdir(), "pxvm-browser-"));
@@ -41,7 +41,7 @@ export class Fleet {
     return fleet;
   }
 
-  /** The JSON at a path of the API. */
+  /** Returns the JSON at a path of the API. */
   async get(path) {
     return (await this.fetch(path)).json();
   }
@@ -58,7 +58,7 @@ export class Fleet {
     return fetch(new URL(`/api/v1${path}`, this.url), { ...options, headers: { ...headers, ...own }, signal });
   }
 
-  /** A VM's console, as text. */
+  /** Returns the output of a VM's console, as text. */
   async console(id) {
     return (await this.fetch(`/vms/${id}/console`)).text();
   }
@@ -75,8 +75,8 @@ export class Fleet {
 }
 
 /**
- * A kernel of a few instructions: it says that it is ready, then waits for ever. Two
- * thousand of it start in a moment, and take almost no memory.
+ * A kernel of a few instructions, which prints that it is ready and then waits for ever. Two
+ * thousand such VMs start in a moment and need almost no memory.
  */
 export function smallKernel(folder) {
   const text = Buffer.from("PXVM READY host=small\n\0");

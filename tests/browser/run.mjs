@@ -1,4 +1,4 @@
-// tests/browser/run.sh starts this.
+// The browser tests. tests/browser/run.sh starts this program.
 
 import { launch } from "./browser.mjs";
 import { sums } from "./check.mjs";

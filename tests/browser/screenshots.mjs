@@ -1,4 +1,4 @@
-// tests/browser/screenshots.sh starts this.
+// Takes the screenshots of the guide. tests/browser/screenshots.sh starts this program.
 
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,7 +13,7 @@ const DESKTOP = { viewport: { width: 1440, height: 900 } };
 const PHONE = { width: 390, height: 844, deviceScaleFactor: 0, mobile: false };
 
 const shoot = (page, name) => page.screenshot({ path: join(folder, `dashboard-${name}.png`) });
-/** Pages that are in view are all there. */
+/** Waits until all pages in view are loaded. */
 const pagesLoaded = (page, least) =>
   until("pages in tiles", async () => (await page.locator(".tile-page iframe:not(.coming)").count()) >= least);
 
@@ -23,7 +23,7 @@ async function withPage(fleet, options, body) {
   await context.close();
 }
 
-/** Twenty-four VMs, some of which have something to do. */
+/** Takes pictures of twenty-four VMs, some of which have work to do. */
 async function small() {
   const fleet = await Fleet.start(pxvm, ["--count", "24", "--capacity", "32", "--name", "lab", "--publish", "4000:80"]);
   await until("ready", async () => (await fleet.get("/fleet")).states.ready === 24);
@@ -57,8 +57,8 @@ async function small() {
 }
 
 /**
- * A screen of twice the density. An emulated one would have guests' pages at the
- * simple density, and blurred.
+ * Starts a browser with a screen of twice the density. Emulated density would not apply to
+ * guests' pages, which would be blurred.
  */
 async function phone(fleet) {
   const dense = await launch(["--force-device-scale-factor=2"]);
@@ -72,7 +72,7 @@ async function phone(fleet) {
   await dense.close();
 }
 
-/** A thousand VMs while they boot, and when they are there. */
+/** Takes pictures of a thousand VMs while they boot and when they are ready. */
 async function large() {
   const count = 1000;
   const fleet = await Fleet.start(pxvm, ["--count", String(count), "--name", "thousand"]);
@@ -89,7 +89,7 @@ async function large() {
     await sleep(500);
     await shoot(page, "map");
     await waitFor(count);
-    // Some have much to do, some little, most nothing.
+    // Gives some VMs much work, some little, and most of them none.
     const ids = Array.from({ length: count }, (_, id) => id);
     const share = (id) => (Math.imul(id + 1, 2654435761) >>> 0) / 2 ** 32;
     for (const [pause, from, to] of [[0.05, 0, 0.004], [0.2, 0.1, 0.112], [0.5, 0.3, 0.32], [1, 0.5, 0.54]]) {

@@ -1,5 +1,5 @@
-// Two fleets that want a token, and what a guest and another program at a port of the same
-// host get to see of it.
+// Checks with two fleets that require a token: a guest, and another program at a port of the
+// same host, never see the token.
 
 import { createServer } from "node:http";
 import { open } from "./browser.mjs";
@@ -9,7 +9,7 @@ import { Fleet } from "./pxvm.mjs";
 const TOKENS = ["the-token-of-the-first-fleet", "the-token-of-the-second"];
 const EVIL = ["pxvm_token=evil; Path=/", "pxvm=evil; Path=/", "token=evil; Path=/"];
 
-/** A program at a port of this host that keeps what it is asked, and sets cookies. */
+/** Starts a server at a port of this host that keeps the requests it gets, and sets cookies. */
 async function listener() {
   const heard = [];
   const server = createServer((request, response) => {
@@ -21,14 +21,14 @@ async function listener() {
   return { heard, port: server.address().port, end: () => server.close() };
 }
 
-/** A port that was free a moment ago. */
+/** Returns a port that was free a moment ago. */
 async function freePort() {
   const { port, end } = await listener();
   end();
   return port;
 }
 
-/** A server in a guest that says at the console what it was asked, and sets a cookie. */
+/** A server in a guest that prints its requests on the console, and sets a cookie. */
 const RECORDER =
   "printf 'HTTP/1.1 200 OK\\r\\nSet-Cookie: pxvm_token=guest; Path=/\\r\\nContent-Length: 5\\r\\n" +
   "Connection: close\\r\\n\\r\\nguest' > /run/answer; while :; do nc -l -p 81 < /run/answer; done &";
@@ -49,7 +49,7 @@ export async function token(pxvm, browser) {
   const fleet = await Fleet.start(pxvm, [...args, TOKENS[0], "--publish", `${base}:81`]);
   const second = await Fleet.start(pxvm, [...args, TOKENS[1]]);
   const { context, page, wrong } = await open(browser, fleet);
-  /** Every request that the browser makes: its address and all it says of itself. */
+  /** Every request of the browser: its URL and headers. */
   const requests = [];
   context.on("request", (request) => requests.push(request));
   try {
@@ -104,7 +104,7 @@ export async function token(pxvm, browser) {
       assert.match(guest, /GET \/ HTTP\/1.1\s+Host: 127.0.0.1/);
       const all = [guest, ...other.heard].join("\n");
       assert.ok(other.heard.length >= 3);
-      // The guest's own cookie comes, as cookies go to all ports; ours would as well.
+      // The guest's own cookie is sent, because cookies go to all ports; the dashboard's would be, too.
       assert.match(all, /pxvm_token=guest/);
       for (const secret of TOKENS) assert.ok(!all.includes(secret), all);
       const ours = new URL(fleet.url).host;
@@ -156,7 +156,7 @@ export async function token(pxvm, browser) {
     await check("no address that is asked for has the token", () => {
       const own = new URL(fleet.url).host;
       assert.ok(requests.some((request) => new URL(request.url()).host === own));
-      // One was asked for with it above, on purpose.
+      // The check above has sent it once on purpose.
       const asked = requests.filter((request) => !request.url().includes("/?token="));
       for (const url of asked.map((request) => request.url().split("#")[0])) {
         for (const secret of TOKENS) assert.ok(!url.includes(secret), url);

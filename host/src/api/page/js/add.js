@@ -1,4 +1,4 @@
-// The sheet that adds VMs to the fleet.
+// The dialog that adds VMs to the fleet.
 
 import * as api from "./api.js";
 import { byId, setText } from "./dom.js";

@@ -4,7 +4,7 @@ import * as auth from "./auth.js";
 
 const BASE = "/api/v1";
 
-/** What the server refused, in its words. */
+/** A request that the server refused, with the server's message. Status 0: it did not reply. */
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -15,7 +15,7 @@ export class Refused extends Error {
 async function call(path, { headers, signal = AbortSignal.timeout(10_000), ...options } = {}) {
   let response;
   try {
-    // Cookies of this host are guests' cookies, too; the API has none.
+    // The API uses no cookies. Those of this host may be of guests at other ports.
     const own = { cache: "no-store", credentials: "omit", headers: { ...headers, ...auth.headers() } };
     response = await fetch(BASE + path, { ...own, signal, ...options });
   } catch {
@@ -26,7 +26,7 @@ async function call(path, { headers, signal = AbortSignal.timeout(10_000), ...op
   try {
     message = (await response.json()).error.message;
   } catch {
-    // Not in the API's form; the status must do.
+    // The body is not the API's JSON, so the message names the status alone.
   }
   throw new Refused(response.status, message);
 }
@@ -38,16 +38,16 @@ const post = (path, body) =>
 export const fleet = () => json("/fleet");
 export const vm = (id) => json(`/vms/${id}`);
 export const snapshot = (id) => json(`/vms/${id}/snapshot`);
-/** pause, resume, reset or stop. */
+/** Executes a command on a VM: pause, resume, reset or stop. */
 export const act = (id, verb) => json(`/vms/${id}/${verb}`, { method: "POST" });
 export const addVms = (count) => post("/vms", { count });
 export const sendLine = (line, to) => post("/input", { line, ...to });
 
-/** Tickets for VMs' pages, by VM and port. A server that starts anew has others. */
+/** Tickets for VMs' pages, by VM and port. They become invalid when the server starts again. */
 const tickets = new Map();
 export const forgetTickets = () => tickets.clear();
 
-/** Where a VM's page is: behind a ticket, as frames send no headers of ours. */
+/** Returns the URL of a VM's page. It contains a ticket, because an iframe cannot send the token. */
 export async function pageUrl(id, port, path = "/") {
   const key = `${id}:${port}`;
   if (!tickets.has(key)) tickets.set(key, json(`/vms/${id}/ticket?port=${port}`));
@@ -56,7 +56,7 @@ export async function pageUrl(id, port, path = "/") {
   return (await ticket).path + path.slice(1);
 }
 
-/** A WebSocket to a VM's console. */
+/** Opens a WebSocket to a VM's console. */
 export function consoleSocket(id) {
   const url = new URL(`${BASE}/vms/${id}/console/ws`, location.href);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
@@ -66,8 +66,8 @@ export function consoleSocket(id) {
 const FIELD = /^(\w+): ?(.*)$/gm;
 
 /**
- * The events of the fleet as [name, data]; nameless ones say that the server is there.
- * (An EventSource would send no headers of ours.)
+ * Yields the events of the fleet as [name, data]. Events without a name are keep-alives.
+ * An EventSource cannot send the token, so this reads the stream itself.
  */
 export async function* events(signal) {
   const { body } = await call("/events", { signal });

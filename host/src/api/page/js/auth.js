@@ -1,11 +1,11 @@
-// The fleet's token, where the server wants one. It comes behind the # of the address that pxvm
-// printed, or is typed in, and stays with this tab. It is never in a cookie: browsers send
-// those to all ports of a host, and guests listen at some of them.
+// The fleet's token, where the server requires one. The user opens the address that pxvm printed,
+// which has it behind the #, or types it in. It is kept in this tab. It is never in a cookie:
+// browsers send cookies to all ports of a host, and guests listen at some of them.
 
 import { byId, setText } from "./dom.js";
 
 const KEY = "pxvm-token";
-/** Before and after the address of a view. */
+/** The token in the fragment of the address. Views have other fragments. */
 const IN_HASH = /^#token=([\w-]+)$/;
 
 /** Where storage is forbidden, the token lasts as long as the page. */
@@ -14,7 +14,7 @@ let token = "";
 try {
   token = sessionStorage.getItem(KEY) ?? "";
 } catch {
-  // There is none.
+  // Storage is forbidden: no token is known yet.
 }
 
 function keep(given) {
@@ -22,11 +22,11 @@ function keep(given) {
   try {
     sessionStorage.setItem(KEY, given);
   } catch {
-    // It is kept here.
+    // Storage is forbidden: the variable keeps it.
   }
 }
 
-/** Takes the token out of the address, so that neither the bar nor the history has it. */
+/** Removes the token from the address, so that neither the address bar nor the history shows it. */
 function take() {
   const url = new URL(location.href);
   const given = IN_HASH.exec(url.hash)?.[1] ?? url.searchParams.get("token");
@@ -39,15 +39,15 @@ function take() {
 }
 
 take();
-// The printed address was opened in a tab that shows the dashboard already.
+// Runs when the printed address is opened in a tab that shows the dashboard already.
 addEventListener("hashchange", () => take() && location.reload());
 
-/** What tells the server who we are. */
+/** Returns the headers that authenticate a request. */
 export const headers = () => (token ? { authorization: `Bearer ${token}` } : {});
-/** The same where a page can send no headers: a WebSocket's protocols, of which the server takes the first. */
+/** Returns the protocols that authenticate a WebSocket, which cannot have headers. The server picks the first. */
 export const protocols = () => (token ? ["pxvm", `pxvm.token.${token}`] : ["pxvm"]);
 
-/** Asks for the token, until there is one. */
+/** Asks the user for the token until one was entered. */
 export function ask() {
   const [sheet, field] = [byId("sign-in"), byId("token")];
   setText(byId("sign-in-wrong"), token ? "That is not the token of this fleet." : "");

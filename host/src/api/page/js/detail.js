@@ -1,4 +1,4 @@
-// One VM, whole: page, console, numbers, machine, and what can be done to it.
+// The view of one VM: its page, console, numbers and machine state, and buttons for commands.
 
 import * as api from "./api.js";
 import { byId, el, setText } from "./dom.js";
@@ -9,14 +9,14 @@ import { Machine } from "./machine.js";
 import { Console } from "./terminal.js";
 
 const LOOK_MS = 1000;
-/** What ends what a VM does, and what is lost by it. */
+/** Commands that end what a VM does, each with the warning that the user confirms. */
 const ENDS = {
   stop: ["Stop", "It ends at once and gives its memory back; what it had written is lost. Reset boots it again."],
   reset: ["Reset", "It boots again at once; what it had in memory, and had written, is lost."],
 };
 
 export class Detail {
-  /** `step(by)` leads to a neighbour. */
+  /** `step(by)` goes to another VM: the next one for 1, the previous one for -1. */
   constructor(fleet, step) {
     this.fleet = fleet;
     this.id = -1;
@@ -59,7 +59,7 @@ export class Detail {
     this.console?.attach(-1);
   }
 
-  /** New numbers came, of this VM or of others. */
+  /** Shows new numbers of the fleet, which may be of this VM. */
   update() {
     if (!this.isShown) return;
     const state = this.fleet.states[this.id];
@@ -92,7 +92,7 @@ export class Detail {
     return true;
   }
 
-  /** What the API knows beyond the stream. */
+  /** Fetches what the API has and the event stream does not. */
   async #look() {
     if (!this.isShown || document.hidden || this.isHeld || this.isLooking) return;
     const { id } = this;
@@ -149,7 +149,7 @@ export class Detail {
     this.next = button("\u203a", () => step(1), { "aria-label": "Next VM", "aria-keyshortcuts": "j" });
     const pause = () => this.#act(this.state === PAUSED ? "resume" : "pause");
     this.pause = button("Pause", pause, { "aria-keyshortcuts": "p" });
-    // A VM that was stopped has nothing to lose.
+    // A stopped VM has nothing to lose, so the user need not confirm.
     const reset = () => (this.state === STOPPED ? this.#act("reset") : this.#ask("reset"));
     this.reset = button("Reset", reset);
     this.stop = button("Stop", () => this.#ask("stop"), { class: "danger" });
@@ -203,7 +203,7 @@ export class Detail {
     );
   }
 
-  /** Does to the VM what cannot be undone, if that is meant. */
+  /** Executes a command that cannot be undone, if the user confirms it. */
   #ask(verb) {
     const { id } = this;
     const [name, text] = ENDS[verb];

@@ -1,9 +1,9 @@
-// Elements. Text always goes in as text: what a guest says is never markup.
+// Helpers for DOM elements. Text is always inserted as text, so output of a guest is never markup.
 
-/** The element with that id, which index.html has. */
+/** Returns the element of index.html with that id. */
 export const byId = (id) => document.getElementById(id);
 
-/** A new element; `properties` are set on it, attributes where the name has a dash. */
+/** Returns a new element with these properties; a name with a dash is set as an attribute. */
 export function el(name, properties = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {
@@ -15,12 +15,12 @@ export function el(name, properties = {}, ...children) {
   return element;
 }
 
-/** Sets text only where it differs, so that nothing is laid out for nothing. */
+/** Sets the text of an element only if it differs, to avoid a layout pass. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** A text that remembers what it shows, for what changes often. */
+/** Returns a text node that remembers what it shows, for text that changes often. */
 export function text() {
   const node = document.createTextNode("");
   let shown = "";
@@ -35,8 +35,8 @@ export function text() {
 }
 
 /**
- * A row of buttons of which one is pressed. `choices` are [value, content...];
- * returns a function that presses one without telling.
+ * Makes a row of buttons of which one is pressed. `list` has [value, content...] for each.
+ * Returns a function that presses one without calling `onChoose`.
  */
 export function choices(host, list, pressed, onChoose) {
   const buttons = list.map(([value, ...content]) => {
@@ -56,10 +56,10 @@ export function choices(host, list, pressed, onChoose) {
   return press;
 }
 
-/** A colour of the style sheets, as the canvas understands it. */
+/** Returns a colour of the style sheets in a form that a canvas accepts. */
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-/** Sizes a canvas to its box in device pixels; its context draws in CSS pixels. */
+/** Gives a canvas the size of its box in device pixels. Returns a context that draws in CSS pixels. */
 export function fitCanvas(canvas, width = canvas.clientWidth, height = canvas.clientHeight) {
   const scale = devicePixelRatio || 1;
   const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
@@ -72,7 +72,7 @@ export function fitCanvas(canvas, width = canvas.clientWidth, height = canvas.cl
   return { context, width, height };
 }
 
-/** Runs `draw` once in the next frame, however often it is called. */
+/** Returns a function that runs `draw` once in the next animation frame, however often it is called. */
 export function oncePerFrame(draw) {
   let waiting = false;
   return () => {

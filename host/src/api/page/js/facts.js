@@ -1,4 +1,4 @@
-// A VM's numbers in the detail view: speed with its last minute, the rest as a list.
+// A VM's numbers in the detail view: a plot of the speed in the last minute, and a list of the others.
 
 import { el, setText } from "./dom.js";
 import { bytes, compact, count, mips } from "./format.js";
@@ -26,7 +26,7 @@ export class Facts {
     this.list.replaceChildren();
   }
 
-  /** The newest speed, several times a second. */
+  /** Adds the current speed to the plot. Called several times a second. */
   sample(speed) {
     setText(this.speed, mips(speed));
     const now = performance.now() / 1000;
@@ -35,7 +35,7 @@ export class Facts {
     this.plot.show(this.points);
   }
 
-  /** `own`: frames of its own, where they are known. */
+  /** `own` is the number of the VM's private frames, or null where it is not known. */
   show(vm, own, fleet) {
     const { network } = vm;
     const packets = (kind) => `${count(network[`${kind}_packets`])}, ${bytes(network[`${kind}_bytes`]).join(" ")}`;
@@ -56,7 +56,7 @@ export class Facts {
   }
 }
 
-/** "127.0.0.1:4003->80", with the first part as a link. */
+/** Returns "127.0.0.1:4003->80" with the first part as a link. */
 function publishedAs(text) {
   const match = /^([\w.:[\]]+)->(\d+)$/.exec(text);
   if (!match) return text;

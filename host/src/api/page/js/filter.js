@@ -1,11 +1,11 @@
-// Which VMs are shown: a search for numbers, ranges and names, and a state.
+// The filter that decides which VMs are shown: by number, range, name and state.
 
 import { STATES } from "./fleet.js";
 
-/** `17`, `vm17`, `40-63`, `vm40-vm63`; `40-` is still being typed. */
+/** Matches `17`, `vm17`, `40-63` and `vm40-vm63`, and `40-`, which the user has not finished typing. */
 const RANGE = /^(?:vm)?(\d{1,7})(?:-(?:vm)?(\d{1,7})?)?$/;
 
-/** A function that says whether a word of the search means a VM. */
+/** Returns a function that tells whether a word of the search matches a VM. */
 function meant(word) {
   const range = RANGE.exec(word);
   if (!range) return (id, name) => name.includes(word);
@@ -16,7 +16,7 @@ function meant(word) {
 export class Filter {
   constructor() {
     this.text = "";
-    /** A state's name, or "" for all. */
+    /** The name of the only state shown, or "" for all. */
     this.state = "";
   }
 
@@ -24,14 +24,14 @@ export class Filter {
     return this.text.trim() === "" && this.state === "";
   }
 
-  /** A function that says whether a VM is shown. */
+  /** Returns a function that tells whether a VM is shown. */
   test(fleet) {
     const state = STATES.indexOf(this.state);
     const byText = this.#byText(fleet);
     return (id) => (state < 0 || fleet.states[id] === state) && byText(id);
   }
 
-  /** The VMs that are shown, in order. */
+  /** Returns the numbers of the VMs that are shown, in order. */
   matches(fleet) {
     const shown = this.test(fleet);
     const ids = [];

@@ -1,19 +1,19 @@
-// What the page knows about the fleet: a few numbers a VM, in flat arrays, so that
-// 32,000 VMs cost no more than their numbers.
+// What the page knows about the fleet: a few numbers for each VM, in typed arrays, so that
+// 32,000 VMs need little memory.
 
 export const STATES = ["booting", "ready", "paused", "halted", "faulted", "stopped"];
 export const [BOOTING, READY, PAUSED, HALTED, FAULTED, STOPPED] = STATES.keys();
 
-/** VMs above this number are no VMs: a server that says otherwise is wrong. */
+/** Largest number of VMs. Rows with higher numbers are ignored as errors of the server. */
 const MOST = 1 << 20;
 
 export class Fleet {
   constructor() {
-    /** The newest `Fleet` of the API. */
+    /** The latest `Fleet` that the API sent. */
     this.info = null;
     this.clear();
     this.onInfo = () => {};
-    /** Called at most once a frame, with a set of VMs. */
+    /** Called with the set of VMs that changed, at most once per animation frame. */
     this.onVms = () => {};
   }
 
@@ -25,7 +25,7 @@ export class Fleet {
     this.rx = new Float64Array(0);
     this.tx = new Float64Array(0);
     this.fastest = 0;
-    /** The same, at least 1 and falling slowly: what tiles measure themselves by. */
+    /** The same, but at least 1 and falling slowly: the scale for the bars of tiles. */
     this.peak = 1;
     this.changed = new Set();
   }
@@ -38,16 +38,16 @@ export class Fleet {
     return STATES[this.states[id]];
   }
 
-  /** Takes an event `fleet`. */
+  /** Handles an event `fleet`. */
   takeInfo(info) {
-    // A server that started anew has another fleet behind the same address.
+    // A server that was started again has another fleet at the same address.
     const anew = this.info && (info.uptime_seconds < this.info.uptime_seconds - 1 || info.count < this.count);
     if (anew) this.clear();
     this.info = info;
     this.onInfo(info, Boolean(anew));
   }
 
-  /** Takes an event `vms`: rows of id, state, MIPS, packets in and out. */
+  /** Handles an event `vms`: rows of number, state, MIPS, packets received and sent. */
   takeVms(rows) {
     const waiting = this.changed.size > 0;
     for (const [id, state, mips, rx, tx] of rows) {

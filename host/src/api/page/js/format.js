@@ -1,17 +1,17 @@
-// Numbers as people read them.
+// Formats numbers for people.
 
 const whole = new Intl.NumberFormat("en-US");
 
-/** Thousands apart. */
+/** Returns a whole number with separated thousands. */
 export const count = (n) => whole.format(Math.round(n));
 
-/** Three significant digits, with a unit from 1,000 on: 999, 1.23 k, 45.6 M. */
+/** Returns three significant digits, with a prefix from 1,000 on: 999, 1.23 k, 45.6 M. */
 export function compact(n) {
   const [digits, unit] = parts(n);
   return unit ? `${digits} ${unit}` : digits;
 }
 
-/** The same in two pieces, number and prefix. */
+/** Returns the same in two parts: number and prefix. */
 export function parts(n) {
   const units = ["", "k", "M", "G", "T", "P"];
   let unit = 0;
@@ -24,14 +24,14 @@ export function parts(n) {
   return [value.toFixed(digits), units[unit]];
 }
 
-/** Millions of instructions a second, always short. */
+/** Returns a speed in MIPS in few characters. */
 export function mips(n) {
   if (n <= 0) return "0";
   if (n < 0.05) return "<0.1";
   return n < 99.95 ? n.toFixed(1) : n < 9999.5 ? n.toFixed(0) : compact(n * 1e6).replace(" ", "");
 }
 
-/** Bytes in powers of 1024. */
+/** Returns bytes with a binary prefix, as number and unit. */
 export function bytes(n) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
@@ -43,7 +43,7 @@ export function bytes(n) {
   return [unit === 0 || value >= 99.95 ? value.toFixed(0) : value.toFixed(1), units[unit]];
 }
 
-/** Seconds as 42, 3:07, 5:03:07, 2 d 5:03; only the first has the unit s. */
+/** Returns seconds as 42, 3:07, 5:03:07 or 2 d 5:03. Only the first needs the unit s. */
 export function duration(seconds) {
   const s = Math.floor(seconds);
   if (s < 60) return String(s);
@@ -53,7 +53,7 @@ export function duration(seconds) {
   return hours > 0 ? `${hours}:${pad(minutes)}:${pad(s % 60)}` : `${minutes}:${pad(s % 60)}`;
 }
 
-/** A word of the machine. Words come as numbers or as text. */
+/** Returns a machine word in hexadecimal. The API sends words as numbers or as text. */
 export function word(value) {
   if (typeof value === "number") return (value >>> 0).toString(16).padStart(8, "0");
   const text = String(value);

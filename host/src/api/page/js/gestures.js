@@ -1,10 +1,10 @@
-// Mouse, wheel and fingers over the map, as panning, zooming, pointing and clicking.
+// Turns mouse, wheel and touch events of the map into panning, zooming, pointing and clicking.
 
-/** A pointer that moves less than this, in pixels, clicks. */
+/** A press that moves less than this, in pixels, is a click. */
 const SLOP = 5;
 
 export class Gestures {
-  /** `on` has pan, zoom, point, leave and click. */
+  /** `on` has the handlers `pan`, `zoom`, `point`, `leave` and `click`. */
   constructor(element, on) {
     this.element = element;
     this.on = on;
@@ -61,7 +61,7 @@ export class Gestures {
 
   #click(event) {
     if (this.isDragging) {
-      // The end of a drag, not meant for the tile below.
+      // This click ends a drag, so the tile below must not receive it.
       this.isDragging = false;
       event.preventDefault();
       event.stopPropagation();

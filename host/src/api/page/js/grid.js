@@ -1,13 +1,13 @@
-// The fleet as a grid of tiles. Only tiles in view exist.
+// The fleet as a grid of tiles. Only tiles in view have elements.
 
 import { el, oncePerFrame } from "./dom.js";
 import { PAGE_SHAPE, SIZES, Tile } from "./tile.js";
 
 const GAP = 8;
 const MARGIN = 16;
-/** Rows beyond the edges, so that scrolling finds them there. */
+/** Rows rendered beyond each edge of the view, so that scrolling shows them at once. */
 const BEYOND = 1;
-/** Tiles that show new numbers at a time, a few times a second; more take turns. */
+/** Largest number of tiles updated at a time, a few times a second. More tiles take turns. */
 const RENEWED = 80;
 const TURN_MS = 250;
 
@@ -17,9 +17,9 @@ export class Grid {
     this.pages = pages;
     this.ids = [];
     this.size = "regular";
-    /** The VM that the keyboard is at. */
+    /** The VM with the keyboard cursor. */
     this.cursor = 0;
-    /** Tiles by place in `ids`, and those that wait for use. */
+    /** Tiles by index in `ids`, and spare ones for reuse. */
     this.tiles = new Map();
     this.spare = [];
     this.turn = 0;
@@ -40,7 +40,7 @@ export class Grid {
     return !this.element.hidden;
   }
 
-  /** Shows or hides it; hidden, it costs nothing. */
+  /** Shows or hides the grid. A hidden grid is not updated. */
   toggle(shown) {
     if (this.isShown === shown) return;
     this.element.hidden = !shown;
@@ -73,7 +73,7 @@ export class Grid {
     const columns = Math.max(1, Math.floor((width + GAP) / ((isNarrow ? narrow : least) + GAP)));
     const tileWidth = Math.floor((width - GAP * (columns - 1)) / columns);
     const tileHeight = Math.round(around + (tileWidth - 2) * PAGE_SHAPE);
-    // The tile in the upper left corner stays there.
+    // The tile in the upper left corner keeps its position.
     const first = this.shape ? Math.floor(element.scrollTop / this.shape.pitch) * this.shape.columns : 0;
     const changed = this.shape && this.shape.columns !== columns;
     this.shape = { margin, columns, tileWidth, tileHeight, pitch: tileHeight + GAP };
@@ -85,7 +85,7 @@ export class Grid {
     this.#render();
   }
 
-  /** New numbers of those VMs. */
+  /** Shows new numbers of these VMs. */
   update(changed) {
     if (!this.isShown) return;
     clearTimeout(this.later);
@@ -101,7 +101,7 @@ export class Grid {
     if (left > 0) this.later = setTimeout(() => this.update(new Set()), TURN_MS);
   }
 
-  /** Moves the cursor by an arrow key; false where it means nothing. */
+  /** Moves the cursor if `key` is an arrow key. Returns whether it is. */
   key(key) {
     const at = Math.max(0, this.ids.indexOf(this.cursor));
     const { columns } = this.shape;
@@ -118,7 +118,7 @@ export class Grid {
     return true;
   }
 
-  /** Brings a VM into view and the focus to it. */
+  /** Scrolls a VM into view and focuses it. */
   focus(id = this.cursor) {
     const at = this.ids.indexOf(id);
     if (at >= 0) this.#moveTo(at, true);
@@ -164,7 +164,7 @@ export class Grid {
       tile.element.remove();
       this.spare.push(tile);
     }
-    // A cursor that the filter hides is at the first VM shown.
+    // A cursor on a VM that the filter hides moves to the first one shown.
     if (end > first && !this.ids.includes(this.cursor)) this.cursor = this.ids[0];
     const added = [];
     for (let at = first; at < end; at += 1) {
@@ -184,7 +184,7 @@ export class Grid {
     this.#insert(added);
   }
 
-  /** In the document tiles stand in order, for those who read or tab through it. */
+  /** Inserts tiles in order of their VMs, for screen readers and the Tab key. */
   #insert(added) {
     if (added.length === 0) return;
     const existing = [...this.room.children];

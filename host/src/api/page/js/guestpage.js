@@ -1,11 +1,11 @@
-// A VM's page at full size, renewed every other second while one looks at it.
+// A VM's page at full size, reloaded every other second while it is visible.
 
 import * as api from "./api.js";
 import { el, setText } from "./dom.js";
 import { bringForward, guestFrame } from "./pages.js";
 
 const RENEW_MS = 2000;
-const PATIENCE_MS = 15_000;
+const TIMEOUT_MS = 15_000;
 const ADDRESS = /^:?(\d{1,5})(\/[^\s]*)?$/;
 
 export class GuestPage {
@@ -56,7 +56,7 @@ export class GuestPage {
     this.shown = null;
   }
 
-  /** Shows that there is no page, and why; with "" a page may be there. */
+  /** Shows why there is no page; "" if there may be one. */
   explain(why) {
     setText(this.note, why);
     this.note.hidden = why === "";
@@ -67,7 +67,7 @@ export class GuestPage {
     this.#forget();
     const frame = guestFrame(this.fleet.name(this.id));
     this.coming = frame;
-    this.giveUp = setTimeout(() => this.#forget(), PATIENCE_MS);
+    this.giveUp = setTimeout(() => this.#forget(), TIMEOUT_MS);
     frame.addEventListener("load", () => {
       if (this.coming !== frame) return;
       clearTimeout(this.giveUp);
@@ -101,7 +101,7 @@ export class GuestPage {
     this.#tell();
   }
 
-  /** Whether this fleet's VMs can be reached. */
+  /** Whether VMs of this fleet have pages that can be reached. */
   get isReachable() {
     return Boolean(this.fleet.info?.network.http_port);
   }
@@ -113,7 +113,7 @@ export class GuestPage {
     const { id, port, path } = this;
     if (id < 0 || !this.isReachable) return;
     const isSame = () => this.id === id && this.port === port && this.path === path;
-    // Without one the link leads nowhere, as the page does.
+    // Without a URL the link has no target. The page shows why.
     const offer = (url) => isSame() && (this.tab.href = url);
     api.pageUrl(id, port, path).then(offer, () => {});
   }

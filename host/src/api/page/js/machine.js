@@ -1,23 +1,23 @@
-// A look into the machine: registers, CSRs, devices. What changed since the last look
-// is marked.
+// The state of the machine: registers, CSRs, devices. Values that changed since the last
+// snapshot are marked.
 
 import { el, setText } from "./dom.js";
 import { count, word } from "./format.js";
 
 const MODES = { M: "machine", S: "supervisor", U: "user" };
-/** By number, x0 to x31. */
+/** ABI names of the registers x0 to x31. */
 const REGISTERS = (
   "zero ra sp gp tp t0 t1 t2 s0 s1 a0 a1 a2 a3 a4 a5 a6 a7 s2 s3 s4 s5 s6 s7 s8 s9 s10 s11 t3 t4 t5 t6"
 ).split(" ");
 
-/** The same object with these names first, in this order. */
+/** Returns a copy of an object with these names first, in this order. */
 function ordered(values, first) {
   const result = {};
   for (const name of [...first, ...Object.keys(values)]) if (name in values) result[name] = values[name];
   return result;
 }
 
-/** A list of words, two columns to an entry, made anew only for other names. */
+/** A list of names and machine words. Its elements are made again only if the names change. */
 class Words {
   constructor(kind) {
     this.element = el("dl", { class: kind });
@@ -49,7 +49,7 @@ class Words {
   }
 }
 
-/** Rows of name and value from an object of any depth. */
+/** Yields rows of name and value from an object of any depth. */
 function* flatten(object, prefix = "") {
   for (const [key, value] of Object.entries(object)) {
     const name = prefix + key.replaceAll("_", " ");
@@ -94,7 +94,7 @@ export class Machine {
     this.devices.replaceChildren(...rows);
   }
 
-  /** There is nothing to see, and why. */
+  /** Shows why there is no machine state to see. */
   unknown(why) {
     this.#toggle(false);
     setText(this.note, why);

@@ -1,4 +1,4 @@
-// Puts the page together: one fleet, one stream, one of three views.
+// Connects the parts of the page: one fleet, one event stream, and one of three views.
 
 import { setUpAdding } from "./add.js";
 import { byId, choices, el, fitCanvas, setText } from "./dom.js";
@@ -13,7 +13,7 @@ import { Send } from "./send.js";
 import { follow } from "./stream.js";
 import { Totals } from "./totals.js";
 
-/** With more VMs than this the map shows first. */
+/** Fleets of more VMs than this show the map first. */
 const TILES_MOST = 500;
 const SIZE_NAMES = ["small", "regular", "large"];
 
@@ -30,14 +30,14 @@ const detail = new Detail(fleet, (by) => {
 const shown = () => ({ ids, state: filter.state, byText: filter.text.trim() !== "", vm: detail.id });
 const send = new Send(fleet, shown);
 
-/** The VMs shown, in order. */
+/** The numbers of the VMs shown, in order. */
 let ids = [];
-/** How many VMs there were at the last news. */
+/** Number of VMs at the last event. */
 let lastCount = 0;
-/** "tiles" or "map" once the user has chosen, else by number. */
+/** "tiles" or "map" if the user has chosen; otherwise the number of VMs decides. */
 let chosenView = null;
 
-// ---- what is shown ----------------------------------------------------------
+// ---- views ------------------------------------------------------------------
 
 function apply() {
   ids = filter.matches(fleet);
@@ -80,7 +80,7 @@ function route() {
   else if (!known && was >= 0) (grid.isShown ? grid : map).focus(was);
 }
 
-// ---- news from the server ---------------------------------------------------
+// ---- events of the server ---------------------------------------------------
 
 fleet.onInfo = (info, anew) => {
   totals.show(info);
@@ -205,7 +205,7 @@ addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
   if (document.querySelector("dialog[open]")) return;
   const { target } = event;
-  if (target.closest(".console-view")) return; // every key is the guest's
+  if (target.closest(".console-view")) return; // every key goes to the guest
   if (target.matches("input, select, textarea")) {
     if (event.key === "Escape") leaveField(target);
     return;

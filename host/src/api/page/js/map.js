@@ -1,5 +1,5 @@
-// A large fleet as a map: one cell a VM, drawn on a canvas, coloured by state or by
-// speed. Zoomed in far enough, cells in view become tiles.
+// A large fleet as a map: one cell for each VM, drawn on a canvas, coloured by state or by
+// speed. When the user zooms in far enough, cells in view become tiles.
 
 import { colour, el, fitCanvas, oncePerFrame } from "./dom.js";
 import * as format from "./format.js";
@@ -8,13 +8,13 @@ import { palette, step } from "./ramp.js";
 import { SIZES, Tile } from "./tile.js";
 import { View } from "./view.js";
 
-/** Cells this wide have their number in them, their speed too, are tiles. */
+/** Widths from which a cell shows its number, its speed as well, and is replaced by a tile. */
 const NUMBERED = 30;
 const DETAILED = 72;
 const TILED = 150;
-/** What one press of a key or button zooms by. */
+/** Factor by which one press of a key or button zooms. */
 const ZOOM_STEP = 1.6;
-/** How wide a tile is after a click into the map. */
+/** Width of a tile after a click into the map. */
 const CLOSE = 240;
 const ZOOM_MS = 220;
 
@@ -30,7 +30,7 @@ export class FleetMap {
     this.colours = palette();
     this.tiles = new Map();
     this.spare = [];
-    /** Cells to draw again; null for all of them. */
+    /** Cells to draw again; null for all. */
     this.stale = null;
     this.fastest = 0;
     this.onOpen = () => {};
@@ -74,7 +74,7 @@ export class FleetMap {
     else for (const at of this.tiles.keys()) this.#dropTile(at);
   }
 
-  /** Those that are not shown are faint. */
+  /** Sets which VMs match the filter. The others are drawn faint. */
   setMatch(isMatch) {
     this.isMatch = isMatch;
     this.redraw();
@@ -100,7 +100,7 @@ export class FleetMap {
     for (const tile of this.tiles.values()) {
       if (changed.has(tile.id) || tile.isLit) tile.update();
     }
-    // The ramp follows the fastest, slowly, so that not every cell changes each time.
+    // The scale follows the fastest VM slowly, so that not every cell changes colour each time.
     const moved = Math.abs(this.fleet.fastest - this.fastest) > this.fastest * 0.15;
     if (this.by === "mips" && moved) this.redraw();
     else if (this.stale) {
@@ -115,7 +115,7 @@ export class FleetMap {
     this.render();
   }
 
-  /** One step in or out, around the middle. */
+  /** Zooms in or out by one step around the middle. */
   zoomIn() {
     this.#zoom(ZOOM_STEP);
   }
@@ -161,19 +161,19 @@ export class FleetMap {
     this.#glide(() => this.view.zoom(factor, this.view.width / 2, this.view.height / 2));
   }
 
-  /** Brings a cell into the middle, that wide. */
+  /** Centres a cell and gives it this width. */
   #approach(at, cell) {
     this.#glide(() => this.view.set(this.view.centred(at, cell)));
   }
 
-  /** Changes the view at once. */
+  /** Changes the view without an animation. */
   #change(change) {
     this.target = null;
     change();
     this.redraw();
   }
 
-  /** Changes the view by a short movement, so that the eye can follow. */
+  /** Changes the view with a short animation. */
   #glide(change) {
     const { view } = this;
     const from = { cell: view.cell, x: view.x, y: view.y };
@@ -213,7 +213,7 @@ export class FleetMap {
     else this.#approach(at, CLOSE);
   }
 
-  /** What is under the pointer, in words. */
+  /** Shows a text about the VM under the pointer. */
   #tell() {
     const { fleet, pointed, view, tip, hover } = this;
     const shown = pointed >= 0 && pointed < fleet.count && view.cell < TILED;
@@ -274,7 +274,7 @@ export class FleetMap {
     }
   }
 
-  /** Cells by colour: setting a colour costs more than drawing a cell. */
+  /** Draws cells grouped by colour, because setting a colour costs more than drawing a cell. */
   #drawCells(context, ids) {
     const { fleet, view, by, colours, isMatch } = this;
     if (view.cell >= TILED) return; // tiles cover them
@@ -313,7 +313,7 @@ export class FleetMap {
     }
   }
 
-  /** Tiles over the cells in view, when these are large enough. */
+  /** Puts tiles over the cells in view if these are large enough. */
   #placeTiles() {
     const { view, layer } = this;
     const wanted = new Set(view.cell >= TILED ? this.#idsInView() : []);
@@ -346,7 +346,7 @@ export class FleetMap {
 
 const inks = new Map();
 
-/** Black or white, whichever is better read on that colour. */
+/** Returns black or white, whichever has more contrast with that colour. */
 function inkOn(name) {
   let ink = inks.get(name);
   if (!ink) {

@@ -1,33 +1,32 @@
-// The VMs' own pages in the tiles. Only VMs in view have one; each is loaded anew in
-// turn, so that the whole page makes a few requests a second, however many tiles
-// there are. A page is loaded behind the one that shows and takes its place when it
-// is there, so nothing flickers.
+// The VMs' own pages in the tiles. Only VMs in view have one. They are reloaded in turn, so
+// that the dashboard makes a few requests a second, however many tiles there are. A new page
+// is loaded behind the old one and replaces it when it is loaded, so that nothing flickers.
 //
-// What a guest serves is hostile: the frame has no rights at all (`sandbox`), cannot
-// be clicked or focused here (`inert`), and is never read.
+// What a guest serves may be hostile: the iframe has no rights at all (`sandbox`), cannot be
+// clicked or focused here (`inert`), and its content is never read.
 
 import * as api from "./api.js";
 import { el } from "./dom.js";
 import { PAUSED, READY } from "./fleet.js";
 
-/** Loads at a time, and the pause between two that only renew. */
+/** Largest number of loads at a time, and the interval at which a page is reloaded. */
 const AT_ONCE = 4;
 const RENEW_MS = 250;
-/** A tile that scrolls by has no page. */
+/** Time for which a tile is in view before its page is loaded; tiles that scroll by have none. */
 const STAY_MS = 150;
-/** A page is not renewed more often than this. */
+/** Least age of a page that is reloaded. */
 const LEAST_AGE_MS = 2000;
-/** A guest that takes longer shows what it showed before. */
-const PATIENCE_MS = 10_000;
+/** Time limit of a load. After it the old page stays. */
+const TIMEOUT_MS = 10_000;
 
-/** A loaded page is not painted yet. */
+/** Time that the browser needs to paint a loaded page. */
 const PAINT_MS = 120;
 
-/** A frame for a guest's page, without any rights, behind the one that shows. */
+/** Returns an iframe for a guest's page, without any rights, behind the one that shows. */
 export const guestFrame = (name) =>
   el("iframe", { class: "coming", sandbox: "", title: `Page of ${name}`, referrerPolicy: "no-referrer" });
 
-/** Puts a loaded frame in front; the one before stays until the new one is painted. */
+/** Puts a loaded iframe in front. The old one stays until the new one is painted. */
 export function bringForward(frame, before) {
   frame.className = "";
   if (before) setTimeout(() => before.remove(), PAINT_MS);
@@ -38,12 +37,12 @@ export class Pages {
     this.fleet = fleet;
     this.places = new Map();
     this.loading = 0;
-    /** While the server is away there is nothing to load. */
+    /** Set while the server does not respond: nothing is loaded. */
     this.isHeld = false;
     setInterval(() => this.#turn(true), RENEW_MS);
   }
 
-  /** The VM's page is to be shown in `host`, which is in view. */
+  /** Shows the page of a VM in `host`, which is in view. */
   show(id, host) {
     const from = performance.now() + STAY_MS;
     this.places.set(id, { id, host, from, shown: null, coming: null, since: 0, giveUp: 0 });
@@ -51,7 +50,7 @@ export class Pages {
     this.soon = setTimeout(() => this.#turn(false), STAY_MS + 10);
   }
 
-  /** The VM is out of view. */
+  /** Removes the page of a VM that is out of view. */
   hide(id) {
     const place = this.places.get(id);
     if (!place) return;
@@ -59,7 +58,7 @@ export class Pages {
     this.places.delete(id);
   }
 
-  /** The VM's state may have changed: one that does not run has no page. */
+  /** Loads or removes the page of a VM whose state may have changed; one that does not run has none. */
   check(id) {
     const place = this.places.get(id);
     if (!place) return;
@@ -69,7 +68,7 @@ export class Pages {
     } else if (state !== PAUSED) this.#drop(place);
   }
 
-  /** Whether there is a page to see. */
+  /** Whether the page of a VM is shown. */
   has(id) {
     return Boolean(this.places.get(id)?.shown);
   }
@@ -110,7 +109,7 @@ export class Pages {
     place.since = performance.now();
     place.coming = frame;
     this.loading += 1;
-    place.giveUp = setTimeout(() => this.#forget(place), PATIENCE_MS);
+    place.giveUp = setTimeout(() => this.#forget(place), TIMEOUT_MS);
     frame.addEventListener("load", () => {
       if (place.coming !== frame) return;
       clearTimeout(place.giveUp);

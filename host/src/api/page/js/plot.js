@@ -1,12 +1,12 @@
-// A small line over time on a canvas, with its last value marked.
+// A small line chart over time on a canvas, with the last value marked.
 
 import { colour, fitCanvas, oncePerFrame } from "./dom.js";
 
-/** Seconds from the left edge to the right. */
+/** Seconds from the left edge to the right edge. */
 const SPAN = 120;
 
 export class Plot {
-  /** `span`: seconds shown. The points are [second, value]. */
+  /** `span` is the number of seconds shown. The points are [second, value]. */
   constructor(canvas, { span = SPAN } = {}) {
     this.canvas = canvas;
     this.span = span;

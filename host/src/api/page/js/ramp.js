@@ -1,10 +1,10 @@
-// Colours of the map: one a state, or a ramp from slow to fast.
+// Colours of the map: one for each state, or a ramp from slow to fast.
 
 import { colour } from "./dom.js";
 import { READY, STATES } from "./fleet.js";
 
 const STEPS = 64;
-/** From the ground to the brightest, each told apart from its neighbours by lightness. */
+/** Colours from the background to the fastest. Neighbours differ in lightness. */
 const RAMPS = {
   dark: ["#181e24", "#1c3f52", "#1d6a76", "#3f9c86", "#96cc7a", "#f2eea6"],
   light: ["#e3e7ea", "#bcdcd8", "#84c3ae", "#46a07f", "#236f63", "#123f48"],
@@ -17,7 +17,7 @@ function between(from, to, share) {
   return `rgb(${a.map((value, at) => Math.round(value + (b[at] - value) * share)).join(" ")})`;
 }
 
-/** All colours for the theme of now: `states`, and `speeds` from none to the fastest. */
+/** Returns the colours of the current theme: `states`, and `speeds` from zero to the fastest. */
 export function palette() {
   const stops = RAMPS[document.documentElement.dataset.theme] ?? RAMPS.dark;
   const speeds = Array.from({ length: STEPS }, (_, step) => {
@@ -25,11 +25,11 @@ export function palette() {
     const stop = Math.min(Math.floor(at), stops.length - 2);
     return between(stops[stop], stops[stop + 1], at - stop);
   });
-  // Most of a fleet is ready, or boots: these colours are calm, and the rest stands out.
+  // Most VMs of a fleet are ready or boot. Their colours are muted, so that the others stand out.
   const states = STATES.map((state, index) => colour(index <= READY ? `map-${state}` : state));
   return { states, speeds };
 }
 
-/** Where a speed is on the ramp. Its root, so that slow ones differ as well. */
+/** Returns the index of a speed on the ramp. It is on a square-root scale, so that slow VMs differ as well. */
 export const step = (mips, fastest) =>
   fastest > 0 ? Math.min(STEPS - 1, Math.round(Math.sqrt(mips / fastest) * (STEPS - 1))) : 0;

@@ -1,11 +1,11 @@
-// The line that goes to many VMs' consoles at once.
+// The form that sends a line to many VMs' consoles at once.
 
 import * as api from "./api.js";
 import { byId, setText } from "./dom.js";
 import { count } from "./format.js";
 
 export class Send {
-  /** `shown()` tells which VMs are shown: {ids, state, byText, vm}; `vm` is -1 or the only one. */
+  /** `shown()` returns which VMs are shown: {ids, state, byText, vm}; `vm` is the only one, or -1. */
   constructor(fleet, shown) {
     this.fleet = fleet;
     this.shown = shown;
@@ -24,8 +24,8 @@ export class Send {
   }
 
   /**
-   * How many there are and how many are shown. A line goes to what is shown, unless another target was
-   * chosen since that changed.
+   * Updates the targets with the number of VMs and of those shown. The target is what is shown, unless
+   * the user has chosen another one since that changed.
    */
   show(all, filter, shown, vm) {
     const [first, second, third] = this.target.options;
@@ -41,7 +41,7 @@ export class Send {
     this.#tell("", false);
   }
 
-  /** The VMs that a line is for, as the API takes them. */
+  /** Returns the VMs that the line goes to, in the form of the API. */
   #to() {
     const { ids, state, byText, vm } = this.shown();
     if (this.target.value === "this") return { vms: [vm] };

@@ -1,24 +1,24 @@
-// The one stream of events for the whole page, and what to do when it ends.
+// The event stream of the page, with reconnection.
 
 import * as api from "./api.js";
 import * as auth from "./auth.js";
 
-/** Seconds between attempts. */
+/** Seconds before each attempt to reconnect; the last one repeats. */
 const WAITS = [1, 2, 3, 5];
-/** The server says something at least every 5 s. A connection can die without a word, as when a laptop sleeps. */
+/** Time without an event after which the connection is dead. The server sends one every 5 s. */
 const SILENCE = 15_000;
 
 const sleep = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 
 /**
- * Follows the fleet's events for ever. `onLink(state, text)` hears how it goes:
- * "live", "wait" (the first connection), or "lost".
+ * Follows the fleet's events for ever. Calls `onLink(state, text)` when the state of the
+ * connection changes: "live", "wait" (for the first connection) or "lost".
  */
 export async function follow(fleet, onLink) {
   const takes = { fleet: (info) => fleet.takeInfo(info), vms: ({ vms }) => fleet.takeVms(vms) };
   let failures = 0;
 
-  /** Listens until the stream ends; what it ended by. */
+  /** Handles events until the stream ends. Returns the error that ended it. */
   const listen = async () => {
     const silence = new AbortController();
     let timer = 0;

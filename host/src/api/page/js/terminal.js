@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import { colour } from "./dom.js";
 
 const AGAIN_MS = 2000;
-/** What the server accepts at a time. */
+/** Largest message that the server accepts, in bytes. */
 const PIECE = 4096;
 
 const theme = () => ({
@@ -17,7 +17,7 @@ const theme = () => ({
 });
 
 export class Console {
-  /** `onLink` hears "connected" and the like; `onLeave` when the user wants out. */
+  /** Calls `onLink` with the state of the connection, and `onLeave` when the user leaves the console. */
   constructor(host, { onLink, onLeave }) {
     this.onLink = onLink;
     this.id = -1;
@@ -27,21 +27,21 @@ export class Console {
       lineHeight: 1.15,
       scrollback: 5000,
       theme: theme(),
-      // The canvas cannot be read by everyone; this keeps the lines as text beside it.
+      // Screen readers cannot read a canvas. This keeps the lines as text beside it.
       screenReaderMode: true,
-      // Links in what a guest says lead nowhere.
+      // Links in output of a guest do nothing.
       linkHandler: { activate() {} },
     });
-    // xterm's other renderer needs style elements, which the page's policy forbids.
+    // xterm's other renderer needs style elements, which the Content-Security-Policy forbids.
     this.terminal.loadAddon(new CanvasAddon());
     this.fit = new FitAddon();
     this.terminal.loadAddon(this.fit);
     this.terminal.open(host);
-    // From a reset to the next frame xterm.js does not know how high a row is, and a
-    // scroll event in between would take it to row 0 / 0.
+    // Between a reset and the next animation frame xterm.js does not know the height of a row.
+    // A scroll event in between would divide by zero.
     this.clearing = 0;
     host.addEventListener("scroll", (event) => this.clearing && event.stopImmediatePropagation(), { capture: true });
-    // Tab and Esc are the guest's, so there is another way out.
+    // Tab and Esc go to the guest, so another key leaves the console.
     this.terminal.attachCustomKeyEventHandler((event) => {
       if (!(event.ctrlKey && event.key === "]")) return true;
       if (event.type === "keydown") onLeave();
@@ -58,7 +58,7 @@ export class Console {
     });
   }
 
-  /** Attaches to a VM's console, or with -1 to none. */
+  /** Attaches to a VM's console; to none if `id` is -1. */
   attach(id) {
     if (id === this.id) return;
     this.id = id;
@@ -74,7 +74,7 @@ export class Console {
   #fit() {
     this.fit.fit();
     // xterm.js can lose lines of a buffer that grows (its issue 6063) and then fails to
-    // draw. The server has the history, so that we begin again.
+    // draw. The server has the history, so this attaches again.
     const { active } = this.terminal.buffer;
     if (active.length >= active.baseY + this.terminal.rows) return;
     this.terminal.reset();
@@ -91,7 +91,7 @@ export class Console {
     this.onLink("connecting");
     socket.addEventListener("open", () => {
       if (this.socket !== socket) return;
-      // The server begins with the history.
+      // The server sends the history first.
       this.#clear();
       this.onLink("");
     });
@@ -106,7 +106,7 @@ export class Console {
     });
   }
 
-  /** Forgets all that a guest has said or set, after what is still to be drawn. */
+  /** Clears output and modes of a guest, once pending output is drawn. */
   #clear() {
     this.clearing += 1;
     const done = () => (this.clearing -= 1);

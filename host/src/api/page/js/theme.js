@@ -1,6 +1,6 @@
 "use strict";
-// A classic script in the head: it runs before anything is drawn, so that the page
-// never shows in the other theme first. The host's theme counts until one is chosen.
+// A classic script in the head. It runs before anything is drawn, so that the page is never
+// shown in the wrong theme first. The system's theme is used until the user chooses one.
 (() => {
   const KEY = "pxvm-theme";
   const light = matchMedia("(prefers-color-scheme: light)");
@@ -23,7 +23,7 @@
     try {
       localStorage.setItem(KEY, detail);
     } catch {
-      // It lasts until the page is closed.
+      // The choice lasts until the page is closed.
     }
     apply(detail);
   });

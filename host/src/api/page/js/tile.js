@@ -1,19 +1,19 @@
-// One VM as a tile. Tiles are used again for other VMs as they come into view.
+// A tile that shows one VM. Tiles are reused for other VMs as these come into view.
 
 import { el, text } from "./dom.js";
 import { PAUSED, READY, STATES } from "./fleet.js";
 import * as format from "./format.js";
 
 /**
- * In CSS pixels: the least width, on a phone too; the height of head and foot with
- * their lines, as fleet.css has them; how wide a page thinks its window is.
+ * Sizes in CSS pixels: the least width, and that on a phone; the height of head and foot
+ * with their borders, as in fleet.css; the window width that a guest's page sees.
  */
 export const SIZES = {
   small: { least: 104, narrow: 84, around: 20 + 2 + 2, pageWidth: 440 },
   regular: { least: 212, narrow: 150, around: 26 + 2 + 22 + 2, pageWidth: 480 },
   large: { least: 360, narrow: 320, around: 26 + 2 + 22 + 2, pageWidth: 560 },
 };
-/** Of a page's height to its width. */
+/** Ratio of a page's height to its width. */
 export const PAGE_SHAPE = 0.625;
 
 export class Tile {
@@ -23,11 +23,11 @@ export class Tile {
     this.id = -1;
     this.state = -1;
     this.packets = 0;
-    /** There are numbers that it does not show yet. */
+    /** Whether there are numbers that the tile does not show yet. */
     this.isStale = false;
 
     this.link = el("a", { class: "tile-name", tabIndex: -1, draggable: false });
-    // Hundreds of tiles change several times a second: each shows only what is new.
+    // Hundreds of tiles change several times a second, so each updates only what is new.
     this.name = text();
     this.mips = text();
     this.rx = text();
@@ -67,7 +67,7 @@ export class Tile {
     );
   }
 
-  /** Makes it the tile of that VM. */
+  /** Makes this the tile of a VM. */
   bind(id) {
     if (this.id === id) return;
     this.release();
@@ -81,13 +81,13 @@ export class Tile {
     this.update();
   }
 
-  /** It shows no VM any more. */
+  /** Detaches the tile from its VM. */
   release() {
     if (this.id >= 0) this.pages.hide(this.id);
     this.id = -1;
   }
 
-  /** Places it, at sub-pixels where the map wants that. */
+  /** Positions the tile. Coordinates may be fractions of pixels. */
   place(x, y, width, height) {
     const { style } = this.element;
     style.transform = `translate(${x}px, ${y}px)`;

@@ -1,11 +1,11 @@
-// The fleet's totals: how fast, how many, how much, each with its last two minutes.
+// Totals of the fleet, some with a chart of the last two minutes.
 
 import { byId, el, setText } from "./dom.js";
 import { STATES } from "./fleet.js";
 import { bytes, count, duration, parts } from "./format.js";
 import { Plot } from "./plot.js";
 
-/** Name of the total, what its plot shows, what it shows of a `Fleet`: number, unit, perhaps another name. */
+/** For each total its name, the series of its chart, and a function from `Fleet` to [number, unit, name]. */
 const TOTALS = [
   ["Speed", "mips", (f) => [...join(parts(f.mips * 1e6), "IPS")]],
   ["Ready", "ready", (f) => [count(f.states.ready), `of ${count(f.count)}`]],

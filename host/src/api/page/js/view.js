@@ -1,10 +1,10 @@
-// Where the map's cells are: a grid of cells, how large each is, and which part shows.
+// The geometry of the map: a grid of cells, their size, and the part that is in view.
 
-/** Height of a cell to its width: that of a tile. */
+/** Ratio of a cell's height to its width: that of a tile. */
 export const SHAPE = 0.85;
-/** The widest a cell gets. */
+/** Largest width of a cell. */
 const WIDEST = 480;
-/** Kept free around all cells. */
+/** Free space around all cells. */
 const MARGIN = 12;
 
 export class View {
@@ -13,7 +13,7 @@ export class View {
     this.columns = 1;
     this.width = 1;
     this.height = 1;
-    /** Width of a cell with its gap, and the upper left corner, in CSS pixels. */
+    /** Width of a cell with its gap, and position of the upper left corner, in CSS pixels. */
     this.cell = 1;
     this.x = 0;
     this.y = 0;
@@ -24,7 +24,7 @@ export class View {
     return Math.ceil(this.count / this.columns);
   }
 
-  /** Another number of cells or size of the window; what showed whole still does. */
+  /** Sets the number of cells and the size of the window. A view of all cells stays one. */
   resize(count, width, height) {
     if (width < 1 || height < 1) return;
     const same = count === this.count && width === this.width && height === this.height;
@@ -34,7 +34,7 @@ export class View {
     else this.#clamp();
   }
 
-  /** Shows all cells, as large as they can be. */
+  /** Shows all cells, as large as possible. */
   fit() {
     const [width, height] = this.#room();
     const ideal = Math.sqrt((this.count * width * SHAPE) / height);
@@ -53,13 +53,13 @@ export class View {
     this.#clamp();
   }
 
-  /** The width at which all cells show. */
+  /** Width of a cell at which all cells are in view. */
   get least() {
     const [width, height] = this.#room();
     return Math.min(width / this.columns, height / (Math.max(1, this.rows) * SHAPE), WIDEST);
   }
 
-  /** Zooms so that what is at (x, y) stays there. */
+  /** Zooms around the point (x, y). */
   zoom(factor, x, y) {
     const cell = Math.min(WIDEST, Math.max(this.least, this.cell * factor));
     const real = cell / this.cell;
@@ -76,7 +76,7 @@ export class View {
     this.#clamp();
   }
 
-  /** What `zoom` and `pan` would come to with a cell of that width in the middle. */
+  /** Returns the position of the view in which a cell of that width is in the middle. */
   centred(at, wanted) {
     const cell = Math.min(WIDEST, wanted);
     const [column, row] = [at % this.columns, Math.floor(at / this.columns)];
@@ -92,7 +92,7 @@ export class View {
     this.#clamp();
   }
 
-  /** Pans as little as shows the cell whole. */
+  /** Pans by the least distance that brings the whole cell into view. */
   reveal(at) {
     const [x, y, width, height] = this.box(at);
     const shift = (from, size, room) =>
@@ -100,12 +100,12 @@ export class View {
     this.pan(shift(x, width, this.width), shift(y, height, this.height));
   }
 
-  /** Between one cell and the next. */
+  /** Gap between two cells. */
   get gap() {
     return this.cell >= 110 ? 8 : this.cell >= 24 ? 2 : this.cell >= 3.5 ? 1 : 0;
   }
 
-  /** Left, top, width and height of a cell without its gap, at whole pixels where there is one. */
+  /** Returns left, top, width and height of a cell without its gap; whole pixels where there is a gap. */
   box(at) {
     const { cell, gap } = this;
     const left = this.x + (at % this.columns) * cell;
@@ -115,7 +115,7 @@ export class View {
     return [x, y, Math.round(left + cell) - x - gap, Math.round(top + cell * SHAPE) - y - gap];
   }
 
-  /** The cell at a point, or -1. */
+  /** Returns the cell at a point, or -1. */
   at(x, y) {
     const column = Math.floor((x - this.x) / this.cell);
     const row = Math.floor((y - this.y) / (this.cell * SHAPE));
@@ -123,7 +123,7 @@ export class View {
     return column >= 0 && column < this.columns && row >= 0 && at < this.count ? at : -1;
   }
 
-  /** Columns and rows in view, each from and to. */
+  /** Returns the range of columns and that of rows in view. */
   inView() {
     const height = this.cell * SHAPE;
     return [
@@ -138,7 +138,7 @@ export class View {
     return [Math.max(1, this.width - 2 * MARGIN), Math.max(1, this.height - 2 * MARGIN)];
   }
 
-  /** No edge is drawn further in than the margin; what is smaller is in the middle. */
+  /** Limits panning: no edge moves further in than the margin. A smaller grid is centred. */
   #clamp() {
     const into = (offset, size, room) =>
       size <= room - 2 * MARGIN ? (room - size) / 2 : Math.min(MARGIN, Math.max(room - MARGIN - size, offset));
