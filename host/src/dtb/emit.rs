@@ -140,7 +140,7 @@ fn soc(map: &Map, shape: &Shape) -> DeviceTreeNode {
             Slot::Net | Slot::Rng => true,
             Slot::Blk => shape.disk,
         };
-        if present {
+        if present && transport.mmio.size != 0 {
             soc.add_child(virtio(transport));
         }
     }

@@ -8,7 +8,7 @@ use pxvm_tests::memory::Frames;
 use emu_core::abi::ExitCode;
 use emu_core::chacha::ChaCha;
 use emu_core::dev::virtio::driver::{Prng, for_seeds};
-use emu_core::dev::virtio::{VirtioDevices, blk::Blk, net::Net, rng::Rng};
+use emu_core::dev::virtio::{blk::Blk, net::Net, rng::Rng};
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
 
 /// A machine with an image of its own text, a neighbour that has run, and what neither may touch.
@@ -31,11 +31,10 @@ impl Neighbours {
         let state = quiet.hash();
         let shared = frames.shared_bytes();
         let mut hostile = TestMachine::with_rom(&frames, vec![1, 2, 1], vec![2, 0, 1]);
-        hostile.vm.platform.dev.virtio = VirtioDevices {
-            net: Net::new([2, 0, 0, 0, 0, 1]),
-            rng: Rng::new(ChaCha::new([0; 8])),
-            blk: Blk::new(16),
-        };
+        let virtio = &mut hostile.vm.platform.dev.virtio;
+        virtio.net = Net::new([2, 0, 0, 0, 0, 1]);
+        virtio.rng = Rng::new(ChaCha::new([0; 8]));
+        virtio.blk = Blk::new(16);
         Self { hostile, quiet, state, shared }
     }
 
