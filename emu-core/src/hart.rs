@@ -248,7 +248,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                                     };
                                     (Fence()) => {{}};
                                     ($class:ident $meaning:tt) => {{
-                                        const { assert!(!Class::$class.in_loop()) };
+                                        const _: () = assert!(!Class::$class.in_loop());
                                         break 'slow_path;
                                     }};
                                 }

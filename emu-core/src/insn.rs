@@ -155,11 +155,31 @@ pub struct Row {
     pub class: Class,
 }
 
+// Accepts the meanings of each class, and none that has another form.
+macro_rules! check_meaning {
+    (Upper(|$pc:pat_param, $imm:pat_param| $value:expr)) => {};
+    (Alu(|$a:pat_param, $b:pat_param| $value:expr)) => {};
+    (AluImm(|$a:pat_param, $imm:pat_param| $value:expr)) => {};
+    (Jump()) => {};
+    (JumpRegister()) => {};
+    (Branch(|$a:pat_param, $b:pat_param| $condition:expr)) => {};
+    (Load($size:literal, $extend:ident)) => {};
+    (Store($size:literal)) => {};
+    (Fence()) => {};
+    (Csr($access:ident)) => {};
+    (System($method:ident)) => {};
+    (LoadReserved()) => {};
+    (StoreConditional()) => {};
+    (Amo(|$old:pat_param, $b:pat_param| $new:expr)) => {};
+}
+
 macro_rules! define_ops {
     ($((
         $name:literal, $op:ident, $match:literal, $mask:literal, $format:ident,
         $class:ident $meaning:tt
     ),)*) => {
+        $(check_meaning!($class $meaning);)*
+
         /// An operation: one of the table, or one of the few special cases that [`Decoded`] makes
         /// of them.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
