@@ -16,6 +16,7 @@ pub mod bus;
 pub mod chacha;
 pub mod csr;
 pub mod dev;
+mod fast_path;
 mod hart;
 pub mod insn;
 pub mod lane;
