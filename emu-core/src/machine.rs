@@ -236,15 +236,8 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             // Before `next_event_at` no device and no timer needs attention. Most runs of the
             // instruction loop end before it, so skipping the checks pays.
             let uneventful = self.platform.clock.retired < self.platform.next_event_at;
-            if !uneventful {
-                if let Some(exit) = self.exit.take() {
-                    return exit;
-                }
-                if let Some(exit) = self.unfinished() {
-                    return exit;
-                }
-                self.platform.clock.catch_up();
-                self.update_lines();
+            if !uneventful && let Some(exit) = self.handle_event() {
+                return exit;
             }
             if let Some(number) = self.platform.pending_interrupt(hart) {
                 self.platform.waiting = 0;
@@ -275,8 +268,8 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             left -= spent;
             // Lanes reconverge only where an instruction ended the loop. Where `n` was used up will
             // not do: each VM is at a different place then.
-            let met = self.exit_loop || result.is_err();
-            let hart_now = SyncPoint {
+            let ended = self.exit_loop || result.is_err();
+            let point = SyncPoint {
                 retired: self.platform.clock.retired,
                 syscall: matches!(result, Err(Trap::Exception { cause: cause::ECALL_U, .. })),
                 waiting: self.platform.waiting != 0,
@@ -284,7 +277,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 sp: hart.x[2],
                 pc: hart.pc,
             };
-            let stop = met && self.lane.sync_point(hart_now);
+            let stop = ended && self.lane.sync_point(point);
             match result {
                 Ok(()) => {}
                 Err(Trap::Exception { cause, tval }) => {
@@ -299,6 +292,21 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 left = 0;
             }
         }
+    }
+
+    /// Brings the interrupt lines up to date with devices and time. Returns the exit that a device
+    /// or firmware call asked for, if any.
+    #[inline(always)]
+    fn handle_event(&mut self) -> Option<Exit> {
+        if let Some(exit) = self.exit.take() {
+            return Some(exit);
+        }
+        if let Some(exit) = self.unfinished() {
+            return Some(exit);
+        }
+        self.platform.clock.catch_up();
+        self.update_lines();
+        None
     }
 
     /// Takes an exception. Returns `false` if the hart is caught in an endless loop of traps.
