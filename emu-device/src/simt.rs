@@ -91,6 +91,28 @@ impl Simt for OneLane {
     }
 }
 
+/// Runs the lanes of warps on a CPU.
+pub trait WarpRunner {
+    /// What the lanes are to each other.
+    type Lanes: Simt;
+
+    /// Calls `lane` for each lane of a warp, with its number, and returns when all have returned.
+    /// The calls may use [`WarpRunner::Lanes`].
+    fn run(&self, lanes: u32, lane: &(dyn Fn(u32) + Sync));
+}
+
+/// Runs one lane after the other, each as if it were alone in its warp.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OneByOne;
+
+impl WarpRunner for OneByOne {
+    type Lanes = OneLane;
+
+    fn run(&self, lanes: u32, lane: &(dyn Fn(u32) + Sync)) {
+        (0..lanes).for_each(lane);
+    }
+}
+
 #[cfg(feature = "device")]
 pub use gpu::Gpu;
 

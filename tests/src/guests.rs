@@ -70,6 +70,47 @@ fn clockwork() -> Guest {
     guest("clockwork", &words)
 }
 
+/// A program in U-mode that is the same for all seeds but for a number. In each round it does
+/// something a number of times that is another for each seed, then the same as all others, and a
+/// system call, which prints a letter. It powers off after its rounds.
+pub fn similar(seed: u32, rounds: u32) -> Guest {
+    let words = Asm::build(RAM, |a| {
+        let [trap, user, varying, common, inner] = [(); 5].map(|()| a.label());
+        a.la(T0, trap).csrrw(ZERO, MTVEC, T0).csr_li(PMPADDR0, u32::MAX).csr_li(PMPCFG0, 0x1f);
+        a.la(T0, user).csrrw(ZERO, MEPC, T0).csr_li(MSTATUS, 0).mret();
+
+        a.place(trap);
+        let last = a.label();
+        a.csrrci(ZERO, MSTATUS, 8).bne(A7, ZERO, last);
+        a.csrr(T0, MEPC).addi(T0, T0, 4).csrrw(ZERO, MEPC, T0);
+        a.andi(T0, S0, 15).addi(T0, T0, i32::from(b'a')).li(T1, VIRT.uart.base).sb(T0, 0, T1);
+        a.mret();
+        a.place(last);
+        a.store_li(VIRT.finisher.base, POWER_OFF).stop();
+
+        a.place(user);
+        a.li(SP, RAM + BEYOND).li(S0, seed).li(S1, rounds).li(A7, 0);
+        let round = a.mark();
+        a.li(T0, 1_664_525).mul(S0, S0, T0).li(T0, 1_013_904_223).add(S0, S0, T0);
+        a.srli(A0, S0, 28).jal(RA, varying).li(A0, 8).jal(RA, common);
+        a.ecall().addi(S1, S1, -1).bne(S1, ZERO, round);
+        a.li(A7, 1).ecall();
+
+        a.place(varying);
+        let (more, done) = (a.mark(), a.label());
+        a.beq(A0, ZERO, done).addi(A0, A0, -1).mul(S2, S2, S0).j(more);
+        a.place(done).ret();
+
+        a.place(common);
+        a.addi(SP, SP, -8).sw(RA, 0, SP).sw(S1, 4, SP).mv(S1, A0);
+        let again = a.mark();
+        a.jal(RA, inner).addi(S1, S1, -1).bne(S1, ZERO, again);
+        a.lw(RA, 0, SP).lw(S1, 4, SP).addi(SP, SP, 8).ret();
+        a.place(inner).add(S2, S2, S0).slli(T0, S2, 3).xor(S2, S2, T0).ret();
+    });
+    guest(format!("similar-{seed}"), &words)
+}
+
 /// A loop that any trap leads back to, with another random number in `s0` each time.
 fn storm(seed: u32, body: impl FnOnce(&mut Asm, Label)) -> Vec<u32> {
     Asm::build(RAM, |a| {

@@ -13,3 +13,4 @@ pub mod memory;
 pub mod needs;
 pub mod program;
 pub mod qemu;
+pub mod simt;

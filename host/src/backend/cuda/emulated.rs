@@ -1,5 +1,5 @@
-//! An emulated GPU: host memory, and the entry points of `emu-device` called one after the other on
-//! the CPU. Tests use it to run all of this backend but CUDA itself.
+//! An emulated GPU: host memory, and the entry points of `emu-device` called on the CPU. Tests use it
+//! to run all of this backend but CUDA itself.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +7,16 @@ use emu_core::abi::Hart;
 use emu_core::layout::MachineKind;
 use emu_device::kernel;
 use emu_device::protocol::launch::Launch;
-use emu_device::simt::OneLane;
+use emu_device::simt::{OneByOne, WarpRunner};
 use memmap2::MmapMut;
 
 use super::error::CudaError;
 use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
 use crate::units::Size;
 
-/// The emulated device.
-pub struct Emulated {
+/// The emulated device. `W` runs the lanes of its warps.
+pub struct Emulated<W = OneByOne> {
+    warps: W,
     memory: u64,
     blocks: Vec<MmapMut>,
     /// What happens to the device after some number of launches, to test failures.
@@ -26,9 +27,17 @@ pub struct Emulated {
 }
 
 impl Emulated {
-    /// Returns a device with that much memory.
+    /// Returns a device with that much memory, whose lanes run one after the other.
     pub fn new(memory: Size) -> Self {
+        Self::with_warps(memory, OneByOne)
+    }
+}
+
+impl<W> Emulated<W> {
+    /// Returns a device with that much memory, whose warps `warps` runs.
+    pub fn with_warps(memory: Size, warps: W) -> Self {
         Self {
+            warps,
             memory: memory.0,
             blocks: Vec::new(),
             fate: None,
@@ -82,7 +91,7 @@ fn block(bytes: u64) -> Result<MmapMut, CudaError> {
     MmapMut::map_anon(bytes.max(256) as usize).map_err(no_memory)
 }
 
-impl Gpu for Emulated {
+impl<W: WarpRunner + Send> Gpu for Emulated<W> {
     fn multiprocessors(&self) -> u32 {
         1
     }
@@ -132,16 +141,15 @@ impl Gpu for Emulated {
         if let Some((left, _)) = &mut self.fate {
             *left -= 1;
         }
-        let mut hart: Hart = emu_core::abi::Vm::new(MachineKind::Virt).hart;
         // SAFETY: the backend describes its memory as `Launch` says, and nothing else runs.
         unsafe {
             let launch = &*(at as *const Launch);
-            for index in 0..launch.count {
-                match kernel {
-                    Kernel::Step => kernel::step::<OneLane>(launch, index, &mut hart),
-                    Kernel::Start => kernel::start(launch, index),
-                    Kernel::Release => kernel::release(launch, index),
-                    Kernel::Digest => kernel::digest(launch, index, 0, 1),
+            match kernel {
+                Kernel::Step => step_all(&self.warps, launch),
+                Kernel::Start => (0..launch.count).for_each(|vm| kernel::start(launch, vm)),
+                Kernel::Release => (0..launch.count).for_each(|vm| kernel::release(launch, vm)),
+                Kernel::Digest => {
+                    (0..launch.count).for_each(|vm| kernel::digest(launch, vm, 0, 1));
                 }
             }
             if let (Kernel::Step, Some(from)) = (kernel, self.wrong_from) {
@@ -182,6 +190,21 @@ impl Gpu for Emulated {
     }
 
     fn abandon(&mut self) {}
+}
+
+/// Runs the VMs of a launch, warp by warp.
+///
+/// # Safety
+/// As [`kernel::step`], for all VMs of the launch.
+unsafe fn step_all<W: WarpRunner>(warps: &W, launch: &Launch) {
+    let width = launch.vms_per_warp;
+    for first in (0..launch.count).step_by(width as usize) {
+        warps.run(width.min(launch.count - first), &|lane| {
+            let mut hart: Hart = emu_core::abi::Vm::new(MachineKind::Virt).hart;
+            // SAFETY: the caller's; each lane has another VM and its own `hart`.
+            unsafe { kernel::step::<W::Lanes>(launch, first + lane, &mut hart) }
+        });
+    }
 }
 
 struct Visible(MmapMut);
