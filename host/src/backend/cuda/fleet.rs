@@ -3,24 +3,25 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use emu_core::abi::{VERSION, Vm};
+use emu_core::abi::Vm;
 use emu_core::machine::Now;
-use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
-use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
-use emu_device::protocol::launch::{
-    At, CODE_SLOTS, Control, Entry, FreeFrames, Launch, StagedPage, StagedVm, WAKE,
-};
+use emu_device::protocol::launch::{At, Control, Entry, FreeFrames, Launch, WAKE};
 use emu_device::protocol::outbox::Outbox;
 use emu_device::protocol::port::PortState;
 use zerocopy::{IntoBytes, TryFromBytes};
 
+mod auxiliary;
 mod debug;
+mod layout;
 
+use self::auxiliary::Auxiliary;
+pub use self::auxiliary::Start;
+use self::layout::{BaseTables, VmMemory};
 use super::error::CudaError;
 use super::gpu::{Address, Gpu, Kernel, Mapped};
 use super::sizing::{self, Shape};
 use crate::backend::BackendError;
-use crate::machine::{BaseImage, Staged};
+use crate::machine::BaseImage;
 
 /// Bytes of the output log that each VM can count on in a launch, within the limits below.
 const OUTBOX_EACH: usize = 1 << 10;
@@ -28,19 +29,6 @@ const OUTBOX_MIN: usize = 1 << 20;
 const OUTBOX_MAX: usize = 32 << 20;
 /// Size of the inbox (input of a launch), in bytes.
 const INBOX: usize = 1 << 20;
-/// VMs that are staged at a time, and the pages of all of them: each has one for its device tree.
-const STAGED: usize = 512;
-const STAGED_PAGES: usize = 1024;
-
-/// A VM to be started at its first instruction.
-pub struct Start {
-    /// Number of the VM.
-    pub vm: u32,
-    /// Fleet time at which the VM's clock is zero.
-    pub origin: u64,
-    /// The VM's initial state.
-    pub staged: Staged,
-}
 
 /// Arguments of a launch.
 pub struct LaunchArgs<'a> {
@@ -86,6 +74,7 @@ pub struct LaunchResult {
 /// sets, so that the host reads one while the device fills the other.
 struct LaunchBuffers {
     outbox: Box<dyn Mapped>,
+    outbox_len: usize,
     inbox: Box<dyn Mapped>,
     /// Device copy of `inbox`, because VMs read it byte by byte.
     inbox_device: Address,
@@ -97,6 +86,24 @@ struct LaunchBuffers {
     control: Box<dyn Mapped>,
     /// Number of VMs in the launch.
     listed: u32,
+}
+
+impl LaunchBuffers {
+    /// Returns buffers for launches of up to `count` VMs.
+    fn new(gpu: &mut dyn Gpu, count: u32) -> Result<Self, CudaError> {
+        let outbox_len = (count as usize * OUTBOX_EACH).clamp(OUTBOX_MIN, OUTBOX_MAX);
+        let params_len = ENTRIES_AT + count.max(1) as usize * size_of::<Entry>();
+        Ok(Self {
+            outbox: gpu.map(outbox_len)?,
+            outbox_len,
+            inbox: gpu.map(INBOX)?,
+            inbox_device: gpu.alloc(INBOX as u64)?,
+            params: gpu.map(params_len)?,
+            device: gpu.alloc(params_len as u64)?,
+            control: gpu.map(size_of::<Control>())?,
+            listed: 0,
+        })
+    }
 }
 
 const OUTBOX_AT: usize = size_of::<Launch>();
@@ -112,149 +119,31 @@ pub struct DeviceFleet {
     buffers: [LaunchBuffers; 2],
     /// Index of the launch buffers for the next launch.
     next: usize,
-    staging: Box<dyn Mapped>,
-    staged: Address,
-    auxiliary_list: Box<dyn Mapped>,
-    auxiliary_list_device: Address,
-    digests: Address,
-    outbox_len: usize,
+    auxiliary: Auxiliary,
     /// Declared last, because the allocations above must be dropped before the device.
     gpu: Box<dyn Gpu>,
-}
-
-/// Offset of the staged VMs' pages in the staging buffer.
-const PAGES_AT: usize = STAGED * size_of::<StagedVm>();
-const STAGING: usize = PAGES_AT + STAGED_PAGES * size_of::<StagedPage>();
-
-/// Brings frames into the layout of the arena, from its start on.
-fn placed(frames: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; frames.len().next_multiple_of(OnGpu::ALIGN)];
-    const CHUNK: usize = OnGpu::CHUNK as usize;
-    for (n, chunk) in frames.chunks_exact(CHUNK).enumerate() {
-        let at = n * CHUNK;
-        let (index, offset) = (at >> FRAME_SHIFT, at % FRAME_SIZE as usize);
-        let to = OnGpu::offset_of(index as u32, offset as u32);
-        bytes[to..to + CHUNK].copy_from_slice(chunk);
-    }
-    bytes
 }
 
 impl DeviceFleet {
     /// Makes room for `count` VMs over a base image and uploads the image.
     pub fn new(mut gpu: Box<dyn Gpu>, base: &BaseImage, count: u32) -> Result<Self, BackendError> {
-        let pages = base.pages();
         let (shared, ram_shared) = (base.shared(), base.ram_shared);
-        let shape = Shape { count, shared, ram_shared, pages };
-        let outbox_len = (count as usize * OUTBOX_EACH).clamp(OUTBOX_MIN, OUTBOX_MAX);
-        let entries = count.max(1) as usize * size_of::<Entry>();
-        let params_len = ENTRIES_AT + entries;
+        let shape = Shape { count, shared, ram_shared, pages: base.pages() };
+        let device = gpu.as_mut();
         // The arena is sized last, from the memory that is left after the small allocations.
-        let launch_buffers = |gpu: &mut dyn Gpu| {
-            Ok::<_, CudaError>(LaunchBuffers {
-                outbox: gpu.map(outbox_len)?,
-                inbox: gpu.map(INBOX)?,
-                inbox_device: gpu.alloc(INBOX as u64)?,
-                params: gpu.map(params_len)?,
-                device: gpu.alloc(params_len as u64)?,
-                control: gpu.map(size_of::<Control>())?,
-                listed: 0,
-            })
-        };
-        let buffers = [launch_buffers(gpu.as_mut())?, launch_buffers(gpu.as_mut())?];
-        let staging = gpu.map(STAGING)?;
-        let staged = gpu.alloc(STAGING as u64)?;
-        let auxiliary_list = gpu.map(size_of::<Launch>() + entries)?;
-        let auxiliary_list_device = gpu.alloc((size_of::<Launch>() + entries) as u64)?;
-        let control = gpu.alloc(size_of::<Control>() as u64)?;
-        let digests = gpu.alloc(u64::from(count) * 8)?;
-        // Initial page tables of the VMs, followed by the ROM's.
-        let own = base.rows.iter().flat_map(|ram| ram.iter().chain(&base.disk));
-        let rows: Vec<u32> = own.chain(&base.rom).copied().collect();
-        assert!(
-            rows.iter().all(|&f| f < shared)
-                && base.frames[..FRAME_SIZE as usize].iter().all(|&b| b == 0)
-        );
-        let base_rows = gpu.alloc(rows.len() as u64 * 4)?;
-        gpu.upload(base_rows, rows.as_bytes())?;
-        let rom = base_rows + 4 * (rows.len() - base.rom.len()) as u64;
-
-        let frames = sizing::frames(&shape, gpu.available()?)?;
-        let n = u64::from(count);
-        let zeroed = |gpu: &mut dyn Gpu, bytes: u64| {
-            let at = gpu.alloc(bytes)?;
-            gpu.zero(at, bytes)?;
-            Ok::<_, CudaError>(at)
-        };
-        let shared_code =
-            zeroed(gpu.as_mut(), u64::from(ram_shared) * size_of::<CodePage>() as u64)?;
-        let private_code = zeroed(gpu.as_mut(), n * size_of::<CodeCache<CODE_SLOTS>>() as u64)?;
-        let tables = zeroed(gpu.as_mut(), n * u64::from(pages) * 4)?;
-        let ports = zeroed(gpu.as_mut(), n * size_of::<PortState>() as u64)?;
-        let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
-        let returned = gpu.alloc(u64::from(frames - shared) * 4)?;
-        let arena = gpu.alloc(sizing::arena(frames))?.next_multiple_of(OnGpu::ALIGN as u64);
-        gpu.upload(arena, &placed(&base.frames))?;
-        let mut first = Control {
-            outbox: Outbox { tail: 0.into(), capacity: 0, data: At::NOWHERE },
-            busy: 0.into(),
-            reserved: 0,
-            ran: 0.into(),
-            instructions: 0.into(),
-            free: FreeFrames {
-                next: shared.into(),
-                limit: frames,
-                top: 0.into(),
-                reserved: 0,
-                returned: At::new(returned),
-            },
-        };
-        gpu.upload(control, first.as_mut_bytes())?;
-        let launch = Launch {
-            version: VERSION,
-            count: 0,
-            vms_per_warp: 1,
-            slices: 0,
-            slice: 1,
-            rate: 0,
-            ticks: 0,
-            pages: base.ram_pages(),
-            disk_pages: base.disk.len() as u32,
-            frames,
-            shared,
-            rom_pages: base.rom.len() as u32,
-            shared_code_len: ram_shared,
-            inbox_len: 0,
-            time_limit_ns: 0,
-            arena: At::new(arena),
-            shared_code: At::new(shared_code),
-            private_code: At::new(private_code),
-            active: At::NOWHERE,
-            vms: At::new(vms),
-            tables: At::new(tables),
-            base: At::new(base_rows),
-            rom: At::new(rom),
-            ports: At::new(ports),
-            control: At::new(control),
-            inbox: At::NOWHERE,
-            staged: At::new(staged),
-            staged_pages: At::new(staged + PAGES_AT as u64),
-            digests: At::new(digests),
-        };
+        let buffers = [LaunchBuffers::new(device, count)?, LaunchBuffers::new(device, count)?];
+        let auxiliary = Auxiliary::new(device, count)?;
+        let control = device.alloc(size_of::<Control>() as u64)?;
+        let tables = BaseTables::new(device, base)?;
+        let frames = sizing::frames(&shape, device.available()?)?;
+        let memory = VmMemory::new(device, &shape, frames)?;
+        device.upload(memory.arena, &layout::arranged(&base.frames))?;
+        device.upload(control, layout::control(&shape, frames, &memory).as_mut_bytes())?;
+        let launch =
+            Launch { control: At::new(control), ..layout::launch(base, frames, &tables, &memory) };
+        let launch = auxiliary.complete(launch);
         tracing::debug!(frames, shared, count, "device memory allocated");
-        Ok(Self {
-            gpu,
-            shape,
-            launch,
-            control,
-            buffers,
-            next: 0,
-            staging,
-            staged,
-            auxiliary_list,
-            auxiliary_list_device,
-            digests,
-            outbox_len,
-        })
+        Ok(Self { shape, launch, control, buffers, next: 0, auxiliary, gpu })
     }
 
     /// Makes the arena's frames from `end` on unavailable. To be called before the first VM is
@@ -274,102 +163,6 @@ impl DeviceFleet {
     /// Returns the number of frames of the base image.
     pub fn shared(&self) -> u32 {
         self.shape.shared
-    }
-
-    /// Largest number of VMs that [`DeviceFleet::start`] takes at once.
-    pub const START_MAX: usize = STAGED;
-
-    /// Starts VMs, which have no memory yet, at their first instruction. Waits for earlier
-    /// launches.
-    pub fn start(&mut self, starts: &[Start]) -> Result<(), CudaError> {
-        let mut rest = starts;
-        while !rest.is_empty() {
-            let mut pages = 0;
-            let n = rest
-                .iter()
-                .take(STAGED)
-                .take_while(|s| {
-                    pages += s.staged.pages.len();
-                    pages <= STAGED_PAGES
-                })
-                .count();
-            if n == 0 {
-                return Err(CudaError::Contract("a VM has too many pages of its own"));
-            }
-            let (now, later) = rest.split_at(n);
-            self.start_some(now)?;
-            rest = later;
-        }
-        Ok(())
-    }
-
-    fn start_some(&mut self, starts: &[Start]) -> Result<(), CudaError> {
-        // The device may still read the buffer for the VMs before.
-        self.finish()?;
-        let mut pages = 0;
-        for (at, Start { vm, origin, staged }) in starts.iter().enumerate() {
-            assert!(*vm < self.shape.count);
-            let head = StagedVm {
-                id: *vm,
-                row: staged.row,
-                first_page: pages as u32,
-                page_count: staged.pages.len() as u32,
-                origin: *origin,
-                vm: staged.vm.clone(),
-            };
-            self.staging.write(at * size_of::<StagedVm>(), head.as_bytes());
-            for (page, bytes) in &staged.pages {
-                let page = StagedPage { page: *page, reserved: 0, bytes: **bytes };
-                let at = PAGES_AT + pages * size_of::<StagedPage>();
-                self.staging.write(at, page.as_bytes());
-                pages += 1;
-            }
-        }
-        let from = self.staging.address();
-        self.gpu.copy(self.staged, from, size_of::<StagedVm>() * starts.len())?;
-        let at = PAGES_AT as u64;
-        self.gpu.copy(self.staged + at, from + at, size_of::<StagedPage>() * pages)?;
-        self.launch_auxiliary(Kernel::Start, starts.len() as u32, &[])
-    }
-
-    /// Frees the private frames of VMs that are parked or were never started.
-    pub fn release(&mut self, vms: &[u32]) -> Result<(), CudaError> {
-        if vms.is_empty() {
-            return Ok(());
-        }
-        self.finish()?;
-        self.launch_auxiliary(Kernel::Release, vms.len() as u32, vms)
-    }
-
-    /// Returns fingerprints of VMs' private pages.
-    pub fn digests(&mut self, vms: &[u32]) -> Result<Vec<u64>, CudaError> {
-        self.finish()?;
-        self.gpu.zero(self.digests, vms.len() as u64 * 8)?;
-        self.launch_auxiliary(Kernel::Digest, vms.len() as u32, vms)?;
-        let (gpu, at) = (&mut self.gpu, self.digests);
-        values(vms.len(), |bytes| gpu.download(at, bytes))
-    }
-
-    /// Runs an auxiliary kernel (any but `Step`), over a list of VMs or over the staged ones.
-    fn launch_auxiliary(
-        &mut self,
-        kernel: Kernel,
-        count: u32,
-        vms: &[u32],
-    ) -> Result<(), CudaError> {
-        // A digest takes a warp for each VM.
-        let vms_per_warp = if kernel == Kernel::Digest { 1 } else { 4 };
-        const HEAD: usize = size_of::<Launch>();
-        let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm, inbox: 0 }).collect();
-        let active = At::new(self.auxiliary_list_device + HEAD as u64);
-        let launch = Launch { count, vms_per_warp, active, ..self.launch };
-        self.auxiliary_list.write(0, launch.as_bytes());
-        self.auxiliary_list.write(HEAD, entries.as_bytes());
-        let from = self.auxiliary_list.address();
-        self.gpu.copy(self.auxiliary_list_device, from, HEAD + size_of_val(&entries[..]))?;
-        self.gpu.launch(kernel, count.div_ceil(vms_per_warp), 0, self.auxiliary_list_device)?;
-        // The next call may overwrite the lists.
-        self.finish()
     }
 
     /// Waits for everything that is queued.
@@ -402,7 +195,7 @@ impl DeviceFleet {
         };
         let mut outbox = Outbox {
             tail: 0.into(),
-            capacity: self.outbox_len as u32,
+            capacity: buffers.outbox_len as u32,
             data: At::new(buffers.outbox.address()),
         };
         buffers.listed = args.active.len() as u32;
@@ -457,11 +250,11 @@ impl DeviceFleet {
         let Control { outbox, busy, ran, instructions, free, .. } = &control;
         let busy = busy.load(Relaxed);
         let tail = outbox.tail.load(Relaxed) as usize;
-        let mut log = vec![0; tail.min(self.outbox_len)];
+        let mut log = vec![0; tail.min(buffers.outbox_len)];
         buffers.outbox.read(0, &mut log);
         Ok(LaunchResult {
             log,
-            full: tail > self.outbox_len,
+            full: tail > buffers.outbox_len,
             busy,
             ran: (ran.load(Relaxed) / u64::from(busy.max(1))) as u32,
             listed: buffers.listed,
@@ -524,11 +317,11 @@ pub struct Completed {
 
 // The parts of `params` must be aligned.
 const _: () = assert!(OUTBOX_AT.is_multiple_of(8) && ENTRIES_AT.is_multiple_of(8));
-const _: () = assert!(PAGES_AT.is_multiple_of(8));
 
 #[cfg(test)]
 mod checks {
     use emu_core::layout::MachineKind;
+    use emu_device::protocol::launch::StagedVm;
 
     use super::*;
 

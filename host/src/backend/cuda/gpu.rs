@@ -103,7 +103,7 @@ pub fn wait_for(
             return Err(CudaError::Hung { call, seconds: timeout.as_secs() });
         }
         if waited > SPIN {
-            std::thread::sleep(NAP);
+            std::thread::sleep(POLL_EVERY);
         } else {
             std::hint::spin_loop();
         }
@@ -117,4 +117,4 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Time to poll before sleeping: short launches end within it.
 const SPIN: Duration = Duration::from_micros(100);
 /// Time between two polls of a longer launch: under 1 % of one of 10 ms.
-const NAP: Duration = Duration::from_micros(30);
+const POLL_EVERY: Duration = Duration::from_micros(30);

@@ -1,0 +1,143 @@
+//! Lays a fleet out in device memory.
+
+use emu_core::abi::{VERSION, Vm};
+use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
+use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
+use emu_device::protocol::launch::{At, CODE_SLOTS, Control, FreeFrames, Launch};
+use emu_device::protocol::outbox::Outbox;
+use emu_device::protocol::port::PortState;
+use zerocopy::IntoBytes;
+
+use crate::backend::cuda::error::CudaError;
+use crate::backend::cuda::gpu::{Address, Gpu};
+use crate::backend::cuda::sizing::{self, Shape};
+use crate::machine::BaseImage;
+
+/// Page tables of the base image.
+pub(super) struct BaseTables {
+    /// Initial page tables of the VMs.
+    vms: Address,
+    /// Page table of the ROM.
+    rom: Address,
+}
+
+impl BaseTables {
+    /// Uploads the page tables of a base image.
+    pub(super) fn new(gpu: &mut dyn Gpu, base: &BaseImage) -> Result<Self, CudaError> {
+        let own = base.rows.iter().flat_map(|ram| ram.iter().chain(&base.disk));
+        let rows: Vec<u32> = own.chain(&base.rom).copied().collect();
+        assert!(
+            rows.iter().all(|&f| f < base.shared())
+                && base.frames[..FRAME_SIZE as usize].iter().all(|&b| b == 0)
+        );
+        let vms = gpu.alloc(rows.len() as u64 * 4)?;
+        gpu.upload(vms, rows.as_bytes())?;
+        let rom = vms + 4 * (rows.len() - base.rom.len()) as u64;
+        Ok(Self { vms, rom })
+    }
+}
+
+/// Memory of the VMs: what each has of its own, and what is theirs together.
+pub(super) struct VmMemory {
+    shared_code: Address,
+    private_code: Address,
+    tables: Address,
+    ports: Address,
+    vms: Address,
+    /// Stack of frames that were given back.
+    returned: Address,
+    /// The arena, aligned as its layout needs it.
+    pub(super) arena: Address,
+}
+
+impl VmMemory {
+    /// Allocates memory for VMs, with an arena of `frames` frames.
+    pub(super) fn new(gpu: &mut dyn Gpu, shape: &Shape, frames: u32) -> Result<Self, CudaError> {
+        let n = u64::from(shape.count);
+        let mut zeroed = |bytes: u64| {
+            let at = gpu.alloc(bytes)?;
+            gpu.zero(at, bytes)?;
+            Ok::<_, CudaError>(at)
+        };
+        let shared_code = zeroed(u64::from(shape.ram_shared) * size_of::<CodePage>() as u64)?;
+        let private_code = zeroed(n * size_of::<CodeCache<CODE_SLOTS>>() as u64)?;
+        let tables = zeroed(n * u64::from(shape.pages) * 4)?;
+        let ports = zeroed(n * size_of::<PortState>() as u64)?;
+        let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
+        let returned = gpu.alloc(u64::from(frames - shape.shared) * 4)?;
+        let arena = gpu.alloc(sizing::arena(frames))?.next_multiple_of(OnGpu::ALIGN as u64);
+        Ok(Self { shared_code, private_code, tables, ports, vms, returned, arena })
+    }
+}
+
+/// Brings frames into the layout of the arena, from its start on.
+pub(super) fn arranged(frames: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; frames.len().next_multiple_of(OnGpu::ALIGN)];
+    const CHUNK: usize = OnGpu::CHUNK as usize;
+    for (n, chunk) in frames.chunks_exact(CHUNK).enumerate() {
+        let at = n * CHUNK;
+        let (index, offset) = (at >> FRAME_SHIFT, at % FRAME_SIZE as usize);
+        let to = OnGpu::offset_of(index as u32, offset as u32);
+        bytes[to..to + CHUNK].copy_from_slice(chunk);
+    }
+    bytes
+}
+
+/// Returns the first `Control`: no launch was yet, and all frames that are not shared are free.
+pub(super) fn control(shape: &Shape, frames: u32, memory: &VmMemory) -> Control {
+    Control {
+        outbox: Outbox { tail: 0.into(), capacity: 0, data: At::NOWHERE },
+        busy: 0.into(),
+        reserved: 0,
+        ran: 0.into(),
+        instructions: 0.into(),
+        free: FreeFrames {
+            next: shape.shared.into(),
+            limit: frames,
+            top: 0.into(),
+            reserved: 0,
+            returned: At::new(memory.returned),
+        },
+    }
+}
+
+/// Returns launch arguments in which all is set that is the same for each launch, but for `control`
+/// and the memory of auxiliary kernels.
+pub(super) fn launch(
+    base: &BaseImage,
+    frames: u32,
+    tables: &BaseTables,
+    memory: &VmMemory,
+) -> Launch {
+    Launch {
+        version: VERSION,
+        count: 0,
+        vms_per_warp: 1,
+        slices: 0,
+        slice: 1,
+        rate: 0,
+        ticks: 0,
+        pages: base.ram_pages(),
+        disk_pages: base.disk.len() as u32,
+        frames,
+        shared: base.shared(),
+        rom_pages: base.rom.len() as u32,
+        shared_code_len: base.ram_shared,
+        inbox_len: 0,
+        time_limit_ns: 0,
+        arena: At::new(memory.arena),
+        shared_code: At::new(memory.shared_code),
+        private_code: At::new(memory.private_code),
+        active: At::NOWHERE,
+        vms: At::new(memory.vms),
+        tables: At::new(memory.tables),
+        base: At::new(tables.vms),
+        rom: At::new(tables.rom),
+        ports: At::new(memory.ports),
+        control: At::NOWHERE,
+        inbox: At::NOWHERE,
+        staged: At::NOWHERE,
+        staged_pages: At::NOWHERE,
+        digests: At::NOWHERE,
+    }
+}
