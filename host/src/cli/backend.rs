@@ -20,10 +20,10 @@ pub enum BackendChoice {
 /// Where a bare-metal program runs.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct BackendArgs {
-    /// What runs it; auto is the CPU
+    /// What executes the programs; auto is the CPU
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
-    /// Which GPU, as nvidia-smi counts them [default: 0]
+    /// Number of the GPU, as in nvidia-smi [default: 0]
     #[arg(long, value_name = "N")]
     pub device: Option<u32>,
 }

@@ -19,7 +19,7 @@ pub const FLEET_CODES: &Codes = &[
 /// Which fleet.
 #[derive(Clone, Debug, Args)]
 pub struct FleetArgs {
-    /// The fleet's name; needed where several run
+    /// Name of the fleet; needed where several run
     #[arg(long, value_name = "NAME")]
     pub fleet: Option<String>,
     /// Print one JSON object

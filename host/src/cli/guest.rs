@@ -17,7 +17,7 @@ pub struct GuestArgs {
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial root file system: cpio (plain, gzip, xz, zstd) [default: none with --kernel or
-    /// --rom; else the one in the cache, where the machine cannot have it in ROM]
+    /// --rom; else the one in the cache, if the machine has no ROM]
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// ROM that all machines share, up to 64 MiB; without --initrd it holds the root file system,
@@ -42,11 +42,11 @@ pub struct GuestArgs {
     /// --memory 64M), raw or ELF; the kernel goes 4 MiB above it
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
-    /// Disk image (virtio-blk); all machines read it, what each writes is its own and is lost
+    /// Disk image (virtio-blk) of all machines; what a machine writes is its own, and lost at its end
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
-    /// All randomness of the fleet comes from this number; machine I has its own part of it
-    /// [default: boot: drawn, printed and reported; 0 with --clock instret and elsewhere]
+    /// Seed of all randomness in the fleet; each machine has its own part of it
+    /// [default: random, printed and reported by boot; 0 with --clock instret and elsewhere]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }

@@ -73,11 +73,11 @@ const CODES: &Codes = &[
     after_long_help = long_help(EXAMPLES, CODES)
 )]
 pub struct Boot {
-    /// Number of machines; machine I is the host vmI
+    /// Number of machines; machine I has the host name vmI
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
     pub count: u32,
-    /// Machines that there is room for; those above --count are added while the fleet runs
+    /// Largest number of machines; those above --count are added while the fleet runs
     /// [default: --count]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
     pub capacity: Option<u32>,
@@ -102,10 +102,10 @@ const LOG_MIN: Size = Size(64 << 10);
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Running")]
 pub struct RunArgs {
-    /// What runs the machines; auto takes the best that is there
+    /// What executes the machines; auto takes the best that is there
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
-    /// Which GPU, as nvidia-smi counts them [default: 0]
+    /// Number of the GPU, as in nvidia-smi [default: 0]
     #[arg(long, value_name = "N")]
     pub device: Option<u32>,
     /// Machines that share a warp of the GPU [default: chosen for each launch]
@@ -122,7 +122,7 @@ pub struct RunArgs {
     /// ~/.local/state/pxvm/TIME]
     #[arg(long, value_name = "DIR")]
     pub console_dir: Option<PathBuf>,
-    /// Largest size of such a file; what came before it is kept in DIR/vmI.log.1, up to as much
+    /// Largest size of a console's file; a full one is kept as DIR/vmI.log.1
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = log_size)]
     pub console_max: Size,
     /// End when every machine was ready, when every one has powered off, or only by Ctrl-C

@@ -39,7 +39,7 @@ const CODES: &Codes = &[
 /// `pxvm conform`.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Run riscv-tests and count what passes.\n\n\
+    long_about = "Run riscv-tests and report which pass.\n\n\
         Folders are searched for files named rv32{ui,um,ua,si,mi}-{p,v}-NAME; files are run \
         whatever their name. Tests of other extensions (rv32uc, rv32uf, ...) are listed as \
         skipped.",
@@ -56,7 +56,7 @@ pub struct Conform {
     /// Where they run.
     #[command(flatten)]
     pub backend: BackendArgs,
-    /// Instructions that each test has
+    /// Largest number of instructions of a test
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     pub max_instructions: u64,
     /// Host threads [default: all cores]

@@ -36,10 +36,10 @@ const EXAMPLES: &str = "Examples:\n  \
         `pxvm help COMMAND` tells more.";
 
 const ALL_CODES: &Codes = &[
-    (Code::Success, "it did what was asked for"),
+    (Code::Success, "success"),
     (Code::Failure, "anything not named here"),
     (Code::Usage, "wrong usage or bad input; nothing was started"),
-    (Code::Timeout, "time was up first"),
+    (Code::Timeout, "a time limit was reached first"),
     (Code::Guest, "a guest failed, a test failed"),
     INTERRUPTED,
 ];
@@ -58,7 +58,7 @@ const ALL_CODES: &Codes = &[
     max_term_width = 100
 )]
 pub struct Cli {
-    /// Say more on standard error (twice: much more); PXVM_LOG takes a tracing filter
+    /// Log more on standard error (twice: much more); PXVM_LOG takes a tracing filter
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     /// What to do.
@@ -73,11 +73,11 @@ pub enum Subcommand {
     Boot(Box<Boot>),
     /// List the machines of a running fleet
     Ps(Ps),
-    /// Go to the console of a machine of a running fleet
+    /// Attach to the console of a machine
     Console(Console),
     /// Run a command in the shell of a machine
     Exec(Exec),
-    /// Print what a machine has said
+    /// Print the console output of a machine
     Logs(Logs),
     /// Pause machines, and the other commands of the table.
     #[command(flatten)]
@@ -86,7 +86,7 @@ pub enum Subcommand {
     Add(Add),
     /// Run bare-metal programs (M-mode ELF)
     Run(Run),
-    /// Run riscv-tests and count
+    /// Run riscv-tests and report which pass
     Conform(Conform),
     /// Measure how fast fleets run here
     Bench(Bench),
@@ -94,7 +94,7 @@ pub enum Subcommand {
     Dtb(Dtb),
     /// List the guest images in the cache
     Images(Images),
-    /// Tell what this host has, what is missing, and what to do about it; compile for its GPU
+    /// Check what this host has and what is missing, and compile the program for its GPU
     Doctor(Doctor),
     /// Print a shell's completion script
     Completions(Completions),

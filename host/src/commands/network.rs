@@ -38,10 +38,10 @@ pub struct NetArgs {
     #[arg(long, value_name = "PORTS", default_value = "", hide_default_value = true)]
     #[arg(value_parser = host_ports)]
     pub net_host_ports: HostPorts,
-    /// Hardware addresses: the same in all machines, which so are identical, or one each
+    /// MAC addresses: the same in all machines, so that they are identical, or one for each
     #[arg(long, value_enum, default_value_t = NetMac::Same)]
     pub net_mac: NetMac,
-    /// Machines may talk to each other, each at its address of --net-subnet
+    /// Let machines reach each other at their addresses of --net-subnet
     #[arg(long)]
     pub net_mesh: bool,
     /// Addresses of the machines as others see them: the host has the first, machine I that plus
@@ -91,9 +91,9 @@ impl FromStr for NetChoice {
 /// `--net-mac`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum NetMac {
-    /// All have one
+    /// All machines have the same
     Same,
-    /// Each has its own
+    /// Each machine has its own
     Each,
 }
 

@@ -44,10 +44,10 @@ const CODES: &Codes = &[
     after_long_help = long_help(EXAMPLES, CODES)
 )]
 pub struct Run {
-    /// The programs; machine I runs the one at place I, from 0
+    /// The programs; machine 0 runs the first, machine 1 the second, ...
     #[arg(value_name = "ELF", required = true)]
     pub programs: Vec<PathBuf>,
-    /// Tell of each machine's end, with a fingerprint of its whole state: the same wherever it
+    /// Print how each machine ended, with a fingerprint of its whole state: the same wherever it
     /// runs, and whatever runs beside it
     #[arg(long)]
     pub digest: bool,
@@ -60,7 +60,7 @@ pub struct Run {
     /// Write the words from begin_signature to end_signature, one line each (one program only)
     #[arg(long, value_name = "FILE")]
     pub signature: Option<PathBuf>,
-    /// Give each up after this many instructions (exit code 3)
+    /// Stop each program after this many instructions (exit code 3)
     #[arg(long, value_name = "N", default_value_t = 1_000_000_000)]
     pub max_instructions: u64,
     /// Where they run.

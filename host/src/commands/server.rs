@@ -22,14 +22,14 @@ pub struct ApiArgs {
     /// --until the fleet runs until Ctrl-C
     #[arg(long)]
     pub dashboard: bool,
-    /// The same at this address; one that is not of loopback asks clients for a token
+    /// The same at this address; clients need a token unless it is a loopback address
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
-    /// The token, at least 16 characters [default: made up and printed, where one is needed]
+    /// The token, at least 16 characters [default: random and printed, where one is needed]
     #[arg(long, value_name = "TOKEN", env = "PXVM_TOKEN", hide_env_values = true)]
     #[arg(value_parser = token)]
     pub token: Option<String>,
-    /// The fleet's name, for `pxvm ps --fleet NAME` and such [default: fleet-PID]
+    /// Name of the fleet, for --fleet of other commands [default: fleet-PID]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 }

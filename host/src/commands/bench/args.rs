@@ -70,16 +70,16 @@ pub struct Bench {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = packing)]
     #[arg(default_value = "auto")]
     pub packing: Vec<Packing>,
-    /// What runs the machines; auto takes the best that is there
+    /// What executes the machines; auto takes the best that is there
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
-    /// Which GPU, as nvidia-smi counts them [default: 0]
+    /// Number of the GPU, as in nvidia-smi [default: 0]
     #[arg(long, value_name = "N")]
     pub device: Option<u32>,
-    /// How long `idle` is looked at
+    /// Duration of the measurement of `idle`
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "5")]
     pub idle_seconds: Duration,
-    /// Longest that a line may take (exit code 3)
+    /// Time limit of a line (exit code 3)
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "120")]
     pub timeout: Duration,
     /// A machine is ready when a line of its console matches this regular expression

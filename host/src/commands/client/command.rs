@@ -27,7 +27,7 @@ const SIDE_BY_SIDE: usize = 32;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = long_help(EXAMPLES, FLEET_CODES))]
 pub struct CommandArgs {
-    /// Machines: numbers, names, ranges, or all, which leaves out those that cannot
+    /// Machines: numbers, names, ranges, or all, which skips those in other states
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<VmRange>,
     /// Which fleet.

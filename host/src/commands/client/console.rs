@@ -33,7 +33,7 @@ pub struct Console {
     /// The machine
     #[arg(value_name = "ID", value_parser = one)]
     pub id: u32,
-    /// The fleet's name; needed where several run
+    /// Name of the fleet; needed where several run
     #[arg(long, value_name = "NAME")]
     pub fleet: Option<String>,
 }

@@ -27,7 +27,7 @@ const EXAMPLES: &str = "Examples:\n  \
         pxvm exec 3 --timeout 5 --json -- ping -c 1 10.0.2.2";
 
 const CODES: &Codes = &[
-    (Code::Success, "the command did; another number: its own exit code"),
+    (Code::Success, "the command succeeded; any other number can be its exit code"),
     (Code::Failure, "the machine takes no command: a wrong state, no shell at its prompt"),
     (Code::Usage, "wrong usage; no such fleet or machine"),
     (Code::Timeout, "--timeout expired first; the command was interrupted"),
@@ -47,8 +47,8 @@ const OUTPUT_MAX: usize = 16 << 20;
         output. The exit code is the command's own; should something else fail, a message on \
         standard error says so.",
     after_help = EXAMPLES,
-    after_long_help = format!("{}\n\nThose of the command are the same numbers; --json tells them \
-        apart.", long_help(EXAMPLES, CODES))
+    after_long_help = format!("{}\n\nThe command can end with the same numbers; --json tells \
+        them apart.", long_help(EXAMPLES, CODES))
 )]
 pub struct Exec {
     /// The machine
@@ -60,8 +60,8 @@ pub struct Exec {
     /// Give up after this many seconds (exit code 3); the command gets a Ctrl-C
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "60")]
     pub timeout: Duration,
-    /// What the line with the shell's prompt looks like, as a regular expression; an empty one types
-    /// at whatever runs there
+    /// Regular expression for the line with the shell's prompt; with an empty one the command is
+    /// typed at whatever runs there
     #[arg(long, value_name = "REGEX", default_value = Line::DEFAULT)]
     pub prompt: Regex,
     /// Which fleet.

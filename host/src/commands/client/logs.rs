@@ -16,14 +16,14 @@ use crate::stdio::print;
 /// `pxvm logs`.
 #[derive(Debug, Args)]
 #[command(
-    long_about = "Print what a machine has said: the newest 64 KiB.",
+    long_about = "Print the console output of a machine: the newest 64 KiB.",
     after_long_help = exit::help(FLEET_CODES)
 )]
 pub struct Logs {
     /// The machine
     #[arg(value_name = "ID", value_parser = one)]
     pub id: u32,
-    /// Go on with what it says from now on, until Ctrl-C
+    /// Print new output as it comes, until Ctrl-C
     #[arg(short, long, conflicts_with = "json")]
     pub follow: bool,
     /// Which fleet.
