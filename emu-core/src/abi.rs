@@ -11,7 +11,7 @@ use crate::layout::MachineKind;
 use crate::machine::Clock;
 use crate::mmu::Context;
 use crate::state::{Name, State, Visitor, visit_named};
-use crate::tlb::{FirstTlb, InsnTlb, SecondTlb};
+use crate::tlb::{InsnTlb, L1Tlb, L2Tlb};
 
 /// Layout version; host and device refuse to work together when it differs.
 pub const VERSION: u32 = 6;
@@ -64,7 +64,7 @@ pub struct Platform {
     /// [`crate::state`]).
     pub itlb: InsnTlb,
     /// The L2 TLB for data, behind the L1 in [`Hart::tlb`]. A cache, too.
-    pub dtlb: SecondTlb,
+    pub dtlb: L2Tlb,
     /// The value of `clock.retired` when a trap vector last trapped to itself, to detect endless
     /// traps.
     pub trap_loop: u64,
@@ -98,7 +98,7 @@ pub struct Hart {
     /// What TLB lookups depend on: privilege, SUM, MPRV.
     pub ctx: Context,
     /// The L1 TLB for data. The same on all backends, but a cache (see [`crate::state`]).
-    pub tlb: FirstTlb,
+    pub tlb: L1Tlb,
 }
 
 impl State for Hart {
@@ -184,7 +184,7 @@ impl Vm {
                 pc: 0,
                 reservation: NO_RESERVATION,
                 ctx: Context::RESET,
-                tlb: FirstTlb::EMPTY,
+                tlb: L1Tlb::EMPTY,
             },
             platform: Platform {
                 clock: Clock::new(kind.map().timebase),
@@ -196,7 +196,7 @@ impl Vm {
                 waiting: 0,
                 replaced: 0,
                 itlb: InsnTlb::EMPTY,
-                dtlb: SecondTlb::EMPTY,
+                dtlb: L2Tlb::EMPTY,
                 trap_loop: u64::MAX,
             },
         }

@@ -222,6 +222,58 @@ csrs! {
     0x7a0..=0x7a3 => ["tselect", "tdata1", "tdata2", "tdata3"], Constant(0);
 }
 
+impl StoredCsr {
+    /// Returns what a write to it, through a masked view, may have changed.
+    const fn change(self) -> Change {
+        match self {
+            Self::Mie | Self::Mideleg => Change::Interrupts,
+            // Those of which a write changes translation have side effects, and are not written
+            // through a view.
+            Self::Mstatus
+            | Self::Satp
+            | Self::Mcountinhibit
+            | Self::Medeleg
+            | Self::Mtvec
+            | Self::Mcounteren
+            | Self::Menvcfg
+            | Self::Mscratch
+            | Self::Mepc
+            | Self::Mcause
+            | Self::Mtval
+            | Self::Stvec
+            | Self::Scounteren
+            | Self::Senvcfg
+            | Self::Sscratch
+            | Self::Sepc
+            | Self::Scause
+            | Self::Stval => Change::Nothing,
+        }
+    }
+}
+
+impl SideEffectCsr {
+    /// Returns what a write to it may have changed. `same` says that translation and privilege are
+    /// what they were.
+    const fn change(self, same: bool) -> Change {
+        match self {
+            Self::Sie | Self::Mip | Self::Sip => Change::Interrupts,
+            Self::Mstatus | Self::Sstatus if same => Change::Interrupts,
+            Self::Mstatus
+            | Self::Sstatus
+            | Self::Satp
+            | Self::Mcountinhibit
+            | Self::Pmpcfg
+            | Self::Pmpaddr
+            | Self::Cycle
+            | Self::CycleHigh
+            | Self::Time
+            | Self::TimeHigh
+            | Self::Instret
+            | Self::InstretHigh => Change::Translation,
+        }
+    }
+}
+
 /// The CSRs' state.
 #[derive(Clone, Debug)]
 #[cfg_attr(
@@ -377,7 +429,7 @@ impl Platform {
             Access::SideEffects(SideEffectCsr::Sip) => {
                 self.csr.mip_software & self.csr.get(StoredCsr::Mideleg)
             }
-            _ => old,
+            Access::Constant(_) | Access::Masked(..) | Access::SideEffects(_) => old,
         };
         let new = match op {
             CsrOp::Write => operand,
@@ -455,22 +507,13 @@ impl Platform {
             Access::Constant(_) => Change::Nothing,
             Access::Masked(register, mask) => {
                 csr.merge(register, mask, value);
-                match register {
-                    StoredCsr::Mie | StoredCsr::Mideleg => Change::Interrupts,
-                    _ => Change::Nothing,
-                }
+                register.change()
             }
             Access::SideEffects(register) => {
                 let before = (hart.ctx, csr.get(StoredCsr::Mstatus) & mstatus::MXR);
                 self.csr_write_side_effects(hart, number, register, value);
                 let same = before == (hart.ctx, self.csr.get(StoredCsr::Mstatus) & mstatus::MXR);
-                match register {
-                    SideEffectCsr::Sie | SideEffectCsr::Mip | SideEffectCsr::Sip => {
-                        Change::Interrupts
-                    }
-                    SideEffectCsr::Mstatus | SideEffectCsr::Sstatus if same => Change::Interrupts,
-                    _ => Change::Translation,
-                }
+                register.change(same)
             }
         }
     }

@@ -319,7 +319,9 @@ impl Platform {
         let frame = if page < ram.pages() {
             match access {
                 AccessType::Store => self.private(hart, ram, page)?,
-                _ => ram.frame(page).ok_or(access.access_fault(va))?,
+                AccessType::Load | AccessType::Fetch => {
+                    ram.frame(page).ok_or(access.access_fault(va))?
+                }
             }
         } else {
             match self.rom_frame(ram, physical) {

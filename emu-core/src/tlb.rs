@@ -82,9 +82,9 @@ pub struct DataTlb<const ENTRIES: usize> {
 }
 
 /// The L1 TLB.
-pub type FirstTlb = DataTlb<64>;
+pub type L1Tlb = DataTlb<64>;
 /// The L2 TLB.
-pub type SecondTlb = DataTlb<256>;
+pub type L2Tlb = DataTlb<256>;
 
 impl<const ENTRIES: usize> DataTlb<ENTRIES> {
     /// A TLB without entries.
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_second_level_gives_back_what_the_first_has_lost() {
-        let (mut first, mut second) = (FirstTlb::EMPTY, SecondTlb::EMPTY);
+        let (mut first, mut second) = (L1Tlb::EMPTY, L2Tlb::EMPTY);
         second.insert(PAGE, READABLE, FRAME);
         assert_eq!(first.get(PAGE, 3, deny::S_R), None);
         assert_eq!(first.refill(&second, PAGE | 8, 3, deny::S_R), Some(FRAME));
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_refill_allows_no_more_than_the_second_level_does() {
-        let (mut first, mut second) = (FirstTlb::EMPTY, SecondTlb::EMPTY);
+        let (mut first, mut second) = (L1Tlb::EMPTY, L2Tlb::EMPTY);
         second.insert(PAGE, READABLE, FRAME);
         assert_eq!(first.refill(&second, PAGE, 3, deny::S_W | deny::CODE), None);
         assert_eq!(first.refill(&second, PAGE | 2, 3, deny::S_R), None);
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn stores_to_code_are_denied_until_it_is_dropped() {
-        let mut tlb = SecondTlb::EMPTY;
+        let mut tlb = L2Tlb::EMPTY;
         tlb.insert(PAGE, deny::ALL & !deny::S_W, FRAME);
         tlb.protect_code(FRAME);
         assert_eq!(tlb.get(PAGE, 0, deny::S_W | deny::CODE), None);
