@@ -1,12 +1,15 @@
-//! Static files: the web dashboard. They are part of the program.
+//! The web dashboard: files that are part of the program, and one that tables make.
 
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rust_embed::{EmbeddedFile, RustEmbed};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
+use crate::control::{Command, Effect, VmState};
 use crate::units::hex;
 
 /// Content-Security-Policy of the dashboard: only its own origin, and no inline scripts.
@@ -18,6 +21,33 @@ const POLICY: &str = "default-src 'self'; frame-src 'self'; connect-src 'self'; 
 #[derive(RustEmbed)]
 #[folder = "src/api/page"]
 struct Files;
+
+/// Path of the module that the tables of states and commands make.
+pub const TABLES: &str = "js/tables.js";
+
+/// Returns the dashboard's module with the states and the commands.
+pub fn tables() -> String {
+    let states = VmState::ALL.map(VmState::name);
+    let commands = Command::ALL.map(|command| {
+        let row = command.row();
+        json!({
+            "name": row.name,
+            "summary": row.summary,
+            "takes": row.takes.iter().map(|&state| state as u8).collect::<Vec<_>>(),
+            "stops": row.effect == Effect::Stops,
+            "loses": row.loses,
+            "undoes": row.undoes.map(Command::name),
+            "arguments": command.schema(),
+        })
+    });
+    let mut module = "// Made by pxvm of its tables in host/src/control/.\n".to_owned();
+    module += &format!("export const STATES = {};\n", json!(states));
+    for (number, name) in states.into_iter().enumerate() {
+        module += &format!("export const {} = {number};\n", name.to_ascii_uppercase());
+    }
+    module += &format!("export const COMMANDS = {};\n", json!(commands));
+    module
+}
 
 /// `GET /`
 pub async fn index(headers: HeaderMap) -> Result<Response, ApiError> {
@@ -34,8 +64,16 @@ pub async fn asset(
 }
 
 fn file(path: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
-    let EmbeddedFile { data, metadata } = Files::get(path).ok_or(ApiError::NotFound)?;
-    let tag = format!("\"{}\"", hex(&metadata.sha256_hash()[..8]));
+    let (data, hash) = match Files::get(path) {
+        Some(EmbeddedFile { data, metadata }) => (data, metadata.sha256_hash()),
+        None if path == TABLES => {
+            let module = tables().into_bytes();
+            let hash = Sha256::digest(&module).into();
+            (module.into(), hash)
+        }
+        None => return Err(ApiError::NotFound),
+    };
+    let tag = format!("\"{}\"", hex(&hash[..8]));
     let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
     let mut response = match known == Some(&*tag) {
         true => StatusCode::NOT_MODIFIED.into_response(),

@@ -1,9 +1,10 @@
-//! Tests that the OpenAPI description and the guide match the router and the tables of states and
+//! Tests that the OpenAPI description, the dashboard and the guide match the router and the tables of states and
 //! commands.
 
 use std::collections::BTreeSet;
 
 use super::openapi::{document, path_of};
+use super::page;
 use crate::control::{Command, VmState};
 
 #[test]
@@ -66,4 +67,40 @@ fn the_guide_has_all_commands_and_states() {
         assert_eq!(row[2..], takes, "{}", state.name());
     }
     assert_eq!(rows.len(), VmState::ALL.len());
+}
+
+#[test]
+fn the_dashboard_has_the_tables_and_a_look_for_each_state() {
+    let module = page::tables();
+    let constant = |name: &str| -> serde_json::Value {
+        let (_, rest) = module.split_once(&format!("export const {name} = ")).unwrap();
+        serde_json::from_str(rest.split_once(";\n").unwrap().0).unwrap()
+    };
+    assert_eq!(constant("STATES"), serde_json::json!(VmState::ALL));
+    let names: Vec<String> = constant("COMMANDS")
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|command| command["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, Command::ALL.map(Command::name));
+    let style = include_str!("page/style/base.css");
+    for state in VmState::ALL {
+        assert_eq!(constant(&state.name().to_ascii_uppercase()), state as u8);
+        let (colour, look) = (state.name(), format!("[data-state=\"{}\"]", state.name()));
+        assert!(style.matches(&format!("--{colour}: ")).count() >= 2, "{colour} in both themes");
+        assert!(style.contains(&look), "{look}");
+    }
+}
+
+#[test]
+fn the_dashboards_modules_have_no_names_of_commands() {
+    for file in ["detail.js", "api.js", "main.js", "tile.js", "grid.js", "map.js"] {
+        let path = format!("{}/src/api/page/js/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        for command in Command::ALL {
+            let literal = format!("\"{}\"", command.name());
+            assert!(!text.contains(&literal), "{file} has {literal}");
+        }
+    }
 }

@@ -38,8 +38,11 @@ const post = (path, body) =>
 export const fleet = () => json("/fleet");
 export const vm = (id) => json(`/vms/${id}`);
 export const snapshot = (id) => json(`/vms/${id}/snapshot`);
-/** Executes a command on a VM: pause, resume, reset or stop. */
-export const act = (id, verb) => json(`/vms/${id}/${verb}`, { method: "POST" });
+/** Executes a command of the table; `values` are its arguments. */
+export function execute(id, command, values) {
+  const path = `/vms/${id}/${command.name}`;
+  return command.arguments ? post(path, values) : json(path, { method: "POST" });
+}
 export const addVms = (count) => post("/vms", { count });
 export const sendLine = (line, to) => post("/input", { line, ...to });
 

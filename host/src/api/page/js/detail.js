@@ -1,19 +1,15 @@
 // The view of one VM: its page, console, numbers and machine state, and buttons for commands.
 
 import * as api from "./api.js";
+import { CommandButtons } from "./commands.js";
 import { byId, el, setText } from "./dom.js";
 import { Facts } from "./facts.js";
-import { BOOTING, FAULTED, HALTED, PAUSED, READY, STATES, STOPPED } from "./fleet.js";
 import { GuestPage } from "./guestpage.js";
 import { Machine } from "./machine.js";
+import { BOOTING, PAUSED, READY, STATES, STOPPED } from "./tables.js";
 import { Console } from "./terminal.js";
 
 const LOOK_MS = 1000;
-/** Commands that end what a VM does, each with the warning that the user confirms. */
-const ENDS = {
-  stop: ["Stop", "It ends at once and gives its memory back; what it had written is lost. Reset boots it again."],
-  reset: ["Reset", "It boots again at once; what it had in memory, and had written, is lost."],
-};
 
 export class Detail {
   /** `step(by)` goes to another VM: the next one for 1, the previous one for -1. */
@@ -37,6 +33,7 @@ export class Detail {
     this.reason = "";
     setText(this.name, this.fleet.name(id));
     setText(this.failure, "");
+    this.#tellReply();
     this.facts.clear();
     this.machine.unknown("");
     this.element.hidden = false;
@@ -76,16 +73,13 @@ export class Detail {
       this.page.explain(state === BOOTING ? "booting" : `${STATES[state]}: there is no page`);
     } else if (!this.page.shown) this.page.explain("paused: its page is not loaded");
     this.#tellState();
-    setText(this.pause, state === PAUSED ? "Resume" : "Pause");
-    const isOver = state === HALTED || state === FAULTED || state === STOPPED;
-    this.pause.disabled = isOver;
-    this.stop.disabled = isOver;
+    this.commands.show(this.id, this.fleet.name(this.id), state);
     this.#look();
   }
 
   key(event) {
-    if (event.key === "p" && !this.pause.disabled) this.pause.click();
-    else if (event.key === "c") this.console.focus();
+    if (this.commands.key(event.key)) return true;
+    if (event.key === "c") this.console.focus();
     else if (event.key === "j") this.next.click();
     else if (event.key === "k") this.previous.click();
     else return false;
@@ -119,11 +113,12 @@ export class Detail {
     if (this.isShown && this.id !== id) this.#look();
   }
 
-  async #act(verb) {
-    const { id } = this;
+  async #execute(id, command, values) {
     setText(this.failure, "");
+    this.#tellReply();
     try {
-      await api.act(id, verb);
+      const { reply } = await api.execute(id, command, values);
+      if (this.id === id) this.#tellReply(reply);
     } catch (error) {
       if (this.id === id) setText(this.failure, error.message);
     }
@@ -133,6 +128,14 @@ export class Detail {
   #tellState() {
     const name = STATES[this.state] ?? "";
     setText(this.stateText, this.reason ? `${name}: ${this.reason}` : name);
+  }
+
+  /** Shows what a command returned, if that is more than the VM. */
+  #tellReply(reply) {
+    const isRecord = typeof reply === "object" && reply !== null;
+    const fields = isRecord ? Object.entries(reply).map(([name, value]) => `${name}: ${value}`) : [reply];
+    this.reply.hidden = reply === undefined;
+    setText(this.reply, this.reply.hidden ? "" : fields.join("; "));
   }
 
   #build(step) {
@@ -145,14 +148,10 @@ export class Detail {
     this.name = el("span");
     this.stateText = el("p", { class: "detail-state", role: "status" });
     this.failure = el("p", { class: "wrong", role: "alert" });
+    this.reply = el("p", { class: "detail-state", role: "status", hidden: true });
     this.previous = button("\u2039", () => step(-1), { "aria-label": "Previous VM", "aria-keyshortcuts": "k" });
     this.next = button("\u203a", () => step(1), { "aria-label": "Next VM", "aria-keyshortcuts": "j" });
-    const pause = () => this.#act(this.state === PAUSED ? "resume" : "pause");
-    this.pause = button("Pause", pause, { "aria-keyshortcuts": "p" });
-    // A stopped VM has nothing to lose, so the user need not confirm.
-    const reset = () => (this.state === STOPPED ? this.#act("reset") : this.#ask("reset"));
-    this.reset = button("Reset", reset);
-    this.stop = button("Stop", () => this.#ask("stop"), { class: "danger" });
+    this.commands = new CommandButtons((id, command, values) => this.#execute(id, command, values));
 
     this.page = new GuestPage(this.fleet);
     this.facts = new Facts();
@@ -179,13 +178,12 @@ export class Detail {
         el("h2", {}, el("span", { class: "glyph" }), this.name),
         this.stateText,
         this.failure,
+        this.reply,
         el(
           "div",
           { class: "detail-actions" },
           el("div", { class: "choices", role: "group", "aria-label": "Neighbours" }, this.previous, this.next),
-          this.pause,
-          this.reset,
-          this.stop,
+          ...this.commands.elements,
         ),
       ),
       el(
@@ -201,21 +199,5 @@ export class Detail {
         ),
       ),
     );
-  }
-
-  /** Executes a command that cannot be undone, if the user confirms it. */
-  #ask(verb) {
-    const { id } = this;
-    const [name, text] = ENDS[verb];
-    const sheet = byId("confirm");
-    setText(byId("confirm-title"), `${name} ${this.fleet.name(id)}?`);
-    setText(byId("confirm-text"), text);
-    setText(byId("confirm-act"), name);
-    sheet.returnValue = "";
-    sheet.showModal();
-    const closed = () => {
-      if (sheet.returnValue === "act" && this.id === id) this.#act(verb);
-    };
-    sheet.addEventListener("close", closed, { once: true });
   }
 }

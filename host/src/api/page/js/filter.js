@@ -1,6 +1,6 @@
 // The filter that decides which VMs are shown: by number, range, name and state.
 
-import { STATES } from "./fleet.js";
+import { STATES } from "./tables.js";
 
 /** Matches `17`, `vm17`, `40-63` and `vm40-vm63`, and `40-`, which the user has not finished typing. */
 const RANGE = /^(?:vm)?(\d{1,7})(?:-(?:vm)?(\d{1,7})?)?$/;

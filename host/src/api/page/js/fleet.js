@@ -1,8 +1,7 @@
 // What the page knows about the fleet: a few numbers for each VM, in typed arrays, so that
 // 32,000 VMs need little memory.
 
-export const STATES = ["booting", "ready", "paused", "halted", "faulted", "stopped"];
-export const [BOOTING, READY, PAUSED, HALTED, FAULTED, STOPPED] = STATES.keys();
+import { FAULTED, STATES } from "./tables.js";
 
 /** Largest number of VMs. Rows with higher numbers are ignored as errors of the server. */
 const MOST = 1 << 20;

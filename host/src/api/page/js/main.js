@@ -4,13 +4,14 @@ import { setUpAdding } from "./add.js";
 import { byId, choices, el, fitCanvas, setText } from "./dom.js";
 import { Detail } from "./detail.js";
 import { Filter } from "./filter.js";
-import { Fleet, STATES } from "./fleet.js";
+import { Fleet } from "./fleet.js";
 import { count, mips } from "./format.js";
 import { Grid } from "./grid.js";
 import { FleetMap } from "./map.js";
 import { Pages } from "./pages.js";
 import { Send } from "./send.js";
 import { follow } from "./stream.js";
+import { STATES } from "./tables.js";
 import { Totals } from "./totals.js";
 
 /** Fleets of more VMs than this show the map first. */

@@ -7,7 +7,7 @@
 
 import * as api from "./api.js";
 import { el } from "./dom.js";
-import { PAUSED, READY } from "./fleet.js";
+import { PAUSED, READY } from "./tables.js";
 
 /** Largest number of loads at a time, and the interval at which a page is reloaded. */
 const AT_ONCE = 4;

@@ -1,7 +1,7 @@
 // Colours of the map: one for each state, or a ramp from slow to fast.
 
 import { colour } from "./dom.js";
-import { READY, STATES } from "./fleet.js";
+import { READY, STATES } from "./tables.js";
 
 const STEPS = 64;
 /** Colours from the background to the fastest. Neighbours differ in lightness. */

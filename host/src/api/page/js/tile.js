@@ -1,7 +1,7 @@
 // A tile that shows one VM. Tiles are reused for other VMs as these come into view.
 
 import { el, text } from "./dom.js";
-import { PAUSED, READY, STATES } from "./fleet.js";
+import { PAUSED, READY, STATES } from "./tables.js";
 import * as format from "./format.js";
 
 /**

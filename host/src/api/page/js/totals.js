@@ -1,7 +1,7 @@
 // Totals of the fleet, some with a chart of the last two minutes.
 
 import { byId, el, setText } from "./dom.js";
-import { STATES } from "./fleet.js";
+import { STATES } from "./tables.js";
 import { bytes, count, duration, parts } from "./format.js";
 import { Plot } from "./plot.js";
 
