@@ -21,7 +21,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 
-use super::Shared;
+use super::SharedApp;
 use super::clients::Client;
 use super::error::ApiError;
 use super::proxy::PagePath;
@@ -149,11 +149,11 @@ pub fn new_token() -> std::io::Result<String> {
 /// Access rules and the fleet that they protect.
 struct Guard {
     access: Access,
-    app: Shared,
+    app: SharedApp,
 }
 
 /// Puts the access rules in front of a router.
-pub fn guard(router: Router, access: Access, app: Shared) -> Router {
+pub fn guard(router: Router, access: Access, app: SharedApp) -> Router {
     router.layer(middleware::from_fn_with_state(Arc::new(Guard { access, app }), watch))
 }
 

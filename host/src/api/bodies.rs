@@ -9,15 +9,15 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-use super::{JSON_MAX, Shared};
+use super::{JSON_MAX, SharedApp};
 
 /// Number of a VM in the path. The VM need not exist.
 pub struct Id(pub u32);
 
-impl FromRequestParts<Shared> for Id {
+impl FromRequestParts<SharedApp> for Id {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, app: &SharedApp) -> Result<Self, ApiError> {
         let path =
             Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, app);
         let id = path.await.ok().and_then(|Path(mut words)| words.remove("id"));
@@ -37,10 +37,10 @@ pub fn number(text: &str) -> Result<u32, ApiError> {
 /// Query of a request.
 pub struct Params<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequestParts<Shared> for Params<T> {
+impl<T: DeserializeOwned> FromRequestParts<SharedApp> for Params<T> {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, app: &SharedApp) -> Result<Self, ApiError> {
         let query: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, app).await;
         query.map(|Query(value)| Self(value)).map_err(|e| ApiError::BadRequest(e.body_text()))
     }
@@ -49,10 +49,10 @@ impl<T: DeserializeOwned> FromRequestParts<Shared> for Params<T> {
 /// Body of at most `MAX` bytes.
 pub struct Limited<const MAX: usize>(pub Bytes);
 
-impl<const MAX: usize> FromRequest<Shared> for Limited<MAX> {
+impl<const MAX: usize> FromRequest<SharedApp> for Limited<MAX> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &SharedApp) -> Result<Self, ApiError> {
         let too_large = || ApiError::TooLarge(format!("the body may have {MAX} bytes"));
         // A body that is too long by its Content-Length is refused at once.
         if request.body().size_hint().lower() > MAX as u64 {
@@ -72,10 +72,10 @@ impl<const MAX: usize> FromRequest<Shared> for Limited<MAX> {
 /// sites only after a CORS preflight.
 pub struct JsonBytes(pub Bytes);
 
-impl FromRequest<Shared> for JsonBytes {
+impl FromRequest<SharedApp> for JsonBytes {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &SharedApp) -> Result<Self, ApiError> {
         let kind = request.headers().get("content-type").and_then(|v| v.to_str().ok());
         let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
         if !kind.eq_ignore_ascii_case("application/json") {
@@ -89,10 +89,10 @@ impl FromRequest<Shared> for JsonBytes {
 /// JSON body.
 pub struct JsonBody<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<Shared> for JsonBody<T> {
+impl<T: DeserializeOwned> FromRequest<SharedApp> for JsonBody<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, app: &Shared) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &SharedApp) -> Result<Self, ApiError> {
         let JsonBytes(bytes) = JsonBytes::from_request(request, app).await?;
         serde_json::from_slice(&bytes).map(Self).map_err(ApiError::json)
     }

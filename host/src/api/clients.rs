@@ -41,7 +41,7 @@ pub struct Client {
     /// Notified when the connection has to end.
     pub gone: Arc<Notify>,
     /// Permit of an authenticated client.
-    place: OnceLock<OwnedSemaphorePermit>,
+    permit: OnceLock<OwnedSemaphorePermit>,
 }
 
 impl Clients {
@@ -67,7 +67,7 @@ impl Clients {
             strangers.remove(&id);
         }
         strangers.insert(id, Stranger { heard: now, gone: Arc::clone(&gone) });
-        Arc::new(Client { id, all: Arc::clone(self), gone, place: OnceLock::new() })
+        Arc::new(Client { id, all: Arc::clone(self), gone, permit: OnceLock::new() })
     }
 }
 
@@ -81,11 +81,11 @@ impl Client {
 
     /// Notes that the client has authenticated. Returns whether there is room for it.
     pub fn is_welcome(&self) -> bool {
-        if self.place.get().is_none() {
+        if self.permit.get().is_none() {
             let Ok(permit) = Arc::clone(&self.all.room).try_acquire_owned() else { return false };
             lock(&self.all.strangers).remove(&self.id);
             // The requests of a connection come one after the other.
-            let _ = self.place.set(permit);
+            let _ = self.permit.set(permit);
         }
         true
     }

@@ -14,13 +14,13 @@ use std::time::Duration;
 use tungstenite::Error as Mistake;
 use tungstenite::error::ProtocolError;
 
-use super::Shared;
+use super::SharedApp;
 use super::bodies::{Id, JsonBody, Limited};
 use super::clients::Client;
 use super::error::ApiError;
 use super::fleet::state_of;
 use crate::engine::ControlError;
-use crate::engine::consoles::{Heard, Listener, Tail};
+use crate::engine::consoles::{Listener, Received, Tail};
 
 /// Largest piece of console input, in bytes.
 const INPUT_MAX: usize = 4 << 10;
@@ -35,7 +35,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const PROTOCOL: &str = "pxvm";
 const OFFSET: HeaderName = HeaderName::from_static("x-pxvm-offset");
 
-fn listen(app: &Shared, id: u32) -> Result<(Tail, Listener), ApiError> {
+fn listen(app: &SharedApp, id: u32) -> Result<(Tail, Listener), ApiError> {
     app.fleet.record(id)?;
     let full = || ApiError::TooMany(format!("too many clients follow the console of vm{id}"));
     app.fleet.consoles.listen(id).ok_or_else(full)
@@ -49,20 +49,20 @@ fn head(offset: u64) -> [(HeaderName, String); 3] {
 }
 
 /// `GET /api/v1/vms/{id}/console`
-pub async fn read(State(app): State<Shared>, Id(id): Id) -> Result<Response, ApiError> {
+pub async fn read(State(app): State<SharedApp>, Id(id): Id) -> Result<Response, ApiError> {
     app.fleet.record(id)?;
     let tail = app.fleet.consoles.tail(id);
     Ok((head(tail.offset), tail.bytes).into_response())
 }
 
 /// `GET /api/v1/vms/{id}/console/stream`
-pub async fn follow(State(app): State<Shared>, Id(id): Id) -> Result<Response, ApiError> {
+pub async fn follow(State(app): State<SharedApp>, Id(id): Id) -> Result<Response, ApiError> {
     let (tail, listener) = listen(&app, id)?;
     let live = stream::unfold(Some(listener), async |listener| {
         let listener = listener?;
         match listener.next().await {
-            Heard::Bytes(bytes) => Some((Ok(Bytes::from(bytes)), Some(listener))),
-            Heard::Cut => {
+            Received::Bytes(bytes) => Some((Ok(Bytes::from(bytes)), Some(listener))),
+            Received::Cut => {
                 let error = std::io::Error::other("the client does not keep up");
                 Some((Err(error), None))
             }
@@ -74,7 +74,7 @@ pub async fn follow(State(app): State<Shared>, Id(id): Id) -> Result<Response, A
 
 /// `POST /api/v1/vms/{id}/console`
 pub async fn write(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     Id(id): Id,
     Limited(bytes): Limited<INPUT_MAX>,
 ) -> Result<StatusCode, ApiError> {
@@ -99,7 +99,7 @@ pub struct Sent {
 
 /// `POST /api/v1/input`
 pub async fn broadcast(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     JsonBody(Line { line, vms, state }): JsonBody<Line>,
 ) -> Result<Json<Sent>, ApiError> {
     if line.len() >= INPUT_MAX {
@@ -127,7 +127,7 @@ pub async fn broadcast(
 
 /// `GET /api/v1/vms/{id}/console/ws`
 pub async fn socket(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     Id(id): Id,
     client: Option<Extension<Arc<Client>>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
@@ -160,14 +160,14 @@ fn mistake(error: axum::Error) -> Option<End> {
     }
 }
 
-async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Listener) {
+async fn talk(app: SharedApp, id: u32, socket: WebSocket, tail: Tail, listener: Listener) {
     let (mut to, mut from) = socket.split();
     let speak = async {
-        let mut next = Heard::Bytes(tail.bytes);
+        let mut next = Received::Bytes(tail.bytes);
         loop {
             let message = match next {
-                Heard::Bytes(bytes) => Message::Binary(bytes.into()),
-                Heard::Cut => return Some(End(close_code::POLICY, "it does not keep up")),
+                Received::Bytes(bytes) => Message::Binary(bytes.into()),
+                Received::Cut => return Some(End(close_code::POLICY, "it does not keep up")),
             };
             tokio::select! {
                 sent = to.send(message) => sent.ok()?,
@@ -175,7 +175,7 @@ async fn talk(app: Shared, id: u32, socket: WebSocket, tail: Tail, listener: Lis
             }
             next = loop {
                 tokio::select! {
-                    heard = listener.next() => break heard,
+                    received = listener.next() => break received,
                     () = tokio::time::sleep(PING) => {
                         tokio::time::timeout(PING, to.send(Message::Ping(Bytes::new())))
                             .await.ok()?.ok()?;

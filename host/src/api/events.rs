@@ -12,7 +12,7 @@ use axum::response::sse::{Event, KeepAlive};
 use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::broadcast::{Receiver, Sender, error::RecvError};
 
-use super::Shared;
+use super::SharedApp;
 use super::error::ApiError;
 use super::gauges::Row;
 use crate::sync::lock;
@@ -61,12 +61,12 @@ fn pieces(rows: &[Row], before: &[Row]) -> Vec<News> {
     changed.chunks(PIECE).map(piece).collect()
 }
 
-fn fleet_news(app: &Shared) -> Option<News> {
+fn fleet_news(app: &SharedApp) -> Option<News> {
     serde_json::to_string(&app.body()).ok().map(|text| ("fleet", text.into()))
 }
 
 /// Feeds the event stream, for ever.
-pub async fn feed(app: Shared) {
+pub async fn feed(app: SharedApp) {
     let mut ticker = tokio::time::interval(TICK);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ticks = 0;
@@ -91,7 +91,7 @@ pub async fn feed(app: Shared) {
 }
 
 /// Returns events with the whole state, and the receiver of later events.
-fn join(app: &Shared) -> (Vec<News>, Receiver<Arc<Vec<News>>>) {
+fn join(app: &SharedApp) -> (Vec<News>, Receiver<Arc<Vec<News>>>) {
     let mut last = lock(&app.feed.last);
     if app.feed.sender.receiver_count() == 0 {
         *last = app.gauges.look();
@@ -103,7 +103,7 @@ fn join(app: &Shared) -> (Vec<News>, Receiver<Arc<Vec<News>>>) {
 
 /// `GET /api/v1/events`
 pub async fn events(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let watchers = Arc::clone(&app.watchers).try_acquire_owned();
     let permit = watchers.map_err(|_| ApiError::TooMany("too many clients watch".to_owned()))?;

@@ -12,7 +12,7 @@ use super::bodies::{Id, JsonBody, JsonBytes, Params};
 use super::error::ApiError;
 use super::gauges::{Point, Row};
 use super::proxy::HTTP;
-use super::{App, Reach, Shared};
+use super::{App, Reach, SharedApp};
 use crate::backend::ClockSource;
 use crate::control::{Command, Reply, StateCounts, VmState};
 use crate::engine::VmRecord;
@@ -161,12 +161,12 @@ impl App {
 }
 
 /// `GET /api/v1/fleet`
-pub async fn fleet(State(app): State<Shared>) -> Json<FleetBody> {
+pub async fn fleet(State(app): State<SharedApp>) -> Json<FleetBody> {
     Json(app.body())
 }
 
 /// `GET /healthz`
-pub async fn health(State(app): State<Shared>) -> Result<&'static str, ApiError> {
+pub async fn health(State(app): State<SharedApp>) -> Result<&'static str, ApiError> {
     let ended = || ApiError::Unavailable("the fleet has ended".to_owned());
     app.fleet.is_alive().then_some("ok").ok_or_else(ended)
 }
@@ -196,7 +196,7 @@ pub struct VmsBody {
 
 /// `GET /api/v1/vms`
 pub async fn vms(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     Params(query): Params<VmsQuery>,
 ) -> Result<Json<VmsBody>, ApiError> {
     let state = query.state.as_deref().map(state_of).transpose()?;
@@ -220,7 +220,7 @@ pub async fn vms(
 }
 
 /// `GET /api/v1/vms/{id}`
-pub async fn vm(State(app): State<Shared>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
+pub async fn vm(State(app): State<SharedApp>, Id(id): Id) -> Result<Json<VmBody>, ApiError> {
     app.vm(id).map(Json)
 }
 
@@ -239,7 +239,7 @@ pub struct Added {
 
 /// `POST /api/v1/vms`
 pub async fn add(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     JsonBody(Add { count }): JsonBody<Add>,
 ) -> Result<(StatusCode, Json<Added>), ApiError> {
     if count == 0 {
@@ -264,7 +264,7 @@ fn is_none(reply: &Reply) -> bool {
 /// `POST /api/v1/vms/{id}/COMMAND`
 pub async fn execute(
     command: Command,
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     Id(id): Id,
     request: Request,
 ) -> Result<Json<Executed>, ApiError> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::Shared;
+use super::SharedApp;
 use crate::control::VmState;
 use crate::engine::FleetHandle;
 use crate::net::{Counts, VirtualLink};
@@ -131,7 +131,7 @@ impl Gauges {
 }
 
 /// Measures the fleet once a second, for ever.
-pub async fn keep_history(app: Shared) {
+pub async fn keep_history(app: SharedApp) {
     let mut ticker = tokio::time::interval(SECOND);
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut at, mut instructions, mut packets) = (app.fleet.started(), 0, 0);

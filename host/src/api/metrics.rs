@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 
-use super::Shared;
+use super::SharedApp;
 use super::bodies::Params;
 use super::error::ApiError;
 use crate::engine::ControlError;
@@ -50,7 +50,7 @@ fn ranges(text: &str, count: u32) -> Result<Vec<u32>, ApiError> {
 
 /// `GET /metrics`
 pub async fn metrics(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     Params(query): Params<MetricsQuery>,
 ) -> Result<impl IntoResponse, ApiError> {
     let count = app.fleet.state().count();
@@ -66,7 +66,7 @@ pub async fn metrics(
     Ok(([(header::CONTENT_TYPE, KIND)], text))
 }
 
-fn fleet(app: &Shared, registry: &mut Registry) {
+fn fleet(app: &SharedApp, registry: &mut Registry) {
     let (states, capacity) = {
         let state = app.fleet.state();
         (state.counts(), state.capacity())
@@ -117,7 +117,7 @@ fn fleet(app: &Shared, registry: &mut Registry) {
     registry.register("uptime_seconds", "Since the fleet was started", gauge(uptime));
 }
 
-fn single(app: &Shared, vms: &[u32], registry: &mut Registry) {
+fn single(app: &SharedApp, vms: &[u32], registry: &mut Registry) {
     let states = Family::<Labels, Gauge>::default();
     let (instructions, packets, console, resets) = (
         Family::<Labels, Counter>::default(),

@@ -98,7 +98,7 @@ pub struct App {
     tickets: Tickets,
 }
 
-type Shared = Arc<App>;
+type SharedApp = Arc<App>;
 
 /// The running API. Dropping it ends the API.
 pub struct Server {
@@ -157,9 +157,9 @@ impl Drop for Server {
 }
 
 /// Returns the routes of the commands on VMs.
-fn commands() -> Router<Shared> {
+fn commands() -> Router<SharedApp> {
     Command::ALL.into_iter().fold(Router::new(), |router, command| {
-        let handler = move |app: State<Shared>, id: Id, request: Request| {
+        let handler = move |app: State<SharedApp>, id: Id, request: Request| {
             fleet::execute(command, app, id, request)
         };
         router.route(&openapi::path_of(command), post(handler))
@@ -167,7 +167,7 @@ fn commands() -> Router<Shared> {
 }
 
 /// Returns the routes; [`openapi`] describes the same.
-fn router(app: Shared) -> Router {
+fn router(app: SharedApp) -> Router {
     let bounded = Router::new()
         .route("/api/v1/fleet", get(fleet::fleet))
         .route("/api/v1/vms", get(fleet::vms).post(fleet::add))

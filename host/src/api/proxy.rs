@@ -23,7 +23,7 @@ use url::{Position, Url};
 
 use super::bodies::number;
 use super::error::ApiError;
-use super::{App, Reach, Shared};
+use super::{App, Reach, SharedApp};
 use crate::control::VmState;
 use crate::machine::fleet::name;
 
@@ -141,7 +141,7 @@ pub async fn root(uri: Uri) -> Result<Redirect, ApiError> {
 }
 
 /// `/vms/{id}/http/{port}/{path}`
-pub async fn proxy(State(app): State<Shared>, request: Request) -> Response {
+pub async fn proxy(State(app): State<SharedApp>, request: Request) -> Response {
     let browses = says(&request, "accept", "text/html");
     let navigates = request.method() == Method::GET && says(&request, "sec-fetch-mode", "navigate");
     let to_ticket = navigates.then(|| with_ticket(&app, request.uri())).flatten();
@@ -186,7 +186,7 @@ fn refuse(error: ApiError, browses: bool) -> Response {
     response
 }
 
-async fn forward(app: Shared, request: Request) -> Result<Response, ApiError> {
+async fn forward(app: SharedApp, request: Request) -> Result<Response, ApiError> {
     let page = PagePath::of(request.uri().path())?;
     let PagePath { id, port, rest, .. } = page;
     let root = page.root();

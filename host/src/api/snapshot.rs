@@ -12,7 +12,7 @@ use emu_core::mmu::Privilege;
 use emu_core::port::NullPort;
 use serde::Serialize;
 
-use super::Shared;
+use super::SharedApp;
 use super::bodies::Id;
 use super::error::ApiError;
 use crate::backend::Inspection;
@@ -46,7 +46,7 @@ pub struct SnapshotBody {
 
 /// `GET /api/v1/vms/{id}/snapshot`
 pub async fn snapshot(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     Id(id): Id,
 ) -> Result<Json<SnapshotBody>, ApiError> {
     let inspection = app.fleet.inspect(id).await?.ok_or(ApiError::NoMemory(id))?;

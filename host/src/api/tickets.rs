@@ -13,7 +13,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-use super::Shared;
+use super::SharedApp;
 use super::access::same;
 use super::bodies::{Id, Params};
 use super::error::ApiError;
@@ -59,7 +59,7 @@ pub struct Ticket {
 
 /// `GET /api/v1/vms/{id}/ticket`
 pub async fn ticket(
-    State(app): State<Shared>,
+    State(app): State<SharedApp>,
     Id(id): Id,
     Params(Wanted { port }): Params<Wanted>,
 ) -> Result<Json<Ticket>, ApiError> {

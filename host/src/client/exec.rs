@@ -34,9 +34,9 @@ const KILL_LINE: &str = "\x15";
 /// Ctrl-C, and Ctrl-\ for programs that ignore it.
 const INTERRUPTS: [&str; 2] = ["\x03", "\x1c"];
 /// Time limit for a command to end after each of these keys.
-const INTERRUPT_PATIENCE: Duration = Duration::from_secs(3);
+const INTERRUPT_TIME: Duration = Duration::from_secs(3);
 /// Time limit for a shell to show its prompt once the VM is ready.
-const PROMPT_PATIENCE: Duration = Duration::from_secs(5);
+const PROMPT_TIME: Duration = Duration::from_secs(5);
 /// Pause after which output counts as complete, so that what looks like a prompt is one.
 const QUIET: Duration = Duration::from_millis(50);
 /// Interval at which the end of another command is checked for.
@@ -336,20 +336,20 @@ pub async fn run(
         let lock = wait_for_lock(client, vm, end).await?;
         let follow = client.follow(vm).await?;
         let resets = about["resets"].clone();
-        let mut talk = Talk { client, vm, resets, follow, end, interrupt, _lock: lock };
-        talk.wait_for_prompt(Line::new(prompt)).await?;
-        Ok::<_, ClientError>(talk)
+        let mut session = ShellSession { client, vm, resets, follow, end, interrupt, _lock: lock };
+        session.wait_for_prompt(Line::new(prompt)).await?;
+        Ok::<_, ClientError>(session)
     };
-    let mut talk = tokio::select! {
+    let mut session = tokio::select! {
         prepared = prepare => prepared?,
         // Nothing was typed yet.
         () = interrupt.notified() => return Err(ExecError::Interrupted(Left::Nothing).into()),
     };
-    let ended = talk.run(&script, take).await;
+    let ended = session.run(&script, take).await;
     let Err(ClientError::Exec(given_up)) = ended else { return ended };
     Err(match given_up {
-        ExecError::Timeout(_) => ExecError::Timeout(talk.give_up(&script).await),
-        ExecError::Interrupted(_) => ExecError::Interrupted(talk.give_up(&script).await),
+        ExecError::Timeout(_) => ExecError::Timeout(session.give_up(&script).await),
+        ExecError::Interrupted(_) => ExecError::Interrupted(session.give_up(&script).await),
         other => other,
     }
     .into())
@@ -369,7 +369,7 @@ async fn wait_for_lock(client: &Client, vm: u32, end: Instant) -> Result<Console
 }
 
 /// A dialogue with a shell by its console.
-struct Talk<'a> {
+struct ShellSession<'a> {
     client: &'a Client,
     vm: u32,
     resets: Value,
@@ -379,7 +379,7 @@ struct Talk<'a> {
     _lock: ConsoleLock,
 }
 
-impl Talk<'_> {
+impl ShellSession<'_> {
     /// Waits until the console shows a prompt.
     async fn wait_for_prompt(&mut self, mut line: Line) -> Result<(), ClientError> {
         let vm = self.vm;
@@ -388,7 +388,7 @@ impl Talk<'_> {
         let mut seen = self.follow.offset();
         let forgotten = seen > 0 && seen == written;
         while seen < written {
-            let bytes = self.hear(ExecError::NoShell(vm)).await?;
+            let bytes = self.receive(ExecError::NoShell(vm)).await?;
             seen += bytes.len() as u64;
             line.feed(&bytes);
         }
@@ -398,13 +398,13 @@ impl Talk<'_> {
         // A fleet keeps a limited history; if nothing is left of a VM's output, there may be a
         // shell, which a greeting makes print a prompt.
         if forgotten {
-            self.say("").await?;
+            self.type_line("").await?;
         }
         // A VM that boots needs time.
         let mut ready = about["state"] == "ready";
-        let mut patience = Instant::now() + PROMPT_PATIENCE;
+        let mut prompt_by = Instant::now() + PROMPT_TIME;
         loop {
-            let until = if ready { patience.min(self.end) } else { self.end };
+            let until = if ready { prompt_by.min(self.end) } else { self.end };
             if Instant::now() >= until {
                 return Err(ExecError::NoPrompt { vm, line: line.text() }.into());
             }
@@ -416,7 +416,7 @@ impl Talk<'_> {
                 Err(_) => {
                     let now = self.look().await?["state"] == "ready";
                     if now && !ready {
-                        patience = Instant::now() + PROMPT_PATIENCE;
+                        prompt_by = Instant::now() + PROMPT_TIME;
                     }
                     ready = now;
                 }
@@ -431,15 +431,15 @@ impl Talk<'_> {
         mut take: impl FnMut(&[u8]) -> Result<(), ClientError>,
     ) -> Result<u8, ClientError> {
         for (line, mark) in script.lines.iter().zip(&script.marks) {
-            self.say(line).await?;
-            self.hear_mark(mark).await?;
+            self.type_line(line).await?;
+            self.read_to_mark(mark).await?;
         }
         if let Some(line) = script.lines.last() {
-            self.say(line).await?;
+            self.type_line(line).await?;
         }
         let (mut reader, mut plain) = (Reader::new(script), Plain::default());
         loop {
-            let bytes = self.hear(ExecError::Timeout(Left::Nothing)).await?;
+            let bytes = self.receive(ExecError::Timeout(Left::Nothing)).await?;
             let found = reader.feed(&bytes);
             take(&plain.feed(&found.output))?;
             if let Some(status) = found.status {
@@ -453,9 +453,9 @@ impl Talk<'_> {
     async fn give_up(&mut self, script: &Script) -> Left {
         let (line, mark) = &script.back;
         for key in INTERRUPTS {
-            self.end = Instant::now() + INTERRUPT_PATIENCE;
-            let ended = match self.say(&format!("{key}{line}")).await {
-                Ok(()) => self.hear_mark(mark).await,
+            self.end = Instant::now() + INTERRUPT_TIME;
+            let ended = match self.type_line(&format!("{key}{line}")).await {
+                Ok(()) => self.read_to_mark(mark).await,
                 error => error,
             };
             match ended {
@@ -466,27 +466,27 @@ impl Talk<'_> {
         Left::Running(self.vm)
     }
 
-    async fn say(&self, line: &str) -> Result<(), ClientError> {
+    async fn type_line(&self, line: &str) -> Result<(), ClientError> {
         let line = format!("{line}\n");
         let typing = self.client.type_at(self.vm, line.as_bytes());
         timeout_at(self.end, typing).await.map_err(|_| ExecError::NoShell(self.vm))?
     }
 
     /// Reads up to a line with a mark.
-    async fn hear_mark(&mut self, mark: &str) -> Result<(), ClientError> {
+    async fn read_to_mark(&mut self, mark: &str) -> Result<(), ClientError> {
         let mark = format!("\n{mark}\r");
-        let mut heard = Vec::new();
-        while find(&heard, mark.as_bytes()).is_none() {
+        let mut received = Vec::new();
+        while find(&received, mark.as_bytes()).is_none() {
             // A mark may arrive in two pieces.
-            let old = heard.len().saturating_sub(mark.len());
-            heard.drain(..old);
-            heard.extend(self.hear(ExecError::NoShell(self.vm)).await?);
+            let old = received.len().saturating_sub(mark.len());
+            received.drain(..old);
+            received.extend(self.receive(ExecError::NoShell(self.vm)).await?);
         }
         Ok(())
     }
 
     /// Returns the next output of the console, or `late` when none comes in time.
-    async fn hear(&mut self, late: ExecError) -> Result<Vec<u8>, ClientError> {
+    async fn receive(&mut self, late: ExecError) -> Result<Vec<u8>, ClientError> {
         loop {
             let now = Instant::now();
             if now >= self.end {
@@ -615,7 +615,7 @@ mod tests {
         }
 
         /// Reads until `done` returns a value for the output so far.
-        fn hear<T>(&mut self, mut done: impl FnMut(&[u8]) -> Option<T>) -> T {
+        fn receive<T>(&mut self, mut done: impl FnMut(&[u8]) -> Option<T>) -> T {
             use std::io::Read;
             let mut buffer = [0; 4096];
             loop {
@@ -630,21 +630,21 @@ mod tests {
         fn exec(&mut self, command: &str) -> (String, u8) {
             use std::io::Write;
             while !self.line.has_prompt() {
-                self.hear(|_| Some(()));
+                self.receive(|_| Some(()));
             }
             let script = Script::new(command, "abc").unwrap();
             for (line, mark) in script.lines.iter().zip(&script.marks) {
                 writeln!(self.terminal, "{line}").unwrap();
-                let (mark, mut heard) = (format!("\n{mark}\r"), Vec::new());
-                self.hear(|bytes| {
-                    heard.extend(bytes);
-                    find(&heard, mark.as_bytes())
+                let (mark, mut received) = (format!("\n{mark}\r"), Vec::new());
+                self.receive(|bytes| {
+                    received.extend(bytes);
+                    find(&received, mark.as_bytes())
                 });
             }
             writeln!(self.terminal, "{}", script.lines.last().unwrap()).unwrap();
             let (mut reader, mut plain) = (Reader::new(&script), Plain::default());
             let mut output = Vec::new();
-            let status = self.hear(|bytes| {
+            let status = self.receive(|bytes| {
                 let found = reader.feed(bytes);
                 output.extend(plain.feed(&found.output));
                 found.status

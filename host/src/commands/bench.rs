@@ -221,12 +221,12 @@ impl Bencher<'_> {
         };
         Ok(match result {
             Ok(span) => row(Some(watch.measured(span, count)), None, Code::Success),
-            Err(Trouble::Backend(error)) => return Err(error.into()),
-            Err(Trouble::Time) => {
+            Err(BenchError::Backend(error)) => return Err(error.into()),
+            Err(BenchError::Time) => {
                 let limit = self.args.timeout.as_secs_f64();
                 row(None, Some(format!("not done after {limit} s")), Code::Timeout)
             }
-            Err(Trouble::Guest(what)) => row(None, Some(what), Code::Guest),
+            Err(BenchError::Guest(what)) => row(None, Some(what), Code::Guest),
         })
     }
 
@@ -254,7 +254,7 @@ fn does_not_fit(error: &Error) -> bool {
 }
 
 /// Why a line has no numbers.
-enum Trouble {
+enum BenchError {
     /// The backend failed.
     Backend(BackendError),
     /// The time limit was reached.
@@ -295,7 +295,7 @@ impl Watch {
     }
 
     /// Returns the next event before `end`, if there is one.
-    fn next(&mut self, end: Instant) -> Result<Option<Event>, Trouble> {
+    fn next(&mut self, end: Instant) -> Result<Option<Event>, BenchError> {
         loop {
             let look = end.min(Instant::now() + GLANCE);
             let event = self.backend.events().recv_deadline(look);
@@ -303,7 +303,7 @@ impl Watch {
             match event {
                 Ok(event) => return Ok(Some(event)),
                 Err(e) if e.is_disconnected() => {
-                    return Err(Trouble::Backend(self.backend.failure()));
+                    return Err(BenchError::Backend(self.backend.failure()));
                 }
                 Err(_) if look < end => {}
                 Err(_) => return Ok(None),
@@ -312,12 +312,12 @@ impl Watch {
     }
 
     /// Returns the next event, which must come before the time limit.
-    fn expect(&mut self) -> Result<Event, Trouble> {
+    fn expect(&mut self) -> Result<Event, BenchError> {
         let limit = self.limit;
-        self.next(limit)?.ok_or(Trouble::Time)
+        self.next(limit)?.ok_or(BenchError::Time)
     }
 
-    fn boot(&mut self, count: u32) -> Result<(Moment, Moment), Trouble> {
+    fn boot(&mut self, count: u32) -> Result<(Moment, Moment), BenchError> {
         let mut left = count;
         while left > 0 {
             let Event { vm, kind, .. } = self.expect()?;
@@ -325,17 +325,17 @@ impl Watch {
                 EventKind::Ready => left -= 1,
                 EventKind::Console(_) | EventKind::Reset | EventKind::Completed(..) => {}
                 EventKind::Halted(_) => {
-                    return Err(Trouble::Guest(format!("vm{vm} powered off")));
+                    return Err(BenchError::Guest(format!("vm{vm} powered off")));
                 }
                 EventKind::Faulted(reason) => {
-                    return Err(Trouble::Guest(format!("vm{vm} faulted: {reason}")));
+                    return Err(BenchError::Guest(format!("vm{vm} faulted: {reason}")));
                 }
             }
         }
         Ok((self.begun, Moment::of(self.backend.as_ref())))
     }
 
-    fn compute(&mut self, count: u32) -> Result<(Moment, Moment), Trouble> {
+    fn compute(&mut self, count: u32) -> Result<(Moment, Moment), BenchError> {
         let mut printed: HashMap<u32, Vec<u8>> = HashMap::new();
         let mut left = count;
         while left > 0 {
@@ -344,7 +344,7 @@ impl Watch {
                 EventKind::Console(bytes) => printed.entry(vm).or_default().extend(bytes),
                 EventKind::Halted(0) => left -= 1,
                 other => {
-                    return Err(Trouble::Guest(format!("vm{vm} did not compute: {other:?}")));
+                    return Err(BenchError::Guest(format!("vm{vm} did not compute: {other:?}")));
                 }
             }
         }
@@ -354,13 +354,13 @@ impl Watch {
             let found = printed.get(&vm).map_or(&[][..], Vec::as_slice);
             if found != expected {
                 let what = format!("vm{vm} computed {found:02x?}, which should be {expected:02x?}");
-                return Err(Trouble::Guest(what));
+                return Err(BenchError::Guest(what));
             }
         }
         Ok((self.begun, end))
     }
 
-    fn idle(&mut self, count: u32, time: Duration) -> Result<(Moment, Moment), Trouble> {
+    fn idle(&mut self, count: u32, time: Duration) -> Result<(Moment, Moment), BenchError> {
         self.boot(count)?;
         self.pass(SETTLE)?;
         let start = Moment::of(self.backend.as_ref());
@@ -369,12 +369,12 @@ impl Watch {
     }
 
     /// Waits for `time`; no VM may end meanwhile.
-    fn pass(&mut self, time: Duration) -> Result<(), Trouble> {
+    fn pass(&mut self, time: Duration) -> Result<(), BenchError> {
         let now = Instant::now();
-        let end = now.checked_add(time).ok_or(Trouble::Time)?;
+        let end = now.checked_add(time).ok_or(BenchError::Time)?;
         while let Some(Event { vm, kind, .. }) = self.next(end)? {
             if matches!(kind, EventKind::Halted(_) | EventKind::Faulted(_)) {
-                return Err(Trouble::Guest(format!("vm{vm} did not stay idle: {kind:?}")));
+                return Err(BenchError::Guest(format!("vm{vm} did not stay idle: {kind:?}")));
             }
         }
         Ok(())
@@ -516,16 +516,16 @@ mod tests {
         // seed.
         let at = emu_core::mem::FRAME_SIZE as usize + 4 * 4 + 2;
         fleet.base.frames[at] += 0x10;
-        let Err(Trouble::Guest(what)) = cpu(fleet).compute(65) else { panic!("not noticed") };
+        let Err(BenchError::Guest(what)) = cpu(fleet).compute(65) else { panic!("not noticed") };
         assert!(what.starts_with("vm0 computed"), "{what}");
     }
 
     #[test]
     fn a_fleet_that_ends_or_takes_too_long_is_not_measured() {
         let mut watch = cpu(program::fleet(1).unwrap());
-        assert!(matches!(watch.boot(1), Err(Trouble::Guest(what)) if what == "vm0 powered off"));
+        assert!(matches!(watch.boot(1), Err(BenchError::Guest(what)) if what == "vm0 powered off"));
         let mut watch = cpu(program::fleet(1).unwrap());
         watch.limit = Instant::now();
-        assert!(matches!(watch.compute(1), Err(Trouble::Time)));
+        assert!(matches!(watch.compute(1), Err(BenchError::Time)));
     }
 }

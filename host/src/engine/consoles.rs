@@ -71,7 +71,7 @@ pub struct Listener(Arc<Subscription>);
 
 /// What a listener receives.
 #[derive(PartialEq, Eq, Debug)]
-pub enum Heard {
+pub enum Received {
     /// Console output.
     Bytes(Vec<u8>),
     /// The listener did not keep up and receives no more.
@@ -175,22 +175,22 @@ impl Subscription {
 
 impl Listener {
     /// Waits for output and returns it.
-    pub async fn next(&self) -> Heard {
+    pub async fn next(&self) -> Received {
         loop {
-            if let Some(heard) = self.take() {
-                return heard;
+            if let Some(received) = self.take() {
+                return received;
             }
             self.0.changed.notified().await;
         }
     }
 
     /// Returns the queued output, if any.
-    fn take(&self) -> Option<Heard> {
+    fn take(&self) -> Option<Received> {
         let mut queue = lock(&self.0.queue);
         match (queue.cut, queue.bytes.is_empty()) {
-            (true, _) => Some(Heard::Cut),
+            (true, _) => Some(Received::Cut),
             (false, true) => None,
-            (false, false) => Some(Heard::Bytes(std::mem::take(&mut queue.bytes))),
+            (false, false) => Some(Received::Bytes(std::mem::take(&mut queue.bytes))),
         }
     }
 
@@ -250,11 +250,11 @@ mod tests {
         assert_eq!(listener.take(), None);
         for _ in 0..10 {
             consoles.write(0, &[b'z'; BEHIND_MAX / 8]);
-            let Some(Heard::Bytes(bytes)) = listener.take() else { panic!("it hears nothing") };
+            let Some(Received::Bytes(bytes)) = listener.take() else { panic!("it hears nothing") };
             assert_eq!(bytes.len(), BEHIND_MAX / 8);
         }
-        assert_eq!(slow.take(), Some(Heard::Cut));
-        assert_eq!(slow.take(), Some(Heard::Cut));
+        assert_eq!(slow.take(), Some(Received::Cut));
+        assert_eq!(slow.take(), Some(Received::Cut));
         drop(listener);
         let all: Vec<_> = (0..LISTENERS_MAX).map(|_| consoles.listen(0).unwrap()).collect();
         assert!(consoles.listen(0).is_none());

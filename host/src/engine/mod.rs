@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// Number of resets of a VM after which a message is printed.
 const RESETS_NOTED: u32 = 5;
 /// How long input from a pipe waits for a guest that never becomes ready.
-const INPUT_PATIENCE: Duration = Duration::from_secs(5);
+const INPUT_HOLD_MAX: Duration = Duration::from_secs(5);
 /// Bytes of console input that may wait for a VM.
 const INPUT_MAX: usize = 64 << 10;
 /// Interval at which the engine checks whether a VM has read its waiting input.
@@ -178,7 +178,7 @@ pub fn run(
         Some(end) => at(end),
         None => never(),
     };
-    let patience = at(Instant::now() + INPUT_PATIENCE);
+    let held_long = at(Instant::now() + INPUT_HOLD_MAX);
     let ticker = tick(TICK);
     let mut typing = Typing::new(&inputs.typed, options.hold_input);
 
@@ -204,7 +204,7 @@ pub fn run(
                     EventKind::Completed(command, result) => {
                         commands.complete(fleet, event.vm, *command, result.clone());
                     }
-                    _ => tell(fleet, progress, &event),
+                    _ => print_event(fleet, progress, &event),
                 }
             }
             recv(inputs.requests) -> request => match request {
@@ -224,7 +224,7 @@ pub fn run(
             recv(inputs.end) -> outcome => break Ok(outcome.unwrap_or(RunOutcome::Interrupted)),
             recv(typing.added) -> received => typing.input_added(received.is_ok()),
             recv(again) -> _ => {}
-            recv(patience) -> _ => typing.release(),
+            recv(held_long) -> _ => typing.release(),
             recv(timeout) -> _ => break Ok(RunOutcome::Timeout),
             recv(ticker) -> _ => {
                 progress.show(fleet.counts(), backend.totals().instructions, start.elapsed());
@@ -252,7 +252,7 @@ pub fn run(
 }
 
 /// Prints an event of a VM that concerns the user.
-fn tell(fleet: &FleetHandle, progress: &Progress, event: &Event) {
+fn print_event(fleet: &FleetHandle, progress: &Progress, event: &Event) {
     let &Event { vm, instret, ref kind } = event;
     match kind {
         EventKind::Faulted(reason) => progress.say(&format!("vm{vm} faulted: {reason}")),

@@ -28,9 +28,9 @@ enum State {
     Text,
     Escape,
     /// Within a control sequence, with its parameters.
-    Control(Vec<u8>),
+    ControlSequence(Vec<u8>),
     /// Within a title or the like, up to its end.
-    Command,
+    ControlString,
     /// One more byte follows, which selects a character set.
     Charset,
 }
@@ -69,16 +69,16 @@ impl Line {
             State::Text => return self.show(byte),
             State::Charset => State::Text,
             State::Escape => match byte {
-                b'[' => State::Control(Vec::new()),
-                b']' | b'P' | b'_' | b'^' => State::Command,
+                b'[' => State::ControlSequence(Vec::new()),
+                b']' | b'P' | b'_' | b'^' => State::ControlString,
                 b'(' | b')' => State::Charset,
                 b'c' => self.clear(),
                 _ => State::Text,
             },
-            State::Control(mut parameters) => match byte {
+            State::ControlSequence(mut parameters) => match byte {
                 0x20..=0x3f if parameters.len() < LINE_MAX => {
                     parameters.push(byte);
-                    State::Control(parameters)
+                    State::ControlSequence(parameters)
                 }
                 // Colours, queries, and what line editing uses.
                 b'm' | b'n' | b'K' | b'J' | b'C' | b'D' | b'P' | b'@' | b'X' => State::Text,
@@ -89,12 +89,12 @@ impl Line {
                 // The cursor moves elsewhere, or to another screen.
                 _ => self.clear(),
             },
-            State::Command => match byte {
+            State::ControlString => match byte {
                 0x07 => State::Text,
                 0x1b => State::Escape,
                 // Not a complete sequence.
                 b'\n' => self.clear(),
-                _ => State::Command,
+                _ => State::ControlString,
             },
         };
     }
