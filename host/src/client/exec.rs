@@ -23,6 +23,7 @@ use lock::ConsoleLock;
 use prompt::Line;
 
 use super::{Client, ClientError, Follow};
+use crate::control::VmState;
 use crate::exit::Code;
 
 /// Characters of the command per line. Busybox takes lines of 1024.
@@ -136,8 +137,8 @@ fn not_at_prompt(vm: u32, line: &str) -> String {
 }
 
 fn advice(vm: &u32, state: &str) -> String {
-    match state {
-        "paused" => format!("its shell answers after `pxvm resume {vm}`"),
+    match VmState::named(state) {
+        Some(VmState::Paused) => format!("its shell answers after `pxvm resume {vm}`"),
         _ => format!("`pxvm reset {vm}` starts it again"),
     }
 }
@@ -329,7 +330,7 @@ pub async fn run(
     let end = limit.unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 30));
     let about = client.get(&format!("/api/v1/vms/{vm}")).await?;
     let state = about["state"].as_str().unwrap_or("gone");
-    if !matches!(state, "booting" | "ready") {
+    if !VmState::named(state).is_some_and(VmState::is_running) {
         return Err(ExecError::WrongState { vm, state: state.to_owned() }.into());
     }
     let prepare = async {
@@ -513,13 +514,18 @@ impl ShellSession<'_> {
     async fn look(&self) -> Result<Value, ClientError> {
         let vm = self.vm;
         let about = self.client.get(&format!("/api/v1/vms/{vm}")).await?;
-        let what = match about["state"].as_str() {
-            Some("booting" | "ready") if about["resets"] == self.resets => return Ok(about),
-            Some("booting" | "ready") => "has started again".to_owned(),
-            Some(state @ "paused") => {
-                return Err(ExecError::WrongState { vm, state: state.to_owned() }.into());
+        let name = about["state"].as_str();
+        let what = match name.and_then(VmState::named) {
+            Some(VmState::Booting | VmState::Ready) if about["resets"] == self.resets => {
+                return Ok(about);
             }
-            other => format!("is {}", other.unwrap_or("gone")),
+            Some(VmState::Booting | VmState::Ready) => "has started again".to_owned(),
+            Some(state @ VmState::Paused) => {
+                return Err(ExecError::WrongState { vm, state: state.name().to_owned() }.into());
+            }
+            Some(VmState::Halted | VmState::Faulted | VmState::Stopped) | None => {
+                format!("is {}", name.unwrap_or("gone"))
+            }
         };
         Err(ExecError::Ended { vm, what }.into())
     }
