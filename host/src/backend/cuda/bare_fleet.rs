@@ -4,6 +4,7 @@
 use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::machine::Now;
 use emu_device::protocol::launch::{Entry, SLICE, WAKE};
+use emu_device::protocol::outbox::{Body, messages};
 
 use super::error::CudaError;
 use super::fleet::{DeviceFleet, LaunchArgs, Start};
@@ -11,7 +12,6 @@ use super::gpu::Gpu;
 use super::packing;
 use crate::backend::BackendError;
 use crate::machine::Fleet;
-use emu_device::protocol::outbox::{Body, messages};
 
 /// A bare fleet on a device.
 pub struct BareFleet {

@@ -5,7 +5,7 @@
 //! handled. A VM that was parked is therefore listed once more; the device skips it. The host's
 //! work is proportional to what VMs wrote, and to the launch list when that has changed.
 //!
-//! A VM's number is here, as on the device, the index of its slot: see [`part`].
+//! VMs are numbered here, as on the device, by the index of their slots: see [`part`].
 //!
 //! [`part`]: crate::backend::part
 
@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use emu_device::protocol::inbox::Writer;
 use emu_device::protocol::launch::Entry;
 
 use super::error::CudaError;
@@ -31,7 +32,6 @@ use crate::backend::life::{Action, State, Trigger};
 use crate::backend::timers::Timers;
 use crate::backend::{Event, EventKind};
 use crate::sync::lock;
-use emu_device::protocol::inbox::Writer;
 
 /// Speed that is assumed until one has been measured, in instructions a second for each VM.
 const FIRST_IPS: u64 = 5_000_000;
@@ -91,8 +91,10 @@ impl Runner {
         let started = shared.part.started();
         let timebase = shared.part.fleet.plan.kind.map().timebase;
         Self {
-            slots: (0..count).map(|vm| VmSlot::new(vm < started, &shared.part.settings)).collect(),
-            list: (0..started).map(|vm| Entry { vm, inbox: 0 }).collect(),
+            slots: (0..count)
+                .map(|index| VmSlot::new(index < started, &shared.part.settings))
+                .collect(),
+            list: (0..started).map(|index| Entry { vm: index, inbox: 0 }).collect(),
             list_is_stale: false,
             added: Vec::new(),
             waking: Vec::new(),
@@ -181,89 +183,89 @@ impl Runner {
         self.shared.stopped.load(Ordering::Relaxed)
     }
 
-    fn report(&self, vm: u32, instret: u64, kind: EventKind) {
+    fn report(&self, index: u32, instret: u64, kind: EventKind) {
         // Blocks while the listener is busy. Sending fails only when the program ends.
-        let _ = self.events.send(self.shared.part.event(vm, instret, kind));
+        let _ = self.events.send(self.shared.part.event(index, instret, kind));
     }
 
     /// Does what a change of a VM's life asks for.
-    fn apply(&mut self, vm: u32, action: Action) {
+    fn apply(&mut self, index: u32, action: Action) {
         match action {
             Action::Nothing => {}
             Action::Run => {
-                self.added.push(vm);
-                self.waking.push(vm);
+                self.added.push(index);
+                self.waking.push(index);
             }
-            Action::RunOn => self.waking.push(vm),
+            Action::RunOn => self.waking.push(index),
             Action::Park => self.list_is_stale = true,
-            Action::Start => self.to_start.push(vm),
+            Action::Start => self.to_start.push(index),
             Action::Restart => {
                 self.list_is_stale = true;
-                self.to_free.push(vm);
-                self.to_start.push(vm);
+                self.to_free.push(index);
+                self.to_start.push(index);
             }
             Action::Free => {
-                let slot = &mut self.slots[vm as usize];
-                self.shared.has_taken(vm, slot.console_waiting());
+                let slot = &mut self.slots[index as usize];
+                self.shared.has_taken(index, slot.console_waiting());
                 slot.drop_input();
-                self.shared.part.link(vm).end();
+                self.shared.part.link(index).end();
                 self.list_is_stale = true;
-                self.to_free.push(vm);
+                self.to_free.push(index);
             }
         }
     }
 
     /// Changes the state of a VM.
-    fn trigger(&mut self, vm: u32, trigger: Trigger) {
-        let action = self.slots[vm as usize].life.on(trigger);
-        self.apply(vm, action);
+    fn trigger(&mut self, index: u32, trigger: Trigger) {
+        let action = self.slots[index as usize].life.on(trigger);
+        self.apply(index, action);
     }
 
     /// Wakes VMs whose timer has expired.
     fn wake_due(&mut self, now: Instant) {
         loop {
             let slots = &self.slots;
-            let is_parked = |vm: u32| slots[vm as usize].life.state() == State::Parked;
+            let is_parked = |index: u32| slots[index as usize].life.state() == State::Parked;
             match self.timers.due(|| now, is_parked) {
-                Some(vm) => self.trigger(vm, Trigger::Wake),
+                Some(index) => self.trigger(index, Trigger::Wake),
                 None => return,
             }
         }
     }
 
     /// Adds a VM to those with queued input, if it has some.
-    fn note_input(&mut self, vm: u32) {
-        let slot = &mut self.slots[vm as usize];
+    fn note_input(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
         if slot.has_input() && !slot.has_input_queued {
             slot.has_input_queued = true;
-            self.with_input.push(vm);
+            self.with_input.push(index);
         }
     }
 
     /// Handles a request, or keeps it until no launch is under way.
     fn receive(&mut self, request: Request) {
-        let vm = match request {
-            Request::Input(vm, _) | Request::Packets(vm) => vm,
+        let index = match request {
+            Request::Input(index, _) | Request::Packets(index) => index,
             Request::Execute(..) | Request::Inspect(..) => return self.pending.push(request),
             Request::Stop => return,
         };
-        let Some(slot) = self.slots.get_mut(vm as usize) else { return };
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let is_stopped = slot.life.state() == State::Stopped;
         match request {
             Request::Input(_, bytes) if is_stopped => {
-                return self.shared.has_taken(vm, bytes.len());
+                return self.shared.has_taken(index, bytes.len());
             }
             Request::Input(_, bytes) => slot.queue_console(&bytes),
             _ if is_stopped => return,
             _ => {
                 self.packet_at = Some(Instant::now());
-                slot.fetch_packets(self.shared.part.link(vm));
+                slot.fetch_packets(self.shared.part.link(index));
             }
         }
         let has_input = slot.has_input();
-        self.note_input(vm);
+        self.note_input(index);
         if has_input {
-            self.trigger(vm, Trigger::Wake);
+            self.trigger(index, Trigger::Wake);
         }
     }
 

@@ -6,6 +6,7 @@
 //! input, because it would arrive at different moments on the two sides.
 
 mod compare;
+mod search;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,11 +15,10 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use emu_core::abi::{Exit, ExitCode};
-use emu_core::insn::decode;
 use emu_core::machine::Now;
-use emu_core::mem::FRAME_SIZE;
 use emu_core::trace::{NoTrace, Trace};
 use emu_device::protocol::launch::{Entry, SLICE, WAKE};
+use emu_device::protocol::outbox::{Body, messages};
 
 use self::compare::difference;
 use super::cpu::{CpuPort, Guest, HostArena, WorkerContext};
@@ -30,7 +30,6 @@ use super::{Backend, BackendError, Event, EventKind, Inspector, Settings, Totals
 use crate::control::Call;
 use crate::machine::Fleet;
 use crate::sync::lock;
-use emu_device::protocol::outbox::{Body, messages};
 
 /// Events that may wait for the listener before the backend blocks.
 const EVENTS_MAX: usize = 1024;
@@ -206,45 +205,32 @@ struct Pair {
     events: Sender<Event>,
 }
 
-/// Trace that keeps the last retired instruction.
-#[derive(Default)]
-struct Last {
-    pc: u32,
-    insn: u32,
-}
-
-impl Trace for Last {
-    fn retire(&mut self, pc: u32, insn: u32, _: u32) {
-        (self.pc, self.insn) = (pc, insn);
-    }
-}
-
 impl Pair {
     fn work(&mut self) -> Result<(), BackendError> {
         let count = self.shared.part.count();
         let mut slots = Vec::new();
-        for vm in 0..count {
+        for index in 0..count {
             let mut life = Life::new(true, &self.shared.part.settings);
-            let side = self.start(vm, &mut life)?;
+            let side = self.start(index, &mut life)?;
             slots.push(VmSlot { life, side });
         }
         loop {
-            let runnable = |&vm: &u32| slots[vm as usize].life.is_runnable();
+            let runnable = |&index: &u32| slots[index as usize].life.is_runnable();
             let active: Vec<u32> = (0..count).filter(runnable).collect();
             if active.is_empty() || self.stopped() {
                 break;
             }
             let mut seen = self.gpu_slice(&active, SLICE)?;
-            for &vm in &active {
-                let seen = seen.remove(&vm).unwrap_or_default();
-                self.step(vm, &mut slots[vm as usize], &seen)?;
+            for &index in &active {
+                let seen = seen.remove(&index).unwrap_or_default();
+                self.step(index, &mut slots[index as usize], &seen)?;
             }
             self.compare_ram(&active, &mut slots)?;
-            for &vm in &active {
-                let VmSlot { life, side } = &mut slots[vm as usize];
+            for &index in &active {
+                let VmSlot { life, side } = &mut slots[index as usize];
                 if life.state() == State::Starting {
-                    self.device.release(&[vm])?;
-                    *side = self.start(vm, life)?;
+                    self.device.release(&[index])?;
+                    *side = self.start(index, life)?;
                 }
             }
         }
@@ -258,22 +244,22 @@ impl Pair {
         self.shared.stopped.load(Ordering::Relaxed)
     }
 
-    fn report(&self, vm: u32, instret: u64, kind: EventKind) {
-        let _ = self.events.send(self.shared.part.event(vm, instret, kind));
+    fn report(&self, index: u32, instret: u64, kind: EventKind) {
+        let _ = self.events.send(self.shared.part.event(index, instret, kind));
     }
 
     /// Starts a VM on both sides. It must not have memory on the device.
-    fn start(&mut self, vm: u32, life: &mut Life) -> Result<CpuSide, BackendError> {
-        let side = self.make(vm, life.earlier())?;
+    fn start(&mut self, index: u32, life: &mut Life) -> Result<CpuSide, BackendError> {
+        let side = self.make(index, life.earlier())?;
         let action = life.on(Trigger::Started);
         debug_assert_eq!(action, Action::Run);
         Ok(side)
     }
 
     /// Makes a VM on both sides.
-    fn make(&mut self, vm: u32, earlier: u64) -> Result<CpuSide, BackendError> {
-        let staged = self.shared.part.stage(vm, earlier);
-        self.device.start(&[Start { vm, origin: 0, staged: staged.clone() }])?;
+    fn make(&mut self, index: u32, earlier: u64) -> Result<CpuSide, BackendError> {
+        let staged = self.shared.part.stage(index, earlier);
+        self.device.start(&[Start { vm: index, origin: 0, staged: staged.clone() }])?;
         let guest = Guest::new(&self.arena, &self.shared.part.fleet.base, staged, &self.context)
             .map_err(|_| CudaError::Contract("no frame for a VM's own pages"))?;
         Ok(CpuSide { guest, port: CpuPort::default() })
@@ -282,10 +268,10 @@ impl Pair {
     /// Compares the private pages of VMs on both sides.
     fn compare_ram(&mut self, vms: &[u32], slots: &mut [VmSlot]) -> Result<(), BackendError> {
         let digests = self.device.digests(vms)?;
-        for (&vm, digest) in vms.iter().zip(digests) {
-            let side = &mut slots[vm as usize].side;
+        for (&index, digest) in vms.iter().zip(digests) {
+            let side = &mut slots[index as usize].side;
             if side.guest.session(&mut self.context).private_pages() != digest {
-                return Err(self.search(vm, side.retired(), "RAM"));
+                return Err(self.search(index, side.retired(), "RAM"));
             }
         }
         Ok(())
@@ -293,7 +279,8 @@ impl Pair {
 
     /// Runs VMs for one slice on the GPU.
     fn gpu_slice(&mut self, vms: &[u32], slice: u32) -> Result<HashMap<u32, Seen>, CudaError> {
-        let entries: Vec<Entry> = vms.iter().map(|&vm| Entry { vm: vm | WAKE, inbox: 0 }).collect();
+        let entries: Vec<Entry> =
+            vms.iter().map(|&index| Entry { vm: index | WAKE, inbox: 0 }).collect();
         self.device.submit(&LaunchArgs {
             active: &entries,
             inbox: &[],
@@ -319,17 +306,17 @@ impl Pair {
 
     /// Runs a VM for one slice on the CPU, as the GPU's entry point does, and compares all but
     /// RAM.
-    fn step(&mut self, vm: u32, slot: &mut VmSlot, seen: &Seen) -> Result<(), BackendError> {
+    fn step(&mut self, index: u32, slot: &mut VmSlot, seen: &Seen) -> Result<(), BackendError> {
         let VmSlot { life, side } = slot;
         let before = side.retired();
         let exit = side.slice(&mut self.context, SLICE, &mut NoTrace);
         let retired = side.retired();
         let output = std::mem::take(&mut side.port.output);
-        let gpu = self.device.vm(vm)?;
+        let gpu = self.device.vm(index)?;
         // There is no network: input would arrive at different moments on the two sides.
         let ours = if exit.code == ExitCode::Stalled { GOES_ON } else { exit };
         if let Some(what) = difference(side.guest.vm(), &gpu) {
-            return Err(self.search(vm, retired, &what));
+            return Err(self.search(index, retired, &what));
         }
         if ours != seen.exit || output != seen.console {
             let what = format!(
@@ -339,107 +326,34 @@ impl Pair {
                 String::from_utf8_lossy(&output),
                 String::from_utf8_lossy(&seen.console)
             );
-            return Err(self.search(vm, retired, &what));
+            return Err(self.search(index, retired, &what));
         }
         self.shared.instructions.fetch_add(retired - before, Ordering::Relaxed);
-        self.advance(vm, life, exit, output, retired);
+        self.advance(index, life, exit, output, retired);
         Ok(())
     }
 
     /// Reports what a VM did in a slice, and lets its life go on.
-    fn advance(&self, vm: u32, life: &mut Life, exit: Exit, output: Vec<u8>, retired: u64) {
+    fn advance(&self, index: u32, life: &mut Life, exit: Exit, output: Vec<u8>, retired: u64) {
         let settings = &self.shared.part.settings;
         let instret = life.earlier() + retired;
-        self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
+        self.shared.instret[index as usize].store(instret, Ordering::Relaxed);
         if !output.is_empty() {
             let label = match exit.code {
                 ExitCode::Budget => instret.next_multiple_of(SLICE.into()),
                 _ => instret,
             };
             let ready = life.output(&output, label, settings);
-            self.report(vm, label, EventKind::Console(output));
+            self.report(index, label, EventKind::Console(output));
             if ready {
-                self.report(vm, label, EventKind::Ready);
+                self.report(index, label, EventKind::Ready);
             }
         }
         // No input ever comes, and time is instructions: an idle VM stays parked.
         let (_, events) = life.exit(exit, false, instret, settings);
         for kind in events {
-            self.report(vm, instret, kind);
+            self.report(index, instret, kind);
         }
-    }
-
-    /// Runs a VM again from its start, the last slice instruction by instruction, and returns where
-    /// the two sides diverge, which is before `end`.
-    fn search(&mut self, vm: u32, end: u64, what: &str) -> BackendError {
-        let found = self.first_difference(vm, end);
-        let name = self.shared.part.name(vm);
-        BackendError::Apart(match found {
-            Ok(Some(found)) => found,
-            Ok(None) => format!(
-                "{name} differs by instruction {end}: {what}; a second run of it alone did not"
-            ),
-            Err(error) => format!("{name} differs by instruction {end}: {what}; then: {error}"),
-        })
-    }
-
-    fn first_difference(&mut self, vm: u32, end: u64) -> Result<Option<String>, BackendError> {
-        let name = self.shared.part.name(vm);
-        self.device.release(&[vm])?;
-        let mut side = self.make(vm, 0)?;
-        let last_good = end.saturating_sub(1) / u64::from(SLICE) * u64::from(SLICE);
-        let mut trace = Last::default();
-        while side.retired() < last_good {
-            self.gpu_slice(&[vm], SLICE)?;
-            side.slice(&mut self.context, SLICE, &mut NoTrace);
-        }
-        while side.retired() < end {
-            let before = side.retired();
-            self.gpu_slice(&[vm], 1)?;
-            let exit = side.slice(&mut self.context, 1, &mut trace);
-            let gpu = self.device.vm(vm)?;
-            if let Some(what) = difference(side.guest.vm(), &gpu) {
-                let Last { pc, insn } = trace;
-                let op = decode(insn);
-                return Ok(Some(format!(
-                    "{name} differs after instruction {before}, at pc {pc:#010x}, {insn:#010x} \
-                     ({op:?}): {what}"
-                )));
-            }
-            let stuck = side.retired() == before;
-            if stuck || !matches!(exit.code, ExitCode::Budget | ExitCode::Stalled) {
-                break;
-            }
-        }
-        let digest = self.device.digests(&[vm])?;
-        if digest != [side.guest.session(&mut self.context).private_pages()] {
-            return self.first_wrong_byte(vm, &mut side).map(Some);
-        }
-        Ok(None)
-    }
-
-    /// Returns the first byte of RAM that differs.
-    fn first_wrong_byte(&mut self, vm: u32, side: &mut CpuSide) -> Result<String, BackendError> {
-        let name = self.shared.part.name(vm);
-        let plan = &self.shared.part.fleet.plan;
-        let (base, pages) = (plan.kind.map().ram_base, plan.memory / FRAME_SIZE);
-        let mut session = side.guest.session(&mut self.context);
-        let (mut ours, mut theirs) = ([0; FRAME_SIZE as usize], [0; FRAME_SIZE as usize]);
-        for page in 0..pages {
-            let at = u64::from(page * FRAME_SIZE);
-            // Both addresses are inside RAM.
-            let _ = session.with_ram(|ram| ram.read(u64::from(base) + at, &mut ours));
-            self.device.read_ram(vm, at, &mut theirs)?;
-            if let Some(i) = ours.iter().zip(&theirs).position(|(a, b)| a != b) {
-                let addr = u64::from(base) + at + i as u64;
-                return Ok(format!(
-                    "{name} differs in RAM: byte {addr:#x} is {:#04x} on the CPU and {:#04x} on \
-                     the GPU",
-                    ours[i], theirs[i]
-                ));
-            }
-        }
-        Ok(format!("{name} has other private pages on the GPU, of the same content"))
     }
 }
 

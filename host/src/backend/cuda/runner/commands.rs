@@ -28,16 +28,16 @@ impl Runner {
         let mut completed = Vec::new();
         for request in std::mem::take(&mut self.pending) {
             match request {
-                Request::Execute(vm, call) if (vm as usize) < self.slots.len() => {
-                    self.finish_start(vm)?;
-                    let instret = self.retired(vm)?;
-                    self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
-                    self.execute(vm, &call, instret);
-                    completed.push((vm, instret, call.command()));
+                Request::Execute(index, call) if (index as usize) < self.slots.len() => {
+                    self.finish_start(index)?;
+                    let instret = self.retired(index)?;
+                    self.shared.instret[index as usize].store(instret, Ordering::Relaxed);
+                    self.execute(index, &call, instret);
+                    completed.push((index, instret, call.command()));
                 }
-                Request::Inspect(vm, inspector) if (vm as usize) < self.slots.len() => {
-                    self.finish_start(vm)?;
-                    self.inspect(vm, inspector)?;
+                Request::Inspect(index, inspector) if (index as usize) < self.slots.len() => {
+                    self.finish_start(index)?;
+                    self.inspect(index, inspector)?;
                 }
                 Request::Execute(..) | Request::Inspect(..) => {}
                 // These are handled when they arrive.
@@ -45,53 +45,53 @@ impl Runner {
             }
         }
         self.recycle()?;
-        for (vm, instret, command) in completed {
-            self.report(vm, instret, EventKind::Completed(command, Ok(Reply::None)));
+        for (index, instret, command) in completed {
+            self.report(index, instret, EventKind::Completed(command, Ok(Reply::None)));
         }
         Ok(())
     }
 
     /// Starts a VM that an earlier command has reset.
-    fn finish_start(&mut self, vm: u32) -> Result<(), CudaError> {
-        match self.slots[vm as usize].life.state() {
+    fn finish_start(&mut self, index: u32) -> Result<(), CudaError> {
+        match self.slots[index as usize].life.state() {
             State::Starting => self.recycle(),
             _ => Ok(()),
         }
     }
 
-    fn execute(&mut self, vm: u32, call: &Call, instret: u64) {
+    fn execute(&mut self, index: u32, call: &Call, instret: u64) {
         let command = call.command();
-        let slot = &mut self.slots[vm as usize];
+        let slot = &mut self.slots[index as usize];
         let before = slot.life.state();
         let action = slot.life.command(command, instret, &self.shared.part.settings);
         if let Action::Start | Action::Restart = action {
             slot.restart();
-            self.shared.part.link(vm).start();
+            self.shared.part.link(index).start();
         }
         if before == State::OutOfMemory && slot.life.state() != before {
-            self.out_of_memory.retain(|&other| other != vm);
+            self.out_of_memory.retain(|&other| other != index);
             if self.out_of_memory.is_empty() {
                 self.out_of_memory_since = None;
             }
         }
-        self.apply(vm, action);
+        self.apply(index, action);
     }
 
     /// Returns the instructions that a VM has retired since its first start.
-    fn retired(&mut self, vm: u32) -> Result<u64, CudaError> {
-        let since_start = self.fleet.instret(vm)?;
-        Ok(self.slots[vm as usize].life.retired(since_start))
+    fn retired(&mut self, index: u32) -> Result<u64, CudaError> {
+        let since_start = self.fleet.instret(index)?;
+        Ok(self.slots[index as usize].life.retired(since_start))
     }
 
-    fn inspect(&mut self, vm: u32, inspector: Inspector) -> Result<(), CudaError> {
-        if self.slots[vm as usize].life.state() == State::Stopped {
+    fn inspect(&mut self, index: u32, inspector: Inspector) -> Result<(), CudaError> {
+        if self.slots[index as usize].life.state() == State::Stopped {
             inspector(None);
             return Ok(());
         }
         inspector(Some(Inspection {
-            vm: Box::new(self.fleet.vm(vm)?),
-            instret: self.retired(vm)?,
-            private_frames: self.fleet.private_frames_of(vm)?,
+            vm: Box::new(self.fleet.vm(index)?),
+            instret: self.retired(index)?,
+            private_frames: self.fleet.private_frames_of(index)?,
         }));
         Ok(())
     }

@@ -35,7 +35,7 @@ impl Runner {
             self.list.retain(is_runnable);
         }
         if !self.added.is_empty() {
-            let added = self.added.drain(..).map(|vm| Entry { vm, inbox: 0 });
+            let added = self.added.drain(..).map(|index| Entry { vm: index, inbox: 0 });
             self.list.extend(added);
             self.list.sort_unstable_by_key(|e| e.vm);
             self.list.dedup_by_key(|e| e.vm);
@@ -75,12 +75,12 @@ impl Runner {
     /// Fills the inbox, and marks in the launch list who has input in it and whom the device has to
     /// wake. Returns the marked positions.
     fn mark_list(&mut self) -> Vec<usize> {
-        let find = |list: &[Entry], vm: u32| list.binary_search_by_key(&vm, |e| e.vm).ok();
+        let find = |list: &[Entry], index: u32| list.binary_search_by_key(&index, |e| e.vm).ok();
         let mut marked = Vec::new();
         self.inbox.clear();
         let slots = &mut self.slots;
-        self.with_input.retain(|&vm| {
-            let slot = &mut slots[vm as usize];
+        self.with_input.retain(|&index| {
+            let slot = &mut slots[index as usize];
             slot.has_input_queued = slot.has_input();
             slot.has_input_queued
         });
@@ -88,14 +88,14 @@ impl Runner {
         if !self.with_input.is_empty() {
             self.with_input.rotate_left(1);
         }
-        for &vm in &self.with_input {
-            if let Some(at) = find(&self.list, vm) {
-                self.list[at].inbox = self.inbox.add(&self.slots[vm as usize].offer());
+        for &index in &self.with_input {
+            if let Some(at) = find(&self.list, index) {
+                self.list[at].inbox = self.inbox.add(&self.slots[index as usize].offer());
                 marked.push(at);
             }
         }
         let wake: Vec<usize> =
-            self.waking.drain(..).filter_map(|vm| find(&self.list, vm)).collect();
+            self.waking.drain(..).filter_map(|index| find(&self.list, index)).collect();
         for &at in &wake {
             self.list[at].vm |= WAKE;
         }

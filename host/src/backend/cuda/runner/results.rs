@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use emu_core::abi::{Exit, ExitCode};
+use emu_device::protocol::outbox::{Body, Message, messages};
 
 use super::Runner;
 use crate::backend::EventKind;
@@ -11,7 +12,6 @@ use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::fleet::LaunchResult;
 use crate::backend::life::{Action, State, Trigger};
 use crate::net::DropReason;
-use emu_device::protocol::outbox::{Body, Message, messages};
 
 impl Runner {
     /// Handles the results of the last launch. Returns `false` when that was done already.
@@ -48,8 +48,8 @@ impl Runner {
     }
 
     fn handle_record(&mut self, message: &Message<'_>) {
-        let vm = message.vm;
-        let Some(slot) = self.slots.get_mut(vm as usize) else { return };
+        let index = message.vm;
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let instret = slot.life.earlier() + message.instret;
         if !slot.life.counts(instret) {
             return;
@@ -58,35 +58,35 @@ impl Runner {
             Body::Console(bytes) => {
                 let ready = slot.life.output(bytes, instret, &self.shared.part.settings);
                 self.list_is_stale |= ready && !slot.life.is_runnable();
-                self.report(vm, instret, EventKind::Console(bytes.to_vec()));
+                self.report(index, instret, EventKind::Console(bytes.to_vec()));
                 if ready {
-                    self.report(vm, instret, EventKind::Ready);
+                    self.report(index, instret, EventKind::Ready);
                 }
             }
             Body::Packet(bytes) => {
                 self.packet_at = Some(Instant::now());
-                self.shared.part.link(vm).send(bytes.into());
+                self.shared.part.link(index).send(bytes.into());
             }
             Body::Taken(record) => {
                 let waiting = slot.console_waiting();
                 let drops = slot.acknowledge(&record);
-                self.shared.has_taken(vm, waiting - slot.console_waiting());
-                let link = self.shared.part.link(vm);
+                self.shared.has_taken(index, waiting - slot.console_waiting());
+                let link = self.shared.part.link(index);
                 slot.fetch_packets(link);
                 link.dropped_by_card(DropReason::NoBuffer, drops.rx.into());
                 link.dropped_by_card(DropReason::BadLength, drops.tx.into());
-                self.note_input(vm);
+                self.note_input(index);
             }
             Body::Exit(exit, wake_at) => {
-                self.shared.instret[vm as usize].store(instret, Ordering::Relaxed);
-                self.handle_exit(vm, instret, exit, wake_at);
+                self.shared.instret[index as usize].store(instret, Ordering::Relaxed);
+                self.handle_exit(index, instret, exit, wake_at);
             }
         }
     }
 
     /// Handles that a VM has stopped executing: the device skips it until it is woken.
-    fn handle_exit(&mut self, vm: u32, instret: u64, exit: Exit, wake_at: u64) {
-        let slot = &mut self.slots[vm as usize];
+    fn handle_exit(&mut self, index: u32, instret: u64, exit: Exit, wake_at: u64) {
+        let slot = &mut self.slots[index as usize];
         let timer = self.clock.at(wake_at);
         let due = timer.is_some_and(|at| at <= Instant::now()) || slot.wants_to_run();
         let (action, events) = match exit.code {
@@ -95,20 +95,20 @@ impl Runner {
             _ => slot.life.exit(exit, due, instret, &self.shared.part.settings),
         };
         match (action, slot.life.state()) {
-            (Action::Park, State::Parked) => self.timers.park(vm, timer),
+            (Action::Park, State::Parked) => self.timers.park(index, timer),
             (Action::Park, State::OutOfMemory) => {
-                self.out_of_memory.push(vm);
+                self.out_of_memory.push(index);
                 self.out_of_memory_since.get_or_insert_with(Instant::now);
             }
             (Action::Restart, _) => {
                 slot.restart();
-                self.shared.part.link(vm).reset();
+                self.shared.part.link(index).reset();
             }
             _ => {}
         }
-        self.apply(vm, action);
+        self.apply(index, action);
         for kind in events {
-            self.report(vm, instret, kind);
+            self.report(index, instret, kind);
         }
     }
 }

@@ -63,21 +63,21 @@ impl Runner {
         let origin = self.clock.ticks(Instant::now());
         let mut vms = std::mem::take(&mut self.to_start);
         // The user may have stopped one of them meanwhile.
-        vms.retain(|&vm| self.slots[vm as usize].life.state() == State::Starting);
-        let start = |&vm: &u32| {
-            let earlier = self.slots[vm as usize].life.earlier();
-            Start { vm, origin, staged: self.shared.part.stage(vm, earlier) }
+        vms.retain(|&index| self.slots[index as usize].life.state() == State::Starting);
+        let start = |&index: &u32| {
+            let earlier = self.slots[index as usize].life.earlier();
+            Start { vm: index, origin, staged: self.shared.part.stage(index, earlier) }
         };
         let starts: Vec<Start> = vms.iter().map(start).collect();
         self.fleet.start(&starts)?;
         let private = self.fleet.private_frames()?;
         self.shared.private_frames.store(private, Ordering::Relaxed);
-        for vm in vms {
-            let _ = self.slots[vm as usize].life.on(Trigger::Started);
-            self.added.push(vm);
+        for index in vms {
+            let _ = self.slots[index as usize].life.on(Trigger::Started);
+            self.added.push(index);
         }
-        for vm in std::mem::take(&mut self.out_of_memory) {
-            self.trigger(vm, Trigger::FramesFreed);
+        for index in std::mem::take(&mut self.out_of_memory) {
+            self.trigger(index, Trigger::FramesFreed);
         }
         self.out_of_memory_since = None;
         Ok(())
@@ -93,17 +93,17 @@ impl Runner {
 
     /// Ends the VM that ran out of memory last, so that the others can go on.
     fn make_room(&mut self) {
-        let Some(vm) = self.out_of_memory.pop() else { return };
-        let instret = self.shared.instret[vm as usize].load(Ordering::Relaxed);
-        self.trigger(vm, Trigger::NoMemory);
-        self.report(vm, instret, EventKind::Faulted(Reason::NoMemory));
+        let Some(index) = self.out_of_memory.pop() else { return };
+        let instret = self.shared.instret[index as usize].load(Ordering::Relaxed);
+        self.trigger(index, Trigger::NoMemory);
+        self.report(index, instret, EventKind::Faulted(Reason::NoMemory));
     }
 }
 
 /// Stages VMs for their first start, on as many threads as the settings allow.
 fn stage(shared: &Shared, vms: &[u32]) -> Vec<Start> {
     let threads = shared.part.settings.threads.clamp(1, 64);
-    let stage = |&vm: &u32| Start { vm, origin: 0, staged: shared.part.stage(vm, 0) };
+    let stage = |&index: &u32| Start { vm: index, origin: 0, staged: shared.part.stage(index, 0) };
     let stage_some = |vms: &[u32]| -> Vec<Start> { vms.iter().map(stage).collect() };
     thread::scope(|scope| {
         let chunks = vms.chunks(DeviceFleet::START_MAX.div_ceil(threads));
