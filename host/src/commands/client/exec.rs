@@ -27,7 +27,7 @@ const EXAMPLES: &str = "Examples:\n  \
         pxvm exec 3 --timeout 5 --json -- ping -c 1 10.0.2.2";
 
 const CODES: &Codes = &[
-    (Code::Success, "the command succeeded; any other number can be its exit code"),
+    (Code::Success, "the command succeeded; any other number: its own exit code"),
     (Code::Failure, "the machine takes no command: a wrong state, no shell at its prompt"),
     (Code::Usage, "wrong usage; no such fleet or machine"),
     (Code::Timeout, "--timeout expired first; the command was interrupted"),
