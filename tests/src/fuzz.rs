@@ -65,25 +65,25 @@ struct Mode {
 /// What the specification says about an access: the physical address, or the cause of the trap;
 /// and the page table entry that changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Verdict {
+struct Walk {
     outcome: Result<u32, u32>,
     update: Option<(u32, u32)>,
 }
 
 /// Sv32 translation, step by step as in section 10.3.2 of the privileged specification, with A
 /// and D set by hardware.
-fn translate(m: &mut TestMachine, mode: Mode, access: Access, va: u32) -> Verdict {
+fn translate(m: &mut TestMachine, mode: Mode, access: Access, va: u32) -> Walk {
     let (page_fault, access_fault) = match access {
         Access::Load => (13, 5),
         Access::Store => (15, 7),
         Access::Fetch => (12, 1),
     };
     let in_ram = |pa: u64| (u64::from(RAM)..u64::from(RAM) + u64::from(RAM_SIZE)).contains(&pa);
-    let end = |pa: u64, update| Verdict {
+    let end = |pa: u64, update| Walk {
         outcome: if in_ram(pa) { Ok(pa as u32) } else { Err(access_fault) },
         update,
     };
-    let fault = |cause| Verdict { outcome: Err(cause), update: None };
+    let fault = |cause| Walk { outcome: Err(cause), update: None };
     if !mode.translated || mode.privilege == Machine {
         return end(u64::from(va), None);
     }
@@ -231,7 +231,7 @@ fn access(m: &mut TestMachine, bytes: &mut Bytes<'_>, mode: Mode, hidden: u32) {
     };
     let kind = [Access::Load, Access::Store, Access::Fetch][bytes.below(3) as usize];
     let va = if kind == Access::Fetch { va & !3 } else { va };
-    let verdict = translate(m, mode, kind, va);
+    let walk = translate(m, mode, kind, va);
     // Loads and stores through MPRV, so that the code itself is not translated.
     let mpp = (mode.privilege as u32) << mstatus::MPP_SHIFT;
     let status = mpp
@@ -252,11 +252,11 @@ fn access(m: &mut TestMachine, bytes: &mut Bytes<'_>, mode: Mode, hidden: u32) {
         m.enter(Machine).set_csr(MSTATUS, status);
     }
     m.set_x(S0, va).set_x(A0, 0).set_x(A1, value).vm.hart.pc = pc;
-    let before = verdict.outcome.ok().map(|pa| m.word(pa & !3));
+    let before = walk.outcome.ok().map(|pa| m.word(pa & !3));
     let exit = m.run(1);
     assert_eq!(exit.code, ExitCode::Budget);
-    let text = format!("{mode:?} {kind:?} of {size} at {va:#x}: {verdict:?}");
-    match verdict.outcome {
+    let text = format!("{mode:?} {kind:?} of {size} at {va:#x}: {walk:?}");
+    match walk.outcome {
         Err(cause) => {
             assert_eq!(m.vm.hart.pc, M_HANDLER, "{text}");
             assert_eq!((m.csr(MCAUSE), m.csr(MTVAL), m.csr(MEPC)), (cause, va, pc), "{text}");
@@ -278,7 +278,7 @@ fn access(m: &mut TestMachine, bytes: &mut Bytes<'_>, mode: Mode, hidden: u32) {
             }
         }
     }
-    if let Some((at, entry)) = verdict.update {
+    if let Some((at, entry)) = walk.update {
         assert_eq!(m.word(at), entry, "{text}");
     }
     m.enter(Machine);

@@ -108,8 +108,8 @@ impl Conn {
     pub fn idle_since(&self, now: Instant) -> Option<Instant> {
         let by_client = !matches!(self.end, End::Guest { opened: true, .. });
         let silent = by_client && !self.spoken && !self.readable && self.stream.is_some();
-        let patience = if silent { GRACE } else { IDLE_MAX };
-        let late = now.saturating_duration_since(self.touched) > patience;
+        let limit = if silent { GRACE } else { IDLE_MAX };
+        let late = now.saturating_duration_since(self.touched) > limit;
         (late && !self.ousted).then_some(self.touched)
     }
 
