@@ -291,7 +291,13 @@ impl Platform {
         ram: &mut M,
         va: u32,
     ) -> Option<Frame> {
-        let frame = hart.tlb.get(va, 0, hart.ctx.store & !deny::CODE)?;
+        let denied = hart.ctx.store & !deny::CODE;
+        // Both levels, as for other stores: a guest that forgets a fence could otherwise observe
+        // what is decoded.
+        let frame = match hart.tlb.get(va, 0, denied) {
+            Some(frame) => frame,
+            None => hart.tlb.refill(&self.dtlb, va, 0, denied)?,
+        };
         hart.tlb.unprotect_code(frame);
         self.dtlb.unprotect_code(frame);
         ram.drop_code(frame);
