@@ -157,6 +157,17 @@ fn a_vm_that_resets_for_ever_is_given_up_and_gives_its_frames_back() {
     assert_eq!(*last, EventKind::Faulted(Reason::BootLoop));
 }
 
+#[test]
+fn a_start_is_counted_once_when_the_run_ends_with_its_reset() {
+    let cuda = cuda(Size::mib(64), fleet(1, &RESET), settings(false, ClockSource::Instret));
+    let resets = |all: &BTreeMap<u32, History>| all[&0].events.len() >= 3;
+    let events = &listen(&cuda, resets)[&0].events;
+    // Instructions of one start, and when the last one ended.
+    let (each, last) = (events[0].0, events[events.len() - 1].0);
+    assert_eq!(last, events.len() as u64 * each);
+    assert!((last..last + each).contains(&cuda.instret(0)), "{last} {}", cuda.instret(0));
+}
+
 /// Program that writes to 200 pages. With 300 private frames, only one VM can do so at a time.
 /// `lui t3, 0x80001; lui t4, 200; lui t5, 1`, then
 /// `sw x0, 0(t3); add t3, t3, t5; sub t4, t4, t5; bne t4, x0, -12`.
