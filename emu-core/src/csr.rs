@@ -227,8 +227,7 @@ impl StoredCsr {
     const fn change(self) -> Change {
         match self {
             Self::Mie | Self::Mideleg => Change::Interrupts,
-            // Those of which a write changes translation have side effects, and are not written
-            // through a view.
+            // The first three have side effects, and are not written through a view.
             Self::Mstatus
             | Self::Satp
             | Self::Mcountinhibit

@@ -55,7 +55,7 @@ impl Region {
 /// A virtio-mmio transport: its registers and its PLIC source.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VirtioTransport {
-    /// Register window.
+    /// Where its registers are.
     pub mmio: Region,
     /// PLIC source number.
     pub irq: u32,
@@ -186,20 +186,20 @@ impl MachineKind {
 
 impl Map {
     /// Returns every region but RAM. Absent ones have size zero.
-    pub const fn windows(&self) -> [Region; 6 + TRANSPORTS] {
+    pub const fn regions(&self) -> [Region; 6 + TRANSPORTS] {
         let others = [self.rom, self.clint, self.plic, self.uart, self.finisher, self.rtc];
-        let mut windows = [Region::NONE; 6 + TRANSPORTS];
+        let mut regions = [Region::NONE; 6 + TRANSPORTS];
         let mut i = 0;
-        while i < windows.len() {
-            windows[i] =
+        while i < regions.len() {
+            regions[i] =
                 if i < others.len() { others[i] } else { self.virtio[i - others.len()].mmio };
             i += 1;
         }
-        windows
+        regions
     }
 
     const fn is_disjoint(&self) -> bool {
-        let w = self.windows();
+        let w = self.regions();
         let ram = Region::new(self.ram_base, self.ram_max);
         let mut i = 0;
         while i < w.len() {

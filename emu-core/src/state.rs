@@ -4,7 +4,7 @@
 //! state walk it with [`State::visit`] and a [`Visitor`] of their own. Each type lists its fields
 //! beside its definition; a field that is in no list is an error of the compiler.
 //!
-//! Not everything in a VM is its state. A visitor is told of the rest, but not of its value:
+//! Not everything in a VM is its state. A visitor receives no values of the rest, which is:
 //!
 //! - Caches. The TLBs decide what a guest sees that changes a page table without a fence, so all
 //!   backends fill them alike (ADR 0006). But they hold handles of frames, which mean something to
@@ -106,7 +106,7 @@ mod tests {
     use crate::abi::Vm;
     use crate::layout::MachineKind;
 
-    /// Notes everything that it is told.
+    /// Records all values with their paths.
     #[derive(Default)]
     struct Recorder {
         path: Vec<Name>,

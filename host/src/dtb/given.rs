@@ -164,9 +164,9 @@ impl Given<'_> {
         let map = self.shape.kind.map();
         let ram = Region { base: map.ram_base, size: self.shape.memory };
         let rom = Region { size: self.shape.rom, ..map.rom };
-        let windows = map.windows().into_iter().filter(|window| *window != map.rom);
+        let devices = map.regions().into_iter().filter(|region| *region != map.rom);
         let at = u32::try_from(at).ok();
-        at.is_some_and(|at| windows.chain([ram, rom]).any(|window| window.offset(at).is_some()))
+        at.is_some_and(|at| devices.chain([ram, rom]).any(|region| region.offset(at).is_some()))
     }
 }
 

@@ -136,15 +136,15 @@ fn process<M: Memory, D: Memory, P>(
             // Without room for the status byte, the request cannot be completed.
             return Err(QueueError::Broken);
         };
-        let answer = Request { queue, head, out_len, in_len }.execute(io, capacity)?;
+        let outcome = Request { queue, head, out_len, in_len }.execute(io, capacity)?;
         queue.write_with(&mut io.ram, head, in_len, STATUS_LEN, |_, chunk| {
-            chunk.fill(answer.status);
+            chunk.fill(outcome.status);
         })?;
         // The used length counts from the first byte on, so the status only when there is no gap.
-        let gap = u64::from(answer.written) != in_len;
-        let written = if gap { answer.written } else { answer.written + STATUS_LEN };
+        let gap = u64::from(outcome.written) != in_len;
+        let written = if gap { outcome.written } else { outcome.written + STATUS_LEN };
         queue.complete(&mut io.ram, head, written)?;
-        budget.spend(&lengths, answer.moved);
+        budget.spend(&lengths, outcome.moved);
     }
     Ok(QueueStatus::Done)
 }
@@ -160,7 +160,7 @@ struct Request<'a> {
 }
 
 /// The outcome of a request.
-struct Answer {
+struct Outcome {
     status: u8,
     /// Bytes written to the guest, from the first writable one.
     written: u32,
@@ -168,7 +168,7 @@ struct Answer {
     moved: u32,
 }
 
-impl Answer {
+impl Outcome {
     const fn new(status: u8) -> Self {
         Self { status, written: 0, moved: 0 }
     }
@@ -179,21 +179,21 @@ impl Request<'_> {
         &self,
         io: &mut Io<'_, M, D, P>,
         capacity: u64,
-    ) -> Result<Answer, QueueError> {
+    ) -> Result<Outcome, QueueError> {
         let (request_type, sector) = self.header(&io.ram)?;
         match request_type {
             request_type::IN => match disk_range(sector, self.in_len, capacity) {
                 Some((at, len)) => self.read(io, at, len),
-                None => Ok(Answer::new(status::IOERR)),
+                None => Ok(Outcome::new(status::IOERR)),
             },
             request_type::OUT => match disk_range(sector, self.out_len, capacity) {
                 Some((at, len)) => self.write(io, at, len),
-                None => Ok(Answer::new(status::IOERR)),
+                None => Ok(Outcome::new(status::IOERR)),
             },
             // Writes reach the disk before their request completes, so there is nothing to flush.
-            request_type::FLUSH => Ok(Answer::new(status::OK)),
+            request_type::FLUSH => Ok(Outcome::new(status::OK)),
             request_type::GET_ID => self.get_id(&mut io.ram),
-            _ => Ok(Answer::new(status::UNSUPP)),
+            _ => Ok(Outcome::new(status::UNSUPP)),
         }
     }
 
@@ -215,13 +215,13 @@ impl Request<'_> {
         io: &mut Io<'_, M, D, P>,
         at: u64,
         len: u32,
-    ) -> Result<Answer, QueueError> {
+    ) -> Result<Outcome, QueueError> {
         let disk = Dma::new(&mut *io.disk, 0);
-        let mut outcome = Ok(());
+        let mut access = Ok(());
         self.queue.write_with(&mut io.ram, self.head, 0, len, |position, chunk| {
-            outcome = outcome.and(disk.read(at.wrapping_add(position.into()), chunk));
+            access = access.and(disk.read(at.wrapping_add(position.into()), chunk));
         })?;
-        answer(outcome, Answer { status: status::OK, written: len, moved: len })
+        outcome_of(access, Outcome { status: status::OK, written: len, moved: len })
     }
 
     fn write<M: Memory, D: Memory, P>(
@@ -229,25 +229,25 @@ impl Request<'_> {
         io: &mut Io<'_, M, D, P>,
         at: u64,
         len: u32,
-    ) -> Result<Answer, QueueError> {
+    ) -> Result<Outcome, QueueError> {
         let mut disk = Dma::new(&mut *io.disk, 0);
-        let mut outcome = Ok(());
+        let mut access = Ok(());
         self.queue.read_with(&io.ram, self.head, HEADER_LEN as u64, len, |position, chunk| {
-            if outcome.is_ok() {
-                outcome = disk.write(at.wrapping_add(position.into()), chunk);
+            if access.is_ok() {
+                access = disk.write(at.wrapping_add(position.into()), chunk);
             }
         })?;
-        answer(outcome, Answer { status: status::OK, written: 0, moved: len })
+        outcome_of(access, Outcome { status: status::OK, written: 0, moved: len })
     }
 
-    fn get_id<M: Memory>(&self, ram: &mut Dma<'_, M>) -> Result<Answer, QueueError> {
+    fn get_id<M: Memory>(&self, ram: &mut Dma<'_, M>) -> Result<Outcome, QueueError> {
         let len = self.in_len.min(ID.len() as u64) as u32;
         self.queue.write_with(ram, self.head, 0, len, |at, chunk| {
             for (byte, value) in chunk.iter_mut().zip(ID.iter().skip(at as usize)) {
                 *byte = *value;
             }
         })?;
-        Ok(Answer { status: status::OK, written: len, moved: len })
+        Ok(Outcome { status: status::OK, written: len, moved: len })
     }
 }
 
@@ -262,11 +262,11 @@ fn disk_range(sector: u64, len: u64, capacity: u64) -> Option<(u64, u32)> {
 }
 
 /// Returns `done`, or the outcome of a failed access to the disk or to RAM.
-fn answer(outcome: Result<(), DmaError>, done: Answer) -> Result<Answer, QueueError> {
-    match outcome {
+fn outcome_of(access: Result<(), DmaError>, done: Outcome) -> Result<Outcome, QueueError> {
+    match access {
         Ok(()) => Ok(done),
         // The host promised more sectors than it attached.
-        Err(DmaError::OutOfRange) => Ok(Answer::new(status::IOERR)),
+        Err(DmaError::OutOfRange) => Ok(Outcome::new(status::IOERR)),
         Err(DmaError::NoFrame) => Err(QueueError::NoFrame),
     }
 }

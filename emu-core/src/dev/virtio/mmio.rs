@@ -7,59 +7,59 @@ use crate::mem::{Dma, Memory};
 registers! {
     /// Registers (section 4.2.2, table 4.1).
     enum Register {
-        /// "virt".
+        /// The text "virt".
         MagicValue = 0x000, R;
         /// Version of the transport.
         Version = 0x004, R;
         /// Device type.
         DeviceId = 0x008, R;
-        /// Who made it.
+        /// The vendor of the device.
         VendorId = 0x00c, R;
-        /// Offered features, 32 of them.
+        /// 32 of the features that the device offers.
         DeviceFeatures = 0x010, R;
-        /// Which 32.
+        /// Selects the 32 features of DeviceFeatures.
         DeviceFeaturesSel = 0x014, W;
-        /// Accepted features, 32 of them.
+        /// 32 of the features that the driver accepts.
         DriverFeatures = 0x020, W;
-        /// Which 32.
+        /// Selects the 32 features of DriverFeatures.
         DriverFeaturesSel = 0x024, W;
-        /// The queue that the next registers are about.
+        /// Selects the queue of the registers whose names begin with Queue.
         QueueSel = 0x030, W;
-        /// Largest size of the queue; zero when there is no such queue.
+        /// The largest size of the queue; zero when there is no such queue.
         QueueNumMax = 0x034, R;
-        /// Size of the queue.
+        /// The size of the queue.
         QueueNum = 0x038, W;
         /// Starts and stops the queue.
         QueueReady = 0x044, RW;
-        /// There is something to do in this queue.
+        /// Notifies the device that the queue with this number has buffers.
         QueueNotify = 0x050, W;
         /// Why the device interrupts.
         InterruptStatus = 0x060, R;
-        /// Clears those reasons.
+        /// Clears bits of InterruptStatus.
         InterruptAck = 0x064, W;
         /// Device status.
         Status = 0x070, RW;
-        /// Descriptor area.
+        /// Lower half of the address of the descriptor area.
         QueueDescLow = 0x080, W;
-        /// Its upper half.
+        /// Upper half of the address of the descriptor area.
         QueueDescHigh = 0x084, W;
-        /// Driver area, the available ring.
+        /// Lower half of the address of the driver area, the available ring.
         QueueDriverLow = 0x090, W;
-        /// Its upper half.
+        /// Upper half of the address of the driver area.
         QueueDriverHigh = 0x094, W;
-        /// Device area, the used ring.
+        /// Lower half of the address of the device area, the used ring.
         QueueDeviceLow = 0x0a0, W;
-        /// Its upper half.
+        /// Upper half of the address of the device area.
         QueueDeviceHigh = 0x0a4, W;
-        /// Length of a shared memory region.
+        /// Lower half of the length of a shared memory region.
         ShmLenLow = 0x0b0, R;
-        /// Its upper half.
+        /// Upper half of the length of a shared memory region.
         ShmLenHigh = 0x0b4, R;
-        /// Place of a shared memory region.
+        /// Lower half of the address of a shared memory region.
         ShmBaseLow = 0x0b8, R;
-        /// Its upper half.
+        /// Upper half of the address of a shared memory region.
         ShmBaseHigh = 0x0bc, R;
-        /// Changes with the configuration space.
+        /// A number that changes with the configuration space.
         ConfigGeneration = 0x0fc, R;
     }
 }

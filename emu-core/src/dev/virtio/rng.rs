@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_request_is_answered_in_part() {
+    fn a_large_request_is_completed_in_part() {
         let mut guest = guest();
         guest.offer(0, &[(BUFFERS, 0x1_0000, WRITE)]);
         guest.kick(0);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_request_is_answered() {
+    fn an_empty_request_is_completed() {
         let mut guest = guest();
         guest.offer(0, &[(BUFFERS, 0, WRITE)]);
         guest.kick(0);
