@@ -48,7 +48,7 @@ fn skipped() -> Option<String> {
     if std::env::var("PXVM_PTX").is_ok_and(|v| v == "skip") {
         return Some("it was built with PXVM_PTX=skip".to_owned());
     }
-    // Clippy only looks at the host's code.
+    // Clippy checks only the host's code.
     let wrapper = std::env::var("RUSTC_WORKSPACE_WRAPPER").unwrap_or_default();
     wrapper.contains("clippy").then(|| "it was built by clippy".to_owned())
 }

@@ -153,11 +153,11 @@ pub enum ExitCode {
     PowerOff = 4,
     /// The guest asked for a reset.
     Reset = 5,
-    /// The guest cannot go on. The argument is a [`FaultCode`].
+    /// The guest cannot continue. The argument is a [`FaultCode`].
     Fault = 6,
 }
 
-/// What was wrong with a guest that cannot go on.
+/// What was wrong with a guest that cannot continue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum FaultCode {

@@ -30,7 +30,7 @@ pub(crate) struct Site<C, R> {
     pub expected: u32,
 }
 
-/// Where execution goes on after the fast path. A jump has the number of the next instruction,
+/// Where execution continues after the fast path. A jump has the number of the next instruction,
 /// relative to the page, and that instruction if it was prefetched.
 pub(crate) enum Flow {
     /// At the following instruction.

@@ -56,7 +56,7 @@ pub enum Trap {
     Stall,
     /// No frame is left for a private page; try again when the host freed some.
     NoFrame,
-    /// The machine cannot go on.
+    /// The machine cannot continue.
     Fault(FaultCode),
 }
 

@@ -43,7 +43,7 @@ pub enum End {
     Stuck,
     /// The program requested a reset.
     Reset,
-    /// The VM cannot go on.
+    /// The VM cannot continue.
     Faulted(Reason),
 }
 

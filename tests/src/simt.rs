@@ -11,7 +11,7 @@
 //! A GPU executes an instruction of the interpreter for all lanes at the same time, so lanes that come
 //! to a place of the code after equally many turns of the instruction loop are there together, and
 //! see each other in the active mask. Others are not: they have diverged. A lane counts its turns by
-//! the ends of convergence regions; lanes that have waited for each other go on at the same count.
+//! the ends of convergence regions; lanes that have waited for each other continue at the same count.
 //! CUDA promises none of that, so the simulator can also split up lanes that are together.
 
 use std::cell::{Cell, RefCell};

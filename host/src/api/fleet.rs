@@ -269,7 +269,7 @@ pub async fn execute(
     request: Request,
 ) -> Result<Json<Executed>, ApiError> {
     let arguments = match command.schema() {
-        // The body of a command without arguments is not looked at.
+        // The body of a command without arguments is ignored.
         None => Bytes::new(),
         Some(_) => JsonBytes::from_request(request, &app).await?.0,
     };

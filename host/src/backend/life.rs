@@ -26,7 +26,7 @@
 //! Not shown: the user pauses a VM that is runnable, parked, ready or out of memory (`Paused`), and
 //! resumes it: to `Ready` if it was ready and the run needs no more of it, else to `Runnable`. The
 //! user stops a VM, and a failure of the emulator ends it, in every state. A VM that is starting is
-//! started before the user's next command is looked at.
+//! started before the user's next command is handled.
 
 use emu_core::abi::{Exit, ExitCode};
 
@@ -62,7 +62,7 @@ pub enum State {
 pub enum Trigger {
     /// The backend has made the VM at its first instruction.
     Started,
-    /// There is no memory to start the VM, or to let it go on.
+    /// There is no memory to start the VM, or to let it continue.
     NoMemory,
     /// The VM executed WFI and waits for an interrupt.
     Idle {
@@ -75,7 +75,7 @@ pub enum Trigger {
     Ready,
     /// The guest requested a reset.
     Reset,
-    /// The VM powered off, cannot go on, or resets for ever.
+    /// The VM powered off, cannot continue, or resets for ever.
     End,
     /// The emulator failed: a bug of pxvm, not of the guest.
     Failure,
@@ -131,7 +131,7 @@ fn step(state: State, trigger: Trigger, ready: bool) -> Option<(State, Action)> 
         (Trigger::Wake | Trigger::FramesFreed, _) => (state, Nothing),
         (Trigger::Failure, _) => (Stopped, Free),
 
-        // A backend starts a VM before it looks at the VM's next command.
+        // A backend starts a VM before it handles the VM's next command.
         (Trigger::Command(_), Starting) => return None,
         (Trigger::Command(Command::Reset), Stopped) => (Starting, Start),
         (Trigger::Command(Command::Reset), _) => (Starting, Restart),

@@ -60,7 +60,7 @@ pub trait Backend: Send + Sync {
     /// Hint that [`Backend::instret`] will be read often during the next few seconds.
     fn watched(&self) {}
 
-    /// Requests that all VMs stop. Returns at once; the caller goes on receiving events until they
+    /// Requests that all VMs stop. Returns at once; the caller keeps receiving events until they
     /// end.
     fn stop(&self);
 
@@ -112,9 +112,9 @@ pub enum EventKind {
     Reset,
     /// The VM powered off, with a status: 0 for success.
     Halted(u32),
-    /// The VM cannot go on.
+    /// The VM cannot continue.
     Faulted(Reason),
-    /// A command was completed, or had no effect in the VM's state: a VM that has ended goes on
+    /// A command was completed, or had no effect in the VM's state: a VM that has ended continues
     /// only by [`Command::Reset`].
     Completed(Command, Result<Reply, CommandError>),
 }
@@ -130,7 +130,7 @@ impl EventKind {
     }
 }
 
-/// Why a VM cannot go on.
+/// Why a VM cannot continue.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reason {
     /// The emulated machine gave up.
@@ -217,7 +217,7 @@ pub struct Settings {
     pub link: Arc<VirtualLink>,
 }
 
-/// Why a backend could not be made or go on.
+/// Why a backend could not be made or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// The GPU cannot be used, or not any more.

@@ -110,7 +110,7 @@ impl ExecError {
 pub enum Left {
     /// Nothing: the shell waits for the next command.
     Nothing,
-    /// The command goes on, although it was interrupted.
+    /// The command continues, although it was interrupted.
     Running(u32),
 }
 

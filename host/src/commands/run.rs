@@ -122,7 +122,7 @@ pub fn run(args: Run) -> Result<Code, Error> {
         Some(gpu) => ("cuda", Bare::new_on(gpu, args.lanes, programs, machine, memory)?),
     };
     let mut shown = Shown::new(&args);
-    // If the trace file cannot be written, the program goes on, and its end is reported first.
+    // If the trace file cannot be written, the program continues, and its end is reported first.
     let (ends, traced) = match &args.trace {
         None => (bare.run(args.max_instructions, &mut NoTrace, &mut shown), Ok(())),
         Some(path) => {
@@ -231,7 +231,7 @@ impl Shown {
 }
 
 fn out(bytes: &[u8]) {
-    // The programs go on without the output.
+    // The programs continue without the output.
     let _ = print(bytes);
 }
 

@@ -5,7 +5,7 @@
 //!
 //! A guest decides how much it writes, so the size is limited: a full file becomes `vm0.log.1`, in
 //! place of an earlier one, and a new file begins (log rotation). A log that cannot be written
-//! ends; the fleet goes on without it.
+//! ends; the fleet continues without it.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};

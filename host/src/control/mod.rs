@@ -25,7 +25,7 @@ pub enum Effect {
     None,
     /// The VM is paused.
     Pauses,
-    /// The VM goes on from where it was paused.
+    /// The VM continues from where it was paused.
     Resumes,
     /// The VM boots.
     Boots,
@@ -150,11 +150,11 @@ macro_rules! commands {
 }
 
 commands! {
-    /// Pauses the VM. It keeps its memory, and its clock goes on.
+    /// Pauses the VM. It keeps its memory, and its clock continues.
     Pause(NoArguments) {
         name: "pause",
         about: "Pause machines; they keep their memory",
-        summary: "Pause a VM. It keeps its memory, and its clock goes on",
+        summary: "Pause a VM. It keeps its memory, and its clock continues",
         takes: &[VmState::Booting, VmState::Ready],
         effect: Effect::Pauses,
         loses: None,

@@ -36,7 +36,7 @@ states! {
     Paused = "paused",
     /// The VM powered off.
     Halted = "halted",
-    /// The VM cannot go on, or powered off with a failure.
+    /// The VM cannot continue, or powered off with a failure.
     Faulted = "faulted",
     /// The VM was stopped by the user; its memory is free.
     Stopped = "stopped",

@@ -4,7 +4,7 @@
 //! Packets are recorded at the VM's network card, with the addresses that the guest sees, including
 //! those that are dropped later. Recording never waits: a thread of its own writes, and packets
 //! that it has no room for are left out of the file and counted. When the file can no longer be
-//! written, that is printed once and the capture ends; the fleet goes on without it.
+//! written, a warning is printed and the capture ends; the fleet continues without it.
 
 use std::borrow::Cow;
 use std::fs::File;

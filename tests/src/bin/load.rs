@@ -141,7 +141,7 @@ struct Driver<F> {
 }
 
 impl<F: FnMut(u32) -> Option<u32>> Driver<F> {
-    /// Begins with requests to `vms` and goes on until there is nothing more to ask.
+    /// Begins with requests to `vms` and continues until there is nothing more to ask.
     fn run(way: Way, vms: impl Iterator<Item = u32>, next: F) -> io::Result<Vec<Outcome>> {
         let mut driver = Self {
             way,

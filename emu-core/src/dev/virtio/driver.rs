@@ -295,7 +295,7 @@ pub struct Descriptor {
     pub next: u16,
 }
 
-/// Descriptor flag: the chain goes on.
+/// Descriptor flag: the chain continues.
 pub const NEXT: u16 = 1;
 /// Descriptor flag: for the device to write.
 pub const WRITE: u16 = 2;

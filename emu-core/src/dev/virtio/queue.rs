@@ -15,7 +15,7 @@ pub const SIZE_MAX: u16 = 64;
 
 /// Descriptor flags (section 2.7.5).
 mod desc_flag {
-    /// The chain goes on at `next`.
+    /// The chain continues at `next`.
     pub const NEXT: u16 = 1;
     /// The device writes the buffer, otherwise it reads it.
     pub const WRITE: u16 = 2;

@@ -194,7 +194,7 @@ mod tests {
         let say = || tell.try_send(()).unwrap();
         assert_eq!(watched(Duration::MAX, say, || 7), 7);
         assert!(told.is_empty());
-        // Work that goes on until the message is printed, or far too long.
+        // Work that continues until the message is printed, or far too long.
         let result = watched(Duration::ZERO, say, || told.recv_timeout(Duration::from_secs(60)));
         assert_eq!(result, Ok(()));
     }

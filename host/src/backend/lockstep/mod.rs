@@ -333,7 +333,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Reports what a VM did in a slice, and lets its life go on.
+    /// Reports what a VM did in a slice, and lets its life continue.
     fn advance(&self, index: u32, life: &mut Life, exit: Exit, output: Vec<u8>, retired: u64) {
         let settings = &self.shared.part.settings;
         let instret = life.earlier() + retired;

@@ -95,7 +95,7 @@ pub fn exec(args: Exec) -> Result<Code, Error> {
                 truncated |= bytes.len() > room;
                 output.extend_from_slice(&bytes[..bytes.len().min(room)]);
             } else if let Err(error) = print(bytes) {
-                // The command goes on in any case.
+                // The command continues in any case.
                 broken.get_or_insert(error);
             }
             Ok(())

@@ -90,7 +90,7 @@ impl Runner {
         let timer = self.clock.at(wake_at);
         let due = timer.is_some_and(|at| at <= Instant::now()) || slot.wants_to_run();
         let (action, events) = match exit.code {
-            // The argument distinguishes a VM that could not even start from one that can go on.
+            // The argument distinguishes a VM that could not even start from one that can continue.
             ExitCode::NoFrame if exit.arg == 0 => (slot.life.on(Trigger::NoFrame), Vec::new()),
             _ => slot.life.exit(exit, due, instret, &self.shared.part.settings),
         };

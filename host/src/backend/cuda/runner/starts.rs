@@ -91,7 +91,7 @@ impl Runner {
         !self.out_of_memory.is_empty() && (!is_patient || self.update_list().is_empty())
     }
 
-    /// Ends the VM that ran out of memory last, so that the others can go on.
+    /// Ends the VM that ran out of memory last, so that the others can continue.
     fn make_room(&mut self) {
         let Some(index) = self.out_of_memory.pop() else { return };
         let instret = self.shared.instret[index as usize].load(Ordering::Relaxed);
