@@ -2,8 +2,9 @@
 //!
 //! A row of the table makes the subcommand of `pxvm`, the route of the API, its description in
 //! OpenAPI, and the button of the dashboard. To add a command, add a row, with types for its
-//! arguments and its reply if it has some, and execute it in the backends, where the compiler
-//! shows the `match`es that lack it.
+//! arguments and its reply if it has some, and execute it in the backends: the compiler shows the
+//! `match`es that lack it, `execute` in `backend/cpu/worker.rs` and `backend/cuda/runner/commands.rs`,
+//! and the table of a VM's life in `backend/life.rs`.
 
 pub mod arguments;
 mod state;

@@ -18,7 +18,7 @@ use crate::backend::clock::GuestClock;
 use crate::backend::life::{Action, Life, State, Trigger};
 use crate::backend::part::VmLink;
 use crate::backend::{ClockSource, Event, EventKind, Inspection, Reason, Settings};
-use crate::control::{Call, Reply};
+use crate::control::{Call, Command, Reply};
 use crate::net::DropReason;
 use crate::sync::lock;
 
@@ -206,21 +206,38 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Executes a command: the place for each new one on the CPU.
     fn execute(&self, index: u32, slot: &VmSlot, run: &mut VmRun, call: &Call, instret: u64) {
         let command = call.command();
-        let mut has_memory = true;
+        let (result, has_memory) = match call {
+            Call::Pause(_) | Call::Resume(_) | Call::Reset(_) | Call::Stop(_) => {
+                (Ok(Reply::None), self.change_life(index, slot, run, command, instret))
+            }
+        };
+        self.report(index, instret, EventKind::Completed(command, result));
+        if !has_memory {
+            self.refuse(index, slot, run);
+        }
+    }
+
+    /// Changes a VM's life by a command. Returns `false` when there is no memory to start the VM.
+    fn change_life(
+        &self,
+        index: u32,
+        slot: &VmSlot,
+        run: &mut VmRun,
+        command: Command,
+        instret: u64,
+    ) -> bool {
         match run.life.command(command, instret, &self.shared.part.settings) {
             Action::Start | Action::Restart => {
                 self.shared.part.link(index).start();
-                has_memory = self.make(index, slot, run);
+                return self.make(index, slot, run);
             }
             Action::Free => self.free(index, slot, run),
             Action::Nothing | Action::Run | Action::RunOn | Action::Park => {}
         }
-        self.report(index, instret, EventKind::Completed(command, Ok(Reply::None)));
-        if !has_memory {
-            self.refuse(index, slot, run);
-        }
+        true
     }
 
     /// Runs a batch of slices of a runnable VM.

@@ -9,7 +9,7 @@ use crate::backend::cuda::Request;
 use crate::backend::cuda::error::CudaError;
 use crate::backend::life::{Action, State};
 use crate::backend::{EventKind, Inspection, Inspector};
-use crate::control::{Call, Reply};
+use crate::control::{Call, Command, CommandError, Reply};
 
 /// Shortest time between two publications of instruction counts.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
@@ -32,8 +32,8 @@ impl Runner {
                     self.finish_start(index)?;
                     let instret = self.retired(index)?;
                     self.shared.instret[index as usize].store(instret, Ordering::Relaxed);
-                    self.execute(index, &call, instret);
-                    completed.push((index, instret, call.command()));
+                    let result = self.execute(index, &call, instret);
+                    completed.push((index, instret, EventKind::Completed(call.command(), result)));
                 }
                 Request::Inspect(index, inspector) if (index as usize) < self.slots.len() => {
                     self.finish_start(index)?;
@@ -45,8 +45,8 @@ impl Runner {
             }
         }
         self.recycle()?;
-        for (index, instret, command) in completed {
-            self.report(index, instret, EventKind::Completed(command, Ok(Reply::None)));
+        for (index, instret, event) in completed {
+            self.report(index, instret, event);
         }
         Ok(())
     }
@@ -59,8 +59,17 @@ impl Runner {
         }
     }
 
-    fn execute(&mut self, index: u32, call: &Call, instret: u64) {
-        let command = call.command();
+    /// Executes a command: the place for each new one on a GPU.
+    fn execute(&mut self, index: u32, call: &Call, instret: u64) -> Result<Reply, CommandError> {
+        match call {
+            Call::Pause(_) | Call::Resume(_) | Call::Reset(_) | Call::Stop(_) => {
+                self.change_life(index, call.command(), instret);
+                Ok(Reply::None)
+            }
+        }
+    }
+
+    fn change_life(&mut self, index: u32, command: Command, instret: u64) {
         let slot = &mut self.slots[index as usize];
         let before = slot.life.state();
         let action = slot.life.command(command, instret, &self.shared.part.settings);
