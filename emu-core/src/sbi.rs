@@ -45,7 +45,7 @@ enum Error {
     AlreadyAvailable = -6,
 }
 
-type Answer = Result<u32, Error>;
+type SbiResult = Result<u32, Error>;
 
 /// Argument register `a<n>`.
 fn arg(hart: &Hart, n: usize) -> u32 {
@@ -63,7 +63,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             hart.x[10] = self.legacy(hart, extension)?;
             return Ok(());
         }
-        let answer = match extension {
+        let result = match extension {
             eid::BASE => Self::base(hart, function),
             eid::TIME if function == 0 => {
                 self.set_timer(hart);
@@ -76,7 +76,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             eid::DBCN => self.debug_console(hart, function)?,
             _ => Err(Error::NotSupported),
         };
-        let (error, value) = match answer {
+        let (error, value) = match result {
             Ok(value) => (0, value),
             Err(error) => (error as i32 as u32, 0),
         };
@@ -103,7 +103,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         Ok(0)
     }
 
-    fn base(hart: &Hart, function: u32) -> Answer {
+    fn base(hart: &Hart, function: u32) -> SbiResult {
         match function {
             0 => Ok(SPEC_VERSION),
             1 => Ok(IMPL_ID),
@@ -142,14 +142,14 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
     }
 
-    fn send_ipi(&mut self, hart: &Hart) -> Answer {
+    fn send_ipi(&mut self, hart: &Hart) -> SbiResult {
         if Self::names_hart(hart)? {
             self.platform.csr.set_pending(irq::SSI, true);
         }
         Ok(0)
     }
 
-    fn rfence(&mut self, hart: &mut Hart, function: u32) -> Answer {
+    fn rfence(&mut self, hart: &mut Hart, function: u32) -> SbiResult {
         match function {
             0 => {
                 Self::names_hart(hart)?;
@@ -164,7 +164,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         Ok(0)
     }
 
-    fn hart_state(&mut self, hart: &mut Hart, function: u32) -> Answer {
+    fn hart_state(&mut self, hart: &mut Hart, function: u32) -> SbiResult {
         const STARTED: u32 = 0;
         const RETENTIVE_SUSPEND: u32 = 0;
         let id = arg(hart, 0);
@@ -185,7 +185,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
     }
 
-    fn system_reset(&mut self, hart: &Hart) -> Answer {
+    fn system_reset(&mut self, hart: &Hart) -> SbiResult {
         const SHUTDOWN: u32 = 0;
         const COLD_REBOOT: u32 = 1;
         const WARM_REBOOT: u32 = 2;
@@ -203,7 +203,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         Ok(0)
     }
 
-    fn debug_console(&mut self, hart: &mut Hart, function: u32) -> Result<Answer, Trap> {
+    fn debug_console(&mut self, hart: &mut Hart, function: u32) -> Result<SbiResult, Trap> {
         let len = arg(hart, 0).min(DBCN_BYTES_MAX);
         let addr = u64::from(arg(hart, 2)) << 32 | u64::from(arg(hart, 1));
         Ok(match function {
@@ -221,7 +221,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         if self.port.console_put(byte) { Ok(()) } else { Err(Trap::Stall) }
     }
 
-    fn console_write(&mut self, addr: u64, len: u32) -> Result<Answer, Trap> {
+    fn console_write(&mut self, addr: u64, len: u32) -> Result<SbiResult, Trap> {
         // All or nothing, so that what the guest sees does not depend on how full the port is.
         if self.port.console_room() < len {
             return Err(Trap::Stall);
@@ -236,7 +236,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         Ok(done.map(|()| len).map_err(|_| Error::InvalidParam))
     }
 
-    fn console_read(&mut self, hart: &mut Hart, addr: u64, len: u32) -> Result<Answer, Trap> {
+    fn console_read(&mut self, hart: &mut Hart, addr: u64, len: u32) -> Result<SbiResult, Trap> {
         let mut done = 0;
         while done < len {
             // The place is made writable before a byte is taken, so that none is lost.

@@ -24,7 +24,7 @@ fn amo(op: Amo, old: u32, operand: u32) -> (u32, u32) {
 }
 
 #[test]
-fn amos_answer_the_old_value_and_store_the_result() {
+fn amos_return_the_old_value_and_store_the_result() {
     let minus_1 = u32::MAX;
     assert_eq!(amo(Asm::amoswap_w, 3, 5), (3, 5));
     assert_eq!(amo(Asm::amoadd_w, minus_1, 2), (minus_1, 1));

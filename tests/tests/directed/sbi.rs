@@ -26,7 +26,7 @@ fn call(extension: u32, function: u32, args: [u32; 3]) -> TestMachine {
 }
 
 /// Executes an SBI call and returns `a0` and `a1`.
-fn answer(extension: u32, function: u32, args: [u32; 3]) -> (u32, u32) {
+fn sbi_call(extension: u32, function: u32, args: [u32; 3]) -> (u32, u32) {
     let mut m = call(extension, function, args);
     m.run_out();
     assert_eq!(m.x(S11), 1, "the call returned");
@@ -35,18 +35,18 @@ fn answer(extension: u32, function: u32, args: [u32; 3]) -> (u32, u32) {
 
 #[test]
 fn base_tells_versions_and_ids() {
-    assert_eq!(answer(eid::BASE, 0, [0; 3]), (SUCCESS, 2 << 24));
-    assert_eq!(answer(eid::BASE, 1, [0; 3]).0, SUCCESS);
-    assert_eq!(answer(eid::BASE, 2, [0; 3]).0, SUCCESS);
+    assert_eq!(sbi_call(eid::BASE, 0, [0; 3]), (SUCCESS, 2 << 24));
+    assert_eq!(sbi_call(eid::BASE, 1, [0; 3]).0, SUCCESS);
+    assert_eq!(sbi_call(eid::BASE, 2, [0; 3]).0, SUCCESS);
     for id in 4..=6 {
-        assert_eq!(answer(eid::BASE, id, [0; 3]), (SUCCESS, 0));
+        assert_eq!(sbi_call(eid::BASE, id, [0; 3]), (SUCCESS, 0));
     }
-    assert_eq!(answer(eid::BASE, 7, [0; 3]), (NOT_SUPPORTED, 0));
+    assert_eq!(sbi_call(eid::BASE, 7, [0; 3]), (NOT_SUPPORTED, 0));
 }
 
 #[test]
 fn base_probes_extensions() {
-    let probe = |id| answer(eid::BASE, 3, [id, 0, 0]);
+    let probe = |id| sbi_call(eid::BASE, 3, [id, 0, 0]);
     for id in [eid::BASE, eid::TIME, eid::IPI, eid::RFENCE, eid::HSM, eid::SRST, eid::DBCN, 0, 8] {
         assert_eq!(probe(id).0, SUCCESS);
         assert_ne!(probe(id).1, 0, "{id:#x}");
@@ -58,10 +58,10 @@ fn base_probes_extensions() {
 
 #[test]
 fn unknown_extensions_and_functions_are_not_supported() {
-    assert_eq!(answer(0xdead_beef, 0, [SPURIOUS; 3]).0, NOT_SUPPORTED);
-    assert_eq!(answer(0x9, 0, [0; 3]).0, NOT_SUPPORTED);
+    assert_eq!(sbi_call(0xdead_beef, 0, [SPURIOUS; 3]).0, NOT_SUPPORTED);
+    assert_eq!(sbi_call(0x9, 0, [0; 3]).0, NOT_SUPPORTED);
     for id in [eid::TIME, eid::IPI, eid::RFENCE, eid::HSM, eid::SRST, eid::DBCN] {
-        assert_eq!(answer(id, 99, [0; 3]).0, NOT_SUPPORTED, "{id:#x}");
+        assert_eq!(sbi_call(id, 99, [0; 3]).0, NOT_SUPPORTED, "{id:#x}");
     }
 }
 
@@ -129,15 +129,15 @@ fn send_ipi_to_itself_sets_the_software_interrupt() {
 
 #[test]
 fn hart_masks_may_be_empty_and_not_name_what_is_not_there() {
-    assert_eq!(answer(eid::IPI, 0, [0, 0, 0]).0, SUCCESS);
-    assert_eq!(answer(eid::IPI, 0, [2, 0, 0]).0, INVALID_PARAM);
-    assert_eq!(answer(eid::IPI, 0, [1, 1, 0]).0, INVALID_PARAM);
+    assert_eq!(sbi_call(eid::IPI, 0, [0, 0, 0]).0, SUCCESS);
+    assert_eq!(sbi_call(eid::IPI, 0, [2, 0, 0]).0, INVALID_PARAM);
+    assert_eq!(sbi_call(eid::IPI, 0, [1, 1, 0]).0, INVALID_PARAM);
     for function in 0..=2 {
-        assert_eq!(answer(eid::RFENCE, function, [1, 0, 0]).0, SUCCESS);
-        assert_eq!(answer(eid::RFENCE, function, [3, 0, 0]).0, INVALID_PARAM);
+        assert_eq!(sbi_call(eid::RFENCE, function, [1, 0, 0]).0, SUCCESS);
+        assert_eq!(sbi_call(eid::RFENCE, function, [3, 0, 0]).0, INVALID_PARAM);
     }
     // The hypervisor's fences.
-    assert_eq!(answer(eid::RFENCE, 3, [1, 0, 0]).0, NOT_SUPPORTED);
+    assert_eq!(sbi_call(eid::RFENCE, 3, [1, 0, 0]).0, NOT_SUPPORTED);
 }
 
 #[test]
@@ -153,17 +153,17 @@ fn legacy_ipi_and_fences_answer_zero() {
         eid::LEGACY_REMOTE_SFENCE_VMA,
         eid::LEGACY_REMOTE_SFENCE_VMA_ASID,
     ] {
-        assert_eq!(answer(id, 0, [DATA, 0, 0]).0, 0);
+        assert_eq!(sbi_call(id, 0, [DATA, 0, 0]).0, 0);
     }
 }
 
 #[test]
 fn hart_state_management_of_the_only_hart() {
-    assert_eq!(answer(eid::HSM, 0, [0, RAM, 0]).0, ALREADY_AVAILABLE);
-    assert_eq!(answer(eid::HSM, 0, [1, RAM, 0]).0, INVALID_PARAM);
-    assert_eq!(answer(eid::HSM, 2, [0, 0, 0]), (SUCCESS, 0));
-    assert_eq!(answer(eid::HSM, 2, [1, 0, 0]).0, INVALID_PARAM);
-    assert_eq!(answer(eid::HSM, 3, [0x8000_0000, 0, 0]).0, NOT_SUPPORTED);
+    assert_eq!(sbi_call(eid::HSM, 0, [0, RAM, 0]).0, ALREADY_AVAILABLE);
+    assert_eq!(sbi_call(eid::HSM, 0, [1, RAM, 0]).0, INVALID_PARAM);
+    assert_eq!(sbi_call(eid::HSM, 2, [0, 0, 0]), (SUCCESS, 0));
+    assert_eq!(sbi_call(eid::HSM, 2, [1, 0, 0]).0, INVALID_PARAM);
+    assert_eq!(sbi_call(eid::HSM, 3, [0x8000_0000, 0, 0]).0, NOT_SUPPORTED);
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn legacy_console_puts_and_gets() {
     let mut m = call(eid::LEGACY_CONSOLE_PUTCHAR, 0, [u32::from(b'x'), SPURIOUS, 0]);
     m.run_out();
     assert_eq!((m.x(A0), m.x(A1), &m.port.output[..]), (0, SPURIOUS, &b"x"[..]));
-    assert_eq!(answer(eid::LEGACY_CONSOLE_GETCHAR, 0, [0; 3]).0, u32::MAX);
+    assert_eq!(sbi_call(eid::LEGACY_CONSOLE_GETCHAR, 0, [0; 3]).0, u32::MAX);
 }
 
 // Input goes to whoever asks first, and in order: the UART's receiver must not hide bytes from a
