@@ -40,6 +40,9 @@
 //! branch. Lanes that wait there are released early if others arrive by way of a loop in which the
 //! compiler suspects that lanes wait for each other. So runs are inside a branch that all lanes
 //! take, at whose end they all wait at a barrier ([`Warp::wait`]).
+//!
+//! What lanes vote on is computed with `&` and `|`. With `&&` and `||` the compiler may make two votes
+//! of one, on the two sides of a branch by which the lanes diverge.
 
 use crate::ablation;
 use crate::simt::Simt;
@@ -158,7 +161,7 @@ impl<S: Simt> Warp<S> {
         (self.synced_at, self.synced_sp) = (arrival.retired, arrival.sp);
         (self.expected, self.running, self.sync_place) = (lanes, lanes, PASSED);
         self.syscalls = S::shuffle(lanes, self.syscalls, leader);
-        let over = arrival.retired >= self.goal || S::now_ns() >= self.times.0;
+        let over = (arrival.retired >= self.goal) | (S::now_ns() >= self.times.0);
         self.ended = S::ballot(lanes, over) != 0;
     }
 
@@ -213,7 +216,7 @@ impl<S: Simt> Warp<S> {
         if first == PriorityKey::FIRST && running == self.running {
             return runs;
         }
-        let near = S::ballot(lanes, key.syscalls == first.syscalls && key.kind == first.kind);
+        let near = S::ballot(lanes, (key.syscalls == first.syscalls) & (key.kind == first.kind));
         (self.expected, self.running, self.sync_place) = (running, running, PASSED);
         // If others wait in the same kind of code and with as many system calls, the running lanes
         // may come past them, so they expect all lanes at returns. Otherwise they expect only each
@@ -340,7 +343,7 @@ impl PriorityKey {
     fn is_everywhere<S: Simt>(self, lanes: u32) -> bool {
         let leader = lanes.trailing_zeros();
         let (pc, kind) = (S::shuffle(lanes, self.pc, leader), S::shuffle(lanes, self.kind, leader));
-        S::ballot(lanes, pc == self.pc && kind == self.kind) == lanes
+        S::ballot(lanes, (pc == self.pc) & (kind == self.kind)) == lanes
     }
 
     /// Returns the least key among the lanes of the mask `some`, which must not be empty.
@@ -369,7 +372,7 @@ impl PriorityKey {
     /// Returns whether this lane runs together with the lane whose key is `first`.
     fn runs_with(self, first: Self) -> bool {
         // `depth` is not compared, because stacks can be at another address in each VM.
-        self.syscalls == first.syscalls && self.kind == first.kind && self.pc == first.pc
+        (self.syscalls == first.syscalls) & (self.kind == first.kind) & (self.pc == first.pc)
     }
 }
 

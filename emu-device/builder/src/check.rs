@@ -1,5 +1,7 @@
 //! What PTX text must and must not contain.
 
+use std::collections::HashSet;
+
 use crate::ENTRIES;
 
 /// Returns everything that is wrong with a PTX text, as sentences for people.
@@ -18,6 +20,10 @@ pub fn problems(text: &str) -> Vec<String> {
             found.push(format!("an atomic on local memory: `{line}`"));
         }
     }
+    found.extend(
+        twins(text)
+            .map(|line| format!("two votes or shuffles made of one, on two paths: `{line}`")),
+    );
     if text.matches(".entry ").count() != ENTRIES.len() {
         found.push("another number of entry points than there should be".to_owned());
     }
@@ -27,6 +33,21 @@ pub fn problems(text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// Finds votes and shuffles that the compiler has duplicated: two that write the same register,
+/// which stand on two sides of a branch. If lanes diverge there, each executes one of the two, and
+/// does not wait for the others.
+fn twins(text: &str) -> impl Iterator<Item = &str> {
+    let mut seen = HashSet::new();
+    text.lines().map(str::trim).filter(move |line| {
+        if line.contains(".entry ") || line.contains(".func ") {
+            seen.clear();
+        }
+        let collective = line.starts_with("vote.sync") || line.starts_with("shfl.sync");
+        let register = line.split_whitespace().nth(1).filter(|_| collective);
+        register.is_some_and(|register| !seen.insert(register))
+    })
 }
 
 /// Finds calls of panicking functions, which the optimiser could not prove unreachable. A panic
@@ -56,5 +77,9 @@ mod tests {
         assert!(bad("ret;", ".extern .func memcpy").contains("memcpy"));
         assert!(bad("ret;", "atom.local.add.u32 r, [a], 1;").contains("atomic"));
         assert!(bad("pxvm_step", "other").contains("pxvm_step"));
+        let vote = "\nvote.sync.ballot.b32 %r1, %p1, %r2;\n";
+        assert!(bad("ret;", &format!("{vote}@%p1 bra $L;\n{vote}$L: ret;")).contains("two votes"));
+        let another = vote.replace("%r1,", "%r3,");
+        assert_eq!(bad("ret;", &format!("{vote}{another}ret;")), "");
     }
 }

@@ -189,9 +189,7 @@ impl<M: Ram, D: Memory> Guest<'_, '_, M, D> {
             S::region_end();
             // An exception counts against the budget but retires no instruction, so a run may end
             // before its slice does, and another run follows at once. A VM that does nothing but
-            // take exceptions (`stuck`) continues in the next launch.
-            // Without `||`: a branch here would let the compiler make two votes of the one in
-            // `retire`, each of which only some of the lanes would execute.
+            // take exceptions (`stuck`) continues in the next launch. Without `||`: see `warp`.
             let retired = self.platform.clock.retired;
             let over = (retired >= bounds.limit) | (done >= bounds.runs) | (stuck >= SLICE_PARTS);
             if warp.retire(over | (exit.code != ExitCode::Budget)) {
