@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_come_from_the_wire_are_kept_until_taken_and_gone_after_a_restart() {
+    fn packets_come_from_the_link_are_kept_until_taken_and_gone_after_a_restart() {
         let link = VirtualLink::new(1);
         let mut slot = slot();
         slot.fetch_packets(VmLink::new(&link, 0));

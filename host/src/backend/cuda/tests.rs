@@ -144,6 +144,16 @@ fn a_ready_vm_stands_still_when_that_was_all_that_was_asked() {
 }
 
 #[test]
+fn a_ready_vm_stands_still_on_a_cpu_even_if_its_output_was_held_back() {
+    // More than the port takes in a slice.
+    let code = [&print("PXVM READY\n")[..], &[SB_T1_UART; 40_000], &POWER_OFF].concat();
+    let cpu = CpuBackend::start(fleet(1, &code), settings(true, ClockSource::Instret)).unwrap();
+    let found = &listen(&cpu, |all| !all[&0].events.is_empty())[&0];
+    assert!(matches!(found.events[..], [(_, EventKind::Ready)]), "{:?}", found.events);
+    assert_eq!(found.console.len(), 16 << 10);
+}
+
+#[test]
 fn a_vm_that_resets_for_ever_is_given_up_and_gives_its_frames_back() {
     // A store first makes a page private.
     let store = [0x8000_1e37, 0x01ce_2023];
