@@ -11,7 +11,7 @@
 #   same        the GPU comes to what the CPU comes to; console input
 #   lockstep    Linux on both, compared at every slice
 #   conform     riscv-tests
-#   refusals    what cannot work is told
+#   refusals    what cannot work is refused with a reason
 #   cache       the program compiled for the card: made once, kept, good when damaged
 #   neighbours  hostile guests beside good ones
 #   cards       two processes on one card
