@@ -1,8 +1,8 @@
 //! What the lanes of a warp do together: votes, shuffles and barriers, and the clock that they read.
 //!
-//! [`Simt`] is the interface that reconvergence ([`crate::warp`]) is written against. It has three
-//! implementations: [`Gpu`] with the GPU's instructions, [`OneLane`] for a warp with a single lane,
-//! and, in `tests/`, a simulator of warps of up to 32 lanes.
+//! [`Simt`] is the interface that reconvergence (`warp.rs`) is written against. It has three
+//! implementations: `Gpu` with the GPU's instructions, [`OneLane`] for a warp with a single lane, and,
+//! in `tests/`, a simulator of warps of up to 32 lanes.
 
 /// How the lane that calls these functions acts together with the others of its warp. A mask has bit
 /// `n` set for lane `n`.
