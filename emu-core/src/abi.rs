@@ -5,10 +5,10 @@
 //! `zerocopy` checks that at compile time, and checks that bytes from a device are a valid value.
 //! Any change of layout must change [`VERSION`].
 
+use crate::clock::Clock;
 use crate::csr::Csrs;
 use crate::dev::Devices;
 use crate::layout::MachineKind;
-use crate::machine::Clock;
 use crate::mmu::Context;
 use crate::state::{Name, State, Visitor, visit_named};
 use crate::tlb::{InsnTlb, L1Tlb, L2Tlb};

@@ -10,10 +10,11 @@
 //! relies on ends it by setting `exit_loop`.
 
 use crate::abi::Hart;
+use crate::clock::Clock;
 use crate::fast_path::{Flow, Site};
 use crate::insn::{Decoded, INSN_SIZE, Op};
 use crate::lane::Lane;
-use crate::machine::{Clock, Core};
+use crate::machine::Core;
 use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, Ram};
 use crate::mmu::{Context, PAGE_MASK};
 use crate::port::Port;

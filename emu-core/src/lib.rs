@@ -14,6 +14,7 @@ pub mod state;
 pub mod abi;
 pub mod bus;
 pub mod chacha;
+pub mod clock;
 pub mod csr;
 pub mod dev;
 mod fast_path;

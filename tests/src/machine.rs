@@ -3,11 +3,12 @@
 use std::rc::Rc;
 
 use emu_core::abi::{Exit, Vm};
+use emu_core::clock::Now;
 use emu_core::csr::CsrOp;
 use emu_core::dev::virtio::driver::MockPort;
 use emu_core::lane::Lane;
 use emu_core::layout::MachineKind;
-use emu_core::machine::{Machine, Now};
+use emu_core::machine::Machine;
 use emu_core::mem::{Dma, FRAME_SIZE, Memory};
 use emu_core::mmu::Privilege;
 use emu_core::pmp::Pmp;

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use emu_core::abi::{Exit, ExitCode};
+use emu_core::clock::Now;
 use emu_core::layout::MachineKind;
-use emu_core::machine::Now;
 use emu_core::trace::NoTrace;
 use emu_device::protocol::launch::{Entry, SLICE};
 use emu_device::protocol::outbox::{Body, messages};

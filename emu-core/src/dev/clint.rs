@@ -1,6 +1,6 @@
 //! Core-local interruptor of one hart: `msip`, `mtimecmp`, `mtime`.
 
-use crate::machine::Clock;
+use crate::clock::Clock;
 
 /// The registers that are not part of the clock.
 #[derive(Clone, Debug)]

@@ -10,7 +10,8 @@ use crate::simt::Simt;
 use crate::warp::Warp;
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hart, Platform, VERSION, Vm};
-use emu_core::machine::{Machine, Now};
+use emu_core::clock::Now;
+use emu_core::machine::Machine;
 use emu_core::mem::{Memory, Ram};
 
 /// How many runs a slice may take to reach its end. A run can retire fewer instructions than asked.

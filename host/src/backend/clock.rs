@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use emu_core::machine::Now;
+use emu_core::clock::Now;
 
 use crate::backend::ClockSource;
 

@@ -4,8 +4,8 @@ use pxvm_tests::asm::{csr::*, reg::*};
 use pxvm_tests::machine::{RAM, TestMachine, to_m};
 
 use emu_core::abi::ExitCode;
+use emu_core::clock::{INSTRET_CLOCK_IPS, Now};
 use emu_core::csr::{irq, mstatus};
-use emu_core::machine::{INSTRET_CLOCK_IPS, Now};
 use emu_core::mmu::Privilege::Supervisor;
 
 const INTERRUPT: u32 = 1 << 31;

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use emu_core::abi::{Exit, ExitCode, Vm};
-use emu_core::machine::{Machine, Now};
+use emu_core::clock::Now;
+use emu_core::machine::Machine;
 use emu_core::mem::{Dma, DmaError, FRAME_SIZE, Memory, NoFrame};
 use emu_core::port::Port;
 use emu_core::trace::Trace;

@@ -2,7 +2,7 @@
 //! consoles, timers or network of the host.
 
 use emu_core::abi::{Exit, ExitCode, Vm};
-use emu_core::machine::Now;
+use emu_core::clock::Now;
 use emu_device::protocol::launch::{Entry, SLICE, WAKE};
 use emu_device::protocol::outbox::{Body, messages};
 

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use emu_core::abi::Vm;
-use emu_core::machine::Now;
+use emu_core::clock::Now;
 use emu_device::protocol::launch::{At, Control, Entry, FreeFrames, Launch, WAKE};
 use emu_device::protocol::outbox::Outbox;
 use emu_device::protocol::port::PortState;

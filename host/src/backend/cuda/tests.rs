@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use emu_core::clock::Now;
 use emu_core::layout::MachineKind;
-use emu_core::machine::Now;
 use emu_device::protocol::launch::Entry;
 use pxvm_tests::needs;
 

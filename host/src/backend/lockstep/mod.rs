@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use emu_core::abi::{Exit, ExitCode};
-use emu_core::machine::Now;
+use emu_core::clock::Now;
 use emu_core::trace::{NoTrace, Trace};
 use emu_device::protocol::launch::{Entry, SLICE, WAKE};
 use emu_device::protocol::outbox::{Body, messages};
