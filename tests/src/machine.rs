@@ -6,7 +6,7 @@ use emu_core::abi::{Exit, Vm};
 use emu_core::clock::Now;
 use emu_core::csr::CsrOp;
 use emu_core::dev::virtio::driver::MockPort;
-use emu_core::lane::Lane;
+use emu_core::lane::{Lane, SyncPoint};
 use emu_core::layout::MachineKind;
 use emu_core::machine::Machine;
 use emu_core::mem::{Dma, FRAME_SIZE, Memory};
@@ -59,17 +59,29 @@ pub const fn to_s(cause: u32, epc: u32, tval: u32) -> Option<Taken> {
     Some(Taken { to: Privilege::Supervisor, cause, epc, tval })
 }
 
-/// What the machine's hart executes on: a CPU, which can select the form of the instruction loop
-/// that is for a VM that shares its warp.
+/// What the machine's hart executes on: a CPU, which can do what a lane of a warp does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TestLane {
-    /// Whether the VM is not [`Lane::is_alone`].
+    /// Whether the VM is not [`Lane::is_alone`], which selects the other form of the instruction
+    /// loop.
     pub shares_warp: bool,
+    /// Whether runs end at each [`Lane::sync_point`].
+    pub ends_runs: bool,
+    /// Whether runs continue others, so that they do not [`Lane::polls`].
+    pub continues: bool,
 }
 
 impl Lane for TestLane {
     fn is_alone(&self) -> bool {
         !self.shares_warp
+    }
+
+    fn sync_point(&mut self, _: SyncPoint) -> bool {
+        self.ends_runs
+    }
+
+    fn polls(&self) -> bool {
+        !self.continues
     }
 }
 

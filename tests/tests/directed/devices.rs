@@ -72,6 +72,20 @@ fn input_shows_in_the_line_status_and_is_read_in_order() {
     assert_eq!([A0, A1, A2, A3].map(|r| m.x(r)), [0x61, b'x'.into(), b'y'.into(), 0x60]);
 }
 
+#[test]
+fn a_run_that_continues_another_takes_no_input() {
+    let mut m = TestMachine::program(|a| {
+        a.li(S0, UART).lbu(A0, 5, S0);
+        a.nop().lbu(A1, 5, S0);
+    });
+    m.port.input.push_back(b'x');
+    m.lane.continues = true;
+    m.run(3);
+    m.lane.continues = false;
+    m.run_out();
+    assert_eq!([A0, A1].map(|r| m.x(r)), [0x60, 0x61]);
+}
+
 /// Lets UART interrupts through the PLIC to context `context`.
 fn enable_uart(a: &mut Asm, context: u32) {
     a.store_li(PLIC + 4 * UART_IRQ, 1);

@@ -48,6 +48,24 @@ fn random_programs_do_not_see_slices() {
 }
 
 #[test]
+fn random_programs_do_not_see_where_their_lane_waits_for_others() {
+    for seed in 0..2 {
+        let image = Image::new(2000 + seed, 6);
+        let to_its_end = |ends_runs| {
+            let mut m = image_machine(&image);
+            m.lane.ends_runs = ends_runs;
+            let mut runs = (1..1 << 20).map(|n| (n, m.run(1 << 12).code));
+            let last = runs.find(|(_, code)| *code != ExitCode::Budget).expect("an end");
+            (m.hash(), last)
+        };
+        let (whole, (few, code)) = to_its_end(false);
+        let (cut, (many, _)) = to_its_end(true);
+        assert_eq!((cut, code), (whole, ExitCode::PowerOff), "seed {seed}");
+        assert!(many > few, "seed {seed}: {many} and {few} runs");
+    }
+}
+
+#[test]
 fn random_programs_do_not_see_single_steps() {
     let image = Image::new(77, 2);
     let whole = in_slices(&mut image_machine(&image), 60_000, || 60_000);
