@@ -26,7 +26,9 @@ use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
 use crate::console::screen::Screen;
 use crate::console::terminal::{self, RawMode};
-use crate::engine::{self, FleetHandle, Inputs, REQUESTS_MAX, Request, RunOutcome, Until};
+use crate::engine::{
+    self, FleetHandle, Inputs, REQUESTS_MAX, Request, RunOutcome, RunSummary, Until,
+};
 use crate::error::Error;
 use crate::exit::Code;
 use crate::host;
@@ -180,7 +182,6 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         let why = format!("--capacity {capacity} is less than --count {count}");
         return Err(Error::Usage(why));
     }
-    let ready = ready_pattern(&run_args.ready_pattern)?;
     let watched = api_args.dashboard || api_args.listen.is_some();
     let until = match run_args.until {
         Some(until) => until.into(),
@@ -191,18 +192,16 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         started: count,
         threads: run_args.threads.map_or_else(host::cores, usize::from),
         clock: run_args.clock.into(),
-        ready,
+        ready: ready_pattern(&run_args.ready_pattern)?,
         until_ready: until == Until::Ready,
         link: Arc::new(VirtualLink::new(capacity)),
     };
     let drawn = draw_seed(&mut guest, settings.clock)?;
     let api = ApiServer::bind(&api_args)?;
     let uplink = network::uplink(&net_args, capacity, run_args.backend, api.address())?;
-    let device = run_args.device.unwrap_or_default();
-    let options = cuda::Options { device, vms_per_warp: run_args.lanes };
     // A GPU that cannot be used is reported before images are searched; loading the program into
     // one that can takes seconds the first time, and comes later.
-    let wanted = wants_gpu(run_args.backend, options.device)?;
+    let wanted = wants_gpu(run_args.backend, run_args.device.unwrap_or_default())?;
     if !wanted {
         on_cpu(run_args.device, run_args.lanes)?;
     }
@@ -210,30 +209,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let carrier = if uplink.is_some() { Link::Up } else { Link::Down };
     let guest = guest.options(capacity, settings.clock);
     let fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
-    let gpu = if wanted { open(run_args.backend, options.device)? } else { None };
-    let device = gpu.as_ref().and_then(|_| cuda::available(options.device).ok());
-    let lockstep = run_args.backend == BackendChoice::Lockstep;
-    if lockstep && settings.clock != ClockSource::Instret {
-        return Err(Error::Usage("--backend lockstep needs --clock instret".into()));
-    }
-    if lockstep && capacity > count {
-        let why = "--backend lockstep compares the machines that it starts with: no --capacity";
-        return Err(Error::Usage(why.into()));
-    }
-    let prepared = match gpu {
-        Some(gpu) => {
-            let device = DeviceFleet::new(gpu, &fleet.base, capacity)?;
-            if lockstep {
-                PreparedBackend::Lockstep(device)
-            } else {
-                PreparedBackend::Cuda(device, options)
-            }
-        }
-        None => {
-            check_count(capacity, fleet.plan.memory)?;
-            PreparedBackend::Cpu
-        }
-    };
+    let (prepared, device) = prepare(&run_args, wanted, &fleet, count)?;
 
     let capture = network::capture(&net_args, capacity, &settings.link)?;
     let mut ui = TerminalUi::new(&run_args, capacity)?;
@@ -248,7 +224,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let network = uplink.map(|uplink| Network::start(Arc::clone(&link), uplink)).transpose()?;
     let about = About {
         name: api.name.clone(),
-        device: device.map(|info| info.name),
+        device,
         clock: settings.clock,
         reach: network::reach(&net_args, network.as_ref()),
         addresses: network::addresses(&net_args, capacity),
@@ -269,18 +245,50 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if let Some(missing) = capture.and_then(network::finish) {
         ui.progress.say(&missing);
     }
-    if ui.interactive && run.outcome == RunOutcome::Left {
-        say("\npxvm: left the console");
-    }
-    if let Some(shortfall) = run.shortfall(until) {
-        say(&format!("pxvm: {shortfall}"));
-    }
+    ui.finish(&run, until);
     if run_args.json {
         let report =
             BootReport::new(handle.backend(), &run, seed, network, &link, ui.logs.as_deref());
         print_json(&report).map_err(printing)?;
     }
     Ok(run.outcome.code())
+}
+
+/// Reserves the memory of the backend that the options choose, for a fleet of which `count` VMs
+/// start. Returns the name of its device, too, if it has one.
+fn prepare(
+    args: &RunArgs,
+    wants_gpu: bool,
+    fleet: &Fleet,
+    count: u32,
+) -> Result<(PreparedBackend, Option<String>), Error> {
+    let options =
+        cuda::Options { device: args.device.unwrap_or_default(), vms_per_warp: args.lanes };
+    let gpu = if wants_gpu { open(args.backend, options.device)? } else { None };
+    let device = gpu.as_ref().and_then(|_| cuda::available(options.device).ok());
+    let lockstep = args.backend == BackendChoice::Lockstep;
+    if lockstep && ClockSource::from(args.clock) != ClockSource::Instret {
+        return Err(Error::Usage("--backend lockstep needs --clock instret".into()));
+    }
+    if lockstep && fleet.count > count {
+        let why = "--backend lockstep compares the machines that it starts with: no --capacity";
+        return Err(Error::Usage(why.into()));
+    }
+    let prepared = match gpu {
+        Some(gpu) => {
+            let device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
+            if lockstep {
+                PreparedBackend::Lockstep(device)
+            } else {
+                PreparedBackend::Cuda(device, options)
+            }
+        }
+        None => {
+            check_count(fleet.count, fleet.plan.memory)?;
+            PreparedBackend::Cpu
+        }
+    };
+    Ok((prepared, device.map(|info| info.name)))
 }
 
 /// Gives a fleet a random seed, and returns it, unless the user or the clock requires runs to be
@@ -392,6 +400,16 @@ impl TerminalUi {
             say("pxvm: Ctrl-A x leaves, Ctrl-A h helps");
         }
         Ok(Self { sink, progress, interactive, raw: None, logs })
+    }
+
+    /// Says how the run ended.
+    fn finish(&self, run: &RunSummary, until: Until) {
+        if self.interactive && run.outcome == RunOutcome::Left {
+            say("\npxvm: left the console");
+        }
+        if let Some(shortfall) = run.shortfall(until) {
+            say(&format!("pxvm: {shortfall}"));
+        }
     }
 
     /// Starts to handle the user's input. Returns the inputs of the run, to which others may send

@@ -173,63 +173,49 @@ pub fn run(
     progress: &mut Progress,
 ) -> Result<RunSummary, BackendError> {
     let (start, backend) = (fleet.started(), fleet.backend());
-    let mut commands = CommandQueues::default();
     let timeout = match options.timeout.and_then(|t| start.checked_add(t)) {
         Some(end) => at(end),
         None => never(),
     };
     let held_long = at(Instant::now() + INPUT_HOLD_MAX);
     let ticker = tick(TICK);
-    let mut typing = Typing::new(&inputs.typed, options.hold_input);
+    let typing = Typing::new(&inputs.typed, options.hold_input);
+    let mut run = Run { fleet, sink, progress, typing, commands: CommandQueues::default() };
 
     let result = loop {
         if let Some(outcome) = fleet.state().outcome() {
             break Ok(outcome);
         }
-        let again = typing.pass_on(backend);
-        select! {
-            recv(backend.events()) -> event => {
-                let Ok(event) = event else {
-                    break Err(backend.failure());
-                };
-                fleet.state().note(&event);
-                match &event.kind {
-                    EventKind::Console(bytes) => {
-                        fleet.consoles.write(event.vm, bytes);
-                        if let Err(Closed) = sink.write(event.vm, bytes) {
-                            break Ok(RunOutcome::Left);
-                        }
-                    }
-                    EventKind::Ready => typing.release(),
-                    EventKind::Completed(command, result) => {
-                        commands.complete(fleet, event.vm, *command, result.clone());
-                    }
-                    _ => print_event(fleet, progress, &event),
-                }
-            }
+        let again = run.typing.pass_on(backend);
+        let written = select! {
+            recv(backend.events()) -> event => match event {
+                Ok(event) => run.handle_event(&event),
+                Err(_) => break Err(backend.failure()),
+            },
             recv(inputs.requests) -> request => match request {
-                Ok(Request::Help) => {
-                    if let Err(Closed) = sink.write(0, escape::HELP.as_bytes()) {
-                        break Ok(RunOutcome::Left);
-                    }
-                }
-                Ok(Request::Execute { vm, call, responder }) => {
-                    commands.push(fleet, vm, call, Some(responder));
-                }
-                Ok(Request::Add { count, responder }) => {
-                    respond(Some(responder), commands.add(fleet, count));
-                }
+                Ok(request) => run.handle_request(request),
                 Err(_) => break Ok(RunOutcome::Interrupted),
             },
             recv(inputs.end) -> outcome => break Ok(outcome.unwrap_or(RunOutcome::Interrupted)),
-            recv(typing.added) -> received => typing.input_added(received.is_ok()),
-            recv(again) -> _ => {}
-            recv(held_long) -> _ => typing.release(),
+            recv(run.typing.added) -> received => {
+                run.typing.input_added(received.is_ok());
+                Ok(())
+            }
+            recv(again) -> _ => Ok(()),
+            recv(held_long) -> _ => {
+                run.typing.release();
+                Ok(())
+            }
             recv(timeout) -> _ => break Ok(RunOutcome::Timeout),
             recv(ticker) -> _ => {
-                progress.show(fleet.counts(), backend.totals().instructions, start.elapsed());
-                sink.flush();
+                let instructions = backend.totals().instructions;
+                run.progress.show(fleet.counts(), instructions, start.elapsed());
+                run.sink.flush();
+                Ok(())
             }
+        };
+        if let Err(Closed) = written {
+            break Ok(RunOutcome::Left);
         }
     };
 
@@ -239,16 +225,60 @@ pub fn run(
     // Output that guests wrote before they were stopped.
     for event in backend.events() {
         if let EventKind::Console(bytes) = &event.kind {
-            fleet.consoles.write(event.vm, bytes);
             // The run is over: a write error changes nothing any more.
-            let _ = sink.write(event.vm, bytes);
+            let _ = run.write(event.vm, bytes);
         }
     }
-    sink.flush();
+    run.sink.flush();
     let (counts, vms) = (fleet.counts(), fleet.state().records().to_vec());
-    progress.finish(counts, totals.instructions, wall);
+    run.progress.finish(counts, totals.instructions, wall);
     let outcome = result?;
     Ok(RunSummary { outcome, vms, counts, wall, totals })
+}
+
+/// What the thread that runs a fleet works on.
+struct Run<'a> {
+    fleet: &'a FleetHandle,
+    sink: &'a mut dyn Sink,
+    progress: &'a mut Progress,
+    typing: Typing<'a>,
+    commands: CommandQueues,
+}
+
+impl Run<'_> {
+    fn handle_event(&mut self, event: &Event) -> Result<(), Closed> {
+        self.fleet.state().note(event);
+        match &event.kind {
+            EventKind::Console(bytes) => return self.write(event.vm, bytes),
+            EventKind::Ready => self.typing.release(),
+            EventKind::Completed(command, result) => {
+                self.commands.complete(self.fleet, event.vm, *command, result.clone());
+            }
+            EventKind::Reset | EventKind::Halted(_) | EventKind::Faulted(_) => {
+                print_event(self.fleet, self.progress, event);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_request(&mut self, request: Request) -> Result<(), Closed> {
+        match request {
+            Request::Help => return self.sink.write(0, escape::HELP.as_bytes()),
+            Request::Execute { vm, call, responder } => {
+                self.commands.push(self.fleet, vm, call, Some(responder));
+            }
+            Request::Add { count, responder } => {
+                respond(Some(responder), self.commands.add(self.fleet, count));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes console output of a VM for all who see it.
+    fn write(&mut self, vm: u32, bytes: &[u8]) -> Result<(), Closed> {
+        self.fleet.consoles.write(vm, bytes);
+        self.sink.write(vm, bytes)
+    }
 }
 
 /// Prints an event of a VM that concerns the user.
