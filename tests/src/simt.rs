@@ -23,8 +23,9 @@ use std::thread;
 use emu_core::dev::virtio::driver::Prng;
 use emu_device::simt::{Simt, WarpRunner};
 
-/// A launch in which a lane does more turns than that does not end.
-const TURNS_MAX: u64 = 1 << 32;
+/// A launch in which a lane does more turns than that does not end. Those of tests end by the clock
+/// or by their budget, after a tenth of that at most.
+const TURNS_MAX: u64 = 1 << 24;
 /// How long a turn takes, in nanoseconds of the warp's clock.
 const TURN_NS: u64 = 100;
 
@@ -502,5 +503,13 @@ mod tests {
         let source = failure(2, |_| assert_eq!(SimulatedLanes::shuffle(0b11, 1, 5), 1));
         assert!(source.contains("takes no part"), "{source}");
         assert!(failure(2, |lane| assert_eq!(lane, 0)).contains("panicked"));
+        let endless = failure(1, |_| {
+            const TURNS: u64 = 1 << 16;
+            for _ in 0..=TURNS_MAX / TURNS {
+                (0..TURNS).for_each(|_| SimulatedLanes::region_end());
+                SimulatedLanes::sync(0b1);
+            }
+        });
+        assert!(endless.contains("does not end"), "{endless}");
     }
 }
