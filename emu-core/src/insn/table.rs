@@ -108,6 +108,7 @@ macro_rules! match_op {
     };
 }
 pub(crate) use match_op;
+
 /// Runs `$meaning!(Class(meaning))` of the row of an [`Op`](crate::insn::Op) as a statement.
 ///
 /// It is for what concerns few operations: their rules leave by `break` or `return`, the one of all

@@ -1,4 +1,5 @@
-//! The arena: the memory that holds all frames of a fleet.
+//! The arena: the memory that holds all frames of a fleet. Who may write which of them, the text of
+//! [`super`] says.
 
 use super::layout::{Contiguous, FrameLayout};
 use super::words::{BATCH, fill_zero};
@@ -102,7 +103,7 @@ impl<L: FrameLayout> Arena<L> {
 impl<L: FrameLayout> RawFrames for Arena<L> {
     #[inline(always)]
     fn load8(self, frame: Frame, offset: u32) -> u32 {
-        // SAFETY: `at` is inside the arena; see the module text for who may write it.
+        // SAFETY: `at` is inside the arena; see the text of `memory` for who may write it.
         unsafe { self.at(frame, offset).read() as u32 }
     }
 

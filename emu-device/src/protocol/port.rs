@@ -13,6 +13,7 @@ pub const CONSOLE_BYTES: usize = 120;
 /// The most bytes of packets that a VM may send in one launch: what its network device
 /// sends in a slice.
 const SHARE_MAX: u32 = 128 << 10;
+
 /// Whether a VM is parked, that is, does not run until the host wakes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(
@@ -132,7 +133,12 @@ impl<'a> LogPort<'a> {
         self.state.syscalls = syscalls;
         self.instret = match exit.code {
             ExitCode::Budget => retired.next_multiple_of(u64::from(SLICE)),
-            _ => retired,
+            ExitCode::Idle
+            | ExitCode::Stalled
+            | ExitCode::NoFrame
+            | ExitCode::PowerOff
+            | ExitCode::Reset
+            | ExitCode::Fault => retired,
         };
         self.flush();
     }

@@ -153,7 +153,7 @@ impl MockMemory {
     }
 }
 
-/// Pieces are small, so that tests meet their ends.
+/// Chunks are small, so that tests reach their ends.
 const CHUNK: u32 = 16;
 
 impl Memory for MockMemory {
