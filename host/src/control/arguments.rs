@@ -1,7 +1,8 @@
 //! Arguments of commands: one type for the command line and for JSON.
 //!
-//! Such a type derives `clap::Args`, `Serialize` and `Deserialize`, and is a named option for clap,
-//! because the numbers of the VMs are positional. What may be left out is an `Option`.
+//! Such a type derives `clap::Args`, `Serialize` and `Deserialize`. Its fields are named options on the
+//! command line (`#[arg(long)]`), because the numbers of the VMs are the positional arguments. A field
+//! that may be left out is an `Option`.
 
 use std::any::TypeId;
 
