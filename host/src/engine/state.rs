@@ -199,10 +199,12 @@ impl FleetState {
         result: Result<Reply, CommandError>,
     ) -> Result<Reply, ControlError> {
         let state = self.record(vm)?.state;
-        if !state.follows(command) {
-            return Err(ControlError::WrongState { vm, state, command });
-        }
-        result.map_err(|error| ControlError::Failed { vm, command, error })
+        let reply = result.map_err(|error| ControlError::Failed { vm, command, error })?;
+        state.follows(command).then_some(reply).ok_or(ControlError::WrongState {
+            vm,
+            state,
+            command,
+        })
     }
 
     /// Updates the state by an event.
@@ -357,9 +359,9 @@ mod tests {
         let failed = EventKind::Completed(Command::Pause, Err(error.clone()));
         let mut fleet = fleet(1, Until::Never, &[(0, failed)]);
         assert_eq!(fleet.vms[0].state, VmState::Booting);
-        fleet.note(&Event { vm: 0, instret: 0, kind: completed(Command::Pause) });
         let result = fleet.completion(0, Command::Pause, Err(error));
         assert_eq!(result.unwrap_err().to_string(), "vm0 cannot pause: its disk is full");
+        fleet.note(&Event { vm: 0, instret: 0, kind: completed(Command::Pause) });
         assert_eq!(fleet.completion(0, Command::Pause, Ok(Reply::None)), Ok(Reply::None));
         let resumed = fleet.completion(0, Command::Resume, Ok(Reply::None)).unwrap_err();
         assert_eq!(resumed.to_string(), "vm0 is paused; it cannot resume");
