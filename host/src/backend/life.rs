@@ -355,6 +355,10 @@ mod tests {
 
     #[test]
     fn every_trigger_leads_from_every_state_to_the_one_that_the_table_says() {
+        for command in Command::ALL {
+            let has_row = TABLE.iter().any(|&(trigger, _)| trigger == Trigger::Command(command));
+            assert!(has_row, "{command}");
+        }
         for (trigger, row) in TABLE {
             let found: Vec<String> =
                 STATES.iter().map(|&state| letters(step(state, trigger, false))).collect();

@@ -2,7 +2,9 @@
 //!
 //! Such a type derives `clap::Args`, `Serialize` and `Deserialize`. Its fields are named options on the
 //! command line (`#[arg(long)]`), because the numbers of the VMs are the positional arguments. A field
-//! that may be left out is an `Option`.
+//! that may be left out is an `Option`. `type_of` lists the types that are numbers in JSON; a field of
+//! any other type is text there. Ranges that clap checks hold for the command line alone, so what
+//! executes the command checks them, too.
 
 use std::any::TypeId;
 

@@ -4,7 +4,8 @@
 //! OpenAPI, and the button of the dashboard. To add a command, add a row, with types for its
 //! arguments and its reply if it has some, and execute it in the backends: the compiler shows the
 //! `match`es that lack it, `execute` in `backend/cpu/worker.rs` and `backend/cuda/runner/commands.rs`,
-//! and the table of a VM's life in `backend/life.rs`.
+//! and the table of a VM's life in `backend/life.rs`. Tests show the tables that name each command:
+//! that of the guide, `docs/api.md`, and that of the transitions of a VM's life.
 
 pub mod arguments;
 mod state;

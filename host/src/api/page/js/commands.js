@@ -96,6 +96,8 @@ export class CommandButtons {
 function field(name, { type, description, minimum, maximum }, required) {
   const input = el("input", { type: FIELDS[type] ?? "text", required, autocomplete: "off" });
   if (type === "integer") Object.assign(input, { min: minimum, max: maximum });
+  // Without this, fields for numbers take whole ones only.
+  if (type === "number") input.step = "any";
   const read = () => (READERS[type] ?? (() => input.value))(input);
   return { name, input, read, label: el("label", {}, description ?? name, input) };
 }
