@@ -17,9 +17,9 @@ from collections import Counter
 NAME = r"[A-Za-z_$%][\w$]*"
 DATA = re.compile(rf"^\s*(?:\.visible |\.weak )*\.(?:global|const|shared)\b[^\[={{;]*?({NAME})\s*(?:\[|=|;)")
 CODE = re.compile(rf"^(?:\.visible |\.weak )*\.(?:entry|func)\s*(?:\([^)]*\)\s*)?({NAME})")
-# Numbers that count through the whole module.
+# Numbers that count through the whole module. Those of a function's blocks stay: branches go to them.
 COUNTERS = [(re.compile(r"\$L__BB\d+_"), "$L__BB_"), (re.compile(r"callseq \d+"), "callseq"),
-            (re.compile(r"\$L__(\w+?)\d+"), r"$L__\1"), (re.compile(r"prototype_\d+"), "prototype")]
+            (re.compile(r"\$L__(?!BB_)(\w+?)\d+"), r"$L__\1"), (re.compile(r"prototype_\d+"), "prototype")]
 HASH = re.compile(r"17h[0-9a-f]{16}E")
 
 
