@@ -53,17 +53,6 @@ const COUNTERS: u32 = 0b111;
 const COUNT_INHIBIT: u32 = 0b101;
 const ENVCFG_FIOM: u32 = 1;
 
-/// CSR numbers that other modules use.
-#[allow(missing_docs)]
-pub mod number {
-    pub const MEDELEG: u32 = 0x302;
-    pub const MIDELEG: u32 = 0x303;
-    pub const MCOUNTEREN: u32 = 0x306;
-    pub const SCOUNTEREN: u32 = 0x106;
-    pub const SIP: u32 = 0x144;
-    pub const MIP: u32 = 0x344;
-}
-
 /// Lists the CSRs that are stored as they are, with their numbers.
 macro_rules! stored_csrs {
     ($($Csr:ident $number:literal,)*) => {
