@@ -377,6 +377,28 @@ impl Op {
         if (self as u32) < Self::OTHER as u32 { self as u32 } else { Self::OTHER as u32 }
     }
 
+    /// Returns the class of the operation's row; `None` for operations that are not in the table.
+    ///
+    /// It is a `match` and not a look-up in [`ROWS`], so that LLVM makes one jump of this and a
+    /// `match` over its result.
+    #[inline(always)]
+    pub(crate) const fn class(self) -> Option<Class> {
+        macro_rules! class {
+            ($class:ident $meaning:tt) => {
+                Some(Class::$class)
+            };
+        }
+        match_op!(self, class, {
+            Op::Undecoded
+            | Op::Nop
+            | Op::J
+            | Op::Jr
+            | Op::DiscardedLoad
+            | Op::MisalignedJump
+            | Op::Illegal => None,
+        })
+    }
+
     /// Returns how many bytes a load or store accesses, and how a load extends them.
     pub(crate) const fn access(self) -> (u32, Extend) {
         macro_rules! access {
@@ -500,6 +522,7 @@ mod tests {
     fn each_operation_has_its_row_and_what_the_loop_executes_has_its_slot() {
         for (op, row) in OPS.into_iter().zip(ROWS) {
             assert_eq!(op.row().map(|row| row.name), Some(row.name));
+            assert_eq!(op.class(), Some(row.class));
             assert_eq!(decode(row.matches), op);
             let slot = Op::in_slot(op.slot());
             assert_eq!(slot, if row.class.in_loop() || slot == op { op } else { Op::OTHER });
@@ -511,6 +534,7 @@ mod tests {
         }
         assert_eq!(Op::in_slot(Op::Illegal.slot()), Op::OTHER);
         assert!(Op::Illegal.row().is_none());
+        assert!(Op::Illegal.class().is_none());
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         insn: Decoded,
         trace: &mut T,
     ) -> Result<u32, Trap> {
-        let (a, b) = (hart.x[insn.rs1()], hart.x[insn.rs2()]);
+        let a = hart.x[insn.rs1()];
         let va = a.wrapping_add(insn.imm());
         let next = hart.pc.wrapping_add(INSN_SIZE);
         let op = insn.op();
@@ -33,7 +33,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 return Err(Trap::illegal(insn.imm()))
             };
         }
-        let value = match op.row().map(|row| row.class) {
+        let value = match op.class() {
             Some(Class::Load) => {
                 let (size, extend) = op.access();
                 let value = self.load(hart, va, size)?;
@@ -41,6 +41,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 extend.apply(value, size)
             }
             Some(Class::Store) => {
+                let b = hart.x[insn.rs2()];
                 let (size, _) = op.access();
                 self.store(hart, va, b, size)?;
                 trace.store(va, b, size);
@@ -55,13 +56,14 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 value
             }
             Some(Class::StoreConditional) => {
+                let b = hart.x[insn.rs2()];
                 let done = self.store_conditional(hart, a, b)?;
                 if done {
                     trace.store(a, b, 4);
                 }
                 u32::from(!done)
             }
-            Some(Class::Amo) => self.amo(hart, op, a, b, trace)?,
+            Some(Class::Amo) => self.amo(hart, op, a, hart.x[insn.rs2()], trace)?,
             // The instruction loop has executed all of these itself.
             Some(
                 Class::Upper
@@ -243,6 +245,8 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
     }
 
+    // Without the hint LLVM calls it, although it is called from one place.
+    #[inline]
     fn load_reserved(&mut self, hart: &mut Hart, va: u32) -> Result<u32, Trap> {
         if va & 3 != 0 {
             return Err(Trap::new(cause::LOAD_MISALIGNED, va));
