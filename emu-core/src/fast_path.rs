@@ -1,6 +1,7 @@
 //! The fast path: the common instructions, which the instruction loop executes itself.
 
 use crate::abi::Hart;
+use crate::hart::Count;
 use crate::insn::table::{if_op, match_op};
 use crate::insn::{Class, Decoded, Extend, INSN_SIZE, Op};
 use crate::lane::Lane;
@@ -37,8 +38,6 @@ pub(crate) enum Flow {
     Following,
     /// At that instruction.
     Jump(u32, Decoded),
-    /// At that instruction, once the loop has ended for a sync point.
-    Sync(u32, Decoded),
     /// In the L2 TLB. Nothing has happened yet.
     Missed,
     /// In the slow path. Nothing has happened yet.
@@ -61,6 +60,7 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         hart: &mut Hart,
         site: Site<M::Code, M::RawFrames>,
         insn: Decoded,
+        count: &mut Count,
         trace: &mut T,
     ) -> Flow {
         let Site { page, at, following, code, ram, load, store, expected } = site;
@@ -194,16 +194,17 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
             Op::J => jump!(at.wrapping_add(imm)),
             Op::Jr => {
                 let target = target!();
-                let to = target.wrapping_sub(page) / INSN_SIZE;
                 // All paths through a function lead to its return, so this is where diverged lanes
-                // can reconverge.
+                // can reconverge. The loop ends for it on the way to the jump: a way of its own
+                // makes the loop slower on a GPU.
                 if !ALONE
                     && L::diverged(expected)
                     && !self.lane.skips_sync(hart.x[2], target)
                 {
-                    return Flow::Sync(to, self.prefetch(code, to));
+                    self.exit_loop = true;
+                    count.end(1);
                 }
-                jump!(to)
+                jump!(target.wrapping_sub(page) / INSN_SIZE)
             }
             Op::Undecoded | Op::DiscardedLoad | Op::MisalignedJump | Op::Illegal => {
                 return Flow::SlowPath;

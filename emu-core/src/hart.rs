@@ -47,7 +47,7 @@ impl<C> Cursor<C> {
 }
 
 /// How many instructions are left, and what that means for the count of retired ones.
-struct Count {
+pub(crate) struct Count {
     left: u32,
     /// Instructions given up because the loop must end early.
     dropped: u32,
@@ -58,7 +58,7 @@ struct Count {
 impl Count {
     /// Makes the loop end with this instruction, which retires (1) or does not (0).
     #[inline(always)]
-    fn end(&mut self, retires: u32) {
+    pub(crate) fn end(&mut self, retires: u32) {
         self.dropped += self.left - retires;
         self.synced -= self.left - retires;
         self.left = 1;
@@ -131,15 +131,9 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 let next = 'done: {
                     let trap = 'trap: {
                         let site = Site { page, at, following, code, ram, load, store, expected };
-                        match self.fast_path::<T, ALONE>(hart, site, insn, trace) {
+                        match self.fast_path::<T, ALONE>(hart, site, insn, &mut count, trace) {
                             Flow::Following => break 'done following,
                             Flow::Jump(to, insn) => {
-                                prefetched = insn;
-                                break 'done to;
-                            }
-                            Flow::Sync(to, insn) => {
-                                self.exit_loop = true;
-                                count.end(1);
                                 prefetched = insn;
                                 break 'done to;
                             }
