@@ -10,7 +10,8 @@ use crate::cli::{GuestArgs, PLAIN_CODES, long_help};
 use crate::dtb::{self, Chosen, SEED_WORDS, Shape};
 use crate::error::Error;
 use crate::exit::Code;
-use crate::image::{Role, cache, disk, load, rom};
+use crate::image::disk::Disks;
+use crate::image::{Role, cache, load, rom};
 use crate::machine::cmdline::bootargs;
 use crate::machine::fleet::Root;
 use crate::machine::{assemble, plan};
@@ -44,12 +45,12 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
     } else {
         // Images are not loaded: the tree has no initrd, and a ROM only if one was given.
         plan::ram(options.kind, options.memory)?;
-        let disk = options.disk.as_ref().map(|path| disk::disk(path)).transpose()?;
+        let disks = options.disk.as_ref().map(|path| Disks::open(path)).transpose()?;
         let memory = options.memory.0 as u32;
         let window = options.kind.map().rom;
         let rom = options.rom.as_ref().map(|path| rom::rom(path, window)).transpose()?;
         let rom = rom.map_or(0, |rom| rom.len() as u32);
-        let shape = Shape { kind: options.kind, memory, rom, disk: disk.is_some() };
+        let shape = Shape { kind: options.kind, memory, rom, disk: disks.is_some() };
         let tree = match &options.dtb {
             None => dtb::emit(&shape),
             Some(path) => dtb::given(&load(Role::DeviceTree, path, Ok)?, &shape)?,

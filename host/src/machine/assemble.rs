@@ -10,7 +10,8 @@ use super::plan::{Inputs, PlanError, Span, plan, ram};
 use super::{BaseImage, Fleet, Macs};
 use crate::dtb::{self, Shape, TreeError};
 use crate::image::cache::{self, CacheError};
-use crate::image::{self, ImageError, Role, disk, initrd, kernel, rom};
+use crate::image::disk::Disks;
+use crate::image::{self, ImageError, Role, initrd, kernel, rom};
 use crate::units::Size;
 
 /// Options of a fleet's guests.
@@ -115,9 +116,13 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
     let initrd = images.initrd.map(|path| initrd::initrd(&path)).transpose()?;
     let rom = images.rom.map(|path| rom::rom(&path, kind.map().rom)).transpose()?;
     let firmware = options.firmware.as_ref().map(|path| kernel::firmware(path)).transpose()?;
-    let disk = options.disk.as_ref().map(|path| disk::disk(path)).transpose()?;
+    let disks = options.disk.as_ref().map(|path| Disks::open(path)).transpose()?;
+    let disk = match (&disks, &options.disk) {
+        (Some(disks), Some(path)) => Some(disks.contents(path)?),
+        _ => None,
+    };
     let rom_len = rom.as_ref().map_or(0, |rom| rom.len() as u32);
-    let shape = Shape { kind, memory, rom: rom_len, disk: disk.is_some() };
+    let shape = Shape { kind, memory, rom: rom_len, disk: disks.is_some() };
     let tree = match &options.dtb {
         None => dtb::emit(&shape),
         Some(path) => dtb::given(&image::load(Role::DeviceTree, path, Ok)?, &shape)?,
@@ -158,6 +163,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         count: options.count,
         plan,
         base,
+        disks,
         tree: Some(tree),
         root,
         append: options.append.clone(),

@@ -22,8 +22,6 @@ pub struct BaseImage {
     pub rom: Vec<u32>,
     /// Frame of each page of the disk; empty without a disk.
     pub disk: Vec<u32>,
-    /// Length of the disk in bytes.
-    pub disk_len: u64,
 }
 
 impl BaseImage {
@@ -46,7 +44,6 @@ impl BaseImage {
         }
         base.ram_shared = base.shared();
         if let Some(disk) = disk {
-            base.disk_len = disk.len() as u64;
             base.disk = disk.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
         }
         base

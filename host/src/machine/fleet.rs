@@ -14,9 +14,9 @@ use super::plan::{self, Mode};
 use super::{BaseImage, Plan, PlanError};
 use crate::dtb::{Chosen, SEED_WORDS, Template};
 use crate::image::Payload;
+use crate::image::disk::{Disks, SECTOR};
 use crate::units::Size;
 
-const SECTOR: u64 = 512;
 /// Unix time at guest time zero when guests do not see the host's time: the start of 2026.
 const FIXED_EPOCH_NS: u64 = 1_767_225_600 * 1_000_000_000;
 
@@ -31,6 +31,8 @@ pub struct Fleet {
     pub plan: Plan,
     /// Frames that the VMs share.
     pub base: BaseImage,
+    /// Disks of the VMs, if they have any.
+    pub disks: Option<Disks>,
     /// The device tree; `None` for bare-metal programs.
     pub tree: Option<Template>,
     /// Location of the root file system.
@@ -147,6 +149,7 @@ impl Fleet {
             count,
             plan,
             base,
+            disks: None,
             tree: None,
             root: Root::Initrd,
             append: String::new(),
@@ -200,8 +203,8 @@ impl Fleet {
         virtio.net = Net::new(self.macs.of(vm));
         virtio.net.set_link(self.link == Link::Up);
         virtio.rng = Rng::new(ChaCha::new(self.randomness(vm, earlier, Purpose::Device)));
-        if self.base.disk_len != 0 {
-            virtio.blk = Blk::new(self.base.disk_len / SECTOR);
+        if let Some(disks) = &self.disks {
+            virtio.blk = Blk::new(disks.size(vm) / SECTOR);
         }
         Staged { row, vm: state, pages: self.own_pages(vm, earlier) }
     }
@@ -270,6 +273,7 @@ mod tests {
             count: 1000,
             plan,
             base,
+            disks: None,
             tree: Some(tree),
             root,
             append,

@@ -341,7 +341,7 @@ mod tests {
         let mut frames = vec![0; 2 * FRAME_SIZE as usize];
         frames[FRAME_SIZE as usize] = 7;
         let (rows, rom, disk) = (vec![vec![1, 0, 1]], Vec::new(), vec![1]);
-        BaseImage { frames, ram_shared: 2, rows, rom, disk, disk_len: 4096 }
+        BaseImage { frames, ram_shared: 2, rows, rom, disk }
     }
 
     fn guest(arena: &Arc<HostArena>, pages: &[u32]) -> Result<Guest, NoFrame> {
