@@ -18,7 +18,7 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::common::terminal::Terminal;
-    use super::common::{has_image, pxvm, run};
+    use super::common::{has_image, initrd_with, pxvm, run};
 
     fn boot(args: &str) -> Command {
         pxvm(["boot", "--timeout", "100"].into_iter().chain(args.split_ascii_whitespace()))
@@ -190,6 +190,26 @@ mod tests {
         let mut command = pxvm("boot --until ready --ready-pattern xyzzy --timeout 1".split(' '));
         let (code, ..) = run(&mut command);
         assert_eq!(code, 3);
+    }
+
+    #[test]
+    fn a_prompt_makes_a_guest_ready_although_its_line_has_no_end() {
+        if !has_image() {
+            return;
+        }
+        let ready = |command: &mut Command, pattern: &str| {
+            command.args(["--until", "ready", "--clock", "instret", "--json"]);
+            let (code, json, stderr) = run(command.args(["--ready-pattern", pattern]));
+            assert_eq!(code, 0, "{pattern}: {stderr}");
+            let report: Value = serde_json::from_str(&json).unwrap();
+            report["vms"][0]["ready_instret"].as_u64().expect("it was ready")
+        };
+        let shell = || boot("--append init=/bin/sh");
+        let at = ready(&mut shell(), "^/ # ");
+        assert_eq!(at, ready(&mut shell(), "^/ # "));
+        let initrd = initrd_with("printf '\\r\\n\\033[1mvm0\\033[0m login: '\nread name\n");
+        let mut getty = boot("--append rdinit=/script --initrd");
+        ready(getty.arg(initrd.path()), "^vm0 login: ");
     }
 
     #[test]

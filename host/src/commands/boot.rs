@@ -131,7 +131,8 @@ pub struct RunArgs {
     /// [default: halt; never with --dashboard or --listen]
     #[arg(long, value_enum)]
     pub until: Option<UntilChoice>,
-    /// A machine is ready when a line of its console matches this regular expression
+    /// A machine is ready when a line of its console matches this regular expression: as soon as
+    /// it does, for a prompt; with `$`, when the line has ended
     #[arg(long, value_name = "REGEX", default_value = ReadyPattern::DEFAULT)]
     pub ready_pattern: String,
     /// Give up after this many seconds (exit code 3)
@@ -305,12 +306,8 @@ fn draw_seed(guest: &mut GuestArgs, clock: ClockSource) -> Result<Option<u64>, E
 
 /// Parses `--ready-pattern`.
 pub(super) fn ready_pattern(text: &str) -> Result<ReadyPattern, Error> {
-    ReadyPattern::new(text).map_err(|e| {
-        // The last line of the error says what is wrong; the others show where.
-        let what = e.to_string().lines().last().unwrap_or_default().to_owned();
-        let what = what.trim_start_matches("error: ");
-        Error::Usage(format!("--ready-pattern is no regular expression: {what}"))
-    })
+    ReadyPattern::new(text)
+        .map_err(|e| Error::Usage(format!("--ready-pattern is no regular expression: {e}")))
 }
 
 /// The backend of a fleet, with its memory reserved.

@@ -6,4 +6,5 @@ pub mod keyboard;
 pub mod log;
 pub mod ready;
 pub mod screen;
+pub mod sequence;
 pub mod terminal;

@@ -144,6 +144,24 @@ fn a_ready_vm_stands_still_when_that_was_all_that_was_asked() {
 }
 
 #[test]
+fn a_prompt_makes_a_vm_ready_at_the_same_instruction_as_on_the_cpu() {
+    // Where the log's records and the slices end, the prompt is cut.
+    for (before, pause) in [(0, 4096), (116, 4096), (300, 12_288), (2, 16_384)] {
+        let start = print(&("x".repeat(before) + "\r\nvm0 lo"));
+        let code = [&start[..], &work(pause), &print("gin: "), &[LOOP]].concat();
+        let ready = ReadyPattern::new("^vm0 login: ").unwrap();
+        let settings = Settings { ready, ..settings(true, ClockSource::Instret) };
+        let cpu = CpuBackend::start(fleet(1, &code), settings.clone()).unwrap();
+        let cuda = cuda(Size::mib(64), fleet(1, &code), settings);
+        let ready = |all: &BTreeMap<u32, History>| all.values().all(|h| !h.events.is_empty());
+        let (expected, found) = (listen(&cpu, ready), listen(&cuda, ready));
+        assert_eq!(expected, found);
+        assert!(matches!(found[&0].events[..], [(_, EventKind::Ready)]), "{found:?}");
+        assert!(found[&0].console.ends_with("login: "), "{found:?}");
+    }
+}
+
+#[test]
 fn a_ready_vm_stands_still_on_a_cpu_even_if_its_output_was_held_back() {
     // More than the port takes in a slice.
     let code = [&print("PXVM READY\n")[..], &[SB_T1_UART; 40_000], &POWER_OFF].concat();

@@ -5,6 +5,8 @@
 
 use regex::bytes::Regex;
 
+use crate::console::sequence::{Output, Reader};
+
 /// Longest line that is matched.
 const LINE_MAX: usize = 1024;
 
@@ -15,24 +17,11 @@ pub struct Line {
     text: Vec<u8>,
     /// Contents of the line before the cursor moved elsewhere.
     before: Vec<u8>,
-    state: State,
+    reader: Reader,
     /// Whether a carriage return came: the line either ends or is written again.
     returned: bool,
     prompt: Regex,
     kernel: Regex,
-}
-
-/// State within an escape sequence (ECMA-48).
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum State {
-    Text,
-    Escape,
-    /// Within a control sequence, with its parameters.
-    ControlSequence(Vec<u8>),
-    /// Within a title or the like, up to its end.
-    ControlString,
-    /// One more byte follows, which selects a character set.
-    Charset,
 }
 
 impl Line {
@@ -45,7 +34,7 @@ impl Line {
         // The pattern is fixed and valid, so that the fallback is never used.
         let kernel = Regex::new(r"\[ *[0-9]+\.[0-9]{6}\]").unwrap_or_else(|_| prompt.clone());
         let (text, before) = (Vec::new(), Vec::new());
-        Self { text, before, state: State::Text, returned: false, prompt, kernel }
+        Self { text, before, reader: Reader::default(), returned: false, prompt, kernel }
     }
 
     /// Whether the line has a prompt.
@@ -61,49 +50,19 @@ impl Line {
 
     /// Handles more output of the console.
     pub fn feed(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.take(byte));
+        for &byte in bytes {
+            match self.reader.read(byte) {
+                Output::Byte(byte) => self.show(byte),
+                Output::Hidden => {}
+                Output::Moved => self.clear(),
+            }
+        }
     }
 
-    fn take(&mut self, byte: u8) {
-        self.state = match std::mem::replace(&mut self.state, State::Text) {
-            State::Text => return self.show(byte),
-            State::Charset => State::Text,
-            State::Escape => match byte {
-                b'[' => State::ControlSequence(Vec::new()),
-                b']' | b'P' | b'_' | b'^' => State::ControlString,
-                b'(' | b')' => State::Charset,
-                b'c' => self.clear(),
-                _ => State::Text,
-            },
-            State::ControlSequence(mut parameters) => match byte {
-                0x20..=0x3f if parameters.len() < LINE_MAX => {
-                    parameters.push(byte);
-                    State::ControlSequence(parameters)
-                }
-                // Colours, queries, and what line editing uses.
-                b'm' | b'n' | b'K' | b'J' | b'C' | b'D' | b'P' | b'@' | b'X' => State::Text,
-                // Bracketed paste, and the shape of the cursor.
-                b'h' | b'l' if [&b"?2004"[..], b"?25", b"?12", b"?1"].contains(&&*parameters) => {
-                    State::Text
-                }
-                // The cursor moves elsewhere, or to another screen.
-                _ => self.clear(),
-            },
-            State::ControlString => match byte {
-                0x07 => State::Text,
-                0x1b => State::Escape,
-                // Not a complete sequence.
-                b'\n' => self.clear(),
-                _ => State::ControlString,
-            },
-        };
-    }
-
-    fn clear(&mut self) -> State {
+    fn clear(&mut self) {
         if !self.text.is_empty() {
             self.before = std::mem::take(&mut self.text);
         }
-        State::Text
     }
 
     fn show(&mut self, byte: u8) {
@@ -111,12 +70,11 @@ impl Line {
             self.clear();
         }
         match byte {
-            0x1b => self.state = State::Escape,
             b'\r' => self.returned = true,
             // A message of the kernel behind a prompt does not hide the prompt.
             b'\n' => match self.kernel.find(&self.text).map(|said| said.start()) {
                 Some(at) => self.text.truncate(at),
-                None => drop(self.clear()),
+                None => self.clear(),
             },
             0x08 => drop(self.text.pop()),
             b' '.. if self.text.len() < LINE_MAX => self.text.push(byte),
