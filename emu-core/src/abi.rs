@@ -14,7 +14,7 @@ use crate::state::{Name, State, Visitor, visit_named};
 use crate::tlb::{InsnTlb, L1Tlb, L2Tlb};
 
 /// Layout version; host and device refuse to work together when it differs.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The state of one VM, without its RAM and disk. Fields are ordered by how often they are used:
 /// hot (every instruction), warm (traps and CSRs), cold (devices).

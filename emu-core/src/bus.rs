@@ -1,7 +1,7 @@
 //! The bus: accesses to guest-physical addresses that are not RAM go to a device's registers.
 
 use crate::abi::Hart;
-use crate::dev::{finisher, virtio};
+use crate::dev::finisher;
 use crate::lane::Lane;
 use crate::layout::Map;
 use crate::machine::Core;
@@ -17,7 +17,8 @@ enum Device {
     Uart(u32),
     Finisher(u32),
     Rtc(u32),
-    Virtio(virtio::Slot, u32),
+    /// A virtio-mmio transport, by its slot.
+    Virtio(u32, u32),
 }
 
 fn route(map: &Map, addr: u32) -> Option<Device> {
@@ -27,13 +28,13 @@ fn route(map: &Map, addr: u32) -> Option<Device> {
     if let Some(off) = map.plic.offset(addr) {
         return Some(Device::Plic(off));
     }
-    for (slot, transport) in virtio::Slot::ALL.into_iter().zip(&map.virtio) {
+    if let Some(off) = map.clint.offset(addr) {
+        return Some(Device::Clint(off));
+    }
+    for (slot, transport) in (0..).zip(&map.virtio) {
         if let Some(off) = transport.mmio.offset(addr) {
             return Some(Device::Virtio(slot, off));
         }
-    }
-    if let Some(off) = map.clint.offset(addr) {
-        return Some(Device::Clint(off));
     }
     if let Some(off) = map.finisher.offset(addr) {
         return Some(Device::Finisher(off));

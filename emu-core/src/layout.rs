@@ -4,7 +4,7 @@
 //! unchanged. [`SEMU`] follows the machine of the semu emulator. The device trees in `dts/` and
 //! the blob that the host emits are tested against this file.
 
-use crate::dev::virtio::Slot;
+use crate::dev::virtio::DeviceKind;
 use crate::state::{State, Visitor};
 
 /// Which memory map a VM has. Stored in the VM's state, hence the fixed representation.
@@ -61,8 +61,8 @@ pub struct VirtioTransport {
     pub irq: u32,
 }
 
-/// How many virtio-mmio transports a machine has.
-const TRANSPORTS: usize = Slot::ALL.len();
+/// The most virtio-mmio transports that a machine has: as many as QEMU's `virt`.
+pub const TRANSPORTS: usize = 8;
 
 /// One machine's memory map.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +95,8 @@ pub struct Map {
     pub rtc: Region,
     /// The clock's PLIC source.
     pub rtc_irq: u32,
-    /// virtio-mmio transports, by the number of their [`Slot`].
+    /// virtio-mmio transports, in the order of their numbers, which are called slots. Which device
+    /// is in which slot is each VM's own state ([`crate::dev::virtio`]).
     pub virtio: [VirtioTransport; TRANSPORTS],
     /// Ticks of `time` per second.
     pub timebase: u32,
@@ -155,16 +156,17 @@ const fn virt_transports() -> [VirtioTransport; TRANSPORTS] {
     transports
 }
 
-/// Returns the transports of the semu emulator, which has these devices only.
+/// Returns the transports of the semu emulator. It has one for each of these devices, so the slots
+/// are those in which a device is unless the host places it.
 const fn semu_transports() -> [VirtioTransport; TRANSPORTS] {
     const SIZE: u32 = 0x1000;
     let mut transports = [VirtioTransport::NONE; TRANSPORTS];
     let net = VirtioTransport { mmio: Region::new(0xf410_0000, SIZE), irq: 2 };
     let blk = VirtioTransport { mmio: Region::new(0xf420_0000, SIZE), irq: 3 };
     let rng = VirtioTransport { mmio: Region::new(0xf460_0000, SIZE), irq: 4 };
-    transports[Slot::Net as usize] = net;
-    transports[Slot::Blk as usize] = blk;
-    transports[Slot::Rng as usize] = rng;
+    transports[DeviceKind::Net as usize] = net;
+    transports[DeviceKind::Blk as usize] = blk;
+    transports[DeviceKind::Rng as usize] = rng;
     transports
 }
 

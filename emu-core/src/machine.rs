@@ -239,8 +239,11 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
         let platform = &mut *self.platform;
         let map = platform.kind.map();
         platform.dev.plic.set_level(map.uart_irq, platform.dev.uart.irq());
-        for (slot, transport) in virtio::Slot::ALL.into_iter().zip(&map.virtio) {
-            platform.dev.plic.set_level(transport.irq, platform.dev.virtio.irq(slot));
+        for device in virtio::DeviceKind::ALL {
+            let slot = platform.dev.virtio.slot(device);
+            if let Some(transport) = map.virtio.get(slot as usize) {
+                platform.dev.plic.set_level(transport.irq, platform.dev.virtio.irq(device));
+            }
         }
         if map.rtc.size != 0 {
             if platform.dev.rtc.next_alarm().is_some() {

@@ -29,3 +29,4 @@ pub mod stdio;
 mod sync;
 pub mod trace;
 pub mod units;
+pub mod virtio;

@@ -16,6 +16,7 @@ mod tests {
     use pxvm::dtb::{self, Chosen, Shape};
     use pxvm::machine::cmdline;
     use pxvm::machine::fleet::{Link, Root};
+    use pxvm::virtio::Slots;
     use pxvm_tests::needs;
 
     const MEMORY: u32 = 24 << 20;
@@ -63,7 +64,7 @@ mod tests {
         nodes.push((path, node));
     }
 
-    fn emitted(kind: MachineKind, disk: bool) -> Vec<u8> {
+    fn emitted(kind: MachineKind, disk: bool, slots: Slots) -> Vec<u8> {
         // As with the default image.
         let (root, rom) = match kind {
             MachineKind::Virt => (Root::Rom, 1 << 20),
@@ -71,7 +72,7 @@ mod tests {
         };
         let bootargs = cmdline::bootargs(0, None, root, Link::Up, "");
         let chosen = Chosen { bootargs, initrd: None, rng_seed: [0; 8] };
-        dtb::emit(&Shape { kind, memory: MEMORY, rom, disk }).blob(&chosen)
+        dtb::emit(&Shape { kind, memory: MEMORY, rom, disk, slots }).blob(&chosen)
     }
 
     /// Returns the blob of a machine's source; `None` without the device-tree compiler.
@@ -89,7 +90,7 @@ mod tests {
 
     fn compare(name: &str, kind: MachineKind) {
         let Some(source) = compiled(name) else { return };
-        let mut ours = properties(&emitted(kind, true));
+        let mut ours = properties(&emitted(kind, true, Slots::default()));
         assert!(ours.remove("/chosen/rng-seed").is_some());
         assert_eq!(properties(&source), ours);
     }
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_emitted_tree_has_the_addresses_of_the_layout() {
-        let tree = properties(&emitted(MachineKind::Virt, false));
+        let tree = properties(&emitted(MachineKind::Virt, false, Slots::default()));
         let uart = format!("/soc/serial@{:x}/reg", VIRT.uart.base);
         let cells = [VIRT.uart.base, VIRT.uart.size];
         let bytes: Vec<u8> = cells.iter().flat_map(|c| c.to_be_bytes()).collect();
@@ -115,8 +116,18 @@ mod tests {
     }
 
     #[test]
+    fn devices_are_listed_where_they_are_placed() {
+        let tree = properties(&emitted(MachineKind::Virt, true, "blk=0,net=7".parse().unwrap()));
+        let listed: Vec<&str> = tree
+            .keys()
+            .filter_map(|path| path.strip_prefix("/soc/virtio@")?.strip_suffix('/'))
+            .collect();
+        assert_eq!(listed, ["10001000", "10002000", "10008000"]);
+    }
+
+    #[test]
     fn an_independent_reader_takes_the_blob() {
-        let blob = emitted(MachineKind::Virt, true);
+        let blob = emitted(MachineKind::Virt, true, Slots::default());
         let tree = fdt::Fdt::new(&blob).unwrap();
         let memory: Vec<_> = tree.memory().regions().collect();
         assert_eq!(memory[0].starting_address as usize, VIRT.ram_base as usize);

@@ -23,6 +23,7 @@ mod tests {
     use pxvm::machine::cmdline::{LEN_MAX, bootargs};
     use pxvm::machine::fleet::Root;
     use pxvm::machine::{BaseImage, Fleet, GuestOptions, Link, assemble};
+    use pxvm::virtio::Slots;
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
     use serde_json::Value;
     use tempfile::NamedTempFile;
@@ -187,7 +188,8 @@ mod tests {
             "{stderr}"
         );
 
-        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false };
+        let slots = Slots::default();
+        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false, slots };
         let bootargs = "y".repeat(LEN_MAX + 5);
         let tree = emit(&shape).blob(&Chosen { bootargs, initrd: None, rng_seed: [0; 8] });
         let (code, _, stderr) = run(boot("--dtb").arg(file(&tree).path()));
@@ -356,7 +358,8 @@ mod tests {
         if !has_image() {
             return;
         }
-        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false };
+        let slots = Slots::default();
+        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false, slots };
         let old = Chosen {
             bootargs: "console=ttyS0 pxvm.host=vm7".into(),
             initrd: Some(0x1000..0x2000),

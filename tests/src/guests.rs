@@ -1,6 +1,7 @@
 //! Bare-metal guests that are run side by side: good ones, which come to the same end whatever
 //! their neighbours do, and hostile ones, which do what they can against them.
 
+use emu_core::dev::virtio::DeviceKind;
 use emu_core::dev::virtio::driver::{Prng, reg};
 use emu_core::layout::VIRT;
 
@@ -190,8 +191,8 @@ fn bad_descriptors() -> Vec<u32> {
         // The second round prints to RAM.
         a.bltu(S1, T0, inside).li(S1, TABLES).li(S3, RAM + MEMORY - 4);
         a.place(inside);
-        for slot in VIRT.virtio {
-            a.li(S2, slot.mmio.base);
+        for device in DeviceKind::ALL {
+            a.li(S2, VIRT.virtio[device.default_slot() as usize].mmio.base);
             let set = |a: &mut Asm, register: u32, value: u32| {
                 a.li(T0, value).sw(T0, register as i32, S2);
             };

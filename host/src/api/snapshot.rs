@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use emu_core::abi::{Platform, REGISTER_NAMES, Vm};
 use emu_core::csr::{self, CsrOp};
-use emu_core::dev::virtio::Slot;
+use emu_core::dev::virtio::DeviceKind;
 use emu_core::mmu::Privilege;
 use emu_core::port::NullPort;
 use serde::Serialize;
@@ -40,7 +40,7 @@ pub struct SnapshotBody {
     timecmp: u64,
     registers: Words,
     csrs: Words,
-    devices: BTreeMap<&'static str, Words>,
+    devices: BTreeMap<String, Words>,
     private_frames: u32,
 }
 
@@ -86,7 +86,7 @@ fn describe(inspection: Inspection) -> SnapshotBody {
     }
 }
 
-fn devices(platform: &mut Platform) -> BTreeMap<&'static str, Words> {
+fn devices(platform: &mut Platform) -> BTreeMap<String, Words> {
     let dev = &mut platform.dev;
     let mut uart = dev.uart.clone();
     let uart = UART.map(|(name, offset)| (name, uart.read(offset, &mut NullPort)));
@@ -100,19 +100,22 @@ fn devices(platform: &mut Platform) -> BTreeMap<&'static str, Words> {
     ];
     let clint = [("msip", dev.clint.msip)];
     let mut all = BTreeMap::from([
-        ("uart", Words::from(uart)),
-        ("plic", Words::from(plic)),
-        ("clint", Words::from(clint)),
+        ("uart".to_owned(), Words::from(uart)),
+        ("plic".to_owned(), Words::from(plic)),
+        ("clint".to_owned(), Words::from(clint)),
     ]);
-    for slot in Slot::ALL {
-        const DEVICE_ID: u32 = 0x008;
-        let register = |offset| dev.virtio.read(slot, offset, 4);
-        if register(DEVICE_ID) == 0 {
+    for device in DeviceKind::ALL {
+        if !dev.virtio.has(device) {
             continue;
         }
-        let mut words =
-            Words::from([("status", register(0x070)), ("interrupt_status", register(0x060))]);
-        if slot == Slot::Net {
+        let slot = dev.virtio.slot(device);
+        let register = |offset| dev.virtio.read(slot, offset, 4);
+        let mut words = Words::from([
+            ("slot", slot),
+            ("status", register(0x070)),
+            ("interrupt_status", register(0x060)),
+        ]);
+        if device == DeviceKind::Net {
             let counters = &dev.virtio.net.counters;
             // Values within the range of JavaScript's integers.
             words.extend([
@@ -122,7 +125,7 @@ fn devices(platform: &mut Platform) -> BTreeMap<&'static str, Words> {
                 ("tx_drops", counters.tx_drops as u32),
             ]);
         }
-        all.insert(slot.name(), words);
+        all.insert(format!("virtio_{}", device.name()), words);
     }
     all
 }

@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn it_is_the_same_in_all_versions_with_this_state() {
-        assert_eq!(fingerprint(&Vm::new(MachineKind::Virt), 1), 11_153_884_714_703_156_504);
+        assert_eq!(fingerprint(&Vm::new(MachineKind::Virt), 1), 15_079_702_196_009_038_992);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use emu_core::layout::MachineKind;
 use crate::backend::ClockSource;
 use crate::machine::{GuestOptions, Link, Macs};
 use crate::units::Size;
+use crate::virtio::Slots;
 
 /// Which machine, and what is in it.
 #[derive(Clone, Debug, Args)]
@@ -45,6 +46,10 @@ pub struct GuestArgs {
     /// Disk image (virtio-blk) of all machines; what a machine writes is its own, and lost at its end
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
+    /// Virtio transports of devices, numbered from 0, such as blk=0,net=1 [default: net=0,rng=1,blk=2;
+    /// a device that is not named makes room]
+    #[arg(long, value_name = "DEVICE=N,...")]
+    pub virtio_slot: Option<Slots>,
     /// Seed of all randomness in the fleet; each machine has its own part of it
     /// [default: random, printed and reported by boot; 0 with --clock instret and elsewhere]
     #[arg(long, value_name = "N")]
@@ -69,6 +74,7 @@ impl GuestArgs {
             host_time: clock == ClockSource::Host,
             macs: Macs::Same,
             link: Link::Up,
+            slots: self.virtio_slot.unwrap_or_default(),
         }
     }
 }

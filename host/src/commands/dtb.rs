@@ -50,7 +50,8 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
         let window = options.kind.map().rom;
         let rom = options.rom.as_ref().map(|path| rom::rom(path, window)).transpose()?;
         let rom = rom.map_or(0, |rom| rom.len() as u32);
-        let shape = Shape { kind: options.kind, memory, rom, disk: disks.is_some() };
+        let shape =
+            Shape { kind: options.kind, memory, rom, disk: disks.is_some(), slots: options.slots };
         let tree = match &options.dtb {
             None => dtb::emit(&shape),
             Some(path) => dtb::given(&load(Role::DeviceTree, path, Ok)?, &shape)?,

@@ -1,7 +1,7 @@
 //! Builds the device tree of a machine from its memory map.
 
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
-use emu_core::dev::virtio::Slot;
+use emu_core::dev::virtio::DeviceKind;
 use emu_core::layout::{MachineKind, Map, Region, VirtioTransport};
 
 use super::{Shape, Template, cells, set, strings};
@@ -135,16 +135,22 @@ fn soc(map: &Map, shape: &Shape) -> DeviceTreeNode {
     }
     soc.add_child(plic(map));
     soc.add_child(serial(map, shape.kind));
-    for (slot, transport) in Slot::ALL.into_iter().zip(&map.virtio) {
-        let present = match slot {
-            Slot::Net | Slot::Rng => true,
-            Slot::Blk => shape.disk,
-        };
-        if present && transport.mmio.size != 0 {
-            soc.add_child(virtio(transport));
-        }
+    for slot in devices(shape) {
+        soc.add_child(virtio(&map.virtio[slot as usize]));
     }
     soc
+}
+
+/// Returns the slots with virtio devices. QEMU lists the others as well, but each costs the kernel
+/// time at boot.
+fn devices(shape: &Shape) -> Vec<u32> {
+    let present = DeviceKind::ALL.into_iter().filter(|device| match device {
+        DeviceKind::Net | DeviceKind::Rng => true,
+        DeviceKind::Blk => shape.disk,
+    });
+    let mut slots: Vec<u32> = present.map(|device| shape.slots.of(device)).collect();
+    slots.sort_unstable();
+    slots
 }
 
 fn plic(map: &Map) -> DeviceTreeNode {

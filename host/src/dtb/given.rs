@@ -255,8 +255,15 @@ mod tests {
     use super::super::{Chosen, cells, emit, value};
     use super::*;
     use crate::image::testing::damage;
+    use crate::virtio::Slots;
 
-    const SHAPE: Shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false };
+    const SHAPE: Shape = Shape {
+        kind: MachineKind::Virt,
+        memory: 24 << 20,
+        rom: 0,
+        disk: false,
+        slots: Slots::DEFAULT,
+    };
 
     fn chosen(bootargs: &str) -> Chosen {
         Chosen {
@@ -349,20 +356,20 @@ mod tests {
             let add = |bus: &mut DeviceTreeNode, name: &str, at: u32| {
                 set(bus.add_child_mut(DeviceTreeNode::new_unchecked(name)), "reg", cells(&[at, 8]));
             };
-            add(soc, "virtio@10007000", 0x1000_7000);
+            add(soc, "virtio@10009000", 0x1000_9000);
             add(soc, "flash@20000000", 0x2000_0000);
             let bus = root.add_child_mut(DeviceTreeNode::new_unchecked("bus@10000000"));
             set(bus, "#address-cells", 1u32);
             set(bus, "#size-cells", 1u32);
             set(bus, "ranges", cells(&[0, 0x1000_0000, 0x1_0000]));
             add(bus, "serial@0", 0);
-            add(bus, "virtio@8000", 0x8000);
+            add(bus, "virtio@9000", 0x9000);
             // On a bus that the hart does not see.
             add(bus, "far@20000", 0x2_0000);
         });
         let tree = parse(&blob, &SHAPE).unwrap().tree;
         let status = |path: &str| value(tree.find_node(path).unwrap(), "status");
-        for path in ["/soc/virtio@10007000", "/soc/flash@20000000", "/bus@10000000/virtio@8000"] {
+        for path in ["/soc/virtio@10009000", "/soc/flash@20000000", "/bus@10000000/virtio@9000"] {
             assert_eq!(status(path).as_deref(), Some(&b"disabled\0"[..]), "{path}");
         }
         for path in ["/soc/virtio@10001000", "/bus@10000000/serial@0", "/bus@10000000/far@20000"] {

@@ -16,6 +16,8 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node, Property, ToPropertyValue};
 use emu_core::layout::MachineKind;
 
+use crate::virtio::Slots;
+
 /// Largest blob that is accepted, in bytes.
 pub const BLOB_MAX: usize = 64 << 10;
 /// Words of `rng-seed`.
@@ -46,6 +48,8 @@ pub struct Shape {
     pub rom: u32,
     /// Whether the machine has a disk.
     pub disk: bool,
+    /// Where virtio devices are.
+    pub slots: Slots,
 }
 
 /// The device tree of a fleet. VMs differ in `/chosen` only.

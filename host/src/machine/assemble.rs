@@ -13,6 +13,7 @@ use crate::image::cache::{self, CacheError};
 use crate::image::disk::Disks;
 use crate::image::{self, ImageError, Role, initrd, kernel, rom};
 use crate::units::Size;
+use crate::virtio::{SlotError, Slots};
 
 /// Options of a fleet's guests.
 #[derive(Clone, Debug)]
@@ -48,6 +49,8 @@ pub struct GuestOptions {
     pub macs: Macs,
     /// Whether network cards are connected to anything.
     pub link: Link,
+    /// Where virtio devices are.
+    pub slots: Slots,
 }
 
 impl Default for GuestOptions {
@@ -68,6 +71,7 @@ impl Default for GuestOptions {
             host_time: false,
             macs: Macs::Same,
             link: Link::Up,
+            slots: Slots::default(),
         }
     }
 }
@@ -87,6 +91,9 @@ pub enum AssembleError {
     /// The device tree does not fit the VM.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// Virtio devices cannot be placed so.
+    #[error(transparent)]
+    Slots(#[from] SlotError),
     /// The kernel would cut its command line.
     #[error(
         "the kernel's command line has {len} bytes, of which it takes {most}; make {what} \
@@ -108,6 +115,7 @@ pub enum AssembleError {
 pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
     let kind = options.kind;
     ram(kind, options.memory)?;
+    options.slots.check(kind)?;
     // `ram` has checked the size against the map.
     let memory = options.memory.0 as u32;
 
@@ -122,7 +130,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         _ => None,
     };
     let rom_len = rom.as_ref().map_or(0, |rom| rom.len() as u32);
-    let shape = Shape { kind, memory, rom: rom_len, disk: disks.is_some() };
+    let shape = Shape { kind, memory, rom: rom_len, disk: disks.is_some(), slots: options.slots };
     let tree = match &options.dtb {
         None => dtb::emit(&shape),
         Some(path) => dtb::given(&image::load(Role::DeviceTree, path, Ok)?, &shape)?,
@@ -171,6 +179,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         host_time: options.host_time,
         macs: options.macs,
         link: options.link,
+        slots: options.slots,
         entries: Vec::new(),
     })
 }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use emu_core::abi::Vm;
 use emu_core::chacha::ChaCha;
-use emu_core::dev::virtio::{blk::Blk, net::Net, rng::Rng};
+use emu_core::dev::virtio::{DeviceKind, blk::Blk, net::Net, rng::Rng};
 use emu_core::layout::MachineKind;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 
@@ -16,6 +16,7 @@ use crate::dtb::{Chosen, SEED_WORDS, Template};
 use crate::image::Payload;
 use crate::image::disk::{Disks, SECTOR};
 use crate::units::Size;
+use crate::virtio::Slots;
 
 /// Unix time at guest time zero when guests do not see the host's time: the start of 2026.
 const FIXED_EPOCH_NS: u64 = 1_767_225_600 * 1_000_000_000;
@@ -47,6 +48,8 @@ pub struct Fleet {
     pub macs: Macs,
     /// Whether network cards are connected to anything.
     pub link: Link,
+    /// Where virtio devices are.
+    pub slots: Slots,
     /// Entry point of each VM, with the row of the same index in the base image. Empty when all VMs
     /// run the same program: they then have row 0 and the plan's entry.
     pub entries: Vec<u32>,
@@ -157,6 +160,7 @@ impl Fleet {
             host_time: false,
             macs: Macs::Each,
             link: Link::Up,
+            slots: Slots::default(),
             entries,
         }
     }
@@ -206,6 +210,11 @@ impl Fleet {
         if let Some(disks) = &self.disks {
             virtio.blk = Blk::new(disks.size(vm) / SECTOR);
         }
+        for device in DeviceKind::ALL {
+            if virtio.has(device) {
+                virtio.place(device, self.slots.of(device));
+            }
+        }
         Staged { row, vm: state, pages: self.own_pages(vm, earlier) }
     }
 
@@ -254,7 +263,13 @@ mod tests {
     use crate::machine::plan::{Inputs, plan};
 
     fn fleet(seed: u64) -> Fleet {
-        let shape = Shape { kind: MachineKind::Virt, memory: 24 << 20, rom: 0, disk: false };
+        let shape = Shape {
+            kind: MachineKind::Virt,
+            memory: 24 << 20,
+            rom: 0,
+            disk: false,
+            slots: Slots::default(),
+        };
         let tree = emit(&shape);
         let plan = plan(Inputs {
             kind: shape.kind,
@@ -281,6 +296,7 @@ mod tests {
             host_time: false,
             macs: Macs::Same,
             link: Link::Up,
+            slots: Slots::default(),
             entries: Vec::new(),
         }
     }
@@ -306,6 +322,15 @@ mod tests {
         assert_ne!(fleet(1).blob(7, 0), fleet(1).blob(7, 99));
         let device = |earlier| fleet(1).stage(7, earlier).vm.platform.dev.virtio.rng;
         assert!(device(0) == device(0) && device(0) != device(99));
+    }
+
+    #[test]
+    fn devices_are_in_the_slots_that_the_fleet_says() {
+        let moved = Fleet { slots: "net=5,blk=0".parse().unwrap(), ..fleet(1) };
+        let virtio = moved.stage(0, 0).vm.platform.dev.virtio;
+        assert_eq!(virtio.device(5), Some(DeviceKind::Net));
+        assert_eq!(virtio.device(1), Some(DeviceKind::Rng));
+        assert_eq!(virtio.device(0), None, "a disk that is not there");
     }
 
     #[test]

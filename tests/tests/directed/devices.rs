@@ -6,7 +6,7 @@ use pxvm_tests::machine::{DATA, RAM, TestMachine, to_m};
 use emu_core::abi::{Exit, ExitCode};
 use emu_core::chacha::ChaCha;
 use emu_core::csr::{irq, mstatus};
-use emu_core::dev::virtio::rng::Rng;
+use emu_core::dev::virtio::{DeviceKind, blk::Blk, rng::Rng};
 use emu_core::mmu::Privilege::User;
 
 const INTERRUPT: u32 = 1 << 31;
@@ -181,8 +181,68 @@ fn virtio_transports_answer_with_their_magic() {
     assert_eq!([A0, A1, A2, A3].map(|r| m.x(r)), [0x7472_6976, 2, 0, 4]);
 }
 
+/// Looks for a disk as tutorials do, behind each transport, and returns what is in `a0`: the slot,
+/// or 8.
+fn find_a_disk(disk_in: Option<u32>) -> u32 {
+    let mut m = TestMachine::program(|a| {
+        let (next, found, wrong) = (a.label(), a.label(), a.label());
+        a.li(A0, 0).li(S0, VIRTIO).li(S1, 0x7472_6976).li(S2, 0x554d_4551).li(S3, 2);
+        a.li(S4, 8).li(S5, 0x1000);
+        let again = a.mark();
+        a.lw(T0, 0, S0).bne(T0, S1, wrong).lw(T0, 0xc, S0).bne(T0, S2, wrong);
+        a.lw(T0, 8, S0).beq(T0, S3, found).bne(T0, ZERO, next).sw(S1, 0x70, S0);
+        a.lw(T0, 0x70, S0).bne(T0, ZERO, wrong);
+        a.place(next).add(S0, S0, S5).addi(A0, A0, 1).bne(A0, S4, again).j(found);
+        a.place(wrong).li(A0, u32::MAX).place(found);
+    });
+    if let Some(slot) = disk_in {
+        m.vm.platform.dev.virtio.blk = Blk::new(1);
+        m.vm.platform.dev.virtio.place(DeviceKind::Blk, slot);
+    }
+    m.vm.platform.dev.virtio.rng = Rng::new(ChaCha::new([0; 8]));
+    m.run_out();
+    assert_eq!(m.taken(), None);
+    m.x(A0)
+}
+
+#[test]
+fn a_scan_finds_the_disk_in_any_slot_and_ends_without_one() {
+    for slot in [0, 2, 3, 7] {
+        assert_eq!(find_a_disk(Some(slot)), slot);
+    }
+    assert_eq!(find_a_disk(None), 8);
+}
+
+#[test]
+fn behind_the_last_transport_there_is_nothing() {
+    let mut m = TestMachine::program(|a| {
+        a.li(S0, VIRTIO + 0x8000).lw(A0, 0, S0);
+    });
+    m.run_out();
+    assert_eq!(m.taken().map(|t| (t.cause, t.tval)), Some((5, VIRTIO + 0x8000)));
+}
+
+#[test]
+fn the_interrupt_is_that_of_the_slot() {
+    let mut m = TestMachine::program(|a| {
+        a.store_li(PLIC + 4 * 8, 1).store_li(PLIC_ENABLE, 1 << 8);
+        ask_for_entropy_in(7, a, DATA, 64);
+        a.li(S0, PLIC_CONTEXT).lw(A0, 4, S0);
+    });
+    m.vm.platform.dev.virtio.rng = Rng::new(ChaCha::new([0; 8]));
+    m.vm.platform.dev.virtio.place(DeviceKind::Rng, 7);
+    m.run_out();
+    assert_eq!((m.taken(), m.x(A0)), (None, 8));
+}
+
 /// Sets up queue 0 of the entropy device with one buffer of `len` bytes at `buffer`.
 pub fn ask_for_entropy(a: &mut Asm, buffer: u32, len: u32) {
+    ask_for_entropy_in(1, a, buffer, len);
+}
+
+/// The same with the device in another slot.
+fn ask_for_entropy_in(slot: u32, a: &mut Asm, buffer: u32, len: u32) {
+    let transport = VIRTIO + 0x1000 * slot;
     const QUEUE: u32 = DATA + 0x8000;
     let registers = [
         (0x70, 0),
@@ -204,13 +264,13 @@ pub fn ask_for_entropy(a: &mut Asm, buffer: u32, len: u32) {
         (0x70, 1 | 2 | 8 | 4),
     ];
     for (register, value) in registers {
-        a.store_li(VIRTIO + 0x1000 + register, value);
+        a.store_li(transport + register, value);
     }
     // Descriptor 0: for the device to write. Available ring: one entry, descriptor 0.
     a.store_li(QUEUE, buffer).store_li(QUEUE + 8, len).store_li(QUEUE + 12, 2);
     a.store_li(QUEUE + 0x1000, 1 << 16);
     // The notification.
-    a.store_li(VIRTIO + 0x1000 + 0x50, 0);
+    a.store_li(transport + 0x50, 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::mmio::Transport;
 use super::queue::{Budget, Queue, QueueError, QueueStatus, SIZE_MAX as QUEUE_SIZE_MAX};
-use super::{Device, Io, feature};
+use super::{Device, DeviceKind, Io, feature};
 use crate::mem::{Dma, DmaError, Memory};
 use crate::port::Port;
 
@@ -70,7 +70,11 @@ state!(Blk { transport, queues, capacity });
 impl Blk {
     /// Makes a disk of `capacity` sectors of 512 bytes.
     pub const fn new(capacity: u64) -> Self {
-        Self { transport: Transport::RESET, capacity, ..Self::ABSENT }
+        Self {
+            transport: Transport::in_slot(DeviceKind::Blk.default_slot()),
+            capacity,
+            ..Self::ABSENT
+        }
     }
 }
 

@@ -4,6 +4,10 @@
 //! and the devices. A device is a file with an implementation of [`Device`], and a row of the table
 //! [`VirtioDevices`]; nothing else here knows it by name.
 //!
+//! The machine has more transports than devices. The number of a transport is called a slot, and
+//! the slot in which a device is, is part of the device's state, as the host placed it. The other
+//! transports answer that they have no device.
+//!
 //! A driver that violates the rules of the ring gets DEVICE_NEEDS_RESET, and the device does
 //! nothing more until the driver resets it. Nothing that a driver writes can reach another VM.
 //!
@@ -61,7 +65,7 @@ pub trait Device {
     const ID: u32;
     /// The features that it offers.
     const FEATURES: u64;
-    /// A transport without this device behind it.
+    /// The device of a machine that does not have it: in no slot.
     const ABSENT: Self;
 
     /// Returns the registers of its transport.
@@ -106,20 +110,11 @@ pub trait Device {
 
     /// Loads `size` bytes from the register at `offset`.
     fn read(&self, offset: u32, size: u32) -> u32 {
-        let present = self.transport().is_present();
         if let Some(at) = offset.checked_sub(mmio::CONFIG_BASE) {
-            return if present {
-                mmio::read_config(at, size, |at| self.config_byte(at))
-            } else {
-                0
-            };
+            return mmio::read_config(at, size, |at| self.config_byte(at));
         }
-        let (identity, queues) = if present {
-            (Identity { id: Self::ID, features: Self::FEATURES }, self.queues())
-        } else {
-            (Identity::ABSENT, [].as_slice())
-        };
-        self.transport().read(queues, identity, offset, size)
+        let identity = Identity { id: Self::ID, features: Self::FEATURES };
+        self.transport().read(self.queues(), identity, offset, size)
     }
 
     /// Stores `size` bytes to the register at `offset`.
@@ -195,25 +190,29 @@ pub trait Device {
     }
 }
 
-/// Makes of one row for each device the devices of a VM, and what finds them by their number.
+/// Makes of one row for each device the devices of a VM, and what finds them by their slot.
 macro_rules! virtio_devices {
-    ($($(#[$doc:meta])* $Slot:ident, $field:ident: $Device:ty;)*) => {
-        /// The number of a device's transport, by which [`crate::layout::Map::virtio`] says where
-        /// its registers are. The numbers are those of the rows.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub enum Slot {
-            $($(#[$doc])* $Slot,)*
+    ($($(#[$doc:meta])* $Kind:ident, $field:ident: $Device:ty;)*) => {
+        /// Which virtio device, in the order of the rows.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        pub enum DeviceKind {
+            $($(#[$doc])* $Kind,)*
         }
 
-        impl Slot {
-            /// All slots, in the order of their numbers.
-            pub const ALL: [Self; [$(Self::$Slot),*].len()] = [$(Self::$Slot),*];
+        impl DeviceKind {
+            /// All devices.
+            pub const ALL: [Self; [$(Self::$Kind),*].len()] = [$(Self::$Kind),*];
 
-            /// Returns the name of the device.
+            /// Returns the name of the device: `net`.
             pub const fn name(self) -> &'static str {
                 match self {
-                    $(Self::$Slot => concat!("virtio_", stringify!($field)),)*
+                    $(Self::$Kind => stringify!($field),)*
                 }
+            }
+
+            /// Returns the slot in which the device is unless the host places it.
+            pub const fn default_slot(self) -> u32 {
+                self as u32
             }
         }
 
@@ -231,13 +230,40 @@ macro_rules! virtio_devices {
         state!(VirtioDevices { $($field),* });
 
         impl VirtioDevices {
-            /// Transports without devices.
+            /// No devices.
             pub const ABSENT: Self = Self { $($field: <$Device>::ABSENT,)* };
 
+            /// Returns the slot in which a device is; [`mmio::NO_SLOT`] when the machine does not
+            /// have the device.
+            pub fn slot(&self, device: DeviceKind) -> u32 {
+                match device {
+                    $(DeviceKind::$Kind => self.$field.transport().slot(),)*
+                }
+            }
+
+            /// Returns whether the machine has a device.
+            pub fn has(&self, device: DeviceKind) -> bool {
+                self.slot(device) != mmio::NO_SLOT
+            }
+
+            /// Returns the device in a slot, if there is one.
+            pub fn device(&self, slot: u32) -> Option<DeviceKind> {
+                DeviceKind::ALL.into_iter().find(|&device| self.slot(device) == slot)
+            }
+
+            /// Moves a device to a slot that is free, before the machine starts.
+            pub fn place(&mut self, device: DeviceKind, slot: u32) {
+                match device {
+                    $(DeviceKind::$Kind => {
+                        self.$field.transport_and_queues().0.move_to(slot);
+                    })*
+                }
+            }
+
             /// Returns the level of the interrupt line of a device.
-            pub fn irq(&self, slot: Slot) -> bool {
-                match slot {
-                    $(Slot::$Slot => self.$field.irq(),)*
+            pub fn irq(&self, device: DeviceKind) -> bool {
+                match device {
+                    $(DeviceKind::$Kind => self.$field.irq(),)*
                 }
             }
 
@@ -246,24 +272,26 @@ macro_rules! virtio_devices {
                 None$(.or_else(|| self.$field.deferred()))*
             }
 
-            /// Loads from a register of a device ([`Device::read`]).
-            pub fn read(&self, slot: Slot, offset: u32, size: u32) -> u32 {
-                match slot {
-                    $(Slot::$Slot => self.$field.read(offset, size),)*
+            /// Loads from a register of the transport with number `slot` ([`Device::read`]).
+            pub fn read(&self, slot: u32, offset: u32, size: u32) -> u32 {
+                match self.device(slot) {
+                    $(Some(DeviceKind::$Kind) => self.$field.read(offset, size),)*
+                    None => mmio::read_empty(offset),
                 }
             }
 
-            /// Stores to a register of a device ([`Device::write`]).
+            /// Stores to a register of the transport with number `slot` ([`Device::write`]).
             pub fn write<M: Memory, D: Memory, P: Port>(
                 &mut self,
-                slot: Slot,
+                slot: u32,
                 offset: u32,
                 size: u32,
                 value: u32,
                 io: &mut Io<'_, M, D, P>,
             ) -> Result<(), Trap> {
-                match slot {
-                    $(Slot::$Slot => self.$field.write(offset, size, value, io),)*
+                match self.device(slot) {
+                    $(Some(DeviceKind::$Kind) => self.$field.write(offset, size, value, io),)*
+                    None => Ok(()),
                 }
             }
 

@@ -2,7 +2,7 @@
 
 use super::mmio::Transport;
 use super::queue::{Budget, Queue, QueueError, QueueStatus, SIZE_MAX};
-use super::{Device, Io, feature};
+use super::{Device, DeviceKind, Io, feature};
 use crate::mem::Memory;
 use crate::port::{PACKET_MAX, Port};
 
@@ -69,7 +69,12 @@ state!(Net { transport, queues, mac, link, counters });
 impl Net {
     /// Makes a card with hardware address `mac`, link up.
     pub const fn new(mac: [u8; 6]) -> Self {
-        Self { transport: Transport::RESET, mac, link: LINK_UP, ..Self::ABSENT }
+        Self {
+            transport: Transport::in_slot(DeviceKind::Net.default_slot()),
+            mac,
+            link: LINK_UP,
+            ..Self::ABSENT
+        }
     }
 
     /// Sets the link up or down, and interrupts the driver if that changes it.

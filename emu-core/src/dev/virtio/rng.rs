@@ -2,7 +2,7 @@
 
 use super::mmio::Transport;
 use super::queue::{Budget, Queue, QueueError, QueueStatus};
-use super::{Device, Io, feature};
+use super::{Device, DeviceKind, Io, feature};
 use crate::chacha::ChaCha;
 use crate::mem::Memory;
 use crate::port::Port;
@@ -30,7 +30,11 @@ state!(Rng { transport, queues, random });
 impl Rng {
     /// Makes an entropy source that returns the bytes of `random`.
     pub const fn new(random: ChaCha) -> Self {
-        Self { transport: Transport::RESET, random, ..Self::ABSENT }
+        Self {
+            transport: Transport::in_slot(DeviceKind::Rng.default_slot()),
+            random,
+            ..Self::ABSENT
+        }
     }
 }
 

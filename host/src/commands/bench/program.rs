@@ -4,7 +4,7 @@
 //! address of its network card, so that neighbours compute different values with the same control
 //! flow.
 
-use emu_core::dev::virtio::Slot;
+use emu_core::dev::virtio::DeviceKind;
 use emu_core::layout::{MachineKind, VIRT};
 
 use crate::error::Error;
@@ -84,7 +84,7 @@ const POWER_OFF: u32 = 0x5555;
 
 const PROGRAM: [u32; 33] = [
     lui(S3, VIRT.ram_base + 0x1000),
-    lui(T0, VIRT.virtio[Slot::Net as usize].mmio.base),
+    lui(T0, VIRT.virtio[DeviceKind::Net.default_slot() as usize].mmio.base),
     lbu(S0, MAC_LOW_BYTE, T0),
     andi(S0, S0, SEEDS - 1),
     addi(S0, S0, 1),
