@@ -129,7 +129,7 @@ pub const NO_RESERVATION: u32 = 1;
 pub struct Exit {
     /// The reason.
     pub code: ExitCode,
-    /// Finisher exit status, or the [`FaultCode`], or zero.
+    /// Finisher exit status, or the [`FaultCode`], or the page of the disk, or zero.
     pub arg: u32,
 }
 
@@ -155,6 +155,8 @@ pub enum ExitCode {
     Reset = 5,
     /// The guest cannot continue. The argument is a [`FaultCode`].
     Fault = 6,
+    /// A page of the disk, the argument, is not loaded; run again when it is.
+    Disk = 7,
 }
 
 /// What was wrong with a guest that cannot continue.

@@ -2,10 +2,11 @@
 
 use crate::abi::Hart;
 use crate::dev::finisher;
+use crate::disk::Disk;
 use crate::lane::Lane;
 use crate::layout::Map;
 use crate::machine::Core;
-use crate::mem::{Memory, Ram};
+use crate::mem::Ram;
 use crate::port::Port;
 use crate::trap::Trap;
 
@@ -51,7 +52,7 @@ const fn mask(size: u32) -> u32 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NoDevice;
 
-impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
+impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Reads a device register of `size` bytes.
     pub(crate) fn bus_read(&mut self, addr: u32, size: u32) -> Result<u32, NoDevice> {
         let device = route(self.platform.kind.map(), addr).ok_or(NoDevice)?;

@@ -1,12 +1,13 @@
 //! The fast path: the common instructions, which the instruction loop executes itself.
 
 use crate::abi::Hart;
+use crate::disk::Disk;
 use crate::hart::Count;
 use crate::insn::table::{if_op, match_op};
 use crate::insn::{Class, Decoded, Extend, INSN_SIZE, Op};
 use crate::lane::Lane;
 use crate::machine::Core;
-use crate::mem::{Memory, Ram, RawFrames};
+use crate::mem::{Ram, RawFrames};
 use crate::port::Port;
 use crate::trace::Trace;
 
@@ -44,7 +45,7 @@ pub(crate) enum Flow {
     SlowPath,
 }
 
-impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
+impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Reads instruction number `at` of a page ahead of its execution, if that pays.
     #[inline(always)]
     pub(crate) fn prefetch(&self, code: M::Code, at: u32) -> Decoded {

@@ -11,11 +11,12 @@
 
 use crate::abi::Hart;
 use crate::clock::Clock;
+use crate::disk::Disk;
 use crate::fast_path::{Flow, Site};
 use crate::insn::{Decoded, INSN_SIZE, Op};
 use crate::lane::Lane;
 use crate::machine::Core;
-use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Memory, Ram};
+use crate::mem::{FRAME_INSNS, FRAME_SIZE, Frame, Ram};
 use crate::mmu::{Context, PAGE_MASK};
 use crate::port::Port;
 use crate::trace::Trace;
@@ -72,7 +73,7 @@ impl Count {
     }
 }
 
-impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
+impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Executes up to `n` instructions from `hart.pc`. Returns how many retired, and the trap that
     /// the next one raised, if any.
     ///

@@ -17,6 +17,7 @@ pub mod chacha;
 pub mod clock;
 pub mod csr;
 pub mod dev;
+pub mod disk;
 mod fast_path;
 mod hart;
 pub mod insn;

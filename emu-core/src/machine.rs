@@ -5,8 +5,9 @@ use crate::abi::{Exit, ExitCode, FaultCode, Hart, NO_RESERVATION, Platform, Vm};
 use crate::clock::Now;
 use crate::csr::{MEDELEG_WRITABLE, StoredCsr, irq};
 use crate::dev::virtio::{self, Deferred};
+use crate::disk::Disk;
 use crate::lane::{Lane, Scalar, SyncPoint};
-use crate::mem::{Dma, Memory, Ram};
+use crate::mem::{Dma, Ram};
 use crate::mmu::Privilege;
 use crate::pmp::Pmp;
 use crate::port::Port;
@@ -36,7 +37,7 @@ pub(crate) struct Core<'a, M, D, P, L> {
     pub(crate) exit: Option<Exit>,
 }
 
-impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
+impl<'a, M: Ram, D: Disk, P: Port> Machine<'a, M, D, P> {
     /// Makes a machine of a VM's state, its RAM, the disk behind virtio-blk, and its connection to
     /// the host. Its hart executes on a CPU.
     pub fn new(vm: &'a mut Vm, ram: &'a mut M, disk: &'a mut D, port: &'a mut P) -> Self {
@@ -44,7 +45,7 @@ impl<'a, M: Ram, D: Memory, P: Port> Machine<'a, M, D, P> {
     }
 }
 
-impl<'a, M: Ram, D: Memory, P: Port, L: Lane> Machine<'a, M, D, P, L> {
+impl<'a, M: Ram, D: Disk, P: Port, L: Lane> Machine<'a, M, D, P, L> {
     /// Makes a machine as [`Machine::new`] does, whose hart executes on `lane`. The hart's state may
     /// lie apart from the rest, such as in a GPU's shared memory.
     pub fn on(
@@ -73,7 +74,7 @@ impl<'a, M: Ram, D: Memory, P: Port, L: Lane> Machine<'a, M, D, P, L> {
     }
 }
 
-impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
+impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     #[inline]
     fn run<T: Trace>(&mut self, hart: &mut Hart, budget: u32, now: Now, trace: &mut T) -> Exit {
         if self.lane.polls() {
@@ -210,10 +211,11 @@ impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// where slices end.
     fn unfinished(&self) -> Option<Exit> {
         let deferred = self.platform.dev.virtio.deferred()?;
-        Some(Exit::new(match deferred {
-            Deferred::Port => ExitCode::Stalled,
-            Deferred::Budget => ExitCode::Budget,
-        }))
+        Some(match deferred {
+            Deferred::Port => Exit::new(ExitCode::Stalled),
+            Deferred::Budget => Exit::new(ExitCode::Budget),
+            Deferred::Disk(page) => Exit { code: ExitCode::Disk, arg: page },
+        })
     }
 
     /// Returns the number of instructions, at least one, until the timer or the RTC's alarm is due.

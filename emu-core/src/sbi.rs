@@ -2,9 +2,10 @@
 
 use crate::abi::{Exit, ExitCode, FaultCode, Hart, NO_RESERVATION};
 use crate::csr::irq;
+use crate::disk::Disk;
 use crate::lane::Lane;
 use crate::machine::Core;
-use crate::mem::{Dma, Memory, Ram};
+use crate::mem::{Dma, Ram};
 use crate::port::Port;
 use crate::trap::Trap;
 
@@ -52,7 +53,7 @@ fn arg(hart: &Hart, n: usize) -> u32 {
     hart.x[10 + (n & 7)]
 }
 
-impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
+impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Executes an SBI call, an ECALL from S-mode. `a7` holds the extension, `a6` the function, and
     /// `a0` onwards the arguments. Sets `a0` to the error code and `a1` to the value.
     pub(crate) fn sbi_call(&mut self, hart: &mut Hart) -> Result<(), Trap> {

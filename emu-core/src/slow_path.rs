@@ -3,17 +3,18 @@
 
 use crate::abi::{Hart, NO_RESERVATION};
 use crate::csr::{Change, CsrOp, StoredCsr, mstatus};
+use crate::disk::Disk;
 use crate::insn::table::{if_op, match_op};
 use crate::insn::{Class, Decoded, Format, INSN_SIZE, Insn, Op, Row, decode};
 use crate::lane::Lane;
 use crate::machine::Core;
-use crate::mem::{FRAME_SIZE, Frame, Memory, Ram};
+use crate::mem::{FRAME_SIZE, Frame, Ram};
 use crate::mmu::{AccessType, PAGE_MASK, Privilege, Target};
 use crate::port::Port;
 use crate::trace::Trace;
 use crate::trap::{Trap, cause};
 
-impl<M: Ram, D: Memory, P: Port, L: Lane> Core<'_, M, D, P, L> {
+impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Executes one instruction at `hart.pc` and returns the next `pc`. Sets `exit_loop` when the
     /// instruction loop must end after it.
     #[cold]

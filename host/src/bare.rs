@@ -317,7 +317,7 @@ fn stopped(vm: u32, exit: Exit, printed: &[u8], output: &mut impl Output) -> Opt
         output.print(vm, printed);
     }
     match exit.code {
-        ExitCode::Budget | ExitCode::Stalled => None,
+        ExitCode::Budget | ExitCode::Stalled | ExitCode::Disk => None,
         ExitCode::Idle => Some(End::Stuck),
         ExitCode::PowerOff if exit.arg == 0 => Some(End::Passed),
         ExitCode::PowerOff => Some(End::Failed(exit.arg)),

@@ -11,8 +11,9 @@ use crate::warp::Warp;
 use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, FaultCode, Hart, Platform, VERSION, Vm};
 use emu_core::clock::Now;
+use emu_core::disk::Disk;
 use emu_core::machine::Machine;
-use emu_core::mem::{Memory, Ram};
+use emu_core::mem::Ram;
 
 /// How many runs a slice may take to reach its end. A run can retire fewer instructions than asked.
 pub const SLICE_PARTS: u64 = 8;
@@ -162,7 +163,7 @@ struct Guest<'a, 'p, M, D> {
     now: Now,
 }
 
-impl<M: Ram, D: Memory> Guest<'_, '_, M, D> {
+impl<M: Ram, D: Disk> Guest<'_, '_, M, D> {
     /// Runs the VM until it reaches its bounds, the launch ends, or the VM exits. Returns how the
     /// last run ended.
     #[inline(always)]
@@ -239,7 +240,8 @@ fn finish(
         | ExitCode::NoFrame
         | ExitCode::PowerOff
         | ExitCode::Reset
-        | ExitCode::Fault => port.park(exit, vm.wake_at()),
+        | ExitCode::Fault
+        | ExitCode::Disk => port.park(exit, vm.wake_at()),
     }
     control.instructions.fetch_add(spent, Ordering::Relaxed);
 }

@@ -138,7 +138,8 @@ impl<'a> LogPort<'a> {
             | ExitCode::NoFrame
             | ExitCode::PowerOff
             | ExitCode::Reset
-            | ExitCode::Fault => retired,
+            | ExitCode::Fault
+            | ExitCode::Disk => retired,
         };
         self.flush();
     }

@@ -252,7 +252,8 @@ impl Life {
         settings: &Settings,
     ) -> (Action, Vec<EventKind>) {
         match exit.code {
-            ExitCode::Budget | ExitCode::Stalled => (Action::Nothing, Vec::new()),
+            // Where a VM waits for its disk, its backend makes it go on.
+            ExitCode::Budget | ExitCode::Stalled | ExitCode::Disk => (Action::Nothing, Vec::new()),
             ExitCode::Idle => (self.on(Trigger::Idle { due }), Vec::new()),
             ExitCode::Reset if settings.until_ready && self.boots >= BOOTS_MAX => {
                 let events = vec![EventKind::Reset, EventKind::Faulted(Reason::BootLoop)];

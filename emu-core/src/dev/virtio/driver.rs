@@ -6,10 +6,11 @@
 extern crate std;
 
 use std::boxed::Box;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::vec::Vec;
 
 use super::{Device, Io, feature, mmio::status};
+use crate::disk::{Disk, DiskError, PAGE_SIZE};
 use crate::mem::{Dma, FRAME_SIZE, Frame, Memory, NoFrame, chunks};
 use crate::port::Port;
 use crate::trap::Trap;
@@ -119,24 +120,6 @@ impl MockMemory {
         }
     }
 
-    /// Shared pages with `image` in them, the last one padded with zeros.
-    pub fn with_image(image: &[u8]) -> Self {
-        let mut memory = Self::new(0);
-        for bytes in image.chunks(FRAME_SIZE as usize) {
-            let mut frame = [0; FRAME_SIZE as usize];
-            frame[..bytes.len()].copy_from_slice(bytes);
-            memory.pages.push(memory.frames.len() as u32);
-            memory.frames.push(Box::new(frame));
-        }
-        memory.shared = memory.frames.len() as u32;
-        memory
-    }
-
-    /// How many private frames were made.
-    pub fn private_frames(&self) -> u32 {
-        self.frames.len() as u32 - self.shared
-    }
-
     fn value<const N: usize>(&self, frame: Frame, offset: u32) -> [u8; N] {
         let at = (offset % FRAME_SIZE) as usize & !(N - 1);
         self.frames[frame.raw() as usize][at..at + N].try_into().expect("N bytes")
@@ -210,6 +193,91 @@ impl Memory for MockMemory {
         for (at, n) in chunks(CHUNK, offset, len) {
             f(at, &mut self.private(frame)[(offset + at) as usize..][..n]);
         }
+    }
+}
+
+/// A disk in a vector, of which pages can be missing or broken.
+#[derive(Clone, Debug, Default)]
+pub struct MockDisk {
+    /// Its bytes: whole pages.
+    pub bytes: Vec<u8>,
+    /// Pages that are not loaded.
+    pub missing: BTreeSet<u32>,
+    /// Pages that cannot be read, and written only as a whole.
+    pub broken: BTreeSet<u32>,
+    /// Pages that the VM has written.
+    pub own: BTreeSet<u32>,
+    /// How many more pages the VM can write.
+    pub frames_left: Option<u32>,
+    /// How often it was flushed.
+    pub flushes: u32,
+    /// Whether it cannot be flushed.
+    pub flush_fails: bool,
+}
+
+impl MockDisk {
+    /// A disk with `image` in it, padded to a page with zeros.
+    pub fn new(image: &[u8]) -> Self {
+        let mut bytes = image.to_vec();
+        bytes.resize(bytes.len().next_multiple_of(PAGE_SIZE as usize), 0);
+        Self { bytes, ..Self::default() }
+    }
+
+    fn page(&self, page: u32) -> Result<(), DiskError> {
+        if self.missing.contains(&page) && !self.own.contains(&page) {
+            return Err(DiskError::NotLoaded(page));
+        }
+        let exists = (page as usize) < self.bytes.len() / PAGE_SIZE as usize;
+        if !exists || self.broken.contains(&page) && !self.own.contains(&page) {
+            return Err(DiskError::Failed);
+        }
+        Ok(())
+    }
+
+    fn make_own(&mut self, page: u32) -> Result<(), DiskError> {
+        if !self.own.contains(&page) {
+            if let Some(left) = &mut self.frames_left {
+                *left = left.checked_sub(1).ok_or(DiskError::NoFrame)?;
+            }
+            self.own.insert(page);
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, page: u32, offset: u32, len: usize) -> Result<&mut [u8], DiskError> {
+        assert!(offset as usize + len <= PAGE_SIZE as usize, "a range that leaves its page");
+        let at = page as usize * PAGE_SIZE as usize + offset as usize;
+        self.bytes.get_mut(at..at + len).ok_or(DiskError::Failed)
+    }
+}
+
+impl Disk for MockDisk {
+    fn read(&mut self, page: u32, offset: u32, to: &mut [u8]) -> Result<(), DiskError> {
+        self.page(page)?;
+        to.copy_from_slice(self.part(page, offset, to.len())?);
+        Ok(())
+    }
+    fn write(&mut self, page: u32, offset: u32, from: &[u8], whole: bool) -> Result<(), DiskError> {
+        if !whole {
+            self.page(page)?;
+        }
+        self.part(page, offset, from.len())?;
+        self.make_own(page)?;
+        self.part(page, offset, from.len())?.copy_from_slice(from);
+        Ok(())
+    }
+    fn zero(&mut self, page: u32) -> Result<(), DiskError> {
+        self.write(page, 0, &[0; PAGE_SIZE as usize], true)
+    }
+    fn discard(&mut self, page: u32) -> u32 {
+        if self.own.contains(&page) {
+            let _ = self.zero(page);
+        }
+        self.own.range(page + 1..).next().copied().unwrap_or(u32::MAX)
+    }
+    fn flush(&mut self) -> Result<(), DiskError> {
+        self.flushes += 1;
+        if self.flush_fails { Err(DiskError::Failed) } else { Ok(()) }
     }
 }
 
@@ -327,7 +395,7 @@ pub struct Guest<V> {
     /// Guest RAM at [`RAM_BASE`].
     pub ram: MockMemory,
     /// The disk.
-    pub disk: MockMemory,
+    pub disk: MockDisk,
     /// The host.
     pub port: MockPort,
     /// Next descriptor to use, by queue.
@@ -345,7 +413,7 @@ impl<V: Device> Guest<V> {
         Self {
             device,
             ram: MockMemory::new(RAM_PAGES),
-            disk: MockMemory::new(0),
+            disk: MockDisk::default(),
             port: MockPort::default(),
             free: by_queue.clone(),
             avail_idx: by_queue.clone(),
@@ -363,7 +431,7 @@ impl<V: Device> Guest<V> {
     /// Calls `f` with the device and what it reaches.
     pub fn with_io<R>(
         &mut self,
-        f: impl FnOnce(&mut V, &mut Io<'_, MockMemory, MockMemory, MockPort>) -> R,
+        f: impl FnOnce(&mut V, &mut Io<'_, MockMemory, MockDisk, MockPort>) -> R,
     ) -> R {
         let mut io = Io {
             ram: Dma::new(&mut self.ram, RAM_BASE),

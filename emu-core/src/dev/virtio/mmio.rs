@@ -165,7 +165,8 @@ pub struct Transport {
     config_generation: u32,
     /// A bit map of the queues with unfinished work.
     deferred: u32,
-    /// How much work the device may do in this slice. A driver's reset does not renew it.
+    /// How much work the device may do in this slice. A driver's reset does not renew it. Not part
+    /// of the machine's state: it depends on where slices end, which guests cannot see.
     pub(super) budget: Budget,
     /// Keeps what follows aligned.
     reserved: u32,
@@ -173,8 +174,8 @@ pub struct Transport {
 
 state!(Transport {
     driver_features, slot, status, interrupt_status, device_features_sel, driver_features_sel,
-    queue_sel, config_generation, deferred, budget,
-} except { reserved });
+    queue_sel, config_generation, deferred,
+} except { budget, reserved });
 
 impl Transport {
     /// Registers of a device that the machine does not have.

@@ -23,6 +23,7 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 
+use crate::disk::Disk;
 use crate::mem::{Dma, Memory};
 use crate::port::Port;
 use crate::trap::Trap;
@@ -42,7 +43,7 @@ pub mod feature {
 pub struct Io<'a, M, D, P> {
     /// Guest RAM.
     pub ram: Dma<'a, M>,
-    /// The disk behind virtio-blk, from its first byte.
+    /// The disk behind virtio-blk.
     pub disk: &'a mut D,
     /// The host.
     pub port: &'a mut P,
@@ -55,6 +56,8 @@ pub enum Deferred {
     Port,
     /// The slice's budget of work is used up. The device continues in the next slice.
     Budget,
+    /// This page of the disk is not loaded. The device continues when the host has loaded it.
+    Disk(u32),
 }
 
 /// A virtio device: what the transport must know of it, and what it does with its queues.
@@ -83,7 +86,7 @@ pub trait Device {
     /// Processes the buffers that the driver made available in queue `index`, one of its own.
     ///
     /// After [`QueueError::NoFrame`] the same call can be repeated and continues.
-    fn process<M: Memory, D: Memory, P: Port>(
+    fn process<M: Memory, D: Disk, P: Port>(
         &mut self,
         index: u32,
         io: &mut Io<'_, M, D, P>,
@@ -120,7 +123,7 @@ pub trait Device {
     /// Stores `size` bytes to the register at `offset`.
     ///
     /// If it returns [`Trap::NoFrame`], the same store can be repeated.
-    fn write<M: Memory, D: Memory, P: Port>(
+    fn write<M: Memory, D: Disk, P: Port>(
         &mut self,
         offset: u32,
         size: u32,
@@ -137,10 +140,7 @@ pub trait Device {
     /// Continues unfinished work, and takes input from the port. Called between slices.
     ///
     /// If it returns [`Trap::NoFrame`], the same call can be repeated and continues.
-    fn poll<M: Memory, D: Memory, P: Port>(
-        &mut self,
-        io: &mut Io<'_, M, D, P>,
-    ) -> Result<(), Trap> {
+    fn poll<M: Memory, D: Disk, P: Port>(&mut self, io: &mut Io<'_, M, D, P>) -> Result<(), Trap> {
         let (transport, queues) = self.transport_and_queues();
         let deferred = transport.begin_slice();
         if deferred != 0 {
@@ -159,7 +159,7 @@ pub trait Device {
 
     /// Lets the device process queue `index`, and publishes what it used. The driver chooses the
     /// index, so it may be that of no queue.
-    fn serve<M: Memory, D: Memory, P: Port>(
+    fn serve<M: Memory, D: Disk, P: Port>(
         &mut self,
         index: u32,
         io: &mut Io<'_, M, D, P>,
@@ -281,7 +281,7 @@ macro_rules! virtio_devices {
             }
 
             /// Stores to a register of the transport with number `slot` ([`Device::write`]).
-            pub fn write<M: Memory, D: Memory, P: Port>(
+            pub fn write<M: Memory, D: Disk, P: Port>(
                 &mut self,
                 slot: u32,
                 offset: u32,
@@ -298,7 +298,7 @@ macro_rules! virtio_devices {
             /// Polls all devices ([`Device::poll`]).
             // Once a slice, so its code stays out of the function with the instruction loop.
             #[inline(never)]
-            pub fn poll<M: Memory, D: Memory, P: Port>(
+            pub fn poll<M: Memory, D: Disk, P: Port>(
                 &mut self,
                 io: &mut Io<'_, M, D, P>,
             ) -> Result<(), Trap> {

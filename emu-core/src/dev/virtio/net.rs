@@ -3,6 +3,7 @@
 use super::mmio::Transport;
 use super::queue::{Budget, Queue, QueueError, QueueStatus, SIZE_MAX};
 use super::{Device, DeviceKind, Io, feature};
+use crate::disk::Disk;
 use crate::mem::Memory;
 use crate::port::{PACKET_MAX, Port};
 
@@ -121,7 +122,7 @@ impl Device for Net {
         self.mac.iter().chain(&link).nth(at).copied().unwrap_or(0)
     }
 
-    fn process<M: Memory, D: Memory, P: Port>(
+    fn process<M: Memory, D: Disk, P: Port>(
         &mut self,
         index: u32,
         io: &mut Io<'_, M, D, P>,
@@ -145,7 +146,7 @@ impl Device for Net {
 }
 
 /// Copies packets from the guest to the port, until the queue is empty or the port is full.
-fn transmit<M: Memory, D: Memory, P: Port>(
+fn transmit<M: Memory, D: Disk, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
@@ -193,7 +194,7 @@ fn packet_len(len: u64) -> Option<u32> {
 ///
 /// A packet is removed from the port only when it is in the guest's buffer, so a repeated call loses
 /// none.
-fn receive<M: Memory, D: Memory, P: Port>(
+fn receive<M: Memory, D: Disk, P: Port>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,

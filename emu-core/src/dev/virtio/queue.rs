@@ -111,8 +111,6 @@ pub struct Budget {
     bytes_left: u32,
 }
 
-state!(Budget { bytes_left });
-
 impl Budget {
     /// The bytes that a device may copy in a slice.
     const BYTES_MAX: u32 = 128 * 1024;

@@ -4,6 +4,7 @@ use super::mmio::Transport;
 use super::queue::{Budget, Queue, QueueError, QueueStatus};
 use super::{Device, DeviceKind, Io, feature};
 use crate::chacha::ChaCha;
+use crate::disk::Disk;
 use crate::mem::Memory;
 use crate::port::Port;
 
@@ -61,7 +62,7 @@ impl Device for Rng {
         0
     }
 
-    fn process<M: Memory, D: Memory, P: Port>(
+    fn process<M: Memory, D: Disk, P: Port>(
         &mut self,
         _index: u32,
         io: &mut Io<'_, M, D, P>,
