@@ -18,6 +18,8 @@ riscv64-linux-gnu-gcc    gcc-riscv64-linux-gnu
 riscv64-unknown-elf-gcc  gcc-riscv64-unknown-elf
 dtc                      device-tree-compiler
 unshare                  util-linux
+losetup                  mount
+qemu-img                 qemu-utils
 ip                       iproute2
 ping                     iputils-ping
 curl                     curl

@@ -1,5 +1,6 @@
-//! Properties of the host: memory, cores, random numbers.
+//! Properties of the host: memory, cores, open files, random numbers.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
 
 use crate::units::Size;
@@ -25,6 +26,15 @@ fn meminfo(text: &str, key: &str) -> Option<Size> {
 /// Returns how many threads run at once.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Raises the limit of open files as high as the host allows. Returns it, unless there is none.
+pub fn raise_open_files() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    }
 }
 
 /// Returns random bytes of cryptographic quality.

@@ -45,7 +45,11 @@ mod tests {
             files.write("bad.xz", b"\xfd7zXZ\0garbage garbage garbage");
             files.write("bad.zst", b"\x28\xb5\x2f\xfdgarbage garbage garbage");
             files.write("old.bz2", b"BZh91AY&SY garbage");
-            files.write("disk.qcow2", b"QFI\xfb");
+            files.write("disk.vmdk", b"KDMV");
+            let mut qcow2 = [0; 512];
+            qcow2[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+            qcow2[15] = 112;
+            files.write("top.qcow2", &qcow2);
             let large = fs::File::create(files.path("large.img")).unwrap();
             large.set_len((1 << 30) + 512).unwrap();
             files.write("no.dtb", &[7; 300]);
@@ -190,12 +194,40 @@ mod tests {
             ("--rom cut.cramfs", &["truncated", "of 4096 bytes in a file of 99"]),
             ("--rom text --machine semu", &["no place for a ROM", "--machine virt"]),
             ("--firmware elf64", &["firmware elf64", "64-bit"]),
-            ("--disk disk.qcow2", &["qcow2", "qemu-img convert -O raw"]),
+            ("--disk missing", &["disk missing", "No such file"]),
+            ("--disk empty:raw", &["disk empty", "the file is empty"]),
+            ("--disk disk.vmdk", &["vmdk", "qemu-img convert -f vmdk -O raw"]),
+            ("--disk top.qcow2", &["disk top.qcow2", "a backing file", "qemu-img convert"]),
+            ("--disk old.bz2", &["compressed with bzip2", "decompress the file first"]),
+            ("--disk text:rw --count 2", &["2 machines cannot write back", "disk-%d.img:rw"]),
+            ("--disk no-%d.img --count 2", &["disk no-0.img", "No such file"]),
             ("--disk large.img", &["larger than 1 GiB, the limit for an image"]),
             ("--dtb no.dtb", &["device tree"]),
             ("--dtb empty", &["empty"]),
         ] {
             refused(files.0.path(), &format!("boot --kernel Image {args}"), words);
+        }
+    }
+
+    /// Where a name could mean something else, it can be written so that it does not.
+    #[test]
+    fn names_of_disks_that_look_like_options() {
+        let files = Files::new();
+        for name in ["a:rw", "b:raw", "disk-%d"] {
+            files.write(name, &[1; 512]);
+        }
+        for (disk, found) in [
+            ("a:rw:cow", true),
+            ("b:raw:rw", true),
+            ("disk-%%d", true),
+            ("a:rw", false),
+            ("disk-%d", false),
+        ] {
+            // The device tree comes after disks.
+            let why: &[&str] =
+                if found { &["device tree none"] } else { &["disk ", "No such file"] };
+            let args = format!("boot --kernel Image --dtb none --disk {disk}");
+            refused(files.0.path(), &args, why);
         }
     }
 

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use emu_core::layout::MachineKind;
 
 use crate::backend::ClockSource;
+use crate::image::disk::DiskSpec;
 use crate::machine::{GuestOptions, Link, Macs};
 use crate::units::Size;
 use crate::virtio::Slots;
@@ -43,9 +44,11 @@ pub struct GuestArgs {
     /// --memory 64M), raw or ELF; the kernel goes 4 MiB above it
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
-    /// Disk image (virtio-blk) of all machines; what a machine writes is its own, and lost at its end
-    #[arg(long, value_name = "FILE")]
-    pub disk: Option<PathBuf>,
+    /// Disk (virtio-blk): a raw or qcow2 image, or a block device. What a machine writes is its own
+    /// and lost at its end; FILE:rw writes it back, FILE:ro refuses it. %d in FILE is the machine's
+    /// number
+    #[arg(long, value_name = "FILE[:OPTION]")]
+    pub disk: Option<DiskSpec>,
     /// Virtio transports of devices, numbered from 0, such as blk=0,net=1 [default: net=0,rng=1,blk=2;
     /// a device that is not named makes room]
     #[arg(long, value_name = "DEVICE=N,...")]

@@ -10,7 +10,7 @@ use crate::cli::{GuestArgs, PLAIN_CODES, long_help};
 use crate::dtb::{self, Chosen, SEED_WORDS, Shape};
 use crate::error::Error;
 use crate::exit::Code;
-use crate::image::disk::Disks;
+use crate::image::disk::{Access, Disks};
 use crate::image::{Role, cache, load, rom};
 use crate::machine::cmdline::bootargs;
 use crate::machine::fleet::Root;
@@ -38,14 +38,19 @@ pub struct Dtb {
 
 /// Prints a VM's device tree, or writes the blob.
 pub fn dtb(args: Dtb) -> Result<Code, Error> {
-    let Dtb { guest, vm, blob: file, .. } = args;
+    let Dtb { mut guest, vm, blob: file, .. } = args;
+    // Nothing runs that could write.
+    if let Some(disk) = &mut guest.disk {
+        disk.access = Access::CopyOnWrite;
+    }
     let options = guest.options(vm.saturating_add(1), ClockSource::Instret);
     let blob = if options.kernel.is_some() || cache::default_folder().is_dir() {
         assemble(&options)?.blob(vm, 0)
     } else {
         // Images are not loaded: the tree has no initrd, and a ROM only if one was given.
         plan::ram(options.kind, options.memory)?;
-        let disks = options.disk.as_ref().map(|path| Disks::open(path)).transpose()?;
+        let open = |spec| Disks::open(spec, options.count);
+        let disks = options.disk.as_ref().map(open).transpose()?;
         let memory = options.memory.0 as u32;
         let window = options.kind.map().rom;
         let rom = options.rom.as_ref().map(|path| rom::rom(path, window)).transpose()?;

@@ -76,6 +76,18 @@ pub enum Problem {
     /// The host cannot read the file.
     #[error("cannot be read")]
     Read(#[source] io::Error),
+    /// The host does not let the file be written.
+    #[error("cannot be opened for writing")]
+    Write(#[source] io::Error),
+    /// The host has no more open files.
+    #[error("no more open files are allowed; `ulimit -n` raises the limit")]
+    OpenFiles(#[source] io::Error),
+    /// The host cannot lock the file.
+    #[error("cannot be locked")]
+    Lock(#[source] io::Error),
+    /// Somebody else uses the file.
+    #[error("{0}")]
+    InUse(String),
     /// The file is empty.
     #[error("the file is empty")]
     Empty,

@@ -10,7 +10,7 @@ use super::plan::{Inputs, PlanError, Span, plan, ram};
 use super::{BaseImage, Fleet, Macs};
 use crate::dtb::{self, Shape, TreeError};
 use crate::image::cache::{self, CacheError};
-use crate::image::disk::Disks;
+use crate::image::disk::{DiskSpec, Disks};
 use crate::image::{self, ImageError, Role, initrd, kernel, rom};
 use crate::units::Size;
 use crate::virtio::{SlotError, Slots};
@@ -37,8 +37,8 @@ pub struct GuestOptions {
     pub firmware: Option<PathBuf>,
     /// A device tree blob instead of the machine's own.
     pub dtb: Option<PathBuf>,
-    /// A disk image that all VMs share; what each writes is its own.
-    pub disk: Option<PathBuf>,
+    /// Disks of the VMs.
+    pub disk: Option<DiskSpec>,
     /// Parameters that [`bootargs`] adds to the kernel's command line.
     pub append: String,
     /// Seed of all randomness of the fleet.
@@ -124,11 +124,8 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
     let initrd = images.initrd.map(|path| initrd::initrd(&path)).transpose()?;
     let rom = images.rom.map(|path| rom::rom(&path, kind.map().rom)).transpose()?;
     let firmware = options.firmware.as_ref().map(|path| kernel::firmware(path)).transpose()?;
-    let disks = options.disk.as_ref().map(|path| Disks::open(path)).transpose()?;
-    let disk = match (&disks, &options.disk) {
-        (Some(disks), Some(path)) => Some(disks.contents(path)?),
-        _ => None,
-    };
+    let open = |spec| Disks::open(spec, options.count);
+    let disks = options.disk.as_ref().map(open).transpose()?;
     let rom_len = rom.as_ref().map_or(0, |rom| rom.len() as u32);
     let shape = Shape { kind, memory, rom: rom_len, disk: disks.is_some(), slots: options.slots };
     let tree = match &options.dtb {
@@ -159,6 +156,10 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         tree = format_args!("{:#x}", plan.tree),
         "memory layout"
     );
+    let disk = match (&disks, &options.disk) {
+        (Some(disks), Some(spec)) => Some(disks.contents(&spec.path(0))?),
+        _ => None,
+    };
     let base = BaseImage::new(
         kind.map().ram_base,
         memory,

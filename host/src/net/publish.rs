@@ -7,10 +7,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use mio::net::TcpListener;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 
 use super::user::HostPorts;
 use super::{NetError, listen};
+use crate::host;
 
 /// `--publish BASE:PORT`: port BASE + i of the host's loopback address leads to port PORT of VM i.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,17 +118,11 @@ pub fn bind(
     wanted.into_iter().map(bind).collect()
 }
 
-/// Raises the limit of open files as high as the host allows. Returns an error if that is not
-/// enough for `ports` and some connections.
+/// Raises the limit of open files. Returns an error if that is not enough for `ports` and some
+/// connections.
 fn allow_files(ports: u64) -> Result<(), NetError> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: maximum, maximum };
-    let limit = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => maximum,
-        Err(_) => current,
-    };
     let needed = ports + RESERVED + CONNECTIONS_MIN;
-    match limit {
+    match host::raise_open_files() {
         Some(limit) if limit < needed => Err(NetError::Files { limit, needed }),
         _ => Ok(()),
     }

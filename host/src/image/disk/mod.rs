@@ -3,20 +3,30 @@
 //! A disk image is not trusted. Nothing in it leads to another file, and it may become shorter
 //! while guests use it, so it is read, never mapped.
 
+mod file;
+mod format;
+mod lock;
+mod qcow2;
 mod raw;
+mod spec;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use self::file::Identity;
+use self::format::Format;
+use self::qcow2::Qcow2;
+use self::raw::Raw;
+pub use self::spec::{Access, DiskSpec};
 use super::{ImageError, LIMIT, Problem, Role};
+use crate::host;
 
 /// Unit of a disk's size and of its requests, in bytes.
 pub const SECTOR: u64 = 512;
-/// Disk image formats that must be converted first, by their first bytes.
-const FORMATS: [(&[u8], &str); 3] =
-    [(b"QFI\xfb", "qcow2"), (b"KDMV", "vmdk"), (b"vhdxfile", "vhdx")];
 
 /// A disk image: bytes at offsets.
 ///
@@ -43,18 +53,6 @@ pub trait Source: Send + Sync + fmt::Debug {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// What becomes of what guests write.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Access {
-    /// It stays with the VM that wrote it, and is lost at its end.
-    #[default]
-    CopyOnWrite,
-    /// Guests cannot write.
-    ReadOnly,
-    /// It goes back to the image, which is one VM's own.
-    WriteBack,
-}
-
 /// The disks of a fleet: one source for all VMs, or several.
 #[derive(Clone, Debug)]
 pub struct Disks {
@@ -65,15 +63,55 @@ pub struct Disks {
 }
 
 impl Disks {
-    /// Returns a disk that all VMs read.
+    /// Returns a disk that all VMs have.
     pub fn one(source: Arc<dyn Source>, access: Access) -> Self {
         Self { sources: vec![source], of: Vec::new(), access }
     }
 
-    /// Opens a disk image that all VMs read.
-    pub fn open(path: &Path) -> Result<Self, ImageError> {
-        let source = raw::open(path).map_err(|problem| problem.of(Role::Disk, path))?;
-        Ok(Self::one(source, Access::CopyOnWrite))
+    /// Opens the disks of `count` VMs. VMs share an image that they only read, by whatever names.
+    pub fn open(spec: &DiskSpec, count: u32) -> Result<Self, ImageError> {
+        if !spec.is_pattern() {
+            let path = spec.path(0);
+            if spec.access == Access::WriteBack && count > 1 {
+                return Err(shared_by(count).of(Role::Disk, &path));
+            }
+            let source = open(&path, spec).map_err(|problem| problem.of(Role::Disk, &path))?;
+            return Ok(Self::one(source, spec.access));
+        }
+        host::raise_open_files();
+        let mut disks = Self { sources: Vec::new(), of: Vec::new(), access: spec.access };
+        let mut first_vms = HashMap::new();
+        for vm in 0..count {
+            let path = spec.path(vm);
+            disks.add(vm, &path, spec, &mut first_vms).map_err(|p| p.of(Role::Disk, &path))?;
+        }
+        Ok(disks)
+    }
+
+    /// Adds the disk of a VM, the next one. `first_vms` has the first VM of each image.
+    fn add(
+        &mut self,
+        vm: u32,
+        path: &Path,
+        spec: &DiskSpec,
+        first_vms: &mut HashMap<Identity, u32>,
+    ) -> Result<(), Problem> {
+        let index = match first_vms.entry(file::identify(path)?) {
+            Entry::Occupied(first) if spec.access == Access::WriteBack => {
+                return Err(Problem::InUse(format!(
+                    "the same file is the disk of vm{}; a machine that writes back needs its own",
+                    first.get()
+                )));
+            }
+            Entry::Occupied(first) => self.of(*first.get()) as u32,
+            Entry::Vacant(entry) => {
+                self.sources.push(open(path, spec)?);
+                entry.insert(vm);
+                self.sources.len() as u32 - 1
+            }
+        };
+        self.of.push(index);
+        Ok(())
     }
 
     /// Returns the sources; at least one.
@@ -91,11 +129,14 @@ impl Disks {
         self.sources.get(self.of(vm)).map_or(0, |source| source.size())
     }
 
-    /// Returns the contents of the first source, which must be small enough for memory.
+    /// Returns the contents of the one disk, which must be small enough for memory.
     pub fn contents(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
         let read = |source: &Arc<dyn Source>| {
             if source.size() > LIMIT.0 {
                 return Err(Problem::TooLarge);
+            }
+            if self.sources.len() > 1 || self.access != Access::CopyOnWrite {
+                return Err(Problem::Format("only one image for all can be used yet".into()));
             }
             let mut bytes = vec![0; source.size() as usize];
             source.read_at(0, &mut bytes).map_err(Problem::Read)?;
@@ -111,12 +152,24 @@ impl Disks {
     }
 }
 
-/// Refuses a disk image in a format that is not supported, by the `start` of its file.
-fn refuse_format(start: &[u8]) -> Result<(), Problem> {
-    match FORMATS.iter().find(|(magic, _)| start.starts_with(magic)) {
-        Some((_, name)) => Err(Problem::Format(format!(
-            "a {name} image; make it a raw one with `qemu-img convert -O raw`"
-        ))),
-        None => Ok(()),
-    }
+fn shared_by(count: u32) -> Problem {
+    Problem::Format(format!(
+        "{count} machines cannot write back to one file; give each one of its own, by a pattern \
+         with %d for its number, such as disk-%d.img:rw"
+    ))
+}
+
+/// Opens one image.
+fn open(path: &Path, spec: &DiskSpec) -> Result<Arc<dyn Source>, Problem> {
+    let written = spec.access == Access::WriteBack;
+    let (file, len) = file::open(path, written)?;
+    let format = if spec.raw {
+        Format::Raw
+    } else {
+        format::detect(&file::start(&file, format::START).map_err(Problem::Read)?)?
+    };
+    Ok(match format {
+        Format::Raw => Arc::new(Raw::new(file, len)),
+        Format::Qcow2 => Arc::new(Qcow2::open(file, len, written)?),
+    })
 }
