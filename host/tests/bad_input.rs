@@ -262,7 +262,16 @@ mod tests {
             &["does not fit", "give --memory 24M"],
         );
         refused(files.0.path(), &format!("{boot} --memory 32M"), &["give --memory 24M"]);
-        refused(files.0.path(), &format!("{boot} --machine semu"), &["does not fit", "timebase"]);
+        for (args, words) in [
+            ("--dtb virt.dtb --machine semu", &["does not fit", "--dtb-fix", "timebase"][..]),
+            ("--dtb-fix", &["required arguments", "--dtb <FILE>"]),
+        ] {
+            let mut command = pxvm(["boot", "--kernel", "Image"]);
+            let (code, stdout, stderr) =
+                run(command.args(args.split(' ')).current_dir(files.0.path()));
+            assert!(code == 2 && stdout.is_empty(), "{code} {stdout}{stderr}");
+            assert!(words.iter().all(|word| stderr.contains(word)), "{stderr}");
+        }
     }
 
     #[test]

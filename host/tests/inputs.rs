@@ -24,6 +24,7 @@ mod tests {
     use pxvm::machine::fleet::Root;
     use pxvm::machine::{BaseImage, Fleet, GuestOptions, Link, assemble};
     use pxvm::virtio::Slots;
+    use pxvm_tests::needs;
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
     use serde_json::Value;
     use tempfile::NamedTempFile;
@@ -318,7 +319,18 @@ mod tests {
         soc.add_child(serial);
         soc.add_child(device("virtio@4100000", 0x410_0000, "virtio,mmio", 2));
         soc.add_child(device("virtio@4200000", 0x420_0000, "virtio,mmio", 3));
+        soc.add_child(device("virtio@4600000", 0x460_0000, "virtio,mmio", 4));
         soc.add_child(device("virtio@4900000", 0x490_0000, "virtio,mmio", 7));
+        for (name, at, line) in [
+            ("riscv,aclint-mtimer", 0x430_0000, 7),
+            ("riscv,aclint-mswi", 0x440_0000, 3),
+            ("riscv,aclint-sswi", 0x450_0000, 1),
+        ] {
+            let mut aclint = node(&format!("aclint@{at:x}"), &[("reg", cells(&[at, 0x4000]))]);
+            set(&mut aclint, "compatible", name);
+            set(&mut aclint, "interrupts-extended", cells(&[cpu_intc, line]));
+            soc.add_child(aclint);
+        }
 
         let mut tree = DeviceTree::new();
         for (name, value) in widths(1, 1) {
@@ -340,17 +352,51 @@ mod tests {
         if !has_image() {
             return;
         }
-        let tree = file(&semu_tree());
+        let tree = file(&padded(semu_tree()));
         let args = format!("--machine semu --dtb {}", tree.path().display());
-        let script = "mount -t sysfs sys /sys; echo cards: $(ls /sys/class/net); cat /proc/cmdline";
+        let script = "mount -t sysfs sys /sys; echo cards: $(ls /sys/class/net); cat /proc/cmdline
+            echo devices: $(cat /sys/bus/virtio/devices/*/device)";
         let (console, stderr) = says(&format!("{args} --memory 512M"), "", script);
         assert!(console.contains("cards: eth0"), "{console}");
+        assert!(console.contains("devices: 0x0001 0x0004"), "{console}");
         assert!(console.contains("earlycon console=ttyS0 rdinit=/script"), "{console}");
         assert!(stderr.contains("/soc@F0000000/virtio@4900000"), "{stderr}");
 
         let (code, _, stderr) = run(&mut boot(&args));
         assert_eq!(code, 2);
         assert!(stderr.contains("give --memory 512M"), "{stderr}");
+    }
+
+    /// Returns the blob with a total size of 1 MiB, as QEMU and `dtc -S` pad blobs.
+    fn padded(mut blob: Vec<u8>) -> Vec<u8> {
+        blob.resize(1 << 20, 0);
+        blob[4..8].copy_from_slice(&(1u32 << 20).to_be_bytes());
+        blob
+    }
+
+    #[test]
+    fn qemus_own_tree_boots_when_it_is_made_to_fit() {
+        if !has_image() || !needs::program("qemu-system-riscv32") {
+            return;
+        }
+        let tree = NamedTempFile::new().unwrap();
+        let mut qemu = Command::new("qemu-system-riscv32");
+        let machine = format!("virt,dumpdtb={}", tree.path().display());
+        let (code, _, stderr) = run(qemu.args(["-M", &machine, "-m", "128M"]));
+        assert_eq!(code, 0, "{stderr}");
+        let tree = file(&padded(fs::read(tree.path()).unwrap()));
+        let args = format!("--until ready --memory 128M --dtb {}", tree.path().display());
+
+        let (code, _, stderr) = run(&mut boot(&args));
+        assert_eq!(code, 2, "{stderr}");
+        for words in ["--dtb-fix", "/cpus/cpu@0: its riscv,isa has f, d, c, "] {
+            assert!(stderr.contains(words), "{stderr}");
+        }
+        let (code, stdout, stderr) = run(boot(&args).arg("--dtb-fix"));
+        assert_eq!(code, 0, "{stdout}{stderr}");
+        for words in ["riscv,isa has f, d, c, ", "/soc/pci@30000000", "/fw-cfg@10100000"] {
+            assert!(stderr.contains(words), "{stderr}");
+        }
     }
 
     #[test]

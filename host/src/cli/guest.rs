@@ -29,6 +29,10 @@ pub struct GuestArgs {
     /// Device tree blob to use instead of the machine's own (see `pxvm dtb`)
     #[arg(long, value_name = "FILE")]
     pub dtb: Option<PathBuf>,
+    /// Change the tree of --dtb, as the machines get it, where it describes another machine; a
+    /// warning lists what
+    #[arg(long, requires = "dtb")]
+    pub dtb_fix: bool,
     /// Add to the kernel's command line; words replace defaults that they contradict (`pxvm dtb`
     /// shows the result)
     #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true)]
@@ -71,6 +75,7 @@ impl GuestArgs {
             rom: self.rom,
             firmware: self.firmware,
             dtb: self.dtb,
+            dtb_fix: self.dtb_fix,
             disk: self.disk,
             append: self.append,
             seed: self.seed.unwrap_or(0),

@@ -474,7 +474,7 @@ mod tests {
 
     #[test]
     fn boot_takes_all_its_options() {
-        let line = "--count 64 --kernel k --initrd i --rom r --dtb d --append -x --memory 32M \
+        let line = "--count 64 --kernel k --initrd i --rom r --dtb d --dtb-fix --append -x --memory 32M \
             --machine semu --firmware f --disk q --backend cpu --clock instret --threads 2 \
             --console-dir c --until ready --ready-pattern ^up --timeout 1.5 --json --seed 9 \
             --net tap=p0 --net-mesh --net-subnet 10.9.0.0/16 --net-rate 10M \

@@ -59,7 +59,7 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
             Shape { kind: options.kind, memory, rom, disk: disks.is_some(), slots: options.slots };
         let tree = match &options.dtb {
             None => dtb::emit(&shape),
-            Some(path) => dtb::given(&load(Role::DeviceTree, path, Ok)?, &shape)?,
+            Some(path) => dtb::given(&load(Role::DeviceTree, path, Ok)?, &shape, options.dtb_fix)?,
         };
         let root = if rom != 0 && options.initrd.is_none() { Root::Rom } else { Root::Initrd };
         let (given, link) = (tree.bootargs(), options.link);

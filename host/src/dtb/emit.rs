@@ -13,6 +13,21 @@ mod phandle {
     pub const FINISHER: u32 = 3;
 }
 
+/// The hart's instructions, in one word and as base and extensions.
+pub const ISA: &str = "rv32ima";
+/// Base of [`ISA`].
+pub const ISA_BASE: &str = "rv32i";
+/// Extensions of [`ISA`], with those that its base once included.
+pub const EXTENSIONS: [&str; 6] = ["i", "m", "a", "zicntr", "zicsr", "zifencei"];
+/// The hart's address translation.
+pub const MMU: &str = "riscv,sv32";
+/// Compatible strings of the PLIC.
+pub const PLIC: [&str; 2] = ["sifive,plic-1.0.0", "riscv,plic0"];
+/// Compatible strings of the CLINT.
+pub const CLINT: [&str; 2] = ["sifive,clint0", "riscv,clint0"];
+/// Interrupts of the hart that the CLINT raises, in their order.
+pub const CLINT_LINES: [u32; 2] = [local::M_SOFTWARE, local::M_TIMER];
+
 /// Local interrupts of the hart, as the privileged specification numbers them.
 mod local {
     pub const M_SOFTWARE: u32 = 3;
@@ -80,11 +95,10 @@ fn cpus(map: &Map) -> DeviceTreeNode {
     set(cpu, "reg", 0u32);
     set(cpu, "status", "okay");
     set(cpu, "compatible", "riscv");
-    set(cpu, "riscv,isa", "rv32ima");
-    set(cpu, "riscv,isa-base", "rv32i");
-    let extensions = strings(&["i", "m", "a", "zicntr", "zicsr", "zifencei"]);
-    set(cpu, "riscv,isa-extensions", extensions);
-    set(cpu, "mmu-type", "riscv,sv32");
+    set(cpu, "riscv,isa", ISA);
+    set(cpu, "riscv,isa-base", ISA_BASE);
+    set(cpu, "riscv,isa-extensions", strings(&EXTENSIONS));
+    set(cpu, "mmu-type", MMU);
 
     let intc = cpu.add_child_mut(DeviceTreeNode::new_unchecked("interrupt-controller"));
     set(intc, "compatible", "riscv,cpu-intc");
@@ -128,9 +142,8 @@ fn soc(map: &Map, shape: &Shape) -> DeviceTreeNode {
         soc.add_child(node);
     }
     if map.clint.size != 0 {
-        let mut node = device("clint", map.clint, &["sifive,clint0", "riscv,clint0"]);
-        let lines = [phandle::CPU_INTC, local::M_SOFTWARE, phandle::CPU_INTC, local::M_TIMER];
-        set(&mut node, "interrupts-extended", cells(&lines));
+        let mut node = device("clint", map.clint, &CLINT);
+        set(&mut node, "interrupts-extended", wired(phandle::CPU_INTC, &CLINT_LINES));
         soc.add_child(node);
     }
     soc.add_child(plic(map));
@@ -153,18 +166,26 @@ fn devices(shape: &Shape) -> Vec<u32> {
     slots
 }
 
-fn plic(map: &Map) -> DeviceTreeNode {
-    let mut node = device("plic", map.plic, &["sifive,plic-1.0.0", "riscv,plic0"]);
-    set(&mut node, "#address-cells", 0u32);
-    set(&mut node, "#interrupt-cells", 1u32);
-    set(&mut node, "interrupt-controller", Vec::<u8>::new());
-    // One entry per PLIC context, in their order.
+/// Returns the interrupts of the hart that the PLIC raises, in the order of its contexts.
+pub fn plic_lines(map: &Map) -> Vec<u32> {
     let mut contexts = vec![(map.plic_context_s, local::S_EXTERNAL)];
     contexts.extend(map.plic_context_m.map(|m| (m, local::M_EXTERNAL)));
     contexts.sort_unstable();
-    let lines: Vec<u32> =
-        contexts.iter().flat_map(|&(_, line)| [phandle::CPU_INTC, line]).collect();
-    set(&mut node, "interrupts-extended", cells(&lines));
+    contexts.into_iter().map(|(_, line)| line).collect()
+}
+
+/// Returns `interrupts-extended` of a controller that raises these interrupts of a hart.
+pub fn wired(hart: u32, lines: &[u32]) -> Vec<u8> {
+    lines.iter().flat_map(|&line| cells(&[hart, line])).collect()
+}
+
+fn plic(map: &Map) -> DeviceTreeNode {
+    let mut node = device("plic", map.plic, &PLIC);
+    set(&mut node, "#address-cells", 0u32);
+    set(&mut node, "#interrupt-cells", 1u32);
+    set(&mut node, "interrupt-controller", Vec::<u8>::new());
+    let lines = plic_lines(map);
+    set(&mut node, "interrupts-extended", wired(phandle::CPU_INTC, &lines));
     set(&mut node, "riscv,ndev", map.plic_sources);
     set(&mut node, "phandle", phandle::PLIC);
     node

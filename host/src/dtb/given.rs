@@ -1,258 +1,107 @@
-//! A device tree from the user (`--dtb`): used as it is, but refused when it is for another
-//! machine.
+//! A device tree from the user (`--dtb`): used as it is where it describes the machine, else refused
+//! or, with `--dtb-fix`, made to fit.
 //!
 //! The crate `fdt` reads the tree. Because it trusts its input and cannot write, `dtoolkit`
 //! validates the blob first and changes it afterwards.
 
-use std::ops::Range;
+mod devices;
+mod hart;
+mod memory;
+mod misfit;
+mod node;
 
-use dtoolkit::fdt::Fdt as Checked;
+use dtoolkit::Node as _;
+use dtoolkit::fdt::{Fdt as Checked, FdtNode};
 use dtoolkit::model::DeviceTree;
-use emu_core::layout::Region;
 use fdt::Fdt;
-use fdt::node::FdtNode;
 
-use super::{BLOB_MAX, Shape, Template, TreeError, set};
-use crate::units::Size;
+use self::devices::Devices;
+use self::misfit::{Misfits, Repair};
+use self::node::{Window, check_cells};
+use super::{BLOB_MAX, DEPTH_MAX, FILE_MAX, NODES_MAX, Shape, Template, TreeError};
 
-/// Parses `blob` and checks that it fits `shape`.
-pub fn parse(blob: &[u8], shape: &Shape) -> Result<Template, TreeError> {
+/// Parses `blob` and checks that it fits `shape`. With `fix` what does not fit is changed.
+pub fn parse(blob: &[u8], shape: &Shape, fix: bool) -> Result<Template, TreeError> {
+    let mut tree = unpack(blob)?;
+    // A blob that was encoded again has no padding, and nothing that `fdt` could fail on.
+    let blob = tree.to_dtb();
     if blob.len() > BLOB_MAX {
         return Err(TreeError::TooLarge(blob.len()));
     }
-    // The file may be padded behind the blob.
-    let blob = match blob.get(4..8).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize) {
-        Some(size) if size < blob.len() => &blob[..size],
-        _ => blob,
-    };
-    let mut tree = DeviceTree::from_fdt(&Checked::new(blob).map_err(TreeError::Blob)?);
-    // A blob that was encoded again has nothing that `fdt` could fail on.
-    let blob = tree.to_dtb();
-    let fdt = Fdt::new(&blob).map_err(|e| TreeError::Misfit(e.to_string()))?;
-    let given = Given { fdt, shape };
-    let (reserved, absent) = given.check().map_err(TreeError::Misfit)?;
-    for path in &absent {
-        if let Some(node) = tree.find_node_mut(path) {
-            set(node, "status", "disabled");
-        }
-    }
-    if !absent.is_empty() {
-        let absent = absent.join(", ");
-        tracing::warn!("disabled in the device tree, as this machine lacks it: {absent}");
-    }
+    let fdt = Fdt::new(&blob).map_err(|e| TreeError::Unreadable("/", e.to_string()))?;
+    let reserved = memory::reserved(&fdt)?;
+    check(&fdt, shape)?.repair(&mut tree, fix)?;
     Ok(Template { tree, reserved })
 }
 
-/// Depth to which devices are searched.
-const DEPTH_MAX: usize = 8;
-
-/// The user's tree while it is checked.
-struct Given<'a> {
-    fdt: Fdt<'a>,
-    shape: &'a Shape,
-}
-
-/// A node of the tree.
-type Node<'b, 'a> = FdtNode<'b, 'a>;
-
-impl Given<'_> {
-    /// Checks the tree. Returns the memory that it reserves, and the paths of devices that the
-    /// machine does not have.
-    fn check(&self) -> Result<(Vec<Range<u64>>, Vec<String>), String> {
-        self.check_cpu()?;
-        let root = self.fdt.find_node("/").ok_or("it has no root")?;
-        check_cells(root)?;
-        self.check_memory(root)?;
-        let mut absent = Vec::new();
-        let everything = Window { from: 0, to: 0, len: 1 << 32 };
-        self.devices(root, "", &[everything], &mut absent);
-        Ok((self.reserved()?, absent))
+/// Returns the tree of a blob that keeps the limits.
+fn unpack(blob: &[u8]) -> Result<DeviceTree, TreeError> {
+    if blob.len() > FILE_MAX {
+        return Err(TreeError::FileTooLarge(blob.len()));
     }
-
-    fn check_cpu(&self) -> Result<(), String> {
-        let cpus = self.fdt.find_node("/cpus").ok_or("it has no /cpus")?;
-        let is_riscv = |node: &Node<'_, '_>| is_compatible(*node, |name| name.contains("riscv"));
-        let hart = cpus.children().find(is_riscv).ok_or("it has no RISC-V cpu")?;
-        if ["riscv,isa", "riscv,isa-base"].iter().any(|name| text(hart, name).starts_with("rv64")) {
-            return Err("its cpu is 64-bit".into());
-        }
-        let timebase = |node: Node<'_, '_>| node.property("timebase-frequency")?.as_usize();
-        let ours = self.shape.kind.map().timebase;
-        match timebase(cpus).or_else(|| timebase(hart)) {
-            Some(given) if given == ours as usize => Ok(()),
-            Some(given) => Err(format!("its timebase is {given} Hz, the machine's {ours} Hz")),
-            None => Err("it has no timebase-frequency".into()),
-        }
-    }
-
-    /// Checks that the tree has all memory of the machine, because images lie at both ends of it,
-    /// and no other memory.
-    fn check_memory(&self, root: Node<'_, '_>) -> Result<(), String> {
-        let is_memory = |node: &Node<'_, '_>| text(*node, "device_type") == "memory";
-        let mut given: Vec<Range<u64>> = root.children().filter(is_memory).flat_map(reg).collect();
-        given.sort_unstable_by_key(|range| range.start);
-        let base = u64::from(self.shape.kind.map().ram_base);
-        let end = base + u64::from(self.shape.memory);
-        let mut covered = base;
-        for range in &given {
-            if range.start < base || range.start > covered {
-                return Err(format!(
-                    "its memory at {:#x} does not follow on the machine's, which is at {base:#x}",
-                    range.start
-                ));
-            }
-            covered = covered.max(range.end);
-        }
-        if covered == base {
-            return Err("it has no memory".into());
-        }
-        if covered != end {
-            let (given, ours) = (Size(covered - base), Size(end - base));
-            return Err(format!(
-                "its memory is {given}, the machine's {ours}; give --memory {}",
-                given.option()
-            ));
-        }
-        Ok(())
-    }
-
-    /// Returns the ranges in which neither images nor the tree may lie.
-    fn reserved(&self) -> Result<Vec<Range<u64>>, String> {
-        let block = self.fdt.memory_reservations().map(|r| {
-            let start = r.address() as u64;
-            start..start.saturating_add(r.size() as u64)
-        });
-        let mut reserved: Vec<Range<u64>> = block.collect();
-        if let Some(parent) = self.fdt.find_node("/reserved-memory") {
-            check_cells(parent)?;
-            reserved.extend(parent.children().filter(|node| is_enabled(*node)).flat_map(reg));
-        }
-        reserved.retain(|range| !range.is_empty());
-        Ok(reserved)
-    }
-
-    /// Finds devices below `parent` with registers at addresses where the machine has none: a
-    /// driver that accesses them ends the guest. `windows` maps the children's addresses.
-    fn devices(
-        &self,
-        parent: Node<'_, '_>,
-        path: &str,
-        windows: &[Window],
-        absent: &mut Vec<String>,
-    ) {
-        if check_cells(parent).is_err() || path.matches('/').count() > DEPTH_MAX {
-            return;
-        }
-        for node in parent.children().filter(|node| is_enabled(*node)) {
-            let path = format!("{path}/{}", node.name);
-            if ["/cpus", "/reserved-memory"].contains(&path.as_str())
-                || text(node, "device_type") == "memory"
-            {
-                continue;
-            }
-            let at = reg(node).next().and_then(|range| seen(windows, range.start));
-            if at.is_some_and(|at| !self.has(at)) {
-                absent.push(path);
-            } else if let Some(inner) = inner_windows(parent, node, windows) {
-                self.devices(node, &path, &inner, absent);
-            }
-        }
-    }
-
-    /// Whether the machine has a device or memory at an address.
-    fn has(&self, at: u64) -> bool {
-        let map = self.shape.kind.map();
-        let ram = Region { base: map.ram_base, size: self.shape.memory };
-        let rom = Region { size: self.shape.rom, ..map.rom };
-        let devices = map.regions().into_iter().filter(|region| *region != map.rom);
-        let at = u32::try_from(at).ok();
-        at.is_some_and(|at| devices.chain([ram, rom]).any(|region| region.offset(at).is_some()))
-    }
-}
-
-/// A window of a bus: where the hart sees its addresses.
-#[derive(Clone, Copy)]
-struct Window {
-    from: u64,
-    to: u64,
-    len: u64,
-}
-
-/// Returns the address at which the hart sees an address of a bus.
-fn seen(windows: &[Window], at: u64) -> Option<u64> {
-    windows.iter().find_map(|window| {
-        let offset = at.checked_sub(window.from).filter(|offset| *offset < window.len)?;
-        window.to.checked_add(offset)
-    })
-}
-
-/// Returns the windows through which the hart sees the bus `node`, if it does.
-fn inner_windows(
-    parent: Node<'_, '_>,
-    node: Node<'_, '_>,
-    windows: &[Window],
-) -> Option<Vec<Window>> {
-    let ranges = node.property("ranges")?.value;
-    if ranges.is_empty() {
-        return Some(windows.to_vec());
-    }
-    check_cells(node).ok()?;
-    let (inner, outer) = (node.cell_sizes(), parent.cell_sizes());
-    let [from, to, len] =
-        [inner.address_cells, outer.address_cells, inner.size_cells].map(|n| 4 * n);
-    let one = |entry: &[u8]| {
-        let (at, rest) = entry.split_at(from);
-        let (outside, length) = rest.split_at(to);
-        let to = seen(windows, number(outside)?)?;
-        Some(Window { from: number(at)?, to, len: number(length)? })
+    let word = |at: usize| {
+        let bytes = blob.get(at..at + 4)?;
+        Some(u32::from_be_bytes(bytes.try_into().ok()?) as usize)
     };
-    Some(ranges.chunks_exact((from + to + len).max(1)).filter_map(one).collect())
-}
-
-/// Refuses address and size cells that `fdt` and this module cannot read.
-fn check_cells(node: Node<'_, '_>) -> Result<(), String> {
-    for name in ["#address-cells", "#size-cells"] {
-        if let Some(cells) = node.property(name)
-            && (cells.value.len() != 4 || cells.as_usize().is_none_or(|n| n > 4))
-        {
-            return Err(format!("{name} of /{} is {:?}", node.name, cells.value));
-        }
+    let (total, nodes) = (word(header::TOTAL_SIZE), word(header::STRUCT_SIZE));
+    // The file may be longer than the blob.
+    let blob = total.and_then(|total| blob.get(..total)).unwrap_or(blob);
+    let checked = Checked::new(blob).map_err(TreeError::Blob)?;
+    if let Some(len) = nodes.filter(|len| *len > BLOB_MAX) {
+        return Err(TreeError::TooLarge(len));
     }
-    Ok(())
+    measure(&checked.root(), 1, &mut 0)?;
+    Ok(DeviceTree::from_fdt(&checked))
 }
 
-fn is_compatible(node: Node<'_, '_>, with: impl Fn(&str) -> bool) -> bool {
-    node.compatible().is_some_and(|names| names.all().any(with))
+/// Offsets in the header of a blob.
+mod header {
+    pub const TOTAL_SIZE: usize = 4;
+    pub const STRUCT_SIZE: usize = 36;
 }
 
-fn is_enabled(node: Node<'_, '_>) -> bool {
-    ["", "okay", "ok"].contains(&text(node, "status"))
+/// Counts nodes, of which `node` is `depth` deep, and refuses too many: what reads them calls itself
+/// for the nodes in a node.
+fn measure(node: &FdtNode<'_>, depth: usize, count: &mut usize) -> Result<(), TreeError> {
+    *count += 1;
+    if *count > NODES_MAX {
+        return Err(TreeError::TooMany);
+    }
+    if depth > DEPTH_MAX {
+        return Err(TreeError::TooDeep);
+    }
+    node.children().try_for_each(|child| measure(&child, depth + 1, count))
 }
 
-fn text<'a>(node: Node<'_, 'a>, name: &str) -> &'a str {
-    node.property(name).and_then(|property| property.as_str()).unwrap_or_default()
-}
-
-/// Returns the ranges of the property `reg`.
-fn reg<'a>(node: Node<'_, 'a>) -> impl Iterator<Item = Range<u64>> + 'a {
-    node.reg().into_iter().flatten().map(|region| {
-        let start = region.starting_address as u64;
-        start..start.saturating_add(region.size.unwrap_or(0) as u64)
-    })
-}
-
-/// Returns the number in one or two cells.
-fn number(cells: &[u8]) -> Option<u64> {
-    [4, 8].contains(&cells.len()).then(|| cells.iter().fold(0, |n, &b| n << 8 | u64::from(b)))
+/// Compares the tree with the machine.
+fn check(fdt: &Fdt<'_>, shape: &Shape) -> Result<Misfits, TreeError> {
+    let mut misfits = Misfits::default();
+    let missing = |what: &str| TreeError::Unreadable("/", what.to_owned());
+    let root = fdt.find_node("/").ok_or_else(|| missing("it is not there"))?;
+    check_cells(root).map_err(|what| TreeError::Unreadable("/", what))?;
+    let hart = match fdt.find_node("/cpus") {
+        Some(cpus) => {
+            check_cells(cpus).map_err(|what| TreeError::Unreadable("/cpus", what))?;
+            hart::check(cpus, shape, &mut misfits)
+        }
+        None => {
+            misfits.add("/", "it has no /cpus", Repair::Impossible);
+            None
+        }
+    };
+    memory::check(root, shape, &mut misfits);
+    let mut devices = Devices { shape, hart, misfits: &mut misfits };
+    devices.check(root, "", &[Window::EVERYTHING]);
+    Ok(misfits)
 }
 
 #[cfg(test)]
 mod tests {
-    use dtoolkit::Node as _;
+    use dtoolkit::Property;
     use dtoolkit::model::DeviceTreeNode;
     use emu_core::layout::MachineKind;
 
-    use super::super::{Chosen, cells, emit, value};
+    use super::super::{Chosen, cells, emit, set, strings, value};
     use super::*;
     use crate::image::testing::damage;
     use crate::virtio::Slots;
@@ -285,13 +134,13 @@ mod tests {
     }
 
     fn refused(blob: &[u8]) -> String {
-        parse(blob, &SHAPE).unwrap_err().to_string()
+        parse(blob, &SHAPE, false).unwrap_err().to_string()
     }
 
     #[test]
     fn a_tree_that_fits_keeps_what_it_says_but_for_what_is_each_vms_own() {
         let first = emit(&SHAPE).blob(&chosen("console=ttyS0"));
-        let template = parse(&first, &SHAPE).unwrap();
+        let template = parse(&first, &SHAPE, false).unwrap();
         assert_eq!(template.bootargs().as_deref(), Some("console=ttyS0"));
         assert!(template.reserved().is_empty());
         let other = Chosen {
@@ -301,7 +150,10 @@ mod tests {
         };
         assert_eq!(template.blob(&other), emit(&SHAPE).blob(&other));
         let none = Chosen { initrd: None, ..other };
-        assert_eq!(parse(&template.blob(&none), &SHAPE).unwrap().blob(&none), template.blob(&none));
+        assert_eq!(
+            parse(&template.blob(&none), &SHAPE, false).unwrap().blob(&none),
+            template.blob(&none)
+        );
         let chosen = template.tree.root.child("chosen").unwrap();
         assert!(value(chosen, "linux,initrd-end").is_some());
         let bare = Checked::new(&template.blob(&none)).map(|fdt| DeviceTree::from_fdt(&fdt));
@@ -311,7 +163,7 @@ mod tests {
     #[test]
     fn trees_for_other_machines_are_refused() {
         let blob = changed(|_| ());
-        let refused_by = |shape: Shape| parse(&blob, &shape).unwrap_err().to_string();
+        let refused_by = |shape: Shape| parse(&blob, &shape, false).unwrap_err().to_string();
         assert!(refused_by(Shape { memory: 16 << 20, ..SHAPE }).contains("give --memory 24M"));
         assert!(refused_by(Shape { memory: 32 << 20, ..SHAPE }).contains("give --memory 24M"));
         assert!(refused_by(Shape { kind: MachineKind::Semu, ..SHAPE }).contains("timebase"));
@@ -321,13 +173,13 @@ mod tests {
     fn memory_may_come_in_pieces_but_must_be_all_of_it() {
         let reg = |words: &'static [u32]| changed(|root| set(memory(root), "reg", cells(words)));
         let halves = [0x80c0_0000, 12 << 20, 0x8000_0000, 12 << 20];
-        assert!(parse(&reg(Box::leak(Box::new(halves))), &SHAPE).is_ok());
+        assert!(parse(&reg(Box::leak(Box::new(halves))), &SHAPE, false).is_ok());
         assert!(refused(&reg(&[0x8000_0000, 8 << 20, 0x80c0_0000, 12 << 20])).contains("follow"));
         assert!(refused(&reg(&[0x8010_0000, 23 << 20])).contains("follow"));
         assert!(refused(&reg(&[0x8000_0000, 23 << 20])).contains("give --memory 23M"));
         assert!(refused(&reg(&[])).contains("no memory"));
         let odd = changed(|root| set(root, "#size-cells", vec![1u8]));
-        assert!(refused(&odd).contains("#size-cells of / is [1]"));
+        assert!(refused(&odd).contains("/: its #size-cells is [1]"));
     }
 
     #[test]
@@ -345,7 +197,7 @@ mod tests {
             add("a@81000000", &[0x8100_0000, 0x1000, 0x8120_0000, 0x2000], "okay");
             add("b@81400000", &[0x8140_0000, 0x1000], "disabled");
         });
-        let reserved = parse(&blob, &SHAPE).unwrap();
+        let reserved = parse(&blob, &SHAPE, false).unwrap();
         assert_eq!(reserved.reserved(), [0x8100_0000..0x8100_1000, 0x8120_0000..0x8120_2000]);
     }
 
@@ -367,7 +219,7 @@ mod tests {
             // On a bus that the hart does not see.
             add(bus, "far@20000", 0x2_0000);
         });
-        let tree = parse(&blob, &SHAPE).unwrap().tree;
+        let tree = parse(&blob, &SHAPE, false).unwrap().tree;
         let status = |path: &str| value(tree.find_node(path).unwrap(), "status");
         for path in ["/soc/virtio@10009000", "/soc/flash@20000000", "/bus@10000000/virtio@9000"] {
             assert_eq!(status(path).as_deref(), Some(&b"disabled\0"[..]), "{path}");
@@ -377,13 +229,159 @@ mod tests {
         }
     }
 
-    #[test]
-    fn damaged_blobs_never_panic() {
-        let blob = emit(&SHAPE).blob(&chosen("console=ttyS0"));
-        damage(&blob, 20_000, |bytes| {
-            if let Ok(template) = parse(&bytes, &SHAPE) {
-                template.blob(&chosen("x"));
+    /// Returns a tree with much that is not so: what QEMU's machines have, and more.
+    fn foreign() -> Vec<u8> {
+        changed(|root| {
+            set(memory(root), "reg", cells(&[0x8000_0000, 128 << 20]));
+            let cpus = root.child_mut("cpus").unwrap();
+            set(cpus, "timebase-frequency", 1_000_000u32);
+            let mut second = cpus.child("cpu@0").unwrap().clone();
+            let first = cpus.child_mut("cpu@0").unwrap();
+            set(first, "riscv,isa", "rv32imafdc_zicsr_zba_sstc");
+            set(first, "riscv,isa-base", "rv64i");
+            set(first, "riscv,isa-extensions", strings(&["i", "m", "a", "f", "zicbom"]));
+            set(first, "mmu-type", "riscv,sv39");
+            set(&mut second, "reg", 1u32);
+            set(second.child_mut("interrupt-controller").unwrap(), "phandle", 77u32);
+            let mut renamed = DeviceTreeNode::new_unchecked("cpu@1");
+            for property in second.properties() {
+                set(&mut renamed, property.name(), property.value());
             }
+            second.children().for_each(|child| renamed.add_child(child.clone()));
+            cpus.add_child(renamed);
+            let soc = root.child_mut("soc").unwrap();
+            let plic = soc.child_mut("plic@c000000").unwrap();
+            set(plic, "interrupts-extended", cells(&[1, 11, 1, 9, 77, 11, 77, 9]));
+            set(soc.child_mut("clint@2000000").unwrap(), "reg", cells(&[0x1200_0000, 0x1_0000]));
+            set(soc.child_mut("serial@10000000").unwrap(), "interrupts", 12u32);
+        })
+    }
+
+    #[test]
+    fn all_that_does_not_fit_is_named_or_changed() {
+        let refused = refused(&foreign());
+        for what in [
+            "--dtb-fix",
+            "/memory@80000000: its memory is 128 MiB, the machine's 24 MiB; give --memory 128M",
+            "/cpus: its timebase is 1000000 Hz, the machine's 10000000 Hz",
+            "/cpus/cpu@0: its riscv,isa has f, d, c, zba, sstc; the machine is rv32ima",
+            "/cpus/cpu@0: its riscv,isa-base is rv64i, the machine's rv32i",
+            "/cpus/cpu@0: its riscv,isa-extensions have f, zicbom, which the machine lacks",
+            "/cpus/cpu@0: its mmu-type is riscv,sv39, the machine's riscv,sv32",
+            "/cpus/cpu@1: the machine has one hart only",
+            "/soc/plic@c000000: its contexts are not the machine's, interrupts 11 and 9 of the hart",
+            "/soc/clint@2000000: it is at 0x12000000, the machine's at 0x2000000",
+            "/soc/serial@10000000: its interrupt is 12, the machine's 10",
+        ] {
+            assert!(refused.contains(what), "{what}: {refused}");
+        }
+        let mut fixed = parse(&foreign(), &SHAPE, true).unwrap();
+        let second = fixed.tree.find_node("/cpus/cpu@1").unwrap();
+        assert_eq!(value(second, "status").as_deref(), Some(&b"disabled\0"[..]));
+        assert!(fixed.tree.root.child_mut("cpus").unwrap().remove_child("cpu@1").is_some());
+        assert_eq!(fixed.blob(&chosen("x")), emit(&SHAPE).blob(&chosen("x")));
+    }
+
+    #[test]
+    fn what_cannot_be_changed_is_refused_whatever_the_user_wants() {
+        let without = |parent: &str, child: &str| {
+            let mut tree = emit(&SHAPE).tree;
+            tree.find_node_mut(parent).unwrap().remove_child(child).unwrap();
+            tree.to_dtb()
+        };
+        // As with the interrupt controllers that come after the PLIC.
+        let two_cells = changed(|root| {
+            let soc = root.child_mut("soc").unwrap();
+            set(soc.child_mut("serial@10000000").unwrap(), "interrupts", cells(&[10, 4]));
         });
+        for (blob, what) in [
+            (without("/", "cpus"), "/: it has no /cpus"),
+            (without("/", "memory@80000000"), "/: it has no memory"),
+            (without("/cpus", "cpu@0"), "/cpus: it has no RISC-V cpu"),
+            (two_cells, "/soc/serial@10000000: its interrupt is not one of a PLIC"),
+        ] {
+            for fix in [false, true] {
+                let error = parse(&blob, &SHAPE, fix).unwrap_err().to_string();
+                assert!(error.contains(what) && !error.contains("--dtb-fix"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tree_that_promises_less_is_fine() {
+        let blob = changed(|root| {
+            let hart = root.child_mut("cpus").unwrap().child_mut("cpu@0").unwrap();
+            ["riscv,isa-base", "riscv,isa-extensions", "mmu-type"]
+                .iter()
+                .for_each(|name| drop(hart.remove_property(name)));
+            set(hart, "riscv,isa", "rv32im");
+            let soc = root.child_mut("soc").unwrap();
+            // The M-mode context belongs to firmware.
+            let plic = soc.child_mut("plic@c000000").unwrap();
+            set(plic, "interrupts-extended", cells(&[1, u32::MAX, 1, 9]));
+            drop(soc.remove_child("clint@2000000"));
+        });
+        assert!(parse(&blob, &SHAPE, false).is_ok());
+    }
+
+    /// Returns the blob with this total size, padded as QEMU and `dtc -S` do it.
+    fn padded(blob: &[u8], size: usize) -> Vec<u8> {
+        let mut padded = blob.to_vec();
+        padded.resize(size, 0);
+        padded[4..8].copy_from_slice(&(size as u32).to_be_bytes());
+        padded
+    }
+
+    #[test]
+    fn padding_is_no_part_of_a_tree() {
+        let blob = emit(&SHAPE).blob(&chosen("x"));
+        for size in [1 << 20, FILE_MAX] {
+            let tree = parse(&padded(&blob, size), &SHAPE, false).unwrap();
+            assert_eq!(tree.blob(&chosen("x")), blob);
+        }
+        let behind = [&blob[..], &[7; 5000]].concat();
+        assert_eq!(parse(&behind, &SHAPE, false).unwrap().blob(&chosen("x")), blob);
+        let cut = refused(&padded(&blob, 1 << 20)[..blob.len()]);
+        assert!(cut.contains("no valid blob"), "{cut}");
+    }
+
+    #[test]
+    fn limits_are_named() {
+        let with = |change: &dyn Fn(&mut DeviceTreeNode)| changed(change);
+        let file = refused(&padded(&with(&|_| ()), FILE_MAX + 1));
+        assert!(file.ends_with("the limit is 2 MiB"), "{file}");
+        let large = refused(&with(&|root| set(root, "x", vec![0u8; BLOB_MAX])));
+        assert!(large.ends_with("the limit is 65536"), "{large}");
+        let many = refused(&with(&|root| {
+            (0..NODES_MAX)
+                .for_each(|i| root.add_child(DeviceTreeNode::new_unchecked(format!("n{i}"))));
+        }));
+        assert!(many.contains("more than 2048 nodes"), "{many}");
+        let deep = |depth: usize| {
+            with(&|mut node| {
+                for _ in 0..depth {
+                    node = node.add_child_mut(DeviceTreeNode::new_unchecked("n"));
+                }
+            })
+        };
+        assert!(parse(&deep(DEPTH_MAX - 1), &SHAPE, false).is_ok());
+        for depth in [DEPTH_MAX, 3000] {
+            let refused = refused(&deep(depth));
+            assert!(refused.contains("deeper than 32 levels"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn damaged_blobs_never_panic_and_what_was_changed_fits() {
+        let chosen = chosen("console=ttyS0");
+        for blob in [emit(&SHAPE).blob(&chosen), foreign()] {
+            damage(&blob, 10_000, |bytes| {
+                let _ = parse(&bytes, &SHAPE, false);
+                if let Ok(template) = parse(&bytes, &SHAPE, true) {
+                    let again = parse(&template.blob(&chosen), &SHAPE, false);
+                    assert!(again.is_ok(), "{again:?}");
+                }
+            });
+        }
     }
 }

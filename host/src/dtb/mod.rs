@@ -16,10 +16,17 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node, Property, ToPropertyValue};
 use emu_core::layout::MachineKind;
 
+use crate::units::Size;
 use crate::virtio::Slots;
 
-/// Largest blob that is accepted, in bytes.
+/// Largest tree that is accepted, in bytes without padding.
 pub const BLOB_MAX: usize = 64 << 10;
+/// Largest file with a tree, in bytes: programs pad trees, QEMU to 1 MiB.
+pub const FILE_MAX: usize = 2 << 20;
+/// Largest number of a tree's nodes.
+pub const NODES_MAX: usize = 2048;
+/// Largest number of nodes in each other.
+pub const DEPTH_MAX: usize = 32;
 /// Words of `rng-seed`.
 pub const SEED_WORDS: usize = 8;
 
@@ -29,12 +36,34 @@ pub enum TreeError {
     /// The file is not a valid blob.
     #[error("the device tree is no valid blob")]
     Blob(#[source] dtoolkit::error::FdtParseError),
-    /// The blob is larger than [`BLOB_MAX`].
-    #[error("the device tree has {0} bytes, the limit is {BLOB_MAX}")]
+    /// The file is larger than [`FILE_MAX`].
+    #[error("the device tree's file has {}, the limit is {}", Size(*.0 as u64), Size(FILE_MAX as u64))]
+    FileTooLarge(usize),
+    /// The tree is larger than [`BLOB_MAX`].
+    #[error("the device tree has {0} bytes without padding, the limit is {BLOB_MAX}")]
     TooLarge(usize),
+    /// There are more nodes than [`NODES_MAX`].
+    #[error("the device tree has more than {NODES_MAX} nodes, the limit")]
+    TooMany,
+    /// Nodes are in more nodes than [`DEPTH_MAX`].
+    #[error("the device tree has nodes deeper than {DEPTH_MAX} levels, the limit")]
+    TooDeep,
+    /// A node cannot be understood.
+    #[error("the device tree cannot be read: {0}: {1}")]
+    Unreadable(&'static str, String),
     /// The tree describes another machine.
-    #[error("the device tree does not fit the machine: {0}")]
-    Misfit(String),
+    #[error("the device tree does not fit the machine{hint}:{list}")]
+    Misfit {
+        /// What the user can do: [`Self::FIX`], or nothing.
+        hint: &'static str,
+        /// What does not fit, as the end of the message.
+        list: String,
+    },
+}
+
+impl TreeError {
+    /// What the user can do about a tree that does not fit.
+    const FIX: &str = "; with --dtb-fix guests get one in which this is changed";
 }
 
 /// The machine that a tree describes.

@@ -37,6 +37,8 @@ pub struct GuestOptions {
     pub firmware: Option<PathBuf>,
     /// A device tree blob instead of the machine's own.
     pub dtb: Option<PathBuf>,
+    /// Whether a given device tree is changed where it does not fit the machine.
+    pub dtb_fix: bool,
     /// Disks of the VMs.
     pub disk: Option<DiskSpec>,
     /// Parameters that [`bootargs`] adds to the kernel's command line.
@@ -65,6 +67,7 @@ impl Default for GuestOptions {
             rom: None,
             firmware: None,
             dtb: None,
+            dtb_fix: false,
             disk: None,
             append: String::new(),
             seed: 0,
@@ -130,7 +133,9 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
     let shape = Shape { kind, memory, rom: rom_len, disk: disks.is_some(), slots: options.slots };
     let tree = match &options.dtb {
         None => dtb::emit(&shape),
-        Some(path) => dtb::given(&image::load(Role::DeviceTree, path, Ok)?, &shape)?,
+        Some(path) => {
+            dtb::given(&image::load(Role::DeviceTree, path, Ok)?, &shape, options.dtb_fix)?
+        }
     };
 
     let root = if rom.is_some() && initrd.is_none() { Root::Rom } else { Root::Initrd };
