@@ -424,4 +424,55 @@ mod tests {
         let (console, _) = says(&args, "", "cat /proc/cmdline");
         assert!(console.contains("console=ttyS0 pxvm.host=vm0 rdinit=/script"), "{console}");
     }
+
+    #[test]
+    fn a_kernel_that_says_nothing_is_told_how_to_speak() {
+        // An Image whose first instruction jumps to itself.
+        let mut image = vec![0; 4096];
+        image[0] = 0x6f;
+        image[0x10..0x18].copy_from_slice(&4096u64.to_le_bytes());
+        image[0x30..0x38].copy_from_slice(b"RISCV\0\0\0");
+        image[0x38..0x3c].copy_from_slice(b"RSC\x05");
+        let image = file(&image);
+        let path = image.path().display();
+        for (args, words) in [
+            ("--count 3", "the console of vm0 (and 2 more like it) is empty"),
+            ("--clock instret", "the console of vm0 is empty"),
+        ] {
+            let line = format!("boot --kernel {path} --memory 8M --until ready --timeout 1 {args}");
+            let (code, _, stderr) = run(&mut pxvm(line.split_ascii_whitespace()));
+            assert_eq!(code, 3, "{stderr}");
+            for words in [words, "--append 'loglevel=8 earlycon=sbi'"] {
+                assert!(stderr.contains(words), "{stderr}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_guests_warn_of_reaches_the_user() {
+        if !has_image() {
+            return;
+        }
+        let script = "echo PXVM WARNING no disk $(cat /proc/sys/kernel/hostname); echo PXVM READY";
+        let initrd = initrd_with(&format!("mount -t proc proc /proc\n{script}\nsleep 100"));
+        let mut command = boot("--until ready --count 7 --append rdinit=/script --initrd");
+        let (code, stdout, stderr) = run(command.arg(initrd.path()));
+        assert_eq!(code, 0, "{stdout}{stderr}");
+        let warned = |line: &&str| line.contains(" warns: no disk vm");
+        assert_eq!(stderr.lines().filter(warned).count(), 5, "{stderr}");
+        assert!(stderr.contains("more machines warn, on their consoles"), "{stderr}");
+    }
+
+    #[test]
+    fn a_root_that_cannot_be_mounted_is_a_warning() {
+        if !has_image() {
+            return;
+        }
+        let (code, stdout, stderr) =
+            run(&mut boot("--until ready --json --append pxvm.root=/dev/vda"));
+        assert_eq!(code, 0, "{stdout}{stderr}");
+        for words in ["vm0 warns: cannot mount /dev/vda", "not pxvm.root=/dev/vda"] {
+            assert!(stderr.contains(words), "{stderr}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
 use crate::console::screen::Screen;
 use crate::console::terminal::{self, RawMode};
+use crate::engine::consoles::Consoles;
 use crate::engine::{
     self, FleetHandle, Inputs, REQUESTS_MAX, Request, RunOutcome, RunSummary, Until,
 };
@@ -209,6 +210,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let macs = net_args.net_mac.into();
     let carrier = if uplink.is_some() { Link::Up } else { Link::Down };
     let guest = guest.options(capacity, settings.clock);
+    let append = guest.append.clone();
     let fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
     let (prepared, device) = prepare(&run_args, wanted, &fleet, count)?;
 
@@ -246,7 +248,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if let Some(missing) = capture.and_then(network::finish) {
         ui.progress.say(&missing);
     }
-    ui.finish(&run, until);
+    ui.finish(&run, until, &handle.consoles, &append);
     if run_args.json {
         let report =
             BootReport::new(handle.backend(), &run, seed, network, &link, ui.logs.as_deref());
@@ -364,6 +366,8 @@ pub(super) fn start(
 struct TerminalUi {
     sink: Box<dyn Sink>,
     progress: Progress,
+    /// Whether standard output is the guest's console.
+    on_screen: bool,
     /// Whether the terminal belongs to the guest's console.
     interactive: bool,
     raw: Option<RawMode>,
@@ -396,16 +400,17 @@ impl TerminalUi {
         if interactive {
             say("pxvm: Ctrl-A x leaves, Ctrl-A h helps");
         }
-        Ok(Self { sink, progress, interactive, raw: None, logs })
+        Ok(Self { sink, progress, on_screen, interactive, raw: None, logs })
     }
 
-    /// Says how the run ended.
-    fn finish(&self, run: &RunSummary, until: Until) {
+    /// Says how the run ended. `append` is what the user gave of the command line.
+    fn finish(&self, run: &RunSummary, until: Until, consoles: &Consoles, append: &str) {
         if self.interactive && run.outcome == RunOutcome::Left {
             say("\npxvm: left the console");
         }
         if let Some(shortfall) = run.shortfall(until) {
-            say(&format!("pxvm: {shortfall}"));
+            let seen = self.on_screen && io::IsTerminal::is_terminal(&io::stdout());
+            say(&format!("pxvm: {}", shortfall.message(consoles, seen, append)));
         }
     }
 

@@ -4,7 +4,9 @@
 pub mod escape;
 pub mod keyboard;
 pub mod log;
+pub mod plain;
 pub mod ready;
 pub mod screen;
 pub mod sequence;
 pub mod terminal;
+pub mod warning;

@@ -7,6 +7,7 @@
 mod commands;
 pub mod consoles;
 mod handle;
+mod shortfall;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use commands::{CommandQueues, respond};
 pub use handle::FleetHandle;
 pub use state::{ControlError, FleetState, VmRecord};
 
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, at, never, select, tick};
@@ -24,6 +26,7 @@ use crate::backend::{Backend, BackendError, Event, EventKind, Totals};
 use crate::console::escape;
 use crate::console::keyboard::Typed;
 use crate::console::log::{Closed, Sink};
+use crate::console::warning::warnings;
 use crate::control::{Call, Reply, StateCounts};
 use crate::exit::Code;
 use crate::progress::Progress;
@@ -32,6 +35,8 @@ use crate::progress::Progress;
 const TICK: Duration = Duration::from_millis(250);
 /// Number of resets of a VM after which a message is printed.
 const RESETS_NOTED: u32 = 5;
+/// Number of guests' warnings that are printed.
+const WARNED_MAX: u32 = 5;
 /// How long input from a pipe waits for a guest that never becomes ready.
 const INPUT_HOLD_MAX: Duration = Duration::from_secs(5);
 /// Bytes of console input that may wait for a VM.
@@ -132,29 +137,6 @@ pub struct RunSummary {
     pub totals: Totals,
 }
 
-/// Largest number of VMs that are named when a run fails.
-const NAMED_MAX: usize = 5;
-
-impl RunSummary {
-    /// Returns a sentence that says what kept the fleet from the condition; `None` when it was met
-    /// or the user ended the run.
-    pub fn shortfall(&self, until: Until) -> Option<String> {
-        let (resolved, what) = match (self.outcome, until) {
-            (RunOutcome::Met | RunOutcome::Left | RunOutcome::Interrupted, _) => return None,
-            (RunOutcome::Timeout, Until::Never) => return Some("ended by --timeout".to_owned()),
-            (RunOutcome::Timeout, Until::Ready) => (None, "not ready before --timeout"),
-            (RunOutcome::Timeout, Until::Halt) => (None, "not powered off before --timeout"),
-            (RunOutcome::Failed, Until::Ready) => (Some(false), "ended without being ready"),
-            (RunOutcome::Failed, _) => (Some(false), "failed"),
-        };
-        let vms = (0..).zip(&self.vms).filter(|(_, vm)| vm.resolved() == resolved);
-        let names: Vec<String> = vms.map(|(id, _)| crate::machine::fleet::name(id)).collect();
-        let some = names[..names.len().min(NAMED_MAX)].join(", ");
-        let more = if names.len() > NAMED_MAX { ", ..." } else { "" };
-        Some(format!("{} of {} machines {what}: {some}{more}", names.len(), self.vms.len()))
-    }
-}
-
 /// Options of a run.
 #[derive(Debug)]
 pub struct Options {
@@ -180,7 +162,8 @@ pub fn run(
     let held_long = at(Instant::now() + INPUT_HOLD_MAX);
     let ticker = tick(TICK);
     let typing = Typing::new(&inputs.typed, options.hold_input);
-    let mut run = Run { fleet, sink, progress, typing, commands: CommandQueues::default() };
+    let commands = CommandQueues::default();
+    let mut run = Run { fleet, sink, progress, typing, commands, warned: 0 };
 
     let result = loop {
         if let Some(outcome) = fleet.state().outcome() {
@@ -243,6 +226,8 @@ struct Run<'a> {
     progress: &'a mut Progress,
     typing: Typing<'a>,
     commands: CommandQueues,
+    /// Number of guests' warnings so far.
+    warned: u32,
 }
 
 impl Run<'_> {
@@ -250,7 +235,10 @@ impl Run<'_> {
         self.fleet.state().note(event);
         match &event.kind {
             EventKind::Console(bytes) => return self.write(event.vm, bytes),
-            EventKind::Ready => self.typing.release(),
+            EventKind::Ready => {
+                self.typing.release();
+                self.pass_warnings_on(event.vm);
+            }
             EventKind::Completed(command, result) => {
                 self.commands.complete(self.fleet, event.vm, *command, result.clone());
             }
@@ -272,6 +260,18 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Prints what a guest that has become ready warns of.
+    fn pass_warnings_on(&mut self, vm: u32) {
+        for warning in warnings(&self.fleet.consoles.tail(vm).bytes) {
+            self.warned = self.warned.saturating_add(1);
+            match self.warned.cmp(&(WARNED_MAX + 1)) {
+                Ordering::Less => self.progress.say(&format!("vm{vm} warns: {warning}")),
+                Ordering::Equal => self.progress.say("more machines warn, on their consoles"),
+                Ordering::Greater => {}
+            }
+        }
     }
 
     /// Writes console output of a VM for all who see it.

@@ -107,12 +107,12 @@ static void put_html(struct text *t, const char *s)
 	}
 }
 
-static void say(const char *what, const char *detail, int error)
+static void print(const char *mark, const char *what, const char *detail, int error)
 {
 	char line[256];
 	struct text t = { line, line + sizeof(line) };
 
-	put(&t, "pxinit: ");
+	put(&t, mark);
 	put(&t, what);
 	put(&t, detail);
 	if (error) {
@@ -123,6 +123,17 @@ static void say(const char *what, const char *detail, int error)
 		t.at--;
 	*t.at++ = '\n';
 	write(2, line, t.at - line);
+}
+
+static void say(const char *what, const char *detail, int error)
+{
+	print("pxinit: ", what, detail, error);
+}
+
+/* What the user of a fleet has to know: pxvm shows such a line when the machine is ready. */
+static void warn(const char *what, const char *detail, int error)
+{
+	print("PXVM WARNING ", what, detail, error);
 }
 
 /* ---- the kernel command line ------------------------------------------- */
@@ -266,7 +277,7 @@ static int mount_disk(const char *device, const char *directory)
 {
 	if (!mount(device, directory, "ext2", MS_NOATIME, NULL))
 		return 0;
-	say("cannot mount ", device, errno);
+	warn("cannot mount ", device, errno);
 	return -1;
 }
 
@@ -298,7 +309,7 @@ static void switch_root(const char *device)
 	if (mount_disk(device, "/mnt"))
 		return;
 	if (lstat("/mnt/sbin/init", &st)) {
-		say("no /sbin/init on ", device, 0);
+		warn("no /sbin/init on ", device, 0);
 		umount("/mnt");
 		return;
 	}
@@ -315,12 +326,12 @@ static void switch_root(const char *device)
 	unlink("/usr/sbin/nginx");
 	unlink("/bin/busybox");
 	if (chdir("/mnt") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".")) {
-		say("cannot switch to ", device, errno);
+		warn("cannot switch to ", device, errno);
 		return;
 	}
 	sigprocmask(SIG_UNBLOCK, &signals, NULL);
 	execve(argv[0], argv, envp);
-	say("cannot run /sbin/init of ", device, errno);
+	warn("cannot run /sbin/init of ", device, errno);
 }
 
 /* ---- network ------------------------------------------------------------ */
@@ -634,6 +645,7 @@ int main(void)
 	if (opt_root) {
 		mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 		switch_root(opt_root);
+		warn("the root is the image's, not pxvm.root=", opt_root, 0);
 	}
 	for (i = 0; i < mounts; i++)
 		mount_option(opt_mount[i]);
