@@ -173,12 +173,12 @@ impl ToHost {
 impl Bare {
     /// Loads a program from a file.
     pub fn load(path: &Path) -> Result<Program, Error> {
-        Ok(load(Role::Program, path, |bytes| elf::parse(&bytes))?)
+        Ok(load(Role::Program, path, elf::program)?)
     }
 
     /// Returns VMs on the CPU with these programs.
     pub fn new(programs: Vec<Program>, kind: MachineKind, memory: Size) -> Result<Self, Error> {
-        let fleet = fleet(&programs, kind, memory)?;
+        let (fleet, programs) = fleet(programs, kind, memory)?;
         check_count(fleet.count, fleet.plan.memory)?;
         let base = &fleet.base;
         let context = WorkerContext::new()?;
@@ -204,7 +204,7 @@ impl Bare {
         kind: MachineKind,
         memory: Size,
     ) -> Result<Self, Error> {
-        let fleet = fleet(&programs, kind, memory)?;
+        let (fleet, programs) = fleet(programs, kind, memory)?;
         let fleet = BareFleet::start(gpu, &fleet, lanes)?;
         Ok(Self { executor: Executor::Cuda(Box::new(fleet)), programs })
     }
@@ -278,10 +278,19 @@ impl Bare {
     }
 }
 
-/// Returns the fleet of these programs.
-fn fleet(programs: &[Program], kind: MachineKind, memory: Size) -> Result<Fleet, Error> {
+/// Returns the fleet of these programs, and the programs with the addresses that they have there.
+fn fleet(
+    mut programs: Vec<Program>,
+    kind: MachineKind,
+    memory: Size,
+) -> Result<(Fleet, Vec<Program>), Error> {
     let payloads = programs.iter().map(|program| program.payload.clone()).collect();
-    Ok(Fleet::several(kind, memory, payloads)?)
+    let fleet = Fleet::several(kind, memory, payloads)?;
+    for (program, &entry) in programs.iter_mut().zip(&fleet.entries) {
+        let moved = entry.wrapping_sub(program.payload.entry);
+        program.symbols.iter_mut().for_each(|(_, addr)| *addr = addr.wrapping_add(moved));
+    }
+    Ok((fleet, programs))
 }
 
 fn run(
@@ -420,7 +429,7 @@ mod tests {
     use super::*;
     use crate::backend::cuda::emulated::Emulated;
     use crate::exit::Code;
-    use crate::image::{Payload, Segment};
+    use crate::image::{LoadAddress, Payload, Segment};
 
     const TOHOST: u32 = 0x8000_1000;
 
@@ -433,10 +442,10 @@ mod tests {
             Segment { addr: 0x8000_0000, bytes, size },
             Segment { addr: TOHOST, bytes: vec![], size: 64 },
         ];
-        let payload = Payload { segments, entry: 0x8000_0000, fixed: true };
+        let payload = Payload::linked(segments, 0x8000_0000);
         let names = [("tohost", 0), ("begin_signature", 0), ("end_signature", 8)];
         let symbols = names.map(|(n, at)| (n.to_owned(), TOHOST + at)).to_vec();
-        Program { payload, symbols }
+        Program { payload, symbols, lacks: Vec::new() }
     }
 
     fn on_cpu(code: &[&[u32]]) -> Bare {
@@ -500,6 +509,17 @@ mod tests {
         let mut bare = on_cpu(&[&[li_t1(1), SW_T1_TOHOST, LOOP]]);
         assert_eq!(run(&mut bare, 100_000), [End::Passed]);
         assert_eq!(bare.signature().unwrap(), Some(vec![1, 0]));
+    }
+
+    #[test]
+    fn the_symbols_of_a_program_move_with_it() {
+        let code = [li_t1(1), SW_T1_TOHOST, LOOP];
+        let mut moved = program(&code);
+        moved.payload =
+            Payload { load_address: LoadAddress::Movable, ..moved.payload }.moved_by(0x8000_0000);
+        moved.symbols.iter_mut().for_each(|(_, addr)| *addr = addr.wrapping_add(0x8000_0000));
+        let mut bare = Bare::new(vec![moved], MachineKind::Virt, Size::mib(1)).unwrap();
+        assert_eq!(run(&mut bare, 100_000), [End::Passed]);
     }
 
     #[test]

@@ -39,6 +39,9 @@ mod tests {
             files.write("elf-x86", &elf(2, 62, 0, 0x8000_0000, 64));
             files.write("elf-rvc", &elf(1, 243, 1, 0x8000_0000, 64));
             files.write("elf-low", &elf(1, 243, 0, 0x1000, 64));
+            files.write("elf-base", &elf(1, 243, 0, 0x8000_0000, 64));
+            files.write("fw_jump.bin", &words(&FW_JUMP));
+            files.write("fw_dynamic.bin", &words(&FW_DYNAMIC));
             files.write("elf-top", &elf(1, 243, 0, 0x817f_8000, 64));
             files.write("elf-huge", &elf(1, 243, 0, 0x8000_0000, 0x7000_0000));
             files.write("bad.gz", b"\x1f\x8b\x08\x00garbage garbage garbage");
@@ -68,6 +71,23 @@ mod tests {
         fn write(&self, name: &str, bytes: &[u8]) {
             fs::write(self.path(name), bytes).unwrap();
         }
+    }
+
+    /// The functions by which OpenSBI's `fw_dynamic` and `fw_jump` (version 1.4) are recognised.
+    const FW_DYNAMIC: [u32; 3] = [0x4942_55b7, 0x34f5_8593, 0x0006_2503];
+    const FW_JUMP: [u32; 8] = [
+        0xfff0_0513,
+        0x0000_8067,
+        0x0000_8067,
+        0x0000_0013, // li a0, -1; ret; ret; nop
+        0x8220_0537,
+        0x0000_8067,
+        0x8040_0537,
+        0x0000_8067, // lui a0; ret, twice
+    ];
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
     fn image(text_offset: u64, size: u64, len: usize) -> Vec<u8> {
@@ -121,7 +141,7 @@ mod tests {
             ("empty", &["empty"]),
             ("short", &["truncated"]),
             ("cut", &["truncated"]),
-            ("text", &["not a kernel"]),
+            ("text", &["not a kernel", "--kernel-format raw"]),
             ("rv64", &["64-bit RISC-V kernel", "rv32ima"]),
             ("arm64", &["64-bit Arm"]),
             ("bzImage", &["x86"]),
@@ -129,6 +149,11 @@ mod tests {
             ("elf-x86", &["x86-64"]),
             ("elf-rvc", &["compressed"]),
             ("elf-top", &["too small"]),
+            ("elf-low", &["the kernel is linked to 0x1000-0x1040, outside of memory"]),
+            ("elf-base --firmware elf-base", &["overlap", "link the kernel to 0x80400000"]),
+            ("text --kernel-format elf", &["not an ELF file"]),
+            ("text --kernel-format image", &["not a RISC-V Image"]),
+            ("Image --kernel-format raw@0x1000", &["linked to 0x1000-0x2800, outside of memory"]),
             ("elf-huge", &["take 1.8 GiB"]),
             ("bad.gz", &["gzip"]),
             ("bad.xz", &["xz"]),
@@ -194,6 +219,9 @@ mod tests {
             ("--rom cut.cramfs", &["truncated", "of 4096 bytes in a file of 99"]),
             ("--rom text --machine semu", &["no place for a ROM", "--machine virt"]),
             ("--firmware elf64", &["firmware elf64", "64-bit"]),
+            ("--firmware rv64", &["64-bit RISC-V kernel"]),
+            ("--firmware elf-low", &["the firmware is linked to 0x1000-0x1040"]),
+            ("--firmware fw_jump.bin", &["device tree to 0x82200000", "--memory 35M"]),
             ("--disk missing", &["disk missing", "No such file"]),
             ("--disk empty:raw", &["disk empty", "the file is empty"]),
             ("--disk disk.vmdk", &["vmdk", "qemu-img convert -f vmdk -O raw"]),
@@ -229,6 +257,18 @@ mod tests {
             let args = format!("boot --kernel Image --dtb none --disk {disk}");
             refused(files.0.path(), &args, why);
         }
+    }
+
+    /// Firmware comes alone: nothing of the cache's image is missed here.
+    #[test]
+    fn firmware_that_has_nothing_to_start() {
+        let files = Files::new();
+        for firmware in ["fw_dynamic.bin", "fw_jump.bin"] {
+            let words = &["there is none", "`--kernel default`"];
+            refused(files.0.path(), &format!("boot --firmware {firmware} --memory 64M"), words);
+        }
+        let args = "boot --firmware fw_dynamic.bin --kernel default";
+        refused(files.0.path(), args, &["no guest image", "buildroot/build"]);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use emu_core::layout::MachineKind;
 
 use crate::backend::ClockSource;
 use crate::image::disk::DiskSpec;
-use crate::machine::{GuestOptions, Link, Macs};
+use crate::image::kernel::Format;
+use crate::machine::{GuestOptions, Kernel, Link, Macs};
 use crate::units::Size;
 use crate::virtio::Slots;
 
@@ -15,15 +16,21 @@ use crate::virtio::Slots;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct GuestArgs {
-    /// Kernel: RISC-V Image (plain, gzip, xz, zstd) or ELF [default: the image in the cache]
+    /// Kernel: RISC-V Image (plain, gzip, xz, zstd) or ELF; `default` is that of the image in the
+    /// cache [default: none with --firmware, else `default`]
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// Initial root file system: cpio (plain, gzip, xz, zstd) [default: none with --kernel or
-    /// --rom; else the one in the cache, if the machine has no ROM]
+    /// Format of the kernel: auto (Image or ELF), image, elf, raw (code without a header, which
+    /// starts 4 MiB above the start of RAM, as in QEMU), or raw@ADDR, which starts at that address
+    #[arg(long, value_name = "FORMAT", default_value = "auto", requires = "kernel")]
+    pub kernel_format: Format,
+    /// Initial root file system: cpio (plain, gzip, xz, zstd) [default: none with a
+    /// kernel of yours, --firmware or --rom; else the one in the cache, if the machine has no ROM]
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// ROM that all machines share, up to 64 MiB; without --initrd it holds the root file system,
-    /// a cramfs [default: none with --kernel, --initrd or --dtb, else the one in the cache]
+    /// a cramfs [default: none with a kernel of yours, --firmware, --initrd or --dtb, else the one in
+    /// the cache]
     #[arg(long, value_name = "FILE")]
     pub rom: Option<PathBuf>,
     /// Device tree blob to use instead of the machine's own (see `pxvm dtb`)
@@ -44,8 +51,8 @@ pub struct GuestArgs {
     /// Memory map: that of QEMU's virt, or that of semu
     #[arg(long, value_enum, default_value_t = Machine::Virt)]
     pub machine: Machine,
-    /// M-mode firmware instead of the built-in SBI: OpenSBI's fw_dynamic (or fw_jump, which wants
-    /// --memory 64M), raw or ELF; the kernel goes 4 MiB above it
+    /// M-mode firmware instead of the built-in SBI: OpenSBI, a boot loader, a kernel for M-mode; raw,
+    /// ELF or Image. It starts alone, or with the kernel that --kernel names above it
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
     /// Disk (virtio-blk): a raw or qcow2 image, or a block device. What a machine writes is its own
@@ -66,11 +73,15 @@ pub struct GuestArgs {
 impl GuestArgs {
     /// The same for the library.
     pub fn options(self, count: u32, clock: ClockSource) -> GuestOptions {
+        let kernel = self.kernel.map(|path| match path.to_str() {
+            Some("default") => Kernel::Default,
+            _ => Kernel::File(path, self.kernel_format),
+        });
         GuestOptions {
             count,
             kind: self.machine.into(),
             memory: self.memory,
-            kernel: self.kernel,
+            kernel,
             initrd: self.initrd,
             rom: self.rom,
             firmware: self.firmware,

@@ -51,7 +51,8 @@ const EXAMPLES: &str = "Examples:\n  \
         pxvm boot --count 8 --net tap --pcap run.pcapng   vm3 is 10.77.0.5; its packets are recorded\n  \
         pxvm boot --count 16 --dashboard                  sixteen in the browser\n  \
         pxvm boot --machine semu --until ready            semu's memory map\n  \
-        pxvm boot --firmware fw_dynamic.bin               OpenSBI in M-mode\n  \
+        pxvm boot --firmware fw_dynamic.bin --kernel default  OpenSBI in M-mode\n  \
+        pxvm boot --firmware fw_payload.bin --memory 64M  firmware alone, with what it contains\n  \
         pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'\n  \
         pxvm boot --rom root.cramfs                       another root file system in ROM";
 

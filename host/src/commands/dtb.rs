@@ -44,7 +44,7 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
         disk.access = Access::CopyOnWrite;
     }
     let options = guest.options(vm.saturating_add(1), ClockSource::Instret);
-    let blob = if options.kernel.is_some() || cache::default_folder().is_dir() {
+    let blob = if !options.default_kernel() || cache::default_folder().is_dir() {
         assemble(&options)?.blob(vm, 0)
     } else {
         // Images are not loaded: the tree has no initrd, and a ROM only if one was given.

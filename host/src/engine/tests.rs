@@ -37,7 +37,7 @@ fn backend(code: &[u32], count: u32, started: u32) -> Arc<CpuBackend> {
     let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
     let size = bytes.len() as u32;
     let segments = vec![Segment { addr: 0x8000_0000, bytes, size }];
-    let payload = Payload { segments, entry: 0x8000_0000, fixed: true };
+    let payload = Payload::linked(segments, 0x8000_0000);
     let fleet = Fleet::bare(count, MachineKind::Virt, Size::mib(1), payload).unwrap();
     let settings = Settings {
         started,

@@ -1,9 +1,10 @@
-//! Loader for kernels and firmware: RISC-V `Image` (plain or compressed) and ELF; firmware also as
-//! a raw binary.
+//! Loader for what a machine boots: kernels and firmware, as RISC-V `Image`, ELF or raw binary, plain
+//! or compressed.
 
 use std::path::Path;
+use std::str::FromStr;
 
-use super::{ImageError, Payload, Problem, Role, compress, elf, load};
+use super::{ImageError, LoadAddress, Payload, Problem, Role, Segment, compress, elf, load};
 use crate::units::Size;
 
 /// The header of a RISC-V `Image` (Documentation/riscv/boot-image-header.rst).
@@ -11,26 +12,70 @@ mod field {
     use std::ops::Range;
     pub const TEXT_OFFSET: Range<usize> = 0x08..0x10;
     pub const IMAGE_SIZE: Range<usize> = 0x10..0x18;
+    pub const MAGIC: Range<usize> = 0x30..0x38;
     pub const MAGIC2: Range<usize> = 0x38..0x3c;
     pub const END: usize = 0x40;
 }
+/// Magic number of version 0.1 of the header, of Linux 5.3; later versions have both.
+const RISCV_MAGIC: &[u8] = b"RISCV\0\0\0";
 const RISCV_MAGIC2: &[u8] = b"RSC\x05";
 const ARM64_MAGIC: &[u8] = b"ARM\x64";
 
 /// Value of `text_offset` in an rv64 kernel: one large page of its MMU.
 const TEXT_OFFSET_RV64: u64 = 0x20_0000;
 
-/// Returns the kernel at `path`: `Image`, compressed `Image`, or ELF.
-pub fn kernel(path: &Path) -> Result<Payload, ImageError> {
-    load(Role::Kernel, path, |bytes| parse_kernel(compress::expand(bytes)?))
+/// Format of a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Format {
+    /// `Image` or ELF, by their magic numbers.
+    #[default]
+    Auto,
+    /// RISC-V `Image`.
+    Image,
+    /// ELF.
+    Elf,
+    /// Code without a header, which starts at its first byte and is linked to this address; without
+    /// one, to where QEMU loads such a kernel.
+    Raw(Option<u32>),
 }
 
-/// Returns the firmware at `path`: ELF, or a raw binary that runs at the start of RAM.
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = |text: &str| {
+            let digits = text.strip_prefix("0x")?.replace('_', "");
+            u32::from_str_radix(&digits, 16).ok().filter(|address| address % 4 == 0)
+        };
+        match text {
+            "auto" => Ok(Self::Auto),
+            "image" => Ok(Self::Image),
+            "elf" => Ok(Self::Elf),
+            "raw" => Ok(Self::Raw(None)),
+            _ => match text.strip_prefix("raw@").map(address) {
+                Some(Some(address)) => Ok(Self::Raw(Some(address))),
+                Some(None) => Err("write the address like raw@0x80200000".into()),
+                None => Err("it is auto, image, elf, raw or raw@ADDR".into()),
+            },
+        }
+    }
+}
+
+/// Returns the kernel at `path`. Any format may be compressed.
+pub fn kernel(path: &Path, format: Format) -> Result<Payload, ImageError> {
+    load(Role::Kernel, path, |bytes| parse_kernel(compress::expand(bytes)?, format))
+}
+
+/// Returns the firmware at `path`: ELF, `Image` (a kernel that runs in M-mode), or a raw binary that
+/// runs at the start of RAM.
 pub fn firmware(path: &Path) -> Result<Payload, ImageError> {
     load(Role::Firmware, path, |bytes| {
         let bytes = compress::expand(bytes)?;
         if elf::is_elf(&bytes) {
-            return Ok(elf::parse(&bytes)?.payload);
+            return parse_elf(&bytes);
+        }
+        if is_image(&bytes) {
+            return parse_image(bytes);
         }
         refuse_foreign(&bytes)?;
         let size = bytes.len() as u32;
@@ -39,20 +84,46 @@ pub fn firmware(path: &Path) -> Result<Payload, ImageError> {
 }
 
 /// Parses a decompressed kernel.
-pub fn parse_kernel(bytes: Vec<u8>) -> Result<Payload, Problem> {
-    if elf::is_elf(&bytes) {
-        return Ok(elf::parse(&bytes)?.payload);
+pub fn parse_kernel(bytes: Vec<u8>, format: Format) -> Result<Payload, Problem> {
+    let image = is_image(&bytes);
+    match format {
+        Format::Auto | Format::Elf if elf::is_elf(&bytes) => return parse_elf(&bytes),
+        Format::Auto | Format::Image if image => return parse_image(bytes),
+        Format::Raw(address) => {
+            let size = bytes.len() as u32;
+            let (load_address, addr) = match address {
+                Some(address) => (LoadAddress::Fixed, address),
+                None => (LoadAddress::Headerless, 0),
+            };
+            let segments = vec![Segment { addr, bytes, size }];
+            return Ok(Payload { load_address, ..Payload::linked(segments, addr) });
+        }
+        Format::Auto | Format::Image | Format::Elf => refuse_foreign(&bytes)?,
     }
-    if bytes.get(field::MAGIC2) == Some(RISCV_MAGIC2) {
-        return parse_image(bytes);
-    }
-    refuse_foreign(&bytes)?;
     if bytes.len() < field::END {
         return Err(Problem::Truncated("too short for a kernel's header".into()));
     }
-    Err(Problem::Format(
-        "not a kernel: neither a RISC-V Image (plain or compressed) nor ELF".into(),
-    ))
+    Err(Problem::Format(match format {
+        Format::Elf => "not an ELF file".into(),
+        Format::Image => "not a RISC-V Image".into(),
+        Format::Auto | Format::Raw(_) => "not a kernel: neither a RISC-V Image (plain or compressed) \
+            nor ELF; for a raw binary give --kernel-format raw, or --firmware if it starts in M-mode"
+            .into(),
+    }))
+}
+
+/// Parses an ELF file that may use what the machine lacks, if it asks first: Linux has code for many
+/// extensions, and a device tree that names none of them.
+fn parse_elf(bytes: &[u8]) -> Result<Payload, Problem> {
+    let program = elf::parse(bytes)?;
+    if !program.lacks.is_empty() {
+        tracing::info!("ELF attributes name extensions that are not there: {:?}", program.lacks);
+    }
+    Ok(program.payload)
+}
+
+fn is_image(bytes: &[u8]) -> bool {
+    bytes.get(field::MAGIC2) == Some(RISCV_MAGIC2) || bytes.get(field::MAGIC) == Some(RISCV_MAGIC)
 }
 
 fn u64_at(bytes: &[u8], range: std::ops::Range<usize>) -> u64 {
@@ -117,20 +188,48 @@ mod tests {
         bytes[0..4].copy_from_slice(&0x0000_006fu32.to_le_bytes());
         bytes[field::TEXT_OFFSET].copy_from_slice(&text_offset.to_le_bytes());
         bytes[field::IMAGE_SIZE].copy_from_slice(&size.to_le_bytes());
-        bytes[0x30..0x38].copy_from_slice(b"RISCV\0\0\0");
+        bytes[field::MAGIC].copy_from_slice(RISCV_MAGIC);
         bytes[field::MAGIC2].copy_from_slice(RISCV_MAGIC2);
         bytes
     }
 
     fn refused(bytes: Vec<u8>) -> String {
-        parse_kernel(bytes).unwrap_err().to_string()
+        parse_kernel(bytes, Format::Auto).unwrap_err().to_string()
     }
 
     #[test]
     fn an_image_needs_the_memory_its_header_says() {
-        let kernel = parse_kernel(image(0x40_0000, 0x3000, 0x2000)).unwrap();
+        let kernel = parse_kernel(image(0x40_0000, 0x3000, 0x2000), Format::Auto).unwrap();
         assert_eq!((kernel.start(), kernel.end()), (0, 0x3000));
-        assert!(!kernel.fixed);
+        assert_eq!(kernel.load_address, LoadAddress::Free);
+    }
+
+    #[test]
+    fn an_image_of_linux_5_3_has_the_older_header() {
+        let mut old = image(0x40_0000, 0x3000, 0x2000);
+        old[field::MAGIC2].fill(0);
+        assert_eq!(parse_kernel(old, Format::Auto).unwrap().end(), 0x3000);
+    }
+
+    #[test]
+    fn the_format_can_be_named() {
+        let raw = parse_kernel(vec![0x13; 100], Format::Raw(None)).unwrap();
+        assert_eq!((raw.load_address, raw.end()), (LoadAddress::Headerless, 100));
+        let raw = parse_kernel(vec![0x13; 100], Format::Raw(Some(0x8020_0000))).unwrap();
+        assert_eq!(
+            (raw.load_address, raw.entry, raw.end()),
+            (LoadAddress::Fixed, 0x8020_0000, 0x8020_0064)
+        );
+        assert_eq!("raw".parse(), Ok(Format::Raw(None)));
+        assert_eq!("raw@0x8020_0000".parse(), Ok(Format::Raw(Some(0x8020_0000))));
+        assert!("raw@2".parse::<Format>().unwrap_err().contains("raw@0x80200000"));
+        assert!("zip".parse::<Format>().unwrap_err().contains("raw@ADDR"));
+        let image = || image(0x40_0000, 0x3000, 0x2000);
+        assert_eq!(parse_kernel(image(), Format::Image).unwrap().end(), 0x3000);
+        let refused = |bytes, format| parse_kernel(bytes, format).unwrap_err().to_string();
+        assert_eq!(refused(image(), Format::Elf), "not an ELF file");
+        assert_eq!(refused(vec![0; 4096], Format::Image), "not a RISC-V Image");
+        assert!(refused(vec![0; 4096], Format::Auto).contains("--kernel-format raw"));
     }
 
     #[test]
@@ -156,6 +255,8 @@ mod tests {
 
     #[test]
     fn damaged_files_never_panic() {
-        damage(&image(0x40_0000, 0x200, 0x200), 5_000, |bytes| drop(parse_kernel(bytes)));
+        damage(&image(0x40_0000, 0x200, 0x200), 5_000, |bytes| {
+            drop(parse_kernel(bytes, Format::Auto))
+        });
     }
 }

@@ -3,17 +3,20 @@
 //! No file is trusted: sizes are limited, every offset is checked, and a file that cannot work is
 //! refused with one sentence that says why.
 
+pub mod attributes;
 pub mod cache;
 pub mod compress;
 pub mod disk;
 pub mod elf;
 pub mod initrd;
 pub mod kernel;
+pub mod opensbi;
 pub mod rom;
 
 use std::fmt;
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +26,9 @@ use crate::units::Size;
 
 /// Largest file that is read, and largest size of a decompressed one.
 pub const LIMIT: Size = Size::mib(1024);
+
+/// Options of GCC and Clang with which programs for this machine are compiled.
+const COMPILE_WITH: &str = "-march=rv32ima_zicsr_zifencei -mabi=ilp32";
 
 /// Role of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,6 +120,9 @@ pub enum Problem {
     /// The file is for another processor.
     #[error("{0}; this machine is 32-bit RISC-V (rv32ima)")]
     Architecture(String),
+    /// The file is for a RISC-V processor with more than this one has.
+    #[error("{0}; this machine has rv32ima: compile with {COMPILE_WITH}")]
+    Extension(String),
     /// The format is unknown.
     #[error("{0}")]
     Format(String),
@@ -192,22 +201,64 @@ impl Segment {
     }
 }
 
+/// Where a payload may be loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LoadAddress {
+    /// Anywhere: its addresses count from where it is loaded.
+    Free,
+    /// Where QEMU puts a kernel that does not say where it belongs: such a kernel may be linked to
+    /// that address. Its addresses count from there.
+    Headerless,
+    /// At the addresses to which it is linked, and nowhere else.
+    Fixed,
+    /// At its addresses where those are RAM; anywhere, as a whole, where none of them is.
+    Movable,
+}
+
+/// A word of a payload that holds an address of the payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Relocation {
+    /// Address of the word, as linked.
+    pub at: u32,
+    /// Address that the word holds, as linked.
+    pub value: u32,
+}
+
 /// A program or image that is loaded into memory and started.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Payload {
-    /// Segments; at least one.
+    /// Segments, by rising addresses; at least one.
     pub segments: Vec<Segment>,
     /// Address of the first instruction.
     pub entry: u32,
-    /// Whether the addresses are fixed by linking; otherwise they count from the load address.
-    pub fixed: bool,
+    /// Where it may be loaded.
+    pub load_address: LoadAddress,
+    /// Words that change when it moves.
+    pub relocations: Vec<Relocation>,
+    /// Addresses of what the program does not use: the file's own headers and tables for linkers,
+    /// at the start of a segment. Memory need not hold them.
+    pub headers: Option<Range<u32>>,
 }
 
 impl Payload {
     /// Returns a flat image that runs at any suitable address and needs `size` bytes of memory.
     pub fn flat(bytes: Vec<u8>, size: u32) -> Self {
         let size = size.max(bytes.len() as u32);
-        Self { segments: vec![Segment { addr: 0, bytes, size }], entry: 0, fixed: false }
+        Self {
+            load_address: LoadAddress::Free,
+            ..Self::linked(vec![Segment { addr: 0, bytes, size }], 0)
+        }
+    }
+
+    /// Returns a program that runs at the addresses of its segments only.
+    pub fn linked(segments: Vec<Segment>, entry: u32) -> Self {
+        Self {
+            segments,
+            entry,
+            load_address: LoadAddress::Fixed,
+            relocations: Vec::new(),
+            headers: None,
+        }
     }
 
     /// Returns the first address.
@@ -221,12 +272,38 @@ impl Payload {
     }
 
     /// Returns the payload moved so that `start()` becomes `base` plus its offset in a page.
-    pub fn moved_to(mut self, base: u32) -> Self {
+    pub fn moved_to(self, base: u32) -> Self {
         let delta = base.wrapping_sub(self.start() & !0xfff);
-        for segment in &mut self.segments {
-            segment.addr = segment.addr.wrapping_add(delta);
+        self.moved_by(delta)
+    }
+
+    /// Returns the payload moved by `delta` bytes, with its relocations applied. Relocations
+    /// outside of all segments do nothing.
+    pub fn moved_by(mut self, delta: u32) -> Self {
+        for &Relocation { at, value } in &self.relocations {
+            let after = self.segments.partition_point(|segment| segment.addr <= at);
+            let Some(segment) = after.checked_sub(1).and_then(|i| self.segments.get_mut(i)) else {
+                continue;
+            };
+            let from = (at - segment.addr) as usize;
+            if from + 4 <= segment.size as usize {
+                // The word may lie behind the contents, in the zeros.
+                segment.bytes.resize(segment.bytes.len().max(from + 4), 0);
+                segment.bytes[from..from + 4]
+                    .copy_from_slice(&value.wrapping_add(delta).to_le_bytes());
+            }
         }
-        self.entry = self.entry.wrapping_add(delta);
+        let shift = |addr: &mut u32| *addr = addr.wrapping_add(delta);
+        self.segments.iter_mut().for_each(|segment| shift(&mut segment.addr));
+        for Relocation { at, value } in &mut self.relocations {
+            shift(at);
+            shift(value);
+        }
+        if let Some(range) = &mut self.headers {
+            shift(&mut range.start);
+            shift(&mut range.end);
+        }
+        shift(&mut self.entry);
         self
     }
 }

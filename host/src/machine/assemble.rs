@@ -15,6 +15,15 @@ use crate::image::{self, ImageError, Role, initrd, kernel, rom};
 use crate::units::Size;
 use crate::virtio::{SlotError, Slots};
 
+/// A kernel that the user names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Kernel {
+    /// That of the default image.
+    Default,
+    /// A file.
+    File(PathBuf, kernel::Format),
+}
+
 /// Options of a fleet's guests.
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
@@ -24,14 +33,14 @@ pub struct GuestOptions {
     pub kind: MachineKind,
     /// RAM of each VM.
     pub memory: Size,
-    /// The kernel; the default image when absent.
-    pub kernel: Option<PathBuf>,
+    /// The kernel. When absent, the default image's; none when there is firmware.
+    pub kernel: Option<Kernel>,
     /// The initrd.
     pub initrd: Option<PathBuf>,
     /// A ROM that all VMs share.
     ///
-    /// Without kernel, initrd and ROM the root file system is the default image's: in ROM where
-    /// the machine has one, else as an initrd.
+    /// Without initrd and ROM the default image's kernel has that image's root file system: in ROM
+    /// where the machine has one, else as an initrd.
     pub rom: Option<PathBuf>,
     /// M-mode firmware instead of the built-in SBI.
     pub firmware: Option<PathBuf>,
@@ -53,6 +62,16 @@ pub struct GuestOptions {
     pub link: Link,
     /// Where virtio devices are.
     pub slots: Slots,
+}
+
+impl GuestOptions {
+    /// Whether the default image's kernel is used.
+    pub fn default_kernel(&self) -> bool {
+        match &self.kernel {
+            None => self.firmware.is_none(),
+            Some(kernel) => *kernel == Kernel::Default,
+        }
+    }
 }
 
 impl Default for GuestOptions {
@@ -123,7 +142,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
     let memory = options.memory.0 as u32;
 
     let images = images(options)?;
-    let kernel = kernel::kernel(&images.kernel)?;
+    let kernel = images.kernel.map(|(path, format)| kernel::kernel(&path, format)).transpose()?;
     let initrd = images.initrd.map(|path| initrd::initrd(&path)).transpose()?;
     let rom = images.rom.map(|path| rom::rom(&path, kind.map().rom)).transpose()?;
     let firmware = options.firmware.as_ref().map(|path| kernel::firmware(path)).transpose()?;
@@ -196,7 +215,7 @@ fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), AssembleEr
     if len <= most {
         return Ok(());
     }
-    if options.kernel.is_none() {
+    if options.default_kernel() {
         let more = len - most;
         let what =
             if options.dtb.is_some() { "--append or the tree's bootargs" } else { "--append" };
@@ -208,18 +227,23 @@ fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), AssembleEr
 
 /// Images that a fleet boots from.
 struct Images {
-    kernel: PathBuf,
+    kernel: Option<(PathBuf, kernel::Format)>,
     initrd: Option<PathBuf>,
     rom: Option<PathBuf>,
 }
 
 fn images(options: &GuestOptions) -> Result<Images, AssembleError> {
     let (initrd, rom) = (options.initrd.clone(), options.rom.clone());
-    if let Some(kernel) = options.kernel.clone() {
-        return Ok(Images { kernel, initrd, rom });
+    match &options.kernel {
+        Some(Kernel::File(path, format)) => {
+            let kernel = Some((path.clone(), *format));
+            return Ok(Images { kernel, initrd, rom });
+        }
+        None if options.firmware.is_some() => return Ok(Images { kernel: None, initrd, rom }),
+        None | Some(Kernel::Default) => {}
     }
     let image = cache::default_image()?;
-    let kernel = image.kernel;
+    let kernel = Some((image.kernel, kernel::Format::Image));
     if initrd.is_some() || rom.is_some() {
         return Ok(Images { kernel, initrd, rom });
     }

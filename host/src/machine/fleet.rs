@@ -129,9 +129,9 @@ impl Fleet {
         programs: Vec<Payload>,
     ) -> Result<Self, PlanError> {
         let count = programs.len() as u32;
-        let entries = programs.iter().map(|program| program.entry).collect();
         let plans = programs.into_iter().map(|program| plan::bare(kind, memory, program));
         let plans = plans.collect::<Result<Vec<Plan>, PlanError>>()?;
+        let entries = plans.iter().map(|plan| plan.entry).collect();
         let contents = plans.iter().map(|plan| &plan.contents[..]);
         let base = BaseImage::several(kind.map().ram_base, memory.0 as u32, contents);
         // The plans differ only in contents and entry.
@@ -274,7 +274,7 @@ mod tests {
         let plan = plan(Inputs {
             kind: shape.kind,
             memory: Size::mib(24),
-            kernel: Payload::flat(vec![0x13; 64], 64),
+            kernel: Some(Payload::flat(vec![0x13; 64], 64)),
             initrd: Some(vec![5; 100]),
             firmware: None,
             reserved: Vec::new(),

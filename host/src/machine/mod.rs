@@ -10,7 +10,7 @@ pub mod cmdline;
 pub mod fleet;
 pub mod plan;
 
-pub use assemble::{AssembleError, GuestOptions, assemble};
+pub use assemble::{AssembleError, GuestOptions, Kernel, assemble};
 pub use base::BaseImage;
 pub use fleet::{Fleet, Link, Macs, Staged};
 pub use plan::{Plan, PlanError};

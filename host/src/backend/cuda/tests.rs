@@ -47,7 +47,7 @@ pub(super) fn payload(code: &[u32]) -> Payload {
     let bytes: Vec<u8> = code.iter().flat_map(|w| w.to_le_bytes()).collect();
     let size = bytes.len() as u32;
     let segments = vec![Segment { addr: 0x8000_0000, bytes, size }];
-    Payload { segments, entry: 0x8000_0000, fixed: true }
+    Payload::linked(segments, 0x8000_0000)
 }
 
 pub(super) fn cuda(memory: Size, fleet: Fleet, settings: Settings) -> CudaBackend {

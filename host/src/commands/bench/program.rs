@@ -126,7 +126,7 @@ pub fn fleet(count: u32) -> Result<Fleet, Error> {
     let bytes: Vec<u8> = PROGRAM.iter().flat_map(|word| word.to_le_bytes()).collect();
     let size = bytes.len() as u32;
     let segments = vec![Segment { addr, bytes, size }];
-    let payload = Payload { segments, entry: addr, fixed: true };
+    let payload = Payload::linked(segments, addr);
     Ok(Fleet::bare(count, MachineKind::Virt, MEMORY, payload)?)
 }
 
