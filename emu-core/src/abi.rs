@@ -43,7 +43,7 @@ state!(Vm { hart, platform });
 pub struct Platform {
     /// Time and retired instructions.
     pub clock: Clock,
-    /// The value of `clock.retired` before which no device and no timer needs attention. An
+    /// The value of `clock.steps()` before which no device and no timer needs attention. An
     /// instruction that may change that sets it to zero. Not part of the machine's state.
     pub(crate) next_event_at: u64,
     /// Control and status registers.

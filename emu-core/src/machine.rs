@@ -88,7 +88,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         loop {
             // Before `next_event_at` no device and no timer needs attention. Most runs of the
             // instruction loop end before it, so skipping the checks pays.
-            let uneventful = self.platform.clock.retired < self.platform.next_event_at;
+            let uneventful = self.platform.clock.steps() < self.platform.next_event_at;
             if !uneventful && let Some(exit) = self.handle_event() {
                 return exit;
             }
@@ -109,9 +109,9 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
                     continue;
                 }
                 self.platform.next_event_at =
-                    self.platform.clock.retired.saturating_add(self.until_event());
+                    self.platform.clock.steps().saturating_add(self.until_event());
             }
-            let until = self.platform.next_event_at - self.platform.clock.retired;
+            let until = self.platform.next_event_at - self.platform.clock.steps();
             let n = until.min(u64::from(left)) as u32;
             let (spent, result) = if self.lane.is_alone() {
                 self.execute::<T, true>(hart, n, trace)
@@ -200,7 +200,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
         let due = self.platform.wake_at();
         if now == Now::Instret && due != u64::MAX {
-            self.platform.clock.set_now(due.max(self.platform.clock.now()));
+            self.platform.clock.skip_to(due);
             return true;
         }
         false
@@ -218,14 +218,14 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         })
     }
 
-    /// Returns the number of instructions, at least one, until the timer or the RTC's alarm is due.
+    /// Returns the number of steps, at least one, until the timer or the RTC's alarm is due.
     /// A timer that is due already does not count, because its interrupt line is up.
     fn until_event(&self) -> u64 {
         let clock = &self.platform.clock;
         let timer = Some(clock.until_deadline()).filter(|&n| n != 0);
         let alarm =
             self.platform.dev.rtc.next_alarm().map(|ns| {
-                clock.retired_at(clock.ticks_at_ns(ns)).saturating_sub(clock.retired).max(1)
+                clock.step_at(clock.ticks_at_ns(ns)).saturating_sub(clock.steps()).max(1)
             });
         timer.into_iter().chain(alarm).min().unwrap_or(u64::MAX)
     }
@@ -304,12 +304,12 @@ fn fault(code: FaultCode) -> Exit {
 }
 
 impl Platform {
-    /// Returns the `time` at which a waiting hart must run again if no input comes before, or
-    /// `u64::MAX` if only input can wake it.
+    /// Returns the machine's time at which a waiting hart must run again if no input comes before,
+    /// or `u64::MAX` if only input can wake it.
     fn wake_at(&self) -> u64 {
         let enabled = self.csr.get(StoredCsr::Mie);
         let timer = if self.sbi != 0 { irq::STI } else { irq::MTI };
-        let timer = if enabled & timer != 0 { self.clock.timecmp } else { u64::MAX };
+        let timer = if enabled & timer != 0 { self.clock.due_at() } else { u64::MAX };
         match self.dev.rtc.next_alarm() {
             Some(ns) if enabled & (irq::SEI | irq::MEI) != 0 => {
                 timer.min(self.clock.ticks_at_ns(ns))
@@ -320,8 +320,8 @@ impl Platform {
 }
 
 impl Vm {
-    /// Returns the `time` at which a VM that is [`ExitCode::Idle`] must run again if no input comes
-    /// before, or `u64::MAX` if only input can wake it.
+    /// Returns the machine's time ([`Now::Host`]) at which a VM that is [`ExitCode::Idle`] must run
+    /// again if no input comes before, or `u64::MAX` if only input can wake it.
     pub fn wake_at(&self) -> u64 {
         self.platform.wake_at()
     }

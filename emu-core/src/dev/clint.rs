@@ -60,10 +60,10 @@ impl Clint {
     pub fn read(&self, clock: &Clock, offset: u32) -> u32 {
         match Reg::at(offset) {
             Some(Reg::Msip) => self.msip,
-            Some(Reg::MtimecmpLow) => clock.timecmp as u32,
-            Some(Reg::MtimecmpHigh) => (clock.timecmp >> 32) as u32,
-            Some(Reg::MtimeLow) => clock.now() as u32,
-            Some(Reg::MtimeHigh) => (clock.now() >> 32) as u32,
+            Some(Reg::MtimecmpLow) => clock.timecmp() as u32,
+            Some(Reg::MtimecmpHigh) => (clock.timecmp() >> 32) as u32,
+            Some(Reg::MtimeLow) => clock.time() as u32,
+            Some(Reg::MtimeHigh) => (clock.time() >> 32) as u32,
             None => 0,
         }
     }
@@ -72,10 +72,10 @@ impl Clint {
     pub fn write(&mut self, clock: &mut Clock, offset: u32, value: u32) {
         match Reg::at(offset) {
             Some(Reg::Msip) => self.msip = value & 1,
-            Some(Reg::MtimecmpLow) => clock.set_timecmp(low(clock.timecmp, value)),
-            Some(Reg::MtimecmpHigh) => clock.set_timecmp(high(clock.timecmp, value)),
-            Some(Reg::MtimeLow) => clock.set_now(low(clock.now(), value)),
-            Some(Reg::MtimeHigh) => clock.set_now(high(clock.now(), value)),
+            Some(Reg::MtimecmpLow) => clock.set_timecmp(low(clock.timecmp(), value)),
+            Some(Reg::MtimecmpHigh) => clock.set_timecmp(high(clock.timecmp(), value)),
+            Some(Reg::MtimeLow) => clock.set_time(low(clock.time(), value)),
+            Some(Reg::MtimeHigh) => clock.set_time(high(clock.time(), value)),
             None => {}
         }
     }

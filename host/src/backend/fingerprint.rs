@@ -106,6 +106,7 @@ mod tests {
         assert_eq!(
             names,
             [
+                "clock.reserved",
                 "csr.reserved",
                 "ctx.fetch",
                 "ctx.load",

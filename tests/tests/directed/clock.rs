@@ -111,6 +111,85 @@ fn mtime_reads_as_time_and_can_be_written() {
     assert_eq!((m.x(A2), m.x(A3), m.x(A4)), (0x1234, 2, 0x1234));
 }
 
+/// Writes `mtime` and reads it back: as `mtime`, and as `time`.
+fn writes_mtime(now: Now, value: u64) -> TestMachine {
+    let mut m = TestMachine::program(|a| {
+        a.li(S0, MTIME).li(A0, value as u32).li(A1, (value >> 32) as u32);
+        a.sw(A1, 4, S0).sw(A0, 0, S0).lw(A2, 0, S0).lw(A3, 4, S0).csrr(A4, TIME).csrr(A5, TIMEH);
+    });
+    m.now = now;
+    m.run(20);
+    m
+}
+
+#[test]
+fn mtime_can_be_written_under_the_host_clock_forwards_and_backwards() {
+    let host = |ticks| Now::Host { ticks, rate: 1 };
+    for value in [5, 999_999, 0x7_0000_0003] {
+        let mut m = writes_mtime(host(1_000_000), value);
+        let (low, high) = (value as u32, (value >> 32) as u32);
+        assert_eq!([A2, A3, A4, A5].map(|r| m.x(r)), [low, high, low, high]);
+        // It goes on from there as the host's time does.
+        m.now = host(1_000_500);
+        m.run(1);
+        assert_eq!(m.vm.platform.clock.time(), value + 500);
+    }
+}
+
+#[test]
+fn a_written_mtime_brings_the_timer_nearer_or_takes_it_away() {
+    for now in [Now::Instret, Now::Host { ticks: 1000, rate: 1 }] {
+        let m = {
+            let mut m = TestMachine::program(|a| {
+                a.li(S0, MTIMECMP).li(A0, 1_000_000).sw(A0, 0, S0).csrr(A1, MIP);
+                a.li(S1, MTIME).sw(A0, 0, S1).csrr(A2, MIP).sw(ZERO, 0, S1).csrr(A3, MIP);
+            });
+            m.now = now;
+            m.run(30);
+            m
+        };
+        assert_eq!([A1, A2, A3].map(|r| m.x(r)), [0, irq::MTI, 0], "{now:?}");
+    }
+}
+
+#[test]
+fn wfi_wakes_when_the_written_mtime_reaches_the_timer() {
+    let machine = |now| {
+        let mut m = TestMachine::program(|a| {
+            a.li(S0, MTIMECMP).li(A0, 1_000_000).sw(A0, 0, S0).csr_li(MIE, irq::MTI);
+            a.li(S1, MTIME).li(A0, 999_000).sw(A0, 0, S1).wfi().csrr(A1, TIME);
+        });
+        m.now = now;
+        m
+    };
+    let mut m = machine(Now::Instret);
+    m.run_out();
+    assert_eq!(m.x(A1), 1_000_000);
+    let mut m = machine(Now::Host { ticks: 50_000, rate: 1 });
+    assert_eq!(m.run(30).code, ExitCode::Idle);
+    // The host knows nothing of what the guest calls the time.
+    assert_eq!(m.vm.wake_at(), 51_000);
+    m.now = Now::Host { ticks: 51_000, rate: 1 };
+    m.run(30);
+    assert_eq!(m.x(A1), 1_000_000);
+}
+
+#[test]
+fn the_time_of_day_does_not_follow_a_written_mtime() {
+    const RTC: u32 = 0x10_1000;
+    for now in [Now::Instret, Now::Host { ticks: 1000, rate: 1 }] {
+        let mut m = TestMachine::program(|a| {
+            a.li(S0, RTC).li(S1, MTIME).li(A0, 1_000_000).lw(A1, 0, S0).sw(A0, 0, S1);
+            a.lw(A2, 0, S0).sw(ZERO, 0, S1).lw(A3, 0, S0);
+        });
+        m.now = now;
+        m.run(30);
+        // Ticks of 100 ns.
+        assert!(m.x(A3) - m.x(A1) <= 500, "{now:?}");
+        assert!(m.x(A1) <= m.x(A2) && m.x(A2) <= m.x(A3), "{now:?}");
+    }
+}
+
 #[test]
 fn the_timer_interrupt_is_pending_from_mtimecmp_on() {
     let m = TestMachine::ran(|a| {
@@ -118,6 +197,26 @@ fn the_timer_interrupt_is_pending_from_mtimecmp_on() {
         a.li(A2, u32::MAX).sw(A2, 0, S0).csrr(A3, MIP);
     });
     assert_eq!([A0, A1, A3].map(|r| m.x(r)), [0, irq::MTI, 0]);
+}
+
+// As `mtimecmp` of QEMU, whose high word is 0 until it is written. Guests that need no more than
+// 2^32 ticks write the low one alone.
+#[test]
+fn a_timer_of_the_low_word_alone_interrupts() {
+    let mut m = TestMachine::program(|a| {
+        a.li(S0, MTIMECMP).lw(A0, 0, S0).lw(A1, 4, S0).csrr(A2, MIP);
+        a.li(A3, 100).sw(A3, 0, S0).csrr(A4, MIP).csr_li(MIE, irq::MTI).wfi().csrr(A5, TIME);
+    });
+    m.run_out();
+    assert_eq!([A0, A1, A2, A4, A5].map(|r| m.x(r)), [0, 0, 0, 0, 100]);
+}
+
+#[test]
+fn a_timer_that_was_never_set_does_not_interrupt() {
+    let mut m = TestMachine::program(|a| {
+        a.csr_li(MIE, irq::MTI).li(S0, MTIME).li(A0, u32::MAX).sw(A0, 4, S0).csrr(A1, MIP).wfi();
+    });
+    assert_eq!((m.run_out().code, m.x(A1)), (ExitCode::Idle, 0));
 }
 
 #[test]

@@ -102,10 +102,10 @@ fn set_timer_raises_and_clears_the_supervisor_timer() {
 fn set_timer_takes_64_bits() {
     let mut m = call(eid::TIME, 0, [5, 1, 0]);
     m.run_out();
-    assert_eq!((m.vm.platform.clock.timecmp, m.csr(MIP)), (1 << 32 | 5, 0));
+    assert_eq!((m.vm.platform.clock.timecmp(), m.csr(MIP)), (1 << 32 | 5, 0));
     let mut m = call(eid::LEGACY_SET_TIMER, 0, [5, 1, 0]);
     m.run_out();
-    assert_eq!((m.x(A0), m.vm.platform.clock.timecmp), (0, 1 << 32 | 5));
+    assert_eq!((m.x(A0), m.vm.platform.clock.timecmp()), (0, 1 << 32 | 5));
 }
 
 #[test]

@@ -69,10 +69,10 @@ mod tests {
         let cpu = Vm::new(MachineKind::Virt);
         assert_eq!(difference(&cpu, &cpu.clone()), None);
         let mut gpu = cpu.clone();
-        gpu.platform.clock.timecmp = 5;
+        gpu.platform.clock.set_timecmp(5);
         assert_eq!(
             difference(&cpu, &gpu).unwrap(),
-            "platform.clock.timecmp is 0xffffffffffffffff on the CPU and 0x0000000000000005 on the \
+            "platform.clock.timecmp is 0x0000000000000000 on the CPU and 0x0000000000000005 on the \
              GPU"
         );
         gpu.platform.csr.set(StoredCsr::Sepc, 0x80);
