@@ -12,6 +12,7 @@ use crate::layout::MachineKind;
 use crate::mmu::Context;
 use crate::state::{Name, State, Visitor, visit_named};
 use crate::tlb::{InsnTlb, L1Tlb, L2Tlb};
+use crate::trap::TrapChain;
 
 /// Layout version; host and device refuse to work together when it differs.
 pub const VERSION: u32 = 7;
@@ -65,13 +66,12 @@ pub struct Platform {
     pub itlb: InsnTlb,
     /// The L2 TLB for data, behind the L1 in [`Hart::tlb`]. A cache, too.
     pub dtlb: L2Tlb,
-    /// The value of `clock.retired` when a trap vector last trapped to itself, to detect endless
-    /// traps.
-    pub trap_loop: u64,
+    /// The traps since the last instruction that retired.
+    pub trap_chain: TrapChain,
 }
 
 state!(Platform {
-    clock, csr, dev, kind, sbi, waiting, trap_loop,
+    clock, csr, dev, kind, sbi, waiting, trap_chain,
 } except { next_event_at, replaced, itlb, dtlb });
 
 /// Names of the integer registers in the calling convention (ABI).
@@ -163,7 +163,7 @@ pub enum ExitCode {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum FaultCode {
-    /// A trap vector that traps at once, for ever.
+    /// A trap handler that traps at once, for ever; [`Platform::trap_chain`] has the first trap.
     TrapLoop = 1,
     /// The system reset call reported a failure.
     SystemFailure = 2,
@@ -199,7 +199,7 @@ impl Vm {
                 replaced: 0,
                 itlb: InsnTlb::EMPTY,
                 dtlb: L2Tlb::EMPTY,
-                trap_loop: u64::MAX,
+                trap_chain: TrapChain::EMPTY,
             },
         }
     }

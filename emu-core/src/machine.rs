@@ -170,15 +170,28 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         tval: u32,
         trace: &mut T,
     ) -> bool {
-        let pc = hart.pc;
-        trace.trap(pc, cause, tval);
+        trace.trap(hart.pc, cause, tval);
         self.platform.take_trap(hart, cause, tval);
-        // A handler whose first instruction traps to that same instruction traps for ever, because
-        // registers, privilege and translation are the same each time.
-        let here = self.platform.clock.retired;
-        let again = hart.pc == pc && self.platform.trap_loop == here;
-        self.platform.trap_loop = if hart.pc == pc { here } else { u64::MAX };
-        !again
+        self.platform.clock.count_exception();
+        !self.platform.trap_chain.is_loop() || self.outlasts_traps(hart)
+    }
+
+    /// Handles that the hart traps to itself. If an interrupt may save it, the hart waits for that as
+    /// in WFI, since it does nothing else. Returns `false` if none may.
+    #[cold]
+    #[inline(never)]
+    fn outlasts_traps(&mut self, hart: &mut Hart) -> bool {
+        if self.platform.may_be_interrupted(hart) {
+            self.platform.waiting = 1;
+            self.request_poll();
+            return true;
+        }
+        let first = self.platform.trap_chain.first;
+        let insn = self.platform.insn_that_trapped(hart, self.ram, &first);
+        if let Some(insn) = insn {
+            self.platform.trap_chain.set_insn(insn);
+        }
+        false
     }
 
     fn stopped(&self, trap: Trap) -> Exit {

@@ -6,7 +6,7 @@ use crate::mem::{FRAME_SHIFT, Frame, Memory, Ram};
 use crate::pmp;
 use crate::state::{State, Visitor};
 use crate::tlb::deny;
-use crate::trap::{Trap, cause};
+use crate::trap::{TakenTrap, Trap, cause};
 
 /// Privilege modes, with the specification's encoding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
@@ -394,6 +394,25 @@ impl Platform {
             self.dtlb.protect_code(frame);
         }
         Ok((frame, ram.code(page, frame)))
+    }
+
+    /// Returns the instruction that raised `trap`, unless it is one that could not be fetched.
+    pub(crate) fn insn_that_trapped<M: Ram>(
+        &mut self,
+        hart: &mut Hart,
+        ram: &mut M,
+        trap: &TakenTrap,
+    ) -> Option<u32> {
+        let interrupt = trap.cause & cause::INTERRUPT != 0;
+        if interrupt || matches!(trap.cause, cause::INSN_ACCESS | cause::INSN_PAGE) {
+            return None;
+        }
+        let privilege = hart.ctx.privilege;
+        self.set_privilege(hart, trap.from);
+        let page = self.fetch_miss(hart, ram, trap.pc);
+        self.set_privilege(hart, privilege);
+        let (_, frame) = page.ok()?;
+        Some(ram.load32(frame, trap.pc & !PAGE_MASK))
     }
 
     #[cold]

@@ -74,6 +74,97 @@ impl Trap {
     }
 }
 
+/// A trap that was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+pub struct TakenTrap {
+    /// What `mcause` or `scause` says.
+    pub cause: u32,
+    /// Address of the instruction that trapped, or before which the interrupt came.
+    pub pc: u32,
+    /// What `mtval` or `stval` says.
+    pub tval: u32,
+    /// Privilege that it was taken in.
+    pub from: Privilege,
+    /// Privilege of its handler.
+    pub to: Privilege,
+}
+
+state!(TakenTrap { cause, pc, tval, from, to });
+
+/// The traps since the last instruction that retired, to detect those that never end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+pub struct TrapChain {
+    /// The value of `clock.retired` when the first of them was taken.
+    retired: u64,
+    /// The first of them.
+    pub first: TakenTrap,
+    /// How many exceptions in a row have led from an instruction to itself in the same mode.
+    repeats: u32,
+    /// The instruction at `first.pc`, once the chain is known to be endless and if there is one.
+    insn: u32,
+    /// Non-zero when there is one.
+    has_insn: u32,
+}
+
+state!(TrapChain { retired, first, repeats, insn, has_insn });
+
+impl TrapChain {
+    /// No trap was taken.
+    pub const EMPTY: Self = Self {
+        retired: u64::MAX,
+        first: TakenTrap {
+            cause: 0,
+            pc: 0,
+            tval: 0,
+            from: Privilege::Machine,
+            to: Privilege::Machine,
+        },
+        repeats: 0,
+        insn: 0,
+        has_insn: 0,
+    };
+
+    /// Adds a trap that was taken after `retired` instructions, and whose handler is at `handler`.
+    fn add(&mut self, retired: u64, trap: TakenTrap, handler: u32) {
+        if self.retired != retired {
+            *self = Self { retired, first: trap, ..Self::EMPTY };
+        }
+        let again =
+            trap.cause & cause::INTERRUPT == 0 && (handler, trap.to) == (trap.pc, trap.from);
+        self.repeats = if again { self.repeats.saturating_add(1) } else { 0 };
+    }
+
+    /// Whether only an interrupt can end the chain.
+    ///
+    /// A handler whose first instruction traps to that same instruction finds registers, privilege
+    /// and translation as they were, so it traps for ever. The first time does not count: it may
+    /// have changed what `mstatus.MPRV` makes of the instruction's addresses.
+    pub(crate) fn is_loop(&self) -> bool {
+        self.repeats > 1
+    }
+
+    /// Returns the instruction that raised the first trap of an endless chain, if it could be
+    /// fetched.
+    pub fn insn(&self) -> Option<u32> {
+        (self.has_insn != 0).then_some(self.insn)
+    }
+
+    /// Keeps the instruction that raised the first trap.
+    pub(crate) fn set_insn(&mut self, insn: u32) {
+        (self.insn, self.has_insn) = (insn, 1);
+    }
+}
+
 /// Interrupts in the order in which they are taken (section 3.1.9).
 const PRIORITY: [(u32, u32); 6] =
     [(irq::MEI, 11), (irq::MSI, 3), (irq::MTI, 7), (irq::SEI, 9), (irq::SSI, 1), (irq::STI, 5)];
@@ -141,6 +232,22 @@ impl Platform {
         hart.pc = base.wrapping_add(if vectored { 4 * number } else { 0 });
         hart.reservation = NO_RESERVATION;
         self.set_privilege(hart, to);
+        let trap = TakenTrap { cause, pc, tval, from, to };
+        self.trap_chain.add(self.clock.retired, trap, hart.pc);
+    }
+
+    /// Returns whether an interrupt may come that a hart takes although it does nothing but trap to
+    /// itself.
+    ///
+    /// A trap disables the interrupts of its own mode, so that only those of a higher one can come.
+    /// No software runs that would raise one; the timer and devices may.
+    pub(crate) fn may_be_interrupted(&self, hart: &Hart) -> bool {
+        if hart.ctx.privilege == Privilege::Machine {
+            return false;
+        }
+        let enabled = self.csr.get(StoredCsr::Mie) & !self.csr.get(StoredCsr::Mideleg);
+        let timer = enabled & irq::MTI != 0 && self.clock.due_at() != u64::MAX;
+        timer || enabled & (self.csr.mip() | irq::MEI | irq::SEI) != 0
     }
 
     /// MRET; the caller has checked the privilege.

@@ -190,6 +190,19 @@ fn the_time_of_day_does_not_follow_a_written_mtime() {
     }
 }
 
+// A hart that traps again and again would otherwise wait for ever for its timer.
+#[test]
+fn an_exception_takes_the_time_of_an_instruction_and_retires_none() {
+    let m = TestMachine::ran(|a| {
+        let handler = a.label();
+        a.la(T0, handler).csrrw(ZERO, MTVEC, T0).li(S0, 1000).place(handler);
+        a.csrr(A0, TIME).csrr(A1, INSTRET).addi(S0, S0, -1);
+        let out = a.label();
+        a.beq(S0, ZERO, out).word(0).place(out);
+    });
+    assert!(m.x(A0).abs_diff((m.x(A1) + 999) / IPT) <= 1);
+}
+
 #[test]
 fn the_timer_interrupt_is_pending_from_mtimecmp_on() {
     let m = TestMachine::ran(|a| {

@@ -1,12 +1,14 @@
 //! Exceptions: causes, values, delegation, and the stacks of privilege and interrupt enable.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, M_HANDLER, RAM, S_HANDLER, TestMachine, to_m, to_s};
+use pxvm_tests::machine::{DATA, M_HANDLER, RAM, S_HANDLER, Sv32, TestMachine, pte, to_m, to_s};
 
 use emu_core::abi::{Exit, ExitCode, FaultCode};
-use emu_core::csr::mstatus;
+use emu_core::clock::Now;
+use emu_core::csr::{irq, mstatus};
 use emu_core::insn::{Format, ROWS};
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
+use emu_core::trap::TakenTrap;
 
 const ILLEGAL: u32 = 2;
 const BREAKPOINT: u32 = 3;
@@ -235,6 +237,172 @@ fn a_handler_instruction_that_traps_once_is_no_trap_loop() {
     m.enter(User);
     assert_eq!(m.run(1000).code, ExitCode::Budget);
     assert_eq!(m.x(A0), 1);
+}
+
+/// A handler whose first instruction is legal in M-mode alone, at the same address in all modes.
+const ANY_HANDLER: u32 = RAM + 0x5000;
+
+#[test]
+fn a_handler_that_a_higher_mode_has_at_the_same_address_is_no_trap_loop() {
+    // U-mode traps to S-mode, which may not read `mstatus` either and traps to M-mode, which may:
+    // three times the same instruction at the same address.
+    let mut m = TestMachine::new();
+    m.load_at(ANY_HANDLER, |a| {
+        a.csrr(A0, MSTATUS).li(A1, 1).stop();
+    });
+    m.set_csr(MEDELEG, 1 << ILLEGAL).set_csr(MTVEC, ANY_HANDLER).set_csr(STVEC, ANY_HANDLER);
+    m.enter(User).vm.hart.pc = ANY_HANDLER;
+    m.run(1);
+    assert_eq!(m.vm.hart.ctx.privilege, Supervisor);
+    m.set_csr(MEDELEG, 0);
+    assert_eq!(m.run(1000).code, ExitCode::Budget);
+    assert_eq!(m.x(A1), 1);
+}
+
+/// S-mode traps to its own handler, whose first instruction is illegal. M-mode's handler counts its
+/// interrupts in `a0`, and gives S-mode a good handler the third time.
+fn saved_by_machine_mode(handler: impl FnOnce(&mut Asm)) -> TestMachine {
+    let mut m = TestMachine::program(|a| {
+        a.word(0);
+    });
+    m.load_at(ANY_HANDLER, |a| {
+        a.word(0).li(A1, 1).stop();
+    });
+    m.load_at(M_HANDLER, |a| {
+        let again = a.label();
+        a.addi(A0, A0, 1).li(T0, 3);
+        handler(a);
+        a.blt(A0, T0, again).csrr(T0, MEPC).addi(T0, T0, 4).csrrw(ZERO, MEPC, T0);
+        a.place(again).mret();
+    });
+    m.set_csr(MEDELEG, 1 << ILLEGAL).set_csr(STVEC, ANY_HANDLER).enter(Supervisor);
+    m
+}
+
+/// Sets the timer to `ticks` from now.
+fn sets_timer(a: &mut Asm, ticks: u32) {
+    const MTIMECMP: u32 = 0x0200_4000;
+    a.csrr(T1, TIME).li(T2, ticks).add(T1, T1, T2).li(T2, MTIMECMP).sw(T1, 0, T2);
+}
+
+#[test]
+fn the_timer_of_machine_mode_saves_supervisor_mode_from_its_trap_loop() {
+    let host = |ticks| Now::Host { ticks, rate: 1 << 20 };
+    for now in [Now::Instret, host(0)] {
+        let mut m = saved_by_machine_mode(|a| sets_timer(a, 1_000_000));
+        m.set_csr(MIE, irq::MTI);
+        m.vm.platform.clock.set_timecmp(100);
+        m.now = now;
+        // It needs no more instructions than a hart that waits.
+        let mut exit = m.run(1000);
+        for _ in 0..3 {
+            if exit.code == ExitCode::Idle {
+                m.now = host(m.vm.wake_at());
+                exit = m.run(1000);
+            }
+        }
+        assert_eq!((exit.code, m.x(A0), m.x(A1)), (ExitCode::Budget, 3, 1), "{now:?}");
+    }
+}
+
+#[test]
+fn a_trap_loop_ends_when_nothing_can_save_it() {
+    // The timer was never set, is off, or is set to never.
+    for (set, timecmp, enabled) in
+        [(false, 0, irq::MTI), (true, 100, 0), (true, u64::MAX, irq::MTI), (true, 0, irq::MSI)]
+    {
+        let mut m = saved_by_machine_mode(|_| {});
+        m.set_csr(MIE, enabled);
+        if set {
+            m.vm.platform.clock.set_timecmp(timecmp);
+        }
+        let exit = m.run(1000);
+        assert_eq!(exit, Exit { code: ExitCode::Fault, arg: FaultCode::TrapLoop as u32 });
+        assert_eq!((m.x(A0), m.vm.platform.clock.retired), (0, 0));
+    }
+}
+
+#[test]
+fn a_device_can_save_supervisor_mode_from_its_trap_loop() {
+    const PLIC: u32 = 0x0c00_0000;
+    const UART: u32 = 0x1000_0000;
+    let mut m = saved_by_machine_mode(|a| {
+        // Takes interrupt and byte, and is content with the first one.
+        a.li(T1, PLIC + 0x20_0004).lw(T2, 0, T1).li(A0, UART).lbu(A2, 0, A0).sw(T2, 0, T1);
+        a.li(A0, 3);
+    });
+    m.load_at(RAM + 0x7000, |a| {
+        a.store_li(PLIC + 4 * 10, 1).store_li(PLIC + 0x2000, 1 << 10);
+        a.li(T0, UART).li(T1, 1).sb(T1, 1, T0).stop();
+    });
+    m.enter(Machine).vm.hart.pc = RAM + 0x7000;
+    m.run(30);
+    m.set_csr(MIE, irq::MEI).enter(Supervisor).vm.hart.pc = RAM;
+    assert_eq!(m.run(1000).code, ExitCode::Idle);
+    m.port.input.extend(*b"x");
+    assert_eq!(m.run(1000).code, ExitCode::Budget);
+    assert_eq!((m.x(A2), m.x(A1)), (u32::from(b'x'), 1));
+}
+
+/// Returns the first trap of a machine that is in an endless loop of traps, with the instruction.
+fn first_of_loop(m: &mut TestMachine) -> (TakenTrap, Option<u32>) {
+    assert_eq!(m.run(1000).arg, FaultCode::TrapLoop as u32);
+    let chain = &m.vm.platform.trap_chain;
+    (chain.first, chain.insn())
+}
+
+#[test]
+fn a_trap_loop_tells_its_first_trap() {
+    const FLW: u32 = 0x0000_2007;
+    let mut m = TestMachine::program(|a| {
+        a.nop().ecall().word(FLW);
+    });
+    m.load_at(M_HANDLER, |a| {
+        // The ECALL is none of the loop.
+        a.csrr(T0, MEPC).addi(T0, T0, 4).csrrw(ZERO, MEPC, T0);
+        a.li(T1, 0x4000_0000).csrrw(ZERO, MTVEC, T1).mret();
+    });
+    let first = TakenTrap { cause: ILLEGAL, pc: RAM + 8, tval: FLW, from: Machine, to: Machine };
+    assert_eq!(first_of_loop(&mut m), (first, Some(FLW)));
+
+    // From U-mode to an S-mode handler that cannot be fetched, which goes to M-mode, whose neither.
+    let mut m = TestMachine::program(|a| {
+        a.lw(A0, 0, S0);
+    });
+    m.set_csr(MTVEC, 0).set_csr(STVEC, 0x4000_0000).set_csr(MEDELEG, 1 << 5).enter(User);
+    let load = m.word(RAM);
+    let first = TakenTrap { cause: 5, pc: RAM, tval: 0, from: User, to: Supervisor };
+    assert_eq!(first_of_loop(&mut m), (first, Some(load)));
+
+    // A jump to nowhere: there is no instruction.
+    let mut m = TestMachine::program(|a| {
+        a.jalr(ZERO, 0, ZERO);
+    });
+    m.set_csr(MTVEC, 0);
+    let first = TakenTrap { cause: 1, pc: 0, tval: 0, from: Machine, to: Machine };
+    assert_eq!(first_of_loop(&mut m), (first, None));
+
+    // An interrupt whose handler is not there.
+    let mut m = TestMachine::program(|_| {});
+    m.set_csr(MTVEC, 0).set_csr(MIE, irq::SSI).set_csr(MSTATUS, mstatus::MIE);
+    m.set_csr(MIP, irq::SSI);
+    let cause = 1 << 31 | 1;
+    let first = TakenTrap { cause, pc: RAM, tval: 0, from: Machine, to: Machine };
+    assert_eq!(first_of_loop(&mut m), (first, None));
+}
+
+#[test]
+fn the_instruction_of_a_trap_loop_is_read_as_it_was_executed() {
+    // Through the page table of S-mode, which M-mode's trap loop does not use.
+    const PAGE: u32 = 0x4000_0000;
+    let mut m = TestMachine::new();
+    m.write_words(DATA, &[0x0000_4501]).set_csr(MTVEC, 0);
+    let mut tables = Sv32::new();
+    tables.map(&mut m, PAGE, DATA, pte::S_ALL);
+    tables.enable(&mut m, Supervisor);
+    m.vm.hart.pc = PAGE;
+    let first = TakenTrap { cause: ILLEGAL, pc: PAGE, tval: 0x4501, from: Supervisor, to: Machine };
+    assert_eq!(first_of_loop(&mut m), (first, Some(0x4501)));
 }
 
 #[test]
