@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::csr::Csrs;
 use crate::dev::Devices;
 use crate::layout::MachineKind;
+use crate::mem::Frame;
 use crate::mmu::Context;
 use crate::state::{Name, State, Visitor, visit_named};
 use crate::tlb::{InsnTlb, L1Tlb, L2Tlb};
@@ -68,11 +69,53 @@ pub struct Platform {
     pub dtlb: L2Tlb,
     /// The traps since the last instruction that retired.
     pub trap_chain: TrapChain,
+    /// What the LR reservation is on, if there is one.
+    pub(crate) reserved_word: ReservedWord,
 }
 
 state!(Platform {
-    clock, csr, dev, kind, sbi, waiting, trap_chain,
+    clock, csr, dev, kind, sbi, waiting, trap_chain, reserved_word,
 } except { next_event_at, replaced, itlb, dtlb });
+
+/// The bytes that an LR has reserved. Only valid while [`Hart::reservation`] is.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+pub(crate) struct ReservedWord {
+    /// The word that the LR loaded.
+    pub value: u32,
+    /// The frame that it loaded from. A private frame belongs to one page, so it tells which one
+    /// was reserved.
+    pub frame: Frame,
+    /// The page of RAM that has the frame while that is shared, else [`Self::NO_PAGE`].
+    pub page: u32,
+    /// Keeps what follows aligned.
+    reserved: u32,
+}
+
+// A handle of a frame means something to one memory only, so it is not part of the state.
+state!(ReservedWord { value } except { frame, page, reserved });
+
+impl ReservedWord {
+    /// Value of `page` when the frame says enough.
+    const NO_PAGE: u32 = u32::MAX;
+    const NOTHING: Self = Self::new(0, Frame::ZERO);
+
+    /// A reservation of a word of a private frame.
+    pub const fn new(value: u32, frame: Frame) -> Self {
+        Self { value, frame, page: Self::NO_PAGE, reserved: 0 }
+    }
+
+    /// Handles that page `page` has another frame now, with the same bytes.
+    pub fn moved(&mut self, page: u32, frame: Frame) {
+        if self.page == page {
+            *self = Self::new(self.value, frame);
+        }
+    }
+}
 
 /// Names of the integer registers in the calling convention (ABI).
 pub const REGISTER_NAMES: [&str; 32] = [
@@ -200,6 +243,7 @@ impl Vm {
                 itlb: InsnTlb::EMPTY,
                 dtlb: L2Tlb::EMPTY,
                 trap_chain: TrapChain::EMPTY,
+                reserved_word: ReservedWord::NOTHING,
             },
         }
     }

@@ -276,6 +276,7 @@ impl Platform {
             return Ok(old);
         }
         let new = ram.make_private(page).map_err(|_| Trap::NoFrame)?;
+        self.reserved_word.moved(page, new);
         hart.tlb.forget(old);
         self.dtlb.forget(old);
         self.itlb.forget(old);
@@ -394,6 +395,22 @@ impl Platform {
             self.dtlb.protect_code(frame);
         }
         Ok((frame, ram.code(page, frame)))
+    }
+
+    /// Returns the page of RAM that a load at `va` reads, if its frame is `frame`.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn page_of<M: Ram>(
+        &mut self,
+        hart: &mut Hart,
+        ram: &mut M,
+        va: u32,
+        frame: Frame,
+    ) -> Option<u32> {
+        let privilege = self.data_privilege(hart);
+        let leaf = self.walk(hart, ram, va, AccessType::Load, privilege).ok()?;
+        let page = leaf.ppn.wrapping_sub(self.kind.map().ram_base >> FRAME_SHIFT);
+        (ram.frame(page) == Some(frame)).then_some(page)
     }
 
     /// Returns the instruction that raised `trap`, unless it is one that could not be fetched.

@@ -1,7 +1,7 @@
 //! The slow path of the instruction loop: TLB misses, device registers, atomics, CSRs, privileged
 //! instructions, and jumps to misaligned addresses.
 
-use crate::abi::{Hart, NO_RESERVATION};
+use crate::abi::{Hart, NO_RESERVATION, ReservedWord};
 use crate::csr::{Change, CsrOp, StoredCsr, mstatus};
 use crate::disk::Disk;
 use crate::insn::table::{if_op, match_op};
@@ -256,20 +256,35 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             Some(frame) => frame,
             None => self.ram_frame(hart, va, AccessType::Load)?,
         };
-        // A reservation can be kept as a virtual address, because traps and changes of translation
-        // drop it: while it exists, the address maps to the same physical one.
+        let value = self.ram.load32(frame, va);
+        let mut reserved = ReservedWord::new(value, frame);
         hart.reservation = va;
-        Ok(self.ram.load32(frame, va))
+        if !self.ram.is_private(frame) {
+            // Other pages may have this frame, too. SC gives the page a frame of its own.
+            match self.platform.page_of(hart, self.ram, va, frame) {
+                Some(page) => reserved.page = page,
+                // The page table has changed, and the TLB has not seen it. SC may always fail.
+                None => hart.reservation = NO_RESERVATION,
+            }
+        }
+        self.platform.reserved_word = reserved;
+        Ok(value)
     }
 
+    /// Executes SC. It succeeds for the virtual address of the LR, if that still stands for the same
+    /// bytes of memory: the TLB may have lost its translation, and the page table may have changed
+    /// without a fence. As in QEMU, the bytes must also be what the LR loaded.
     fn store_conditional(&mut self, hart: &mut Hart, va: u32, value: u32) -> Result<bool, Trap> {
         let frame = self.amo_frame(hart, va)?;
-        let reserved = hart.reservation == va;
+        let reserved = self.platform.reserved_word;
+        let holds = hart.reservation == va
+            && reserved.frame == frame
+            && reserved.value == self.ram.load32(frame, va);
         hart.reservation = NO_RESERVATION;
-        if reserved {
+        if holds {
             self.ram.store32(frame, va, value);
         }
-        Ok(reserved)
+        Ok(holds)
     }
 
     fn csr_insn<T: Trace>(

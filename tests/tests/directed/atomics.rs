@@ -203,6 +203,96 @@ fn a_reservation_does_not_follow_the_virtual_address_to_another_page() {
     assert_eq!((m.x(A2), m.word(DATA)), (1, 0));
 }
 
+/// S-mode with a page at `VA`, an LR to it, `between`, and an SC to it.
+fn reserves_across(between: impl FnOnce(&mut Asm)) -> TestMachine {
+    let mut m = TestMachine::program(|a| {
+        a.lr_w(A0, S0);
+        between(a);
+        a.sc_w(A2, A1, S0);
+    });
+    let mut tables = Sv32::new();
+    tables.map_super(&mut m, RAM, RAM, pte::S_ALL).map(&mut m, VA, DATA, pte::S_ALL);
+    let entry = tables.entry(&mut m, VA);
+    m.set_x(S0, VA).set_x(A1, 9).set_x(S1, entry).set_x(S2, pte::leaf(OTHER.into(), pte::S_ALL));
+    tables.map(&mut m, EVICTS, DATA + 0x2000, pte::S_ALL);
+    tables.enable(&mut m, Privilege::Supervisor);
+    m
+}
+
+const VA: u32 = 0x4000_0000;
+/// A page that has the same entries in both levels of the TLB as `VA`.
+const EVICTS: u32 = VA + 0x104_1000;
+/// Another page.
+const OTHER: u32 = DATA + 0x1000;
+
+/// Makes the TLB lose the translation of `VA`.
+fn evicts(a: &mut Asm) {
+    a.li(T0, EVICTS).lw(T1, 0, T0);
+}
+
+// The page table has changed without a fence, and the TLB has lost the old translation. So the SC is
+// to bytes that the LR has not reserved, although they are equal.
+#[test]
+fn sc_fails_when_its_address_stands_for_another_page_now() {
+    for private in [false, true] {
+        let mut m = reserves_across(|a| {
+            a.sw(S2, 0, S1);
+            evicts(a);
+        });
+        if private {
+            // Each page has a frame of its own; else all share the zero page.
+            m.write_words(DATA, &[4]).write_words(OTHER, &[4]);
+        }
+        m.run_out();
+        assert_eq!((m.x(A2), m.is_private(DATA), private), (1, private, private));
+        assert_eq!(m.word(OTHER), m.x(A0));
+    }
+}
+
+#[test]
+fn sc_succeeds_after_the_tlb_has_lost_its_page() {
+    for written in [false, true] {
+        let mut m = reserves_across(evicts);
+        if written {
+            m.write_words(DATA, &[4]);
+        }
+        m.run_out();
+        assert_eq!((m.x(A2), m.word(DATA)), (0, 9));
+    }
+}
+
+#[test]
+fn a_store_beside_the_reserved_bytes_does_not_break_the_reservation() {
+    // It gives the page, which is the shared zero page, a frame of its own.
+    let mut m = reserves_across(|a| {
+        a.sw(A1, 8, S0);
+    });
+    m.run_out();
+    assert_eq!((m.x(A2), m.word(DATA), m.word(DATA + 8)), (0, 9, 9));
+}
+
+#[test]
+fn a_store_to_the_reserved_bytes_breaks_the_reservation_even_by_another_address() {
+    let mut m = reserves_across(|a| {
+        a.li(T0, DATA).li(T1, 7).sw(T1, 0, T0);
+    });
+    m.run_out();
+    assert_eq!((m.x(A2), m.word(DATA)), (1, 7));
+}
+
+#[test]
+fn a_reservation_does_not_survive_that_its_page_is_unknown() {
+    // The LR hits the TLB, whose entry the page table no longer has.
+    let mut m = reserves_across(|_| {});
+    m.load(|a| {
+        a.lw(A0, 0, S0).sw(S2, 0, S1).lr_w(A0, S0);
+        evicts(a);
+        a.sc_w(A2, A1, S0);
+    });
+    m.write_words(OTHER, &[4]).run_out();
+    assert_eq!((m.x(A2), m.word(OTHER), m.word(DATA)), (1, 4, 0));
+}
+
 // "An SC must fail if a write from some other device to the bytes accessed by the LR can be observed
 // to occur between the LR and SC." (unprivileged 14.2)
 #[test]
