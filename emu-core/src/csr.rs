@@ -49,6 +49,12 @@ pub const SATP_MODE: u32 = 1 << 31;
 const SATP_PPN: u32 = 0x003f_ffff;
 /// RV32 with A, I, M, S and U.
 const MISA: u32 = 1 << 30 | 1 << 20 | 1 << 18 | 1 << 12 | 1 << 8 | 1;
+/// Numbers of CSRs that other CSRs are views of, and that returns from traps change.
+pub(crate) const MSTATUS: u32 = 0x300;
+const MIE: u32 = 0x304;
+/// The high half of `mstatus`.
+pub(crate) const MSTATUSH: u32 = 0x310;
+const MIP: u32 = 0x344;
 const COUNTERS: u32 = 0b111;
 const COUNT_INHIBIT: u32 = 0b101;
 const ENVCFG_FIOM: u32 = 1;
@@ -425,6 +431,25 @@ impl Platform {
             CsrOp::Clear => base & !operand,
         };
         Ok((old, self.csr_write(hart, number, access, new)))
+    }
+
+    /// Returns the CSR that a write to `number` changes, which is another one if that is a view, and
+    /// its value once the instruction that wrote it has retired: what a commit log shows.
+    ///
+    /// `clock.retired` must not yet count the instruction.
+    pub(crate) fn csr_written(&mut self, number: u32) -> (u32, u32) {
+        let changed = match access(number) {
+            Some(Access::SideEffects(SideEffectCsr::Sstatus)) => MSTATUS,
+            Some(Access::SideEffects(SideEffectCsr::Sie)) => MIE,
+            Some(Access::SideEffects(SideEffectCsr::Sip)) => MIP,
+            Some(Access::Constant(_) | Access::Masked(..) | Access::SideEffects(_)) | None => {
+                number
+            }
+        };
+        self.clock.retired = self.clock.retired.wrapping_add(1);
+        let value = access(changed).map_or(0, |access| self.csr_read(changed, access));
+        self.clock.retired = self.clock.retired.wrapping_sub(1);
+        (changed, value)
     }
 
     fn check_privilege(&self, hart: &Hart, number: u32, write: bool) -> Result<(), IllegalCsr> {

@@ -2,7 +2,7 @@
 //! instructions, and jumps to misaligned addresses.
 
 use crate::abi::{Hart, NO_RESERVATION, ReservedWord};
-use crate::csr::{Change, CsrOp, StoredCsr, mstatus};
+use crate::csr::{Change, CsrOp, MSTATUS, MSTATUSH, StoredCsr, mstatus};
 use crate::disk::Disk;
 use crate::insn::table::{if_op, match_op};
 use crate::insn::{Class, Decoded, Format, INSN_SIZE, Insn, Op, Row, decode};
@@ -50,7 +50,13 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             }
             Some(Class::JumpRegister) => return Err(Trap::new(cause::INSN_MISALIGNED, va & !1)),
             Some(Class::Csr) => self.csr_insn(hart, op, insn.insn(), trace)?,
-            Some(Class::System) => return self.system(hart, op, insn.insn(), next),
+            Some(Class::System) => {
+                let next = self.system(hart, op, insn.insn(), next)?;
+                if T::ENABLED {
+                    self.trace_return(op, trace);
+                }
+                return Ok(next);
+            }
             Some(Class::LoadReserved) => {
                 let value = self.load_reserved(hart, a)?;
                 trace.load(a);
@@ -322,8 +328,8 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             Change::Translation => self.exit_loop = true,
         }
         if T::ENABLED && operand.is_some() {
-            let now = self.platform.csr_access(hart, insn.csr(), CsrOp::Set, None);
-            trace.csr(insn.csr(), now.map_or(old, |(value, _)| value));
+            let (number, value) = self.platform.csr_written(insn.csr());
+            trace.csr(number, value);
         }
         Ok(old)
     }
@@ -339,6 +345,19 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
         if_op!(op, system);
         Err(Trap::illegal(insn.0))
+    }
+
+    /// Reports the CSRs that a return from a trap has changed.
+    fn trace_return<T: Trace>(&mut self, op: Op, trace: &mut T) {
+        let changed: &[u32] = match op {
+            Op::Mret => &[MSTATUS, MSTATUSH],
+            Op::Sret => &[MSTATUS],
+            _ => &[],
+        };
+        for &number in changed {
+            let (number, value) = self.platform.csr_written(number);
+            trace.csr(number, value);
+        }
     }
 
     fn ecall(&mut self, hart: &mut Hart, _: Insn, next: u32) -> Result<u32, Trap> {

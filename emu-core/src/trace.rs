@@ -15,7 +15,8 @@ pub trait Trace {
     /// Memory was written, at a virtual address.
     #[inline(always)]
     fn store(&mut self, _addr: u32, _value: u32, _size: u32) {}
-    /// A CSR was written by a CSR instruction.
+    /// A CSR was written by a CSR instruction, or changed by a return from a trap. A CSR that is a
+    /// view of another one is reported as that.
     #[inline(always)]
     fn csr(&mut self, _number: u32, _value: u32) {}
     /// The instruction at `pc` retired. `privilege` is the mode it ran in.

@@ -5,8 +5,11 @@
 //! core   0: 3 0x80000004 (0x00028067) x1  0x80000008 mem 0x80001000
 //! ```
 //!
-//! Differences: CSRs that a trap or a return changes implicitly are not listed, and neither are
-//! interrupts and exceptions (Spike lists those with `-l`).
+//! As in Spike, a write to `sstatus`, `sie` or `sip` is listed as one to the CSR that it is a view
+//! of, a counter as what was written, and `mret` and `sret` with `mstatus`.
+//!
+//! Difference: interrupts and exceptions, and the CSRs that they change, are not listed (Spike lists
+//! those with `-l`).
 
 use std::fmt::Write as _;
 use std::io::{self, Write};

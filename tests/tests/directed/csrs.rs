@@ -1,14 +1,16 @@
 //! Control and status registers, through instructions.
 
-use pxvm_tests::asm::{csr::*, reg::*};
-use pxvm_tests::machine::{RAM, TestMachine, to_m};
+use pxvm_tests::asm::{Asm, csr::*, reg::*};
+use pxvm_tests::machine::{M_HANDLER, RAM, TestMachine, to_m};
 
-use emu_core::mmu::Privilege;
+use emu_core::csr::{irq, mstatus};
+use emu_core::mmu::Privilege::{self, Machine, Supervisor};
+use emu_core::trace::Trace;
 
 const ILLEGAL: u32 = 2;
 
 /// `mtval` of the illegal instruction that a program in `privilege` ends with.
-fn illegal_in(privilege: Privilege, f: impl FnOnce(&mut pxvm_tests::asm::Asm)) -> bool {
+fn illegal_in(privilege: Privilege, f: impl FnOnce(&mut Asm)) -> bool {
     let mut m = TestMachine::program(f);
     m.enter(privilege).run_out();
     let word = m.word(RAM);
@@ -201,4 +203,75 @@ fn scratch_and_cause_registers_hold_any_value() {
         m.set_csr(number, 0xdead_beef);
         assert_eq!(m.csr(number), 0xdead_beef, "{number:#x}");
     }
+}
+
+/// The CSRs that a commit log lists.
+#[derive(Default)]
+struct Written(Vec<(u32, u32)>);
+
+impl Trace for Written {
+    fn csr(&mut self, number: u32, value: u32) {
+        self.0.push((number, value));
+    }
+}
+
+fn written(
+    privilege: Privilege,
+    prepare: impl FnOnce(&mut TestMachine),
+    n: u32,
+) -> Vec<(u32, u32)> {
+    let mut m = TestMachine::new();
+    prepare(&mut m);
+    let mut log = Written::default();
+    m.enter(privilege).run_traced(n, &mut log);
+    log.0
+}
+
+// As Spike, whose counters do not count the instruction that writes them.
+#[test]
+fn a_log_shows_counters_as_they_were_written() {
+    let log = written(
+        Machine,
+        |m| {
+            m.load(|a| {
+                a.nop().nop().csrrwi(ZERO, MCYCLE, 7).csrrwi(ZERO, MINSTRET, 9);
+                a.csrrwi(ZERO, MINSTRETH, 3).csrrsi(ZERO, MCOUNTINHIBIT, 4);
+                a.csrrwi(ZERO, MINSTRET, 1);
+            });
+        },
+        7,
+    );
+    let expected = [(MCYCLE, 7), (MINSTRET, 9), (MINSTRETH, 3), (MCOUNTINHIBIT, 4), (MINSTRET, 1)];
+    assert_eq!(log, expected);
+}
+
+#[test]
+fn a_log_names_the_csr_that_a_view_changes() {
+    let log = written(
+        Supervisor,
+        |m| {
+            m.set_csr(MIDELEG, irq::S_ALL).set_csr(MIE, irq::MTI).set_csr(MSTATUS, mstatus::MIE);
+            m.load(|a| {
+                a.csrrsi(ZERO, SSTATUS, 2).csrrsi(ZERO, SIE, 2).csrrsi(ZERO, SIP, 0);
+            });
+        },
+        3,
+    );
+    let status = mstatus::MIE | mstatus::SIE;
+    // Setting no bits is no write.
+    assert_eq!(log, [(MSTATUS, status), (MIE, irq::MTI | irq::SSI)]);
+}
+
+#[test]
+fn a_log_lists_what_returns_from_traps_change() {
+    let load = |m: &mut TestMachine, f: fn(&mut Asm) -> &mut Asm| {
+        m.load(|a| _ = f(a)).set_csr(MEPC, M_HANDLER).set_csr(SEPC, M_HANDLER);
+        m.set_csr(MSTATUS, mstatus::MPIE | mstatus::SPIE | mstatus::MPP);
+    };
+    let mret = written(Machine, |m| load(m, Asm::mret), 1);
+    let status = mstatus::MIE | mstatus::MPIE | mstatus::SPIE;
+    assert_eq!(mret, [(MSTATUS, status), (0x310, 0)]);
+    let sret = written(Supervisor, |m| load(m, Asm::sret), 1);
+    let status = mstatus::SIE | mstatus::SPIE | mstatus::MPIE | mstatus::MPP;
+    assert_eq!(sret, [(MSTATUS, status)]);
 }
