@@ -15,6 +15,7 @@ use crate::backend::cuda::CudaError;
 use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::fingerprint::fingerprint;
+use crate::backend::trap_loop::TrapLoop;
 use crate::backend::{BackendError, Reason};
 use crate::error::Error;
 use crate::host;
@@ -82,6 +83,9 @@ trait Target {
     /// Writes a word of RAM that the guest has written before. Returns `false` for any other.
     fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError>;
 
+    /// Returns the traps that a VM is caught in.
+    fn traps(&mut self, vm: u32) -> Result<TrapLoop, CudaError>;
+
     fn read_u32(&mut self, vm: u32, addr: u64) -> Result<Option<u32>, CudaError> {
         let mut word = [0; 4];
         let inside = self.read(vm, addr, &mut word)?;
@@ -116,6 +120,10 @@ impl<T: Trace> Target for OnCpu<'_, T> {
         let mut session = self.guests[vm as usize].0.session(self.context);
         Ok(session.with_ram(|ram| ram.write_u32(addr, word)).is_ok())
     }
+
+    fn traps(&mut self, vm: u32) -> Result<TrapLoop, CudaError> {
+        Ok(TrapLoop::of(self.guests[vm as usize].0.vm()))
+    }
 }
 
 impl Target for BareFleet {
@@ -129,6 +137,10 @@ impl Target for BareFleet {
 
     fn write_u32(&mut self, vm: u32, addr: u64, word: u32) -> Result<bool, CudaError> {
         BareFleet::write_u32(self, vm, addr, word)
+    }
+
+    fn traps(&mut self, vm: u32) -> Result<TrapLoop, CudaError> {
+        Ok(TrapLoop::of(&self.vm(vm)?))
     }
 }
 
@@ -312,7 +324,7 @@ fn run(
         left -= u64::from(slice);
         let turns = target.turn(&running, slice)?;
         for (vm, (exit, printed)) in running.into_iter().zip(turns) {
-            let end = stopped(vm, exit, &printed, output);
+            let end = stopped(target, vm, exit, &printed, output)?;
             let asked = serve_host(target, vm, &programs[vm as usize], end.is_none(), output)?;
             ends[vm as usize] = asked.or(end);
         }
@@ -321,19 +333,25 @@ fn run(
 }
 
 /// Passes on what a program printed. Returns how it ended, if it has.
-fn stopped(vm: u32, exit: Exit, printed: &[u8], output: &mut impl Output) -> Option<End> {
+fn stopped(
+    target: &mut impl Target,
+    vm: u32,
+    exit: Exit,
+    printed: &[u8],
+    output: &mut impl Output,
+) -> Result<Option<End>, CudaError> {
     if !printed.is_empty() {
         output.print(vm, printed);
     }
-    match exit.code {
+    Ok(match exit.code {
         ExitCode::Budget | ExitCode::Stalled | ExitCode::Disk => None,
         ExitCode::Idle => Some(End::Stuck),
         ExitCode::PowerOff if exit.arg == 0 => Some(End::Passed),
         ExitCode::PowerOff => Some(End::Failed(exit.arg)),
         ExitCode::Reset => Some(End::Reset),
         ExitCode::NoFrame => Some(End::Faulted(Reason::NoMemory)),
-        ExitCode::Fault => Some(End::Faulted(Reason::of_fault(exit.arg))),
-    }
+        ExitCode::Fault => Some(End::Faulted(Reason::of_fault(exit.arg, target.traps(vm)?))),
+    })
 }
 
 /// Polls a program's `tohost`, if it has one, and executes the request there.
@@ -349,7 +367,7 @@ fn serve_host(
     if request != ToHost::Nothing && runs {
         // A 32-bit program writes `tohost` in two halves.
         for (exit, printed) in target.turn(&[vm], SETTLE)? {
-            if let Some(end) = stopped(vm, exit, &printed, output) {
+            if let Some(end) = stopped(target, vm, exit, &printed, output)? {
                 return Ok(Some(end));
             }
         }
@@ -424,7 +442,7 @@ fn system_call(
 
 #[cfg(test)]
 mod tests {
-    use emu_core::abi::FaultCode;
+    use emu_core::trap::cause;
 
     use super::*;
     use crate::backend::cuda::emulated::Emulated;
@@ -475,11 +493,12 @@ mod tests {
     fn programs_side_by_side_end_each_in_its_own_way_and_alike_everywhere() {
         let code: [&[u32]; 4] =
             [&[li_t1(1), SW_T1_TOHOST, LOOP], &[LOOP], &[li_t1(7), SW_T1_TOHOST, LOOP], &[0]];
-        let trapped = End::Faulted(Reason::Fault(FaultCode::TrapLoop));
-        let expected = [End::Passed, End::Limit, End::Failed(3), trapped];
         let (mut cpu, mut gpu) = (on_cpu(&code), on_emulated_gpu(&code));
-        assert_eq!(run(&mut cpu, 10_000), expected);
-        assert_eq!(run(&mut gpu, 10_000), expected);
+        let ends = run(&mut cpu, 10_000);
+        assert_eq!(run(&mut gpu, 10_000), ends);
+        assert_eq!(ends[..3], [End::Passed, End::Limit, End::Failed(3)]);
+        let End::Faulted(Reason::TrapLoop(traps)) = &ends[3] else { panic!("{:?}", ends[3]) };
+        assert_eq!((traps.first.pc, traps.first.cause), (0x8000_0004, cause::ILLEGAL_INSN));
         let instrets = cpu.instrets().unwrap();
         assert_eq!((instrets[1], &instrets), (10_000, &gpu.instrets().unwrap()));
         for vm in 0..4 {

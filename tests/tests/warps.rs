@@ -90,7 +90,7 @@ fn in_warps(guests: &[Guest], simulator: &Simulator, ends: impl Fn(usize) -> boo
             match message.body {
                 Body::Console(bytes) => consoles[message.vm as usize].extend_from_slice(bytes),
                 Body::Exit(exit, _) => exits[message.vm as usize] = Some(exit),
-                Body::Packet(_) | Body::Taken(_) => {}
+                Body::Packet(_) | Body::Taken(_) | Body::TrapLoop(_) => {}
             }
         }
     }

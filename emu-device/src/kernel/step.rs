@@ -14,6 +14,7 @@ use emu_core::clock::Now;
 use emu_core::disk::Disk;
 use emu_core::machine::Machine;
 use emu_core::mem::Ram;
+use emu_core::trap::TrapChain;
 
 /// How many runs a slice may take to reach its end. A run can retire fewer instructions than asked.
 pub const SLICE_PARTS: u64 = 8;
@@ -47,10 +48,11 @@ pub unsafe fn step<S: Simt>(launch: &Launch, index: u32, hart: *mut Hart) {
         let mut port = LogPort::new(id, state, &control.outbox, inbox);
         if launch.version != VERSION {
             let code = FaultCode::BadState as u32;
-            return port.park(Exit { code: ExitCode::Fault, arg: code }, u64::MAX);
+            let exit = Exit { code: ExitCode::Fault, arg: code };
+            return port.park(exit, u64::MAX, &TrapChain::EMPTY);
         }
         if parked == Parked::Pending {
-            return port.park(exit, vm.wake_at());
+            return port.park(exit, vm.wake_at(), &vm.platform.trap_chain);
         }
         if launch.slices == 0 {
             return port.flush();
@@ -241,7 +243,7 @@ fn finish(
         | ExitCode::PowerOff
         | ExitCode::Reset
         | ExitCode::Fault
-        | ExitCode::Disk => port.park(exit, vm.wake_at()),
+        | ExitCode::Disk => port.park(exit, vm.wake_at(), &vm.platform.trap_chain),
     }
     control.instructions.fetch_add(spent, Ordering::Relaxed);
 }

@@ -8,6 +8,8 @@ use super::RECORD_ALIGN;
 use super::launch::At;
 use core::sync::atomic::{AtomicU32, Ordering};
 use emu_core::abi::Exit;
+#[cfg(doc)]
+use emu_core::trap::TrapChain;
 
 /// The type of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +27,8 @@ pub enum RecordKind {
     /// How much input the VM has taken, and how many packets its network device has
     /// dropped: an [`InputRecord`].
     Taken = 4,
+    /// The traps that the VM is caught in, a [`TrapChain`]. The record that it is parked follows.
+    TrapLoop = 5,
 }
 
 /// The header of a record. `len` bytes follow, and padding.
@@ -160,6 +164,7 @@ impl Outbox {
 mod read {
     use super::{ExitRecord, InputRecord, RECORD_ALIGN, Record, RecordKind};
     use emu_core::abi::Exit;
+    use emu_core::trap::TrapChain;
     use zerocopy::TryFromBytes;
 
     /// One record of the log.
@@ -184,6 +189,8 @@ mod read {
         Exit(Exit, u64),
         /// How much input the VM has taken, and how many packets its card has dropped.
         Taken(InputRecord),
+        /// The traps that the VM is caught in, before it is parked for that.
+        TrapLoop(TrapChain),
     }
 
     /// Iterator over the records of a log, in order. The first malformed record ends it.
@@ -217,6 +224,7 @@ mod read {
                     Body::Exit(exit, wake_at)
                 }
                 RecordKind::Taken => Body::Taken(read(bytes)?),
+                RecordKind::TrapLoop => Body::TrapLoop(read(bytes)?),
             };
             let size = usize::from(len).next_multiple_of(RECORD_ALIGN as usize);
             self.rest = after.get(size..).unwrap_or_default();
@@ -234,8 +242,9 @@ mod tests {
     use super::*;
     use crate::protocol::inbox::Inbox;
     use crate::protocol::port::{LogPort, PortState};
-    use emu_core::abi::ExitCode;
+    use emu_core::abi::{ExitCode, FaultCode};
     use emu_core::port::Port;
+    use emu_core::trap::TrapChain;
     use std::vec;
     use std::vec::Vec;
 
@@ -256,7 +265,9 @@ mod tests {
         port.end(77, exit, 0);
         let drops = CardDrops { rx: 3, tx: 4 };
         port.acknowledge_input(false, drops);
-        port.park(exit, 5);
+        port.park(exit, 5, &TrapChain::EMPTY);
+        let fault = Exit { code: ExitCode::Fault, arg: FaultCode::TrapLoop as u32 };
+        port.park(fault, 5, &TrapChain::EMPTY);
         let log: Vec<u8> = data.iter().flat_map(|w| w.to_le_bytes()).collect();
         let read: Vec<_> = messages(&log).map(|m| (m.vm, m.instret, m.body)).collect();
         assert_eq!(
@@ -266,6 +277,8 @@ mod tests {
                 (9, 77, Body::Console(b"hi")),
                 (9, 77, Body::Taken(InputRecord { drops, ..InputRecord::default() })),
                 (9, 77, Body::Exit(exit, 105)),
+                (9, 77, Body::TrapLoop(TrapChain::EMPTY)),
+                (9, 77, Body::Exit(fault, 105)),
             ]
         );
     }

@@ -5,8 +5,9 @@ use super::RECORD_ALIGN;
 use super::inbox::Inbox;
 use super::launch::SLICE;
 use super::outbox::{CardDrops, ExitRecord, InputRecord, Outbox, RecordKind, Taken};
-use emu_core::abi::{Exit, ExitCode};
+use emu_core::abi::{Exit, ExitCode, FaultCode};
 use emu_core::port::{PACKET_MAX, Port};
+use emu_core::trap::TrapChain;
 
 /// How many console bytes a VM buffers before it writes a record.
 pub const CONSOLE_BYTES: usize = 120;
@@ -161,12 +162,16 @@ impl<'a> LogPort<'a> {
     }
 
     /// Parks the VM, and reports that to the host now or, if the log is full, in a later launch.
-    pub fn park(&mut self, exit: Exit, wake_at: u64) {
+    /// `traps` are those that the VM is caught in, if that is why.
+    pub fn park(&mut self, exit: Exit, wake_at: u64, traps: &TrapChain) {
         self.state.exit = exit;
         self.instret = self.state.instret;
         self.flush();
         let wake_at = wake_at.saturating_add(self.state.origin);
+        let is_trap_loop = exit == Exit { code: ExitCode::Fault, arg: FaultCode::TrapLoop as u32 };
         let reported = self.state.console_len == 0
+            && (!is_trap_loop
+                || self.outbox.put(self.vm, RecordKind::TrapLoop, self.instret, *traps))
             && self.outbox.put(
                 self.vm,
                 RecordKind::Exit,
@@ -367,12 +372,12 @@ mod tests {
         assert_eq!(port.state.console_len, CONSOLE_BYTES as u32);
         assert_eq!(log.kind(24), RecordKind::End as u16);
         let exit = Exit { code: ExitCode::PowerOff, arg: 0 };
-        port.park(exit, u64::MAX);
+        port.park(exit, u64::MAX, &TrapChain::EMPTY);
         assert_eq!(state.parked, Parked::Pending);
         // With room, all of it is reported, in order.
         log.outbox.tail.store(0, Ordering::Relaxed);
         let big = self::log(512);
-        LogPort::new(0, &mut state, &big.outbox, Inbox::NONE).park(exit, 0);
+        LogPort::new(0, &mut state, &big.outbox, Inbox::NONE).park(exit, 0, &TrapChain::EMPTY);
         assert_eq!(state.parked, Parked::Reported);
         assert_eq!(big.kind(0), RecordKind::Console as u16);
         assert_eq!(big.kind(16 + CONSOLE_BYTES), RecordKind::Exit as u16);

@@ -30,6 +30,7 @@
 
 use emu_core::abi::{Exit, ExitCode};
 
+use super::trap_loop::TrapLoop;
 use super::{EventKind, Reason, Settings};
 use crate::console::ready::ReadyMatcher;
 use crate::control::Command;
@@ -241,12 +242,13 @@ impl Life {
         ready
     }
 
-    /// Handles that the VM has stopped executing, at instruction count `instret`. `due` says
-    /// whether input or an expired timer is there. Returns what the backend has to do, and the
-    /// events to report.
+    /// Handles that the VM has stopped executing, at instruction count `instret`. `traps` are those
+    /// that it is caught in, if that is why. `due` says whether input or an expired timer is there.
+    /// Returns what the backend has to do, and the events to report.
     pub fn exit(
         &mut self,
         exit: Exit,
+        traps: TrapLoop,
         due: bool,
         instret: u64,
         settings: &Settings,
@@ -265,7 +267,7 @@ impl Life {
                 (action, vec![EventKind::Reset])
             }
             ExitCode::PowerOff | ExitCode::Fault | ExitCode::NoFrame => {
-                (self.on(Trigger::End), vec![EventKind::of_end(exit)])
+                (self.on(Trigger::End), vec![EventKind::of_end(exit, traps)])
             }
         }
     }
@@ -293,6 +295,8 @@ mod tests {
     use std::sync::Arc;
 
     use emu_core::abi::FaultCode;
+    use emu_core::layout::MachineKind;
+    use emu_core::trap::TrapChain;
 
     use super::*;
     use crate::backend::ClockSource;
@@ -411,13 +415,17 @@ mod tests {
         life
     }
 
+    fn no_traps() -> TrapLoop {
+        TrapLoop::new(MachineKind::Virt, &TrapChain::EMPTY)
+    }
+
     const RESET: Exit = Exit { code: ExitCode::Reset, arg: 0 };
 
     #[test]
     fn instructions_are_counted_across_resets() {
         let settings = settings(false);
         let mut life = running(&settings);
-        assert_eq!(life.exit(RESET, false, 70, &settings).1, [EventKind::Reset]);
+        assert_eq!(life.exit(RESET, no_traps(), false, 70, &settings).1, [EventKind::Reset]);
         assert_eq!((life.state(), life.earlier(), life.retired(5)), (State::Starting, 70, 75));
         assert_eq!(life.on(Trigger::Started), Action::Run);
         assert_eq!(life.command(Command::Reset, 90, &settings), Action::Restart);
@@ -433,7 +441,7 @@ mod tests {
                 if n > ready_after && life.output(b"up\n", 1, &settings) {
                     assert_eq!(life.state() == State::Ready, until_ready);
                 }
-                let (_, events) = life.exit(RESET, false, 1, &settings);
+                let (_, events) = life.exit(RESET, no_traps(), false, 1, &settings);
                 if life.state() == State::Stopped {
                     let last = EventKind::Faulted(Reason::BootLoop);
                     assert_eq!(events, [EventKind::Reset, last]);
@@ -471,14 +479,16 @@ mod tests {
     fn what_ended_a_vm_is_reported() {
         let settings = settings(false);
         let ended = |code, arg| {
-            let (action, events) = running(&settings).exit(Exit { code, arg }, false, 1, &settings);
+            let (action, events) =
+                running(&settings).exit(Exit { code, arg }, no_traps(), false, 1, &settings);
             assert_eq!(action, Action::Free);
             events
         };
         assert_eq!(ended(ExitCode::PowerOff, 3), [EventKind::Halted(3)]);
-        let trap_loop = FaultCode::TrapLoop;
-        let fault = EventKind::Faulted(Reason::Fault(trap_loop));
-        assert_eq!(ended(ExitCode::Fault, trap_loop as u32), [fault]);
+        let fault = EventKind::Faulted(Reason::Fault(FaultCode::SystemFailure));
+        assert_eq!(ended(ExitCode::Fault, FaultCode::SystemFailure as u32), [fault]);
+        let fault = EventKind::Faulted(Reason::TrapLoop(no_traps()));
+        assert_eq!(ended(ExitCode::Fault, FaultCode::TrapLoop as u32), [fault]);
         assert_eq!(ended(ExitCode::NoFrame, 0), [EventKind::Faulted(Reason::NoMemory)]);
     }
 

@@ -8,11 +8,13 @@ pub mod clock;
 pub mod cpu;
 pub mod cuda;
 pub mod fingerprint;
+mod guess;
 mod inspect;
 pub mod life;
 pub mod lockstep;
 pub mod part;
 mod timers;
+pub mod trap_loop;
 
 use std::fmt;
 use std::io;
@@ -25,6 +27,7 @@ use emu_core::abi::{Exit, ExitCode, FaultCode};
 pub use self::inspect::{Inspection, Inspector};
 pub use self::life::BOOTS_MAX;
 
+use self::trap_loop::TrapLoop;
 use crate::console::ready::ReadyPattern;
 use crate::control::{Call, Command, CommandError, Reply};
 use crate::net::VirtualLink;
@@ -120,12 +123,13 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Returns the event for a VM that will not run again.
-    pub fn of_end(exit: Exit) -> Self {
+    /// Returns the event for a VM that will not run again; `traps` are those that it is caught in,
+    /// if that is why.
+    pub fn of_end(exit: Exit, traps: TrapLoop) -> Self {
         match exit.code {
             ExitCode::PowerOff => Self::Halted(exit.arg),
             ExitCode::NoFrame => Self::Faulted(Reason::NoMemory),
-            _ => Self::Faulted(Reason::of_fault(exit.arg)),
+            _ => Self::Faulted(Reason::of_fault(exit.arg, traps)),
         }
     }
 }
@@ -133,6 +137,8 @@ impl EventKind {
 /// Why a VM cannot continue.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reason {
+    /// Its trap handler traps for ever.
+    TrapLoop(TrapLoop),
     /// The emulated machine gave up.
     Fault(FaultCode),
     /// The machine gave up with a fault code that this build has no name for.
@@ -146,17 +152,22 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Returns the reason for a fault code of the core.
-    pub fn of_fault(code: u32) -> Self {
+    /// Returns the reason for a fault code of the core; `traps` are those that the VM is caught in,
+    /// if that is why.
+    pub fn of_fault(code: u32, traps: TrapLoop) -> Self {
         let known = [FaultCode::TrapLoop, FaultCode::SystemFailure, FaultCode::BadState];
-        let named = known.into_iter().find(|&c| c as u32 == code);
-        named.map_or(Self::UnknownFault(code), Self::Fault)
+        match known.into_iter().find(|&c| c as u32 == code) {
+            Some(FaultCode::TrapLoop) => Self::TrapLoop(traps),
+            Some(named) => Self::Fault(named),
+            None => Self::UnknownFault(code),
+        }
     }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::TrapLoop(traps) => write!(f, "its trap handler traps for ever; {traps}"),
             Self::Fault(FaultCode::TrapLoop) => f.write_str("its trap handler traps for ever"),
             Self::Fault(FaultCode::SystemFailure) => f.write_str("it reported a system failure"),
             Self::Fault(FaultCode::BadState) => f.write_str("its state is damaged"),

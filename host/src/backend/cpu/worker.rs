@@ -17,6 +17,7 @@ use super::{Request, Shared, VmSlot};
 use crate::backend::clock::GuestClock;
 use crate::backend::life::{Action, Life, State, Trigger};
 use crate::backend::part::VmLink;
+use crate::backend::trap_loop::TrapLoop;
 use crate::backend::{ClockSource, Event, EventKind, Inspection, Reason, Settings};
 use crate::control::{Call, Command, Reply};
 use crate::net::DropReason;
@@ -281,7 +282,8 @@ impl<'a> Worker<'a> {
             let idle = exit.code == ExitCode::Idle;
             let timer = if idle { clock.at(session.vm().wake_at()) } else { None };
             let due = idle && (timer.is_some_and(|timer| timer <= at) || has_input(port, link));
-            let (action, events) = life.exit(exit, due, instret, settings);
+            let traps = TrapLoop::of(session.vm());
+            let (action, events) = life.exit(exit, traps, due, instret, settings);
             if !life.is_runnable() {
                 return BatchEnd { action, events, timer };
             }

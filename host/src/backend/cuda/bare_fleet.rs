@@ -70,7 +70,7 @@ impl BareFleet {
                 match message.body {
                     Body::Console(bytes) => printed.extend_from_slice(bytes),
                     Body::Exit(how, _) => *exit = how,
-                    Body::Packet(_) | Body::Taken(_) => {}
+                    Body::Packet(_) | Body::Taken(_) | Body::TrapLoop(_) => {}
                 }
             }
             if !result.full {
@@ -90,6 +90,11 @@ impl BareFleet {
     pub fn state(&mut self, vm: u32) -> Result<(Vm, u64), CudaError> {
         let pages = self.device.digests(&[vm])?.first().copied().unwrap_or_default();
         Ok((self.device.vm(vm)?, pages))
+    }
+
+    /// Returns a VM's state.
+    pub fn vm(&mut self, vm: u32) -> Result<Vm, CudaError> {
+        self.device.vm(vm)
     }
 
     /// Reads RAM by guest-physical address; `false` outside of it.

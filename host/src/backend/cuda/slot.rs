@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use emu_core::trap::TrapChain;
 use emu_device::protocol::inbox::Offer;
 use emu_device::protocol::outbox::{CardDrops, InputRecord};
 
@@ -26,6 +27,8 @@ pub struct VmSlot {
     packets: InputQueue<Packet>,
     /// Number of packets that the VM's network card has dropped.
     card: CardDrops,
+    /// The traps that the VM is caught in, before it ends for that.
+    pub traps: TrapChain,
 }
 
 /// Input of one kind. It is kept until the VM has taken it.
@@ -75,6 +78,7 @@ impl VmSlot {
             console: InputQueue::default(),
             packets: InputQueue::default(),
             card: CardDrops::default(),
+            traps: TrapChain::EMPTY,
         }
     }
 

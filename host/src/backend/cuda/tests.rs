@@ -130,6 +130,22 @@ fn a_fleet_says_and_does_the_same_as_on_the_cpu() {
 }
 
 #[test]
+fn a_trap_loop_is_told_with_its_first_trap_as_on_the_cpu() {
+    const FLW: u32 = 0x0000_2007;
+    let code = [&print("hi\n")[..], &[FLW]].concat();
+    let settings = settings(false, ClockSource::Instret);
+    let cpu = CpuBackend::start(fleet(2, &code), settings.clone()).unwrap();
+    let cuda = cuda(Size::mib(64), fleet(2, &code), settings);
+    let (expected, found) = (listen(&cpu, all_ended(2)), listen(&cuda, all_ended(2)));
+    assert_eq!(expected, found);
+    let [(7, EventKind::Faulted(Reason::TrapLoop(traps)))] = &found[&1].events[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!((traps.first.pc, traps.insn), (0x8000_001c, Some(FLW)));
+    assert!(traps.to_string().contains("floating point"), "{traps}");
+}
+
+#[test]
 fn a_ready_vm_stands_still_when_that_was_all_that_was_asked() {
     let code = [&print("PXVM READY\n")[..], &work(1 << 16), &print("more"), &POWER_OFF].concat();
     let settings = settings(true, ClockSource::Instret);

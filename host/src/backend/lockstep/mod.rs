@@ -26,6 +26,7 @@ use super::cuda::fleet::{LaunchArgs, Start};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
 use super::life::{Action, Life, State, Trigger};
 use super::part::Part;
+use super::trap_loop::TrapLoop;
 use super::{Backend, BackendError, Event, EventKind, Inspector, Settings, Totals, Unsupported};
 use crate::control::Call;
 use crate::machine::Fleet;
@@ -298,7 +299,7 @@ impl Pair {
             match message.body {
                 Body::Console(bytes) => seen.console.extend_from_slice(bytes),
                 Body::Exit(exit, _) => seen.exit = exit,
-                Body::Packet(_) | Body::Taken(_) => {}
+                Body::Packet(_) | Body::Taken(_) | Body::TrapLoop(_) => {}
             }
         }
         Ok(seen)
@@ -329,12 +330,20 @@ impl Pair {
             return Err(self.search(index, retired, &what));
         }
         self.shared.instructions.fetch_add(retired - before, Ordering::Relaxed);
-        self.advance(index, life, exit, output, retired);
+        let traps = TrapLoop::of(side.guest.vm());
+        self.advance(index, life, (exit, traps), output, retired);
         Ok(())
     }
 
     /// Reports what a VM did in a slice, and lets its life continue.
-    fn advance(&self, index: u32, life: &mut Life, exit: Exit, output: Vec<u8>, retired: u64) {
+    fn advance(
+        &self,
+        index: u32,
+        life: &mut Life,
+        (exit, traps): (Exit, TrapLoop),
+        output: Vec<u8>,
+        retired: u64,
+    ) {
         let settings = &self.shared.part.settings;
         let instret = life.earlier() + retired;
         self.shared.instret[index as usize].store(instret, Ordering::Relaxed);
@@ -350,7 +359,7 @@ impl Pair {
             }
         }
         // No input ever comes, and time is instructions: an idle VM stays parked.
-        let (_, events) = life.exit(exit, false, instret, settings);
+        let (_, events) = life.exit(exit, traps, false, instret, settings);
         for kind in events {
             self.report(index, instret, kind);
         }

@@ -11,6 +11,7 @@ use crate::backend::EventKind;
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::fleet::LaunchResult;
 use crate::backend::life::{Action, State, Trigger};
+use crate::backend::trap_loop::TrapLoop;
 use crate::net::DropReason;
 
 impl Runner {
@@ -77,6 +78,7 @@ impl Runner {
                 link.dropped_by_card(DropReason::BadLength, drops.tx.into());
                 self.note_input(index);
             }
+            Body::TrapLoop(traps) => slot.traps = traps,
             Body::Exit(exit, wake_at) => {
                 self.shared.instret[index as usize].store(instret, Ordering::Relaxed);
                 self.handle_exit(index, instret, exit, wake_at);
@@ -92,7 +94,11 @@ impl Runner {
         let (action, events) = match exit.code {
             // The argument distinguishes a VM that could not even start from one that can continue.
             ExitCode::NoFrame if exit.arg == 0 => (slot.life.on(Trigger::NoFrame), Vec::new()),
-            _ => slot.life.exit(exit, due, instret, &self.shared.part.settings),
+            _ => {
+                let part = &self.shared.part;
+                let traps = TrapLoop::new(part.fleet.plan.kind, &slot.traps);
+                slot.life.exit(exit, traps, due, instret, &part.settings)
+            }
         };
         match (action, slot.life.state()) {
             (Action::Park, State::Parked) => self.timers.park(index, timer),
