@@ -166,6 +166,30 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_depends_on_what_the_documentation_says() {
+        let guests = Guests::new();
+        let digest = |args: &str| {
+            let (_, stdout, stderr) = guests.run(&format!("{args} --digest"));
+            let line = stdout.lines().last().unwrap_or_else(|| panic!("{stderr}"));
+            line.rsplit(' ').next().unwrap().to_owned()
+        };
+        let first = digest("clockwork");
+        assert_eq!(digest("clockwork"), first);
+        let more = ["run", "--memory", "16M", "clockwork", "--digest"];
+        let (_, stdout, _) = run(pxvm(more).current_dir(guests.0.path()));
+        assert!(stdout.trim_end().ends_with(&first), "{stdout}");
+        assert_ne!(digest("clockwork --max-instructions 64"), first);
+        assert_ne!(digest("low-word-timer"), first);
+    }
+
+    #[test]
+    fn a_trap_loop_tells_its_first_trap() {
+        let (code, _, stderr) = Guests::new().run("trap-loop");
+        let told = "cause 0x2 (illegal instruction) at pc 0x80000000, instruction 0xffffffff";
+        assert!(code == 4 && stderr.contains(told) && stderr.contains("there is no code here"));
+    }
+
+    #[test]
     fn a_program_alone_prints_as_it_is_and_json_has_it_all() {
         let guests = Guests::new();
         let (code, stdout, stderr) = guests.run("clockwork");

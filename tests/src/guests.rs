@@ -5,7 +5,7 @@ use emu_core::dev::virtio::DeviceKind;
 use emu_core::dev::virtio::driver::{Prng, reg};
 use emu_core::layout::VIRT;
 
-use crate::asm::{Asm, Label, csr::*, reg::*};
+use crate::asm::{Asm, Label, Reg, csr::*, reg::*};
 use crate::elf;
 use crate::machine::RAM;
 use crate::program::{IMAGE_SIZE, Image};
@@ -43,14 +43,105 @@ pub fn quiet() -> Guest {
     )
 }
 
-/// Guests that end well by themselves: random programs in all modes, and one that lives from
-/// interrupts and prints.
+/// Guests that end well by themselves: `count` of them random programs in all modes and one that
+/// lives from interrupts and prints, then those that show what foreign guests rely on.
 pub fn good(count: u64) -> Vec<Guest> {
     let random = (1..count).map(|seed| {
         let image = Image::new(seed, BLOCKS);
         Guest { name: format!("random-{seed}"), elf: elf::executable(RAM, &image.bytes, RAM) }
     });
-    random.chain([clockwork()]).collect()
+    random.chain([clockwork(), low_word_timer(), rescued(), remapped()]).collect()
+}
+
+/// Powers off: with success if `good` is not zero, else with failure.
+fn passes_if(a: &mut Asm, good: Reg) {
+    const FAIL: u32 = 0x3333 | 1 << 16;
+    let bad = a.label();
+    a.beq(good, ZERO, bad).store_li(VIRT.finisher.base, POWER_OFF).stop();
+    a.place(bad).store_li(VIRT.finisher.base, FAIL).stop();
+}
+
+/// Opens all of memory to S-mode and U-mode.
+fn opens_memory(a: &mut Asm) {
+    a.csr_li(PMPADDR0, u32::MAX).csr_li(PMPCFG0, 0x1f);
+}
+
+/// Sets its timer ten times by the low word of `mtimecmp` alone, whose high word is 0 at reset.
+fn low_word_timer() -> Guest {
+    const TIMER: u32 = 1 << 7;
+    const MIE_BIT: u32 = 1 << 3;
+    let words = Asm::build(RAM, |a| {
+        let [handler, again] = [(); 2].map(|()| a.label());
+        a.la(T0, handler).csrrw(ZERO, MTVEC, T0).li(S0, 0);
+        a.li(S1, VIRT.clint.base + 0x4000).li(S2, VIRT.clint.base + 0xbff8);
+        a.csr_li(MIE, TIMER).csr_li(MSTATUS, MIE_BIT);
+        a.place(again).lw(T0, 0, S2).li(T1, 1000).add(T0, T0, T1).sw(T0, 0, S1).wfi();
+        a.li(T0, 10).bltu(S0, T0, again);
+        passes_if(a, S0);
+        // Never again, until it is set.
+        a.place(handler).addi(S0, S0, 1).li(T0, u32::MAX).sw(T0, 0, S1).mret();
+    });
+    guest("low-word-timer", &words)
+}
+
+/// S-mode is caught in its own trap handler, from which M-mode's timer saves it the third time.
+fn rescued() -> Guest {
+    const TIMER: u32 = 1 << 7;
+    const ILLEGAL: u32 = 1 << 2;
+    const MPP_S: u32 = 1 << 11;
+    let words = Asm::build(RAM, |a| {
+        let [handler, lower, again] = [(); 3].map(|()| a.label());
+        a.la(T0, handler).csrrw(ZERO, MTVEC, T0).la(T0, lower).csrrw(ZERO, STVEC, T0);
+        a.csrrw(ZERO, MEPC, T0).csr_li(MEDELEG, ILLEGAL).csr_li(MSTATUS, MPP_S).csr_li(MIE, TIMER);
+        opens_memory(a);
+        a.li(S0, 3).li(S1, VIRT.clint.base + 0x4000).sw(ZERO, 0, S1).mret();
+
+        a.place(handler).addi(S0, S0, -1);
+        a.csrr(T0, TIME).li(T1, 1000).add(T0, T0, T1).sw(T0, 0, S1).bne(S0, ZERO, again);
+        a.csr_li(MIE, 0).csrr(T0, MEPC).addi(T0, T0, 4).csrrw(ZERO, MEPC, T0).li(S2, 1);
+        a.place(again).mret();
+
+        a.place(lower).word(0);
+        passes_if(a, S2);
+    });
+    guest("rescued", &words)
+}
+
+/// S-mode maps an address to another page between LR and SC, without a fence, and makes the TLB lose
+/// the old translation. The SC must fail, and one without all that succeed.
+fn remapped() -> Guest {
+    const MPP_S: u32 = 1 << 11;
+    /// What S-mode may use for everything.
+    const ALL: u32 = 0xcf;
+    const ROOT: u32 = RAM + BEYOND;
+    const LEAVES: u32 = ROOT + 0x1000;
+    const PAGES: u32 = ROOT + 0x2000;
+    const VA: u32 = 0x4000_0000;
+    /// It has the same entries as `VA` in both levels of the TLB.
+    const EVICTS: u32 = VA + 0x0104_1000;
+    let words = Asm::build(RAM, |a| {
+        let supervisor = a.label();
+        opens_memory(a);
+        let leaf = |page: u32| page >> 2 | ALL;
+        a.store_li(ROOT + (RAM >> 20 & !3), leaf(RAM));
+        a.store_li(ROOT + (VIRT.finisher.base >> 20 & !3), ALL);
+        for va in [VA, EVICTS] {
+            a.store_li(ROOT + (va >> 20 & !3), LEAVES >> 2 | 1);
+        }
+        let entry = |va: u32| LEAVES + (va >> 10 & 0xffc);
+        a.store_li(entry(VA), leaf(PAGES)).store_li(entry(EVICTS), leaf(PAGES));
+        a.csr_li(SATP, 1 << 31 | ROOT >> 12).sfence_vma(ZERO, ZERO);
+        a.la(T0, supervisor).csrrw(ZERO, MEPC, T0).csr_li(MSTATUS, MPP_S).mret();
+
+        a.place(supervisor).li(S0, VA).li(S1, EVICTS);
+        a.lr_w(T2, S0).lw(T3, 0, S1).sc_w(S2, T2, S0);
+        a.lr_w(T2, S0).store_li(entry(VA), leaf(PAGES + 0x1000)).lw(T3, 0, S1).sc_w(S3, S0, S0);
+        a.lw(T2, 0, S0).sltiu(T2, T2, 1);
+        // The first gives 0, the second 1, and the other page is still zero.
+        a.sltiu(S2, S2, 1).and(S2, S2, S3).and(S2, S2, T2);
+        passes_if(a, S2);
+    });
+    guest("remapped", &words)
 }
 
 /// Waits for its timer a hundred times, and prints a letter each time.
