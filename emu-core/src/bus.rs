@@ -1,6 +1,7 @@
 //! The bus: accesses to guest-physical addresses that are not RAM go to a device's registers.
 
 use crate::abi::Hart;
+use crate::csr::irq;
 use crate::dev::finisher;
 use crate::disk::Disk;
 use crate::lane::Lane;
@@ -13,7 +14,9 @@ use crate::trap::Trap;
 /// A device and the offset in its register window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Device {
+    /// CLINT, or one of the ACLINT devices with its registers.
     Clint(u32),
+    Sswi(u32),
     Plic(u32),
     Uart(u32),
     Finisher(u32),
@@ -21,6 +24,9 @@ enum Device {
     /// A virtio-mmio transport, by its slot.
     Virtio(u32, u32),
 }
+
+/// A CLINT has the registers of an MSWI, then at this offset those of an MTIMER.
+const MTIMER_IN_CLINT: u32 = 0x4000;
 
 fn route(map: &Map, addr: u32) -> Option<Device> {
     if let Some(off) = map.uart.offset(addr) {
@@ -31,6 +37,15 @@ fn route(map: &Map, addr: u32) -> Option<Device> {
     }
     if let Some(off) = map.clint.offset(addr) {
         return Some(Device::Clint(off));
+    }
+    if let Some(off) = map.mswi.offset(addr) {
+        return Some(Device::Clint(off));
+    }
+    if let Some(off) = map.mtimer.offset(addr) {
+        return Some(Device::Clint(MTIMER_IN_CLINT + off));
+    }
+    if let Some(off) = map.sswi.offset(addr) {
+        return Some(Device::Sswi(off));
     }
     for (slot, transport) in (0..).zip(&map.virtio) {
         if let Some(off) = transport.mmio.offset(addr) {
@@ -64,7 +79,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             Device::Uart(off) => platform.dev.uart.read(off, self.port),
             Device::Plic(off) => platform.dev.plic.read(off),
             Device::Clint(off) => platform.dev.clint.read(&platform.clock, off),
-            Device::Finisher(_) => 0,
+            Device::Sswi(_) | Device::Finisher(_) => 0,
             Device::Rtc(off) => platform.dev.rtc.read(off, platform.clock.now_ns()),
             Device::Virtio(slot, off) => platform.dev.virtio.read(slot, off, size),
         };
@@ -88,6 +103,8 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             Device::Uart(off) => return Ok(platform.dev.uart.write(off, value, self.port)),
             Device::Plic(off) => platform.dev.plic.write(off, value),
             Device::Clint(off) => platform.dev.clint.write(&mut platform.clock, off, value),
+            Device::Sswi(0) if value & 1 != 0 => platform.csr.set_pending(irq::SSI, true),
+            Device::Sswi(_) => {}
             Device::Finisher(0) => self.exit = finisher::decode(value).or(self.exit.take()),
             Device::Finisher(_) => {}
             Device::Rtc(off) => platform.dev.rtc.write(off, value, platform.clock.now_ns()),

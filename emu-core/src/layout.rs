@@ -75,6 +75,12 @@ pub struct Map {
     pub rom: Region,
     /// Core-local interruptor: `msip`, `mtimecmp`, `mtime`.
     pub clint: Region,
+    /// ACLINT MSWI: `msip` as a device of its own.
+    pub mswi: Region,
+    /// ACLINT MTIMER: `mtimecmp` and `mtime` as a device of their own.
+    pub mtimer: Region,
+    /// ACLINT SSWI: `setssip`, which S-mode may use.
+    pub sswi: Region,
     /// Platform-level interrupt controller.
     pub plic: Region,
     /// Highest PLIC source number.
@@ -108,6 +114,9 @@ pub const VIRT: Map = Map {
     ram_max: 0x4000_0000,
     rom: Region::new(0x2000_0000, 0x400_0000),
     clint: Region::new(0x0200_0000, 0x1_0000),
+    mswi: Region::NONE,
+    mtimer: Region::NONE,
+    sswi: Region::NONE,
     plic: Region::new(0x0c00_0000, 0x60_0000),
     plic_sources: 95,
     plic_context_m: Some(0),
@@ -122,17 +131,25 @@ pub const VIRT: Map = Map {
     timebase: 10_000_000,
 };
 
-/// The semu emulator's map. Its CLINT, finisher and clock do not exist; poweroff goes through SBI.
+/// Semu gives each device a window of this size.
+const SEMU_WINDOW: u32 = 0x10_0000;
+
+/// The semu emulator's map. Timer and software interrupts have devices of their own in place of a
+/// CLINT; finisher and clock do not exist, poweroff goes through SBI. Of its virtio devices only
+/// those are here that this machine has.
 pub const SEMU: Map = Map {
     ram_base: 0,
     ram_max: 0x2000_0000,
     rom: Region::NONE,
     clint: Region::NONE,
+    mswi: Region::new(0xf440_0000, 0x4000),
+    mtimer: Region::new(0xf430_0000, 0x8000),
+    sswi: Region::new(0xf450_0000, 0x4000),
     plic: Region::new(0xf000_0000, 0x400_0000),
     plic_sources: 31,
     plic_context_m: None,
     plic_context_s: 0,
-    uart: Region::new(0xf400_0000, 0x1000),
+    uart: Region::new(0xf400_0000, SEMU_WINDOW),
     uart_irq: 1,
     uart_clock: 5_000_000,
     finisher: Region::NONE,
@@ -159,11 +176,10 @@ const fn virt_transports() -> [VirtioTransport; TRANSPORTS] {
 /// Returns the transports of the semu emulator. It has one for each of these devices, so the slots
 /// are those in which a device is unless the host places it.
 const fn semu_transports() -> [VirtioTransport; TRANSPORTS] {
-    const SIZE: u32 = 0x1000;
     let mut transports = [VirtioTransport::NONE; TRANSPORTS];
-    let net = VirtioTransport { mmio: Region::new(0xf410_0000, SIZE), irq: 2 };
-    let blk = VirtioTransport { mmio: Region::new(0xf420_0000, SIZE), irq: 3 };
-    let rng = VirtioTransport { mmio: Region::new(0xf460_0000, SIZE), irq: 4 };
+    let net = VirtioTransport { mmio: Region::new(0xf410_0000, SEMU_WINDOW), irq: 2 };
+    let blk = VirtioTransport { mmio: Region::new(0xf420_0000, SEMU_WINDOW), irq: 3 };
+    let rng = VirtioTransport { mmio: Region::new(0xf460_0000, SEMU_WINDOW), irq: 4 };
     transports[DeviceKind::Net as usize] = net;
     transports[DeviceKind::Blk as usize] = blk;
     transports[DeviceKind::Rng as usize] = rng;
@@ -186,11 +202,24 @@ impl MachineKind {
     }
 }
 
+/// How many regions there are beside RAM and the transports.
+const OTHERS: usize = 9;
+
 impl Map {
     /// Returns every region but RAM. Absent ones have size zero.
-    pub const fn regions(&self) -> [Region; 6 + TRANSPORTS] {
-        let others = [self.rom, self.clint, self.plic, self.uart, self.finisher, self.rtc];
-        let mut regions = [Region::NONE; 6 + TRANSPORTS];
+    pub const fn regions(&self) -> [Region; OTHERS + TRANSPORTS] {
+        let others: [Region; OTHERS] = [
+            self.rom,
+            self.clint,
+            self.mswi,
+            self.mtimer,
+            self.sswi,
+            self.plic,
+            self.uart,
+            self.finisher,
+            self.rtc,
+        ];
+        let mut regions = [Region::NONE; OTHERS + TRANSPORTS];
         let mut i = 0;
         while i < regions.len() {
             regions[i] =

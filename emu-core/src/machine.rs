@@ -277,7 +277,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             lines |= if platform.sbi != 0 { irq::STI } else { irq::MTI };
         }
         if platform.dev.clint.msip != 0 {
-            lines |= irq::MSI;
+            lines |= if platform.sbi != 0 { irq::SSI } else { irq::MSI };
         }
         platform.csr.mip_hardware = lines;
     }

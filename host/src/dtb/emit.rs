@@ -30,6 +30,7 @@ pub const CLINT_LINES: [u32; 2] = [local::M_SOFTWARE, local::M_TIMER];
 
 /// Local interrupts of the hart, as the privileged specification numbers them.
 mod local {
+    pub const S_SOFTWARE: u32 = 1;
     pub const M_SOFTWARE: u32 = 3;
     pub const M_TIMER: u32 = 7;
     pub const S_EXTERNAL: u32 = 9;
@@ -146,12 +147,37 @@ fn soc(map: &Map, shape: &Shape) -> DeviceTreeNode {
         set(&mut node, "interrupts-extended", wired(phandle::CPU_INTC, &CLINT_LINES));
         soc.add_child(node);
     }
+    aclint(map).into_iter().for_each(|node| soc.add_child(node));
     soc.add_child(plic(map));
     soc.add_child(serial(map, shape.kind));
     for slot in devices(shape) {
         soc.add_child(virtio(&map.virtio[slot as usize]));
     }
     soc
+}
+
+/// Returns the ACLINT devices, if the machine has them.
+fn aclint(map: &Map) -> Vec<DeviceTreeNode> {
+    let node = |name, region, line| {
+        let mut node = device(name, region, &[&format!("riscv,aclint-{name}")]);
+        set(&mut node, "interrupts-extended", cells(&[phandle::CPU_INTC, line]));
+        node
+    };
+    let software = |name, region, line| {
+        let mut node = node(name, region, line);
+        set(&mut node, "#address-cells", 0u32);
+        set(&mut node, "#interrupt-cells", 0u32);
+        set(&mut node, "interrupt-controller", Vec::<u8>::new());
+        node
+    };
+    if map.mtimer.size == 0 {
+        return Vec::new();
+    }
+    vec![
+        node("mtimer", map.mtimer, local::M_TIMER),
+        software("mswi", map.mswi, local::M_SOFTWARE),
+        software("sswi", map.sswi, local::S_SOFTWARE),
+    ]
 }
 
 /// Returns the slots with virtio devices. QEMU lists the others as well, but each costs the kernel

@@ -3,10 +3,11 @@
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
 use pxvm_tests::machine::{DATA, RAM, TestMachine, to_m};
 
-use emu_core::abi::{Exit, ExitCode};
+use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::chacha::ChaCha;
 use emu_core::csr::{irq, mstatus};
-use emu_core::dev::virtio::{DeviceKind, blk::Blk, rng::Rng};
+use emu_core::dev::virtio::{DeviceKind, blk::Blk, net::Net, rng::Rng};
+use emu_core::layout::MachineKind;
 use emu_core::mmu::Privilege::User;
 
 const INTERRUPT: u32 = 1 << 31;
@@ -220,6 +221,58 @@ fn behind_the_last_transport_there_is_nothing() {
     });
     m.run_out();
     assert_eq!(m.taken().map(|t| (t.cause, t.tval)), Some((5, VIRTIO + 0x8000)));
+}
+
+/// A machine with semu's map, in S-mode under the built-in SBI.
+fn semu(code: impl FnOnce(&mut Asm)) -> TestMachine {
+    let mut m = TestMachine::new();
+    let words = Asm::build(0, |a| {
+        code(a);
+        a.stop();
+    });
+    m.write_words(RAM, &words);
+    m.vm = Vm::new(MachineKind::Semu);
+    m.vm.boot_supervisor(0, 0, 0);
+    m
+}
+
+#[test]
+fn the_timer_of_semu_is_where_semu_has_it() {
+    let mut m = semu(|a| {
+        a.li(S0, 0xf430_0000).csrr(A0, SIP).sw(ZERO, 4, S0).sw(ZERO, 0, S0).csrr(A1, SIP);
+        a.li(T0, u32::MAX).sw(T0, 4, S0).csrr(A2, SIP).lw(A3, 4, S0);
+        a.li(S0, 0xf430_7ff8).lw(A4, 0, S0).nop().nop().lw(A5, 0, S0);
+    });
+    m.run_out();
+    let pending = [A0, A1, A2].map(|r| m.x(r) & irq::STI);
+    assert_eq!((pending, m.x(A3)), ([0, irq::STI, 0], u32::MAX));
+    assert!(m.x(A4) < m.x(A5));
+}
+
+#[test]
+fn software_interrupts_of_semu_are_where_semu_has_them() {
+    let mut m = semu(|a| {
+        a.li(S0, 0xf440_0000).li(S1, 0xf450_0000).li(T0, 1);
+        a.sw(T0, 0, S0).csrr(A0, SIP).lw(A1, 0, S0).sw(ZERO, 0, S0).csrr(A2, SIP);
+        a.sw(ZERO, 0, S1).csrr(A3, SIP).sw(T0, 0, S1).csrr(A4, SIP).lw(A5, 0, S1);
+    });
+    m.run_out();
+    let pending = [A0, A2, A3, A4].map(|r| m.x(r) & irq::SSI);
+    assert_eq!((pending, m.x(A1), m.x(A5)), ([irq::SSI, 0, 0, irq::SSI], 1, 0));
+}
+
+#[test]
+fn the_virtio_devices_of_semu_are_where_semu_has_them() {
+    let mut m = semu(|a| {
+        for (register, at) in [(A0, 0xf410_0000), (A1, 0xf420_0000), (A2, 0xf460_0000)] {
+            a.li(S0, at).lw(register, 8, S0);
+        }
+    });
+    m.vm.platform.dev.virtio.net = Net::new([2, 0, 0, 0, 0, 1]);
+    m.vm.platform.dev.virtio.rng = Rng::new(ChaCha::new([0; 8]));
+    m.vm.platform.dev.virtio.blk = Blk::new(1);
+    m.run_out();
+    assert_eq!([A0, A1, A2].map(|r| m.x(r)), [1, 2, 4]);
 }
 
 #[test]
