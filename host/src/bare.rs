@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use emu_core::abi::{Exit, ExitCode};
+use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::layout::MachineKind;
 use emu_core::mem::FRAME_SIZE;
 use emu_core::trace::{NoTrace, Trace};
@@ -23,6 +23,7 @@ use crate::image::elf::{self, Program};
 use crate::image::{Role, load};
 use crate::machine::Fleet;
 use crate::units::Size;
+use crate::virtio::{self, Virtio};
 
 /// Instructions between two polls of `tohost`.
 const SLICE: u32 = 4096;
@@ -58,6 +59,24 @@ impl fmt::Display for End {
             Self::Reset => f.write_str("asked for a reset"),
             Self::Faulted(reason) => write!(f, "cannot go on: {reason}"),
         }
+    }
+}
+
+/// The machine that each program has.
+#[derive(Clone, Copy, Debug)]
+pub struct Hardware {
+    /// The memory map.
+    pub kind: MachineKind,
+    /// Size of RAM.
+    pub memory: Size,
+    /// How programs find their virtio devices.
+    pub virtio: Virtio,
+}
+
+impl Hardware {
+    /// Returns a `virt` machine.
+    pub const fn virt(memory: Size) -> Self {
+        Self { kind: MachineKind::Virt, memory, virtio: Virtio::OTHER }
     }
 }
 
@@ -189,8 +208,8 @@ impl Bare {
     }
 
     /// Returns VMs on the CPU with these programs.
-    pub fn new(programs: Vec<Program>, kind: MachineKind, memory: Size) -> Result<Self, Error> {
-        let (fleet, programs) = fleet(programs, kind, memory)?;
+    pub fn new(programs: Vec<Program>, hardware: Hardware) -> Result<Self, Error> {
+        let (fleet, programs) = fleet(programs, hardware)?;
         check_count(fleet.count, fleet.plan.memory)?;
         let base = &fleet.base;
         let context = WorkerContext::new()?;
@@ -213,10 +232,9 @@ impl Bare {
         gpu: Box<dyn Gpu>,
         lanes: Option<u32>,
         programs: Vec<Program>,
-        kind: MachineKind,
-        memory: Size,
+        hardware: Hardware,
     ) -> Result<Self, Error> {
-        let (fleet, programs) = fleet(programs, kind, memory)?;
+        let (fleet, programs) = fleet(programs, hardware)?;
         let fleet = BareFleet::start(gpu, &fleet, lanes)?;
         Ok(Self { executor: Executor::Cuda(Box::new(fleet)), programs })
     }
@@ -237,6 +255,16 @@ impl Bare {
             }
             Executor::Cuda(fleet) => Ok(fleet.instrets()?),
         }
+    }
+
+    /// Returns what is wrong where a program took its virtio transports for those of the other
+    /// version.
+    pub fn wrong_version(&mut self, vm: u32) -> Result<Option<&'static str>, BackendError> {
+        let of = |state: &Vm| virtio::wrong_version(&state.platform.dev.virtio);
+        Ok(match &mut self.executor {
+            Executor::Cpu { guests, .. } => of(guests[vm as usize].0.vm()),
+            Executor::Cuda(fleet) => of(&fleet.state(vm)?.0),
+        })
     }
 
     /// Returns a fingerprint of the state of a program's VM, RAM included.
@@ -291,13 +319,10 @@ impl Bare {
 }
 
 /// Returns the fleet of these programs, and the programs with the addresses that they have there.
-fn fleet(
-    mut programs: Vec<Program>,
-    kind: MachineKind,
-    memory: Size,
-) -> Result<(Fleet, Vec<Program>), Error> {
+fn fleet(mut programs: Vec<Program>, hardware: Hardware) -> Result<(Fleet, Vec<Program>), Error> {
+    let Hardware { kind, memory, virtio } = hardware;
     let payloads = programs.iter().map(|program| program.payload.clone()).collect();
-    let fleet = Fleet::several(kind, memory, payloads)?;
+    let fleet = Fleet { virtio, ..Fleet::several(kind, memory, payloads)? };
     for (program, &entry) in programs.iter_mut().zip(&fleet.entries) {
         let moved = entry.wrapping_sub(program.payload.entry);
         program.symbols.iter_mut().for_each(|(_, addr)| *addr = addr.wrapping_add(moved));
@@ -468,13 +493,13 @@ mod tests {
 
     fn on_cpu(code: &[&[u32]]) -> Bare {
         let programs = code.iter().map(|code| program(code)).collect();
-        Bare::new(programs, MachineKind::Virt, Size::mib(1)).unwrap()
+        Bare::new(programs, Hardware::virt(Size::mib(1))).unwrap()
     }
 
     fn on_emulated_gpu(code: &[&[u32]]) -> Bare {
         let gpu = Box::new(Emulated::new(Size::mib(64)));
         let programs = code.iter().map(|code| program(code)).collect();
-        Bare::new_on(gpu, None, programs, MachineKind::Virt, Size::mib(1)).unwrap()
+        Bare::new_on(gpu, None, programs, Hardware::virt(Size::mib(1))).unwrap()
     }
 
     fn run(bare: &mut Bare, max: u64) -> Vec<End> {
@@ -511,7 +536,7 @@ mod tests {
     fn a_lost_gpu_is_no_fault_of_the_program() {
         let gpu = Box::new(Emulated::new(Size::mib(64)).failing_after(2));
         let programs = vec![program(&[LOOP])];
-        let mut bare = Bare::new_on(gpu, None, programs, MachineKind::Virt, Size::mib(1)).unwrap();
+        let mut bare = Bare::new_on(gpu, None, programs, Hardware::virt(Size::mib(1))).unwrap();
         let error = bare.run(100_000, &mut NoTrace, &mut Vec::new()).unwrap_err();
         assert_eq!(Error::from(error).code(), Code::Failure);
     }
@@ -537,7 +562,7 @@ mod tests {
         moved.payload =
             Payload { load_address: LoadAddress::Movable, ..moved.payload }.moved_by(0x8000_0000);
         moved.symbols.iter_mut().for_each(|(_, addr)| *addr = addr.wrapping_add(0x8000_0000));
-        let mut bare = Bare::new(vec![moved], MachineKind::Virt, Size::mib(1)).unwrap();
+        let mut bare = Bare::new(vec![moved], Hardware::virt(Size::mib(1))).unwrap();
         assert_eq!(run(&mut bare, 100_000), [End::Passed]);
     }
 

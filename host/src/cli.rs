@@ -3,12 +3,14 @@
 pub mod backend;
 pub mod fleet;
 pub mod guest;
+pub mod virtio;
 
 use std::time::Duration;
 
 pub use self::backend::{BackendArgs, BackendChoice, Clock};
 pub use self::fleet::{FLEET_CODES, FleetArgs, VmRange};
 pub use self::guest::{GuestArgs, Machine};
+pub use self::virtio::{VirtioArgs, VirtioVersion};
 use crate::exit::{self, Code};
 
 /// Exit codes of a command, with their meanings.

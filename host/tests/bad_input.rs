@@ -323,6 +323,7 @@ mod tests {
             ("--memory 64K", &["too small", "--memory 3M"]),
             ("--memory 2G", &["1 GiB at most"]),
             ("--machine semu --memory 1G", &["512 MiB at most"]),
+            ("--machine semu --virtio-slot blk=0", &["leave --virtio-slot out", "--machine virt"]),
             ("--count 1000000 --memory 1G", &["1000000 machines", "more than this host"]),
             ("--ready-pattern (", &["--ready-pattern", "unclosed group"]),
         ] {

@@ -11,7 +11,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use pxvm::image::cache::default_image;
-    use pxvm_tests::needs;
+    use pxvm_tests::{guests, needs};
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
     use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
     use serde_json::Value;
@@ -51,6 +51,39 @@ mod tests {
         let dir = PathBuf::from(report["console_dir"].as_str().unwrap());
         let log = std::fs::read_to_string(dir.join("vm7.log")).unwrap();
         assert!(log.contains("PXVM READY host=vm7"), "{log}");
+    }
+
+    #[test]
+    fn a_kernel_as_tutorials_have_it_finds_its_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        };
+        file("kernel", &guests::with_disk()[0].elf);
+        file("disk", &[0x5a; 1024]);
+        let boot =
+            |args| run(boot("--kernel kernel --disk disk").args(args).current_dir(folder.path()));
+        let (code, stdout, stderr) = boot(&[][..]);
+        assert_eq!((code, stdout.as_str()), (0, "ok\n"), "{stderr}");
+        let (code, stdout, _) = boot(&["--virtio-slot", "blk=6"]);
+        assert_eq!((code, stdout.as_str()), (0, "ok\n"));
+        // The guest looks at the version and gives up.
+        let (code, stdout, _) = boot(&["--virtio", "modern"]);
+        assert_eq!((code, stdout.as_str()), (4, ""));
+    }
+
+    #[test]
+    fn a_driver_for_the_other_version_of_virtio_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("kernel"), guests::waits_for_modern_virtio().elf)
+            .unwrap();
+        let run = |args: &str| run(pxvm(args.split_ascii_whitespace()).current_dir(folder.path()));
+        let hint = "vm0 takes its legacy virtio transports for modern ones; give --virtio modern";
+        let (code, _, stderr) = run("boot --kernel kernel --timeout 1");
+        assert!(code == 3 && stderr.contains(hint), "{stderr}");
+        let (code, _, stderr) = run("run kernel --max-instructions 10000");
+        assert!(code == 3 && stderr.contains(hint), "{stderr}");
+        assert_eq!(run("run kernel --virtio modern").0, 0);
     }
 
     #[test]

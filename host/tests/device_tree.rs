@@ -16,7 +16,7 @@ mod tests {
     use pxvm::dtb::{self, Chosen, Shape};
     use pxvm::machine::cmdline;
     use pxvm::machine::fleet::{Link, Root};
-    use pxvm::virtio::Slots;
+    use pxvm::virtio::{Choice, Guest, Slots, Virtio};
     use pxvm_tests::needs;
 
     const MEMORY: u32 = 24 << 20;
@@ -117,7 +117,9 @@ mod tests {
 
     #[test]
     fn devices_are_listed_where_they_are_placed() {
-        let tree = properties(&emitted(MachineKind::Virt, true, "blk=0,net=7".parse().unwrap()));
+        let choice = Choice { slots: "blk=0,net=7".parse().unwrap(), ..Choice::default() };
+        let virtio = Virtio::new(MachineKind::Virt, Guest::Linux, &choice).unwrap();
+        let tree = properties(&emitted(MachineKind::Virt, true, virtio.slots));
         let listed: Vec<&str> = tree
             .keys()
             .filter_map(|path| path.strip_prefix("/soc/virtio@")?.strip_suffix('/'))

@@ -97,6 +97,14 @@ same() {
     done
     [ -s "$work/cpu" ] && cmp -s "$work/cpu" "$work/cuda"
     verdict "ready_instret as on the CPU" $? "$(sort -u "$work/cuda" | tr '\n' ' ')"
+    printf '%1024s' x > "$work/disk.img"
+    for backend in cuda cpu; do
+        boot --kernel "$guests/disk/legacy-disk.elf" --disk "$work/disk.img" --backend $backend \
+            --clock instret --until halt --count 16
+        grep -o '"state":"[a-z]*","instret":[0-9]*' "$work/out" > "$work/$backend"
+    done
+    [ "$(grep -c halted "$work/cpu")" = 16 ] && cmp -s "$work/cpu" "$work/cuda"
+    verdict "a legacy disk as on the CPU" $? "$(sort -u "$work/cuda" | tr '\n' ' ')"
     # shellcheck disable=SC2016 # the guest expands it
     said=$(printf 'echo $((6*7))of$((6*7)); poweroff\n' |
         timeout 60 "$pxvm" boot "${rom[@]}" --backend cuda --timeout 50 2> "$work/err")

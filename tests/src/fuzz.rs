@@ -5,7 +5,10 @@
 //! functions with its own.
 
 use emu_core::abi::ExitCode;
+use emu_core::chacha::ChaCha;
 use emu_core::csr::mstatus;
+use emu_core::dev::virtio::driver::{self, Guest, QUEUE_SIZE, legacy_queue_addresses, reg};
+use emu_core::dev::virtio::{feature, mmio::Version, rng::Rng};
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
 use emu_core::trace::Trace;
 
@@ -315,6 +318,79 @@ impl Trace for Retired {
     }
 }
 
+/// The same rings, descriptors and notifications through the legacy and the modern interface: the
+/// device does the same, whatever it is told. After that, whatever the legacy registers are told
+/// hurts nobody.
+pub fn virtio(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let features = if bytes.below(2) == 0 { feature::EVENT_IDX } else { 0 };
+    let [mut legacy, mut modern] = [Version::Legacy, Version::Modern].map(|version| {
+        let device = Rng::new(ChaCha::new([0; 8]));
+        Guest::started_with_version(version, device, features)
+    });
+    let rings = legacy_queue_addresses(0);
+    modern.start(features);
+    modern.write(reg::QUEUE_READY, 0);
+    modern.place_queue(0, rings, QUEUE_SIZE.into());
+    modern.write(reg::QUEUE_READY, 1);
+    modern.ram = legacy.ram.clone();
+    let mut used = 0;
+    for _ in 0..100 {
+        let (at, bytes) = arbitrary_ring_store(&mut bytes, rings);
+        for guest in [&mut legacy, &mut modern] {
+            guest.store(at, &bytes);
+            guest.kick(0);
+            guest.poll();
+        }
+        assert_eq!(legacy.needs_reset(), modern.needs_reset());
+        used += u32::from(legacy.load_u16(rings[2] + 2) != 0);
+    }
+    let ram =
+        |guest: &mut Guest<Rng>| guest.load(driver::RAM_BASE.into(), driver::RAM_PAGES * 4096);
+    assert!(ram(&mut legacy) == ram(&mut modern), "{used} times there was something used");
+    while !bytes.is_empty() {
+        let register = [
+            reg::STATUS,
+            reg::GUEST_PAGE_SIZE,
+            reg::QUEUE_SEL,
+            reg::QUEUE_NUM,
+            reg::QUEUE_ALIGN,
+            reg::QUEUE_PFN,
+            reg::QUEUE_PFN,
+            reg::QUEUE_NOTIFY,
+        ][bytes.below(8) as usize];
+        let value = match bytes.below(5) {
+            0 => bytes.word(),
+            1 => 1 << bytes.below(32),
+            2 => driver::RAM_BASE / driver::LEGACY_PAGE + bytes.below(2 * driver::RAM_PAGES),
+            3 => driver::RAM_BASE + bytes.word() % (2 * driver::RAM_PAGES * 4096),
+            _ => bytes.below(70),
+        };
+        legacy.write(register, value);
+        legacy.poll();
+    }
+}
+
+/// A place in a queue's areas and what a driver might write there, or not.
+fn arbitrary_ring_store(bytes: &mut Bytes<'_>, [desc, avail, _]: [u64; 3]) -> (u64, Vec<u8>) {
+    let entry = u64::from(bytes.below(QUEUE_SIZE.into()));
+    match bytes.below(4) {
+        0 | 1 => {
+            let addr = match bytes.below(8) {
+                0 => u64::from(bytes.word()),
+                _ => driver::BUFFERS + u64::from(bytes.word() % 0x8000),
+            };
+            let len = bytes.below(100) | if bytes.below(16) == 0 { bytes.word() } else { 0 };
+            let flags = u16::from(if bytes.below(8) == 0 { bytes.byte() } else { 2 });
+            let next = bytes.below(17) as u16;
+            let rest = [flags.to_le_bytes(), next.to_le_bytes()].concat();
+            (desc + 16 * entry, [&addr.to_le_bytes()[..], &len.to_le_bytes(), &rest].concat())
+        }
+        2 => (avail + 4 + 2 * entry, vec![bytes.below(17) as u8, 0]),
+        _ => (avail + 2, vec![bytes.below(16) as u8, 0]),
+    }
+}
+
 fn arbitrary(data: &[u8]) -> TestMachine {
     let mut bytes = Bytes::new(data);
     let mut m = TestMachine::new();
@@ -322,6 +398,10 @@ fn arbitrary(data: &[u8]) -> TestMachine {
     if bytes.below(2) == 0 {
         m.vm.boot_supervisor(RAM, 0, 0);
     }
+    if bytes.below(2) == 0 {
+        m.vm.platform.dev.virtio.version = Version::Legacy;
+    }
+    m.vm.platform.dev.virtio.rng = Rng::new(ChaCha::new([0; 8]));
     m.set_csr(MTVEC, RAM + 0x1000 + u32::from(bytes.byte()));
     m.set_csr(STVEC, RAM + 0x1000 + u32::from(bytes.byte()));
     for r in 1..32 {

@@ -9,6 +9,7 @@ use crate::asm::{Asm, Label, Reg, csr::*, reg::*};
 use crate::elf;
 use crate::machine::RAM;
 use crate::program::{IMAGE_SIZE, Image};
+use crate::tutorial;
 
 /// RAM that each guest needs.
 pub const MEMORY: u32 = 8 << 20;
@@ -50,7 +51,25 @@ pub fn good(count: u64) -> Vec<Guest> {
         let image = Image::new(seed, BLOCKS);
         Guest { name: format!("random-{seed}"), elf: elf::executable(RAM, &image.bytes, RAM) }
     });
-    random.chain([clockwork(), low_word_timer(), rescued(), remapped()]).collect()
+    let others = [
+        clockwork(),
+        low_word_timer(),
+        rescued(),
+        remapped(),
+        guest("slot-scan", &tutorial::slot_scan()),
+        guest("legacy-entropy", &tutorial::legacy_entropy()),
+    ];
+    random.chain(others).collect()
+}
+
+/// One that never ends unless its virtio devices are modern.
+pub fn waits_for_modern_virtio() -> Guest {
+    guest("modern-without-asking", &tutorial::modern_without_asking())
+}
+
+/// Guests that end well with a disk of two sectors or more.
+pub fn with_disk() -> Vec<Guest> {
+    vec![guest("legacy-disk", &tutorial::legacy_disk())]
 }
 
 /// Powers off: with success if `good` is not zero, else with failure.
@@ -287,13 +306,15 @@ fn bad_descriptors() -> Vec<u32> {
             let set = |a: &mut Asm, register: u32, value: u32| {
                 a.li(T0, value).sw(T0, register as i32, S2);
             };
-            // Up to FEATURES_OK, with the one feature that it insists on.
+            // Up to FEATURES_OK, with the one feature that the modern version insists on. What
+            // belongs to one version only, devices of the other one ignore.
             for (register, value) in [
                 (reg::STATUS, 0),
                 (reg::STATUS, 3),
                 (reg::DRIVER_FEATURES_SEL, 1),
                 (reg::DRIVER_FEATURES, 1),
                 (reg::STATUS, 11),
+                (reg::GUEST_PAGE_SIZE, 1),
             ] {
                 set(a, register, value);
             }
@@ -306,6 +327,12 @@ fn bad_descriptors() -> Vec<u32> {
                 // Every other case has a ring of the device far outside.
                 a.andi(T0, S1, CASE as i32).sw(T0, reg::QUEUE_DEVICE_HIGH as i32, S2);
                 set(a, reg::QUEUE_READY, 1);
+                // The same places in the legacy layout, or nearly none.
+                set(a, reg::QUEUE_ALIGN, CASE / 2);
+                let aligned = a.label();
+                a.andi(T0, S1, CASE as i32).beq(T0, ZERO, aligned);
+                set(a, reg::QUEUE_ALIGN, 1 << 31);
+                a.place(aligned).sw(S1, reg::QUEUE_PFN as i32, S2);
             }
             set(a, reg::STATUS, 15);
             set(a, reg::QUEUE_NOTIFY, 0);
@@ -322,13 +349,13 @@ fn bad_descriptors() -> Vec<u32> {
     let mut rng = Prng::new(9);
     for _ in 0..CASES {
         let mut case = [0u32; CASE as usize / 4];
-        // One in four is what a driver would do, or nearly: it brings the device to work.
-        let tame = rng.one_in(4);
+        // One in two is what a driver would do, or nearly: it brings the device to work.
+        let tame = rng.one_in(2);
+        let direction = 2 * rng.below(2);
         for descriptor in case[..4 * ENTRIES as usize].chunks_exact_mut(4) {
             let (inside, any) = (RAM + rng.below(MEMORY), rng.next_u32());
             if tame {
-                let write = 2 * rng.below(2);
-                descriptor.copy_from_slice(&[inside, 0, 64 + rng.below(4096), write]);
+                descriptor.copy_from_slice(&[inside, 0, 64 + rng.below(1024), direction]);
                 continue;
             }
             descriptor[0] = rng.pick(&[inside, inside, RAM + MEMORY - 1, any, 0]);

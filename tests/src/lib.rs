@@ -14,3 +14,4 @@ pub mod needs;
 pub mod program;
 pub mod qemu;
 pub mod simt;
+pub mod tutorial;

@@ -30,6 +30,11 @@ fn machine_survives_random_code() {
 }
 
 #[test]
+fn both_versions_of_virtio_do_the_same_and_survive_all_registers() {
+    smoke(1, 300, 3000, fuzz::virtio);
+}
+
+#[test]
 fn mmu_canary_is_found() {
     let found = (1..20).any(|seed| {
         let bytes = random_bytes(&mut Prng::new(seed), 4000);

@@ -13,11 +13,12 @@ use pxvm::backend::cpu::CpuBackend;
 use pxvm::backend::cuda::emulated::Emulated;
 use pxvm::backend::cuda::{CudaBackend, DeviceFleet, Options};
 use pxvm::backend::{Backend, ClockSource, Event, EventKind, Settings};
-use pxvm::bare::{Bare, End};
+use pxvm::bare::{Bare, End, Hardware};
 use pxvm::console::ready::ReadyPattern;
 use pxvm::image::elf::{Program, parse};
 use pxvm::machine::Fleet;
 use pxvm::units::Size;
+use pxvm::virtio::Virtio;
 use pxvm_tests::guests::{self, Guest, good, hostile, quiet};
 
 const MEMORY: Size = Size(guests::MEMORY as u64);
@@ -45,12 +46,16 @@ fn programs(guests: &[Guest]) -> Vec<Program> {
 }
 
 fn on_cpu(guests: &[Guest]) -> Bare {
-    Bare::new(programs(guests), MachineKind::Virt, MEMORY).expect("room for all")
+    on_cpu_with(guests, Hardware::virt(MEMORY))
+}
+
+fn on_cpu_with(guests: &[Guest], hardware: Hardware) -> Bare {
+    Bare::new(programs(guests), hardware).expect("room for all")
 }
 
 fn on_gpu(guests: &[Guest]) -> Bare {
     let gpu = Box::new(Emulated::new(GPU_MEMORY));
-    Bare::new_on(gpu, Some(32), programs(guests), MachineKind::Virt, MEMORY).expect("room for all")
+    Bare::new_on(gpu, Some(32), programs(guests), Hardware::virt(MEMORY)).expect("room for all")
 }
 
 /// How a guest ended, after how many instructions, with which state, and what it printed.
@@ -98,9 +103,15 @@ fn good_guests_end_the_same_beside_hostile_ones_on_cpu_and_gpu() {
 #[test]
 fn hostile_guests_do_what_they_are_for() {
     let guests = hostile();
-    for (guest, (end, instructions, _, text)) in
-        guests.iter().zip(run(on_cpu(&guests), guests.len()))
-    {
+    // Behind both versions of virtio.
+    for virtio in [Virtio::OTHER, Virtio::LINUX] {
+        let hardware = Hardware { virtio, ..Hardware::virt(MEMORY) };
+        do_what_they_are_for(&guests, run(on_cpu_with(&guests, hardware), guests.len()));
+    }
+}
+
+fn do_what_they_are_for(guests: &[Guest], fates: Vec<Fate>) {
+    for (guest, (end, instructions, _, text)) in guests.iter().zip(fates) {
         let name = guest.name.as_str();
         match name {
             "trap-loop" => assert!(matches!(end, End::Faulted(_)), "{name}: {end}"),

@@ -15,7 +15,7 @@ use pxvm::backend::cuda::DeviceFleet;
 use pxvm::backend::cuda::emulated::Emulated;
 use pxvm::backend::cuda::fleet::{LaunchArgs, Start};
 use pxvm::backend::fingerprint::fingerprint;
-use pxvm::bare::Bare;
+use pxvm::bare::{Bare, Hardware};
 use pxvm::image::elf::{Program, parse};
 use pxvm::machine::Fleet;
 use pxvm::units::Size;
@@ -47,7 +47,7 @@ fn alone(guests: &[Guest]) -> Vec<Fate> {
         }
     }
     let mut consoles = Consoles(vec![Vec::new(); guests.len()]);
-    let mut bare = Bare::new(programs(guests), MachineKind::Virt, MEMORY).expect("room for all");
+    let mut bare = Bare::new(programs(guests), Hardware::virt(MEMORY)).expect("room for all");
     bare.run(INSTRUCTIONS, &mut NoTrace, &mut consoles).expect("the backend works");
     let instrets = bare.instrets().expect("the backend works");
     let ends = instrets.into_iter().zip(consoles.0).zip(0..);

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use emu_core::layout::MachineKind;
 
+use super::VirtioArgs;
 use crate::backend::ClockSource;
 use crate::image::disk::DiskSpec;
 use crate::image::kernel::Format;
 use crate::machine::{GuestOptions, Kernel, Link, Macs};
 use crate::units::Size;
-use crate::virtio::Slots;
 
 /// Which machine, and what is in it.
 #[derive(Clone, Debug, Args)]
@@ -60,10 +60,9 @@ pub struct GuestArgs {
     /// number
     #[arg(long, value_name = "FILE[:OPTION]")]
     pub disk: Option<DiskSpec>,
-    /// Virtio transports of devices, numbered from 0, such as blk=0,net=1 [default: net=0,rng=1,blk=2;
-    /// a device that is not named makes room]
-    #[arg(long, value_name = "DEVICE=N,...")]
-    pub virtio_slot: Option<Slots>,
+    /// Its virtio devices.
+    #[command(flatten)]
+    pub virtio: VirtioArgs,
     /// Seed of all randomness in the fleet; each machine has its own part of it
     /// [default: random, printed and reported by boot; 0 with --clock instret and elsewhere]
     #[arg(long, value_name = "N")]
@@ -93,7 +92,7 @@ impl GuestArgs {
             host_time: clock == ClockSource::Host,
             macs: Macs::Same,
             link: Link::Up,
-            slots: self.virtio_slot.unwrap_or_default(),
+            virtio: self.virtio.into(),
         }
     }
 }

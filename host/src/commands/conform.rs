@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{gpu_for, printing};
 use crate::backend::cuda::gpu::Gpu;
-use crate::bare::{Bare, End};
+use crate::bare::{Bare, End, Hardware};
 use crate::cli::{BackendArgs, Codes, INTERRUPTED, long_help};
 use crate::error::Error;
 use crate::exit::{Code, sentence};
@@ -232,7 +232,7 @@ fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Lin
             lines.push(Line::new(name(&test.path), Some(sentence(&error)), 0));
             continue;
         }
-        let mut bare = Bare::new_on(gpu, None, vec![program], MachineKind::Virt, MEMORY)?;
+        let mut bare = Bare::new_on(gpu, None, vec![program], Hardware::virt(MEMORY))?;
         lines.push(judge(name(&test.path), &mut bare, max)?);
         gpu = match bare.into_gpu() {
             Some(gpu) => gpu?,
@@ -253,7 +253,7 @@ fn run_one(test: &Test, max: u64) -> Line {
         return line;
     }
     let result = Bare::load(&test.path)
-        .and_then(|program| Bare::new(vec![program], MachineKind::Virt, MEMORY))
+        .and_then(|program| Bare::new(vec![program], Hardware::virt(MEMORY)))
         .and_then(|mut bare| judge(name(&test.path), &mut bare, max));
     result.unwrap_or_else(|error| Line::new(name(&test.path), Some(sentence(&error)), 0))
 }

@@ -14,8 +14,9 @@ use crate::image::disk::{Access, Disks};
 use crate::image::{Role, cache, load, rom};
 use crate::machine::cmdline::bootargs;
 use crate::machine::fleet::Root;
-use crate::machine::{assemble, plan};
+use crate::machine::{AssembleError, assemble, plan};
 use crate::stdio::print;
+use crate::virtio::{self, Virtio};
 
 const EXAMPLES: &str = "Examples:\n  \
         pxvm dtb                          the default machine's tree, as source\n  \
@@ -55,8 +56,9 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
         let window = options.kind.map().rom;
         let rom = options.rom.as_ref().map(|path| rom::rom(path, window)).transpose()?;
         let rom = rom.map_or(0, |rom| rom.len() as u32);
-        let shape =
-            Shape { kind: options.kind, memory, rom, disk: disks.is_some(), slots: options.slots };
+        let slots = Virtio::new(options.kind, virtio::Guest::Linux, &options.virtio);
+        let slots = slots.map_err(AssembleError::from)?.slots;
+        let shape = Shape { kind: options.kind, memory, rom, disk: disks.is_some(), slots };
         let tree = match &options.dtb {
             None => dtb::emit(&shape),
             Some(path) => dtb::given(&load(Role::DeviceTree, path, Ok)?, &shape, options.dtb_fix)?,

@@ -9,14 +9,16 @@ use emu_core::trace::NoTrace;
 use serde::Serialize;
 
 use super::{gpu_for, on_cpu, printing};
-use crate::bare::{Bare, End, Output};
-use crate::cli::{BackendArgs, Codes, INTERRUPTED, Machine, long_help};
+use crate::bare::{Bare, End, Hardware, Output};
+use crate::cli::{BackendArgs, Codes, INTERRUPTED, Machine, VirtioArgs, long_help};
 use crate::error::Error;
 use crate::exit::Code;
+use crate::machine::AssembleError;
 use crate::report::print_json;
 use crate::stdio::{print, say};
 use crate::trace::CommitLog;
 use crate::units::Size;
+use crate::virtio::{self, Virtio};
 
 const EXAMPLES: &str = "Examples:\n  \
         pxvm run rv32ui-p-add\n  \
@@ -75,6 +77,9 @@ pub struct Run {
     /// Memory map
     #[arg(long, value_enum, default_value_t = Machine::Virt)]
     pub machine: Machine,
+    /// Their virtio devices.
+    #[command(flatten)]
+    pub virtio: VirtioArgs,
 }
 
 /// Longest line that is printed in one piece beside those of other programs.
@@ -105,7 +110,10 @@ struct Report {
 
 /// Runs bare-metal programs.
 pub fn run(args: Run) -> Result<Code, Error> {
-    let (machine, memory) = (args.machine.into(), args.memory);
+    let (kind, memory) = (args.machine.into(), args.memory);
+    let virtio = Virtio::new(kind, virtio::Guest::Other, &args.virtio.into());
+    let virtio = virtio.map_err(AssembleError::from)?;
+    let hardware = Hardware { kind, memory, virtio };
     let alone = args.programs.len() == 1;
     if !alone && (args.trace.is_some() || args.signature.is_some()) {
         return Err(Error::Usage("--trace and --signature are for one program".into()));
@@ -114,12 +122,12 @@ pub fn run(args: Run) -> Result<Code, Error> {
     let (backend, mut bare) = match gpu_for(args.backend)? {
         None => {
             on_cpu(None, args.lanes)?;
-            ("cpu", Bare::new(programs, machine, memory)?)
+            ("cpu", Bare::new(programs, hardware)?)
         }
         Some(_) if args.trace.is_some() => {
             return Err(Error::Usage("--trace needs --backend cpu".into()));
         }
-        Some(gpu) => ("cuda", Bare::new_on(gpu, args.lanes, programs, machine, memory)?),
+        Some(gpu) => ("cuda", Bare::new_on(gpu, args.lanes, programs, hardware)?),
     };
     let mut shown = Shown::new(&args);
     // If the trace file cannot be written, the program continues, and its end is reported first.
@@ -138,6 +146,11 @@ pub fn run(args: Run) -> Result<Code, Error> {
         Some(path) => sign(&mut bare, &args.programs[0], path),
     };
 
+    for id in (0..).zip(&ends).filter(|(_, end)| **end == End::Limit).map(|(id, _)| id) {
+        if let Some(what) = bare.wrong_version(id)? {
+            say(&format!("pxvm: vm{id} {what}"));
+        }
+    }
     let instrets = bare.instrets()?;
     let mut lines = Vec::with_capacity(ends.len());
     for (id, ((end, instructions), output)) in ends.iter().zip(instrets).zip(outputs).enumerate() {

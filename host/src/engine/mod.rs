@@ -19,10 +19,10 @@ pub use state::{ControlError, FleetState, VmRecord};
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, after, at, never, select, tick};
+use crossbeam_channel::{Receiver, after, at, bounded, never, select, tick};
 use tokio::sync::oneshot;
 
-use crate::backend::{Backend, BackendError, Event, EventKind, Totals};
+use crate::backend::{Backend, BackendError, Event, EventKind, Inspection, Totals};
 use crate::console::escape;
 use crate::console::keyboard::Typed;
 use crate::console::log::{Closed, Sink};
@@ -30,6 +30,7 @@ use crate::console::warning::warnings;
 use crate::control::{Call, Reply, StateCounts};
 use crate::exit::Code;
 use crate::progress::Progress;
+use crate::virtio;
 
 /// Interval at which progress is shown and logs are flushed.
 const TICK: Duration = Duration::from_millis(250);
@@ -37,6 +38,8 @@ const TICK: Duration = Duration::from_millis(250);
 const RESETS_NOTED: u32 = 5;
 /// Number of guests' warnings that are printed.
 const WARNED_MAX: u32 = 5;
+/// How long a guest's state may take at the end of a run.
+const INSPECTION_MAX: Duration = Duration::from_secs(1);
 /// How long input from a pipe waits for a guest that never becomes ready.
 const INPUT_HOLD_MAX: Duration = Duration::from_secs(5);
 /// Bytes of console input that may wait for a VM.
@@ -202,6 +205,9 @@ pub fn run(
         }
     };
 
+    if let Ok(RunOutcome::Timeout) = result {
+        run.tell_wrong_version();
+    }
     fleet.ends();
     let (wall, totals) = (start.elapsed(), backend.totals());
     backend.stop();
@@ -260,6 +266,23 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Says so where the first guest that misses the condition waits for virtio devices of the other
+    /// version. Its neighbours boot what it boots.
+    fn tell_wrong_version(&mut self) {
+        let mut vms = (0..).zip(self.fleet.state().records().to_vec());
+        let Some((vm, _)) = vms.find(|(_, record)| record.resolved().is_none()) else { return };
+        let (sender, inspected) = bounded(1);
+        let inspector = Box::new(move |inspection| drop(sender.send(inspection)));
+        if self.fleet.backend().inspect(vm, inspector).is_err() {
+            return;
+        }
+        if let Ok(Some(Inspection { vm: state, .. })) = inspected.recv_timeout(INSPECTION_MAX)
+            && let Some(what) = virtio::wrong_version(&state.platform.dev.virtio)
+        {
+            self.progress.say(&format!("vm{vm} {what}"));
+        }
     }
 
     /// Prints what a guest that has become ready warns of.

@@ -11,9 +11,9 @@ use super::{BaseImage, Fleet, Macs};
 use crate::dtb::{self, Shape, TreeError};
 use crate::image::cache::{self, CacheError};
 use crate::image::disk::{DiskSpec, Disks};
-use crate::image::{self, ImageError, Role, initrd, kernel, rom};
+use crate::image::{self, ImageError, LoadAddress, Role, initrd, kernel, rom};
 use crate::units::Size;
-use crate::virtio::{SlotError, Slots};
+use crate::virtio::{self, Guest, SlotError, Virtio};
 
 /// A kernel that the user names.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -60,8 +60,8 @@ pub struct GuestOptions {
     pub macs: Macs,
     /// Whether network cards are connected to anything.
     pub link: Link,
-    /// Where virtio devices are.
-    pub slots: Slots,
+    /// How guests find their virtio devices, where the user chooses that.
+    pub virtio: virtio::Choice,
 }
 
 impl GuestOptions {
@@ -93,7 +93,7 @@ impl Default for GuestOptions {
             host_time: false,
             macs: Macs::Same,
             link: Link::Up,
-            slots: Slots::default(),
+            virtio: virtio::Choice::default(),
         }
     }
 }
@@ -137,19 +137,22 @@ pub enum AssembleError {
 pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
     let kind = options.kind;
     ram(kind, options.memory)?;
-    options.slots.check(kind)?;
     // `ram` has checked the size against the map.
     let memory = options.memory.0 as u32;
 
     let images = images(options)?;
     let kernel = images.kernel.map(|(path, format)| kernel::kernel(&path, format)).transpose()?;
+    // Only a RISC-V Image can be loaded anywhere.
+    let linux = kernel.as_ref().is_some_and(|kernel| kernel.load_address == LoadAddress::Free);
+    let guest = if linux { Guest::Linux } else { Guest::Other };
+    let virtio = Virtio::new(kind, guest, &options.virtio)?;
     let initrd = images.initrd.map(|path| initrd::initrd(&path)).transpose()?;
     let rom = images.rom.map(|path| rom::rom(&path, kind.map().rom)).transpose()?;
     let firmware = options.firmware.as_ref().map(|path| kernel::firmware(path)).transpose()?;
     let open = |spec| Disks::open(spec, options.count);
     let disks = options.disk.as_ref().map(open).transpose()?;
     let rom_len = rom.as_ref().map_or(0, |rom| rom.len() as u32);
-    let shape = Shape { kind, memory, rom: rom_len, disk: disks.is_some(), slots: options.slots };
+    let shape = Shape { kind, memory, rom: rom_len, disk: disks.is_some(), slots: virtio.slots };
     let tree = match &options.dtb {
         None => dtb::emit(&shape),
         Some(path) => {
@@ -204,7 +207,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         host_time: options.host_time,
         macs: options.macs,
         link: options.link,
-        slots: options.slots,
+        virtio,
         entries: Vec::new(),
     })
 }

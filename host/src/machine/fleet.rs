@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use emu_core::abi::Vm;
 use emu_core::chacha::ChaCha;
-use emu_core::dev::virtio::{DeviceKind, blk::Blk, net::Net, rng::Rng};
+use emu_core::dev::virtio::{blk::Blk, net::Net, rng::Rng};
 use emu_core::layout::MachineKind;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 
@@ -16,7 +16,7 @@ use crate::dtb::{Chosen, SEED_WORDS, Template};
 use crate::image::Payload;
 use crate::image::disk::{Disks, SECTOR};
 use crate::units::Size;
-use crate::virtio::Slots;
+use crate::virtio::{Guest, Virtio};
 
 /// Unix time at guest time zero when guests do not see the host's time: the start of 2026.
 const FIXED_EPOCH_NS: u64 = 1_767_225_600 * 1_000_000_000;
@@ -48,8 +48,8 @@ pub struct Fleet {
     pub macs: Macs,
     /// Whether network cards are connected to anything.
     pub link: Link,
-    /// Where virtio devices are.
-    pub slots: Slots,
+    /// How guests find their virtio devices.
+    pub virtio: Virtio,
     /// Entry point of each VM, with the row of the same index in the base image. Empty when all VMs
     /// run the same program: they then have row 0 and the plan's entry.
     pub entries: Vec<u32>,
@@ -147,6 +147,7 @@ impl Fleet {
     }
 
     fn made_of(count: u32, plan: Plan, base: BaseImage, entries: Vec<u32>) -> Self {
+        let virtio = Virtio::default_for(plan.kind, Guest::Other);
         Self {
             first: 0,
             count,
@@ -160,7 +161,7 @@ impl Fleet {
             host_time: false,
             macs: Macs::Each,
             link: Link::Up,
-            slots: Slots::default(),
+            virtio,
             entries,
         }
     }
@@ -210,11 +211,7 @@ impl Fleet {
         if let Some(disks) = &self.disks {
             virtio.blk = Blk::new(disks.size(vm) / SECTOR);
         }
-        for device in DeviceKind::ALL {
-            if virtio.has(device) {
-                virtio.place(device, self.slots.of(device));
-            }
-        }
+        self.virtio.place(virtio);
         Staged { row, vm: state, pages: self.own_pages(vm, earlier) }
     }
 
@@ -258,9 +255,13 @@ enum Purpose {
 
 #[cfg(test)]
 mod tests {
+    use emu_core::dev::virtio::DeviceKind;
+    use emu_core::dev::virtio::mmio::Version;
+
     use super::*;
     use crate::dtb::{Shape, emit};
     use crate::machine::plan::{Inputs, plan};
+    use crate::virtio::{Choice, Slots};
 
     fn fleet(seed: u64) -> Fleet {
         let shape = Shape {
@@ -296,7 +297,7 @@ mod tests {
             host_time: false,
             macs: Macs::Same,
             link: Link::Up,
-            slots: Slots::default(),
+            virtio: Virtio::LINUX,
             entries: Vec::new(),
         }
     }
@@ -326,8 +327,11 @@ mod tests {
 
     #[test]
     fn devices_are_in_the_slots_that_the_fleet_says() {
-        let moved = Fleet { slots: "net=5,blk=0".parse().unwrap(), ..fleet(1) };
-        let virtio = moved.stage(0, 0).vm.platform.dev.virtio;
+        let choice =
+            Choice { slots: "net=5,blk=0".parse().unwrap(), version: Some(Version::Legacy) };
+        let virtio = Virtio::new(MachineKind::Virt, Guest::Linux, &choice).unwrap();
+        let virtio = Fleet { virtio, ..fleet(1) }.stage(0, 0).vm.platform.dev.virtio;
+        assert_eq!(virtio.version, Version::Legacy);
         assert_eq!(virtio.device(5), Some(DeviceKind::Net));
         assert_eq!(virtio.device(1), Some(DeviceKind::Rng));
         assert_eq!(virtio.device(0), None, "a disk that is not there");

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::{env, fs, io};
 
-use pxvm_tests::guests::{Guest, good, hostile, quiet};
+use pxvm_tests::guests::{Guest, good, hostile, quiet, with_disk};
 
 fn write(folder: &Path, guests: &[Guest]) -> io::Result<()> {
     fs::create_dir_all(folder)?;
@@ -20,7 +20,12 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let folder = Path::new(&folder);
-    let all = [("good", good(8)), ("hostile", hostile()), ("quiet", vec![quiet()])];
+    let all = [
+        ("good", good(8)),
+        ("hostile", hostile()),
+        ("quiet", vec![quiet()]),
+        ("disk", with_disk()),
+    ];
     match all.iter().try_for_each(|(name, guests)| write(&folder.join(name), guests)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,11 +1,15 @@
 //! Devices end to end: from their registers through PLIC and CLINT to the trap handler.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, RAM, TestMachine, to_m};
+use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, TestMachine, to_m};
+use pxvm_tests::memory::{Frames, Space};
+use pxvm_tests::tutorial;
 
 use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::chacha::ChaCha;
 use emu_core::csr::{irq, mstatus};
+use emu_core::dev::virtio::driver::reg;
+use emu_core::dev::virtio::mmio::Version;
 use emu_core::dev::virtio::{DeviceKind, blk::Blk, net::Net, rng::Rng};
 use emu_core::layout::MachineKind;
 use emu_core::mmu::Privilege::User;
@@ -212,6 +216,64 @@ fn a_scan_finds_the_disk_in_any_slot_and_ends_without_one() {
         assert_eq!(find_a_disk(Some(slot)), slot);
     }
     assert_eq!(find_a_disk(None), 8);
+}
+
+/// A machine with a disk of these two sectors in a slot.
+fn with_disk(sectors: &[u8; 1024], slot: u32, version: Version) -> TestMachine {
+    let mut page = [0; 4096];
+    page[..1024].copy_from_slice(sectors);
+    let frames = Frames::new(&[page], 600);
+    let mut m =
+        TestMachine::with_space(Space::new(&frames, vec![0; RAM_SIZE as usize / 4096], vec![1]));
+    let virtio = &mut m.vm.platform.dev.virtio;
+    virtio.version = version;
+    virtio.rng = Rng::new(ChaCha::new([0; 8]));
+    virtio.blk = Blk::new(2);
+    virtio.place(DeviceKind::Blk, slot);
+    m
+}
+
+#[test]
+fn a_legacy_driver_reads_and_writes_a_disk_in_any_slot() {
+    for slot in [0, 7] {
+        let mut m = with_disk(&[0x5a; 1024], slot, Version::Legacy);
+        m.write_words(RAM, &tutorial::legacy_disk());
+        assert_eq!(m.run_out(), Exit { code: ExitCode::PowerOff, arg: 0 });
+        assert_eq!(m.port.output, b"ok\n");
+        assert_eq!(m.vm.platform.dev.virtio.wrong_version, 0);
+    }
+}
+
+#[test]
+fn a_legacy_driver_learns_that_the_transport_is_modern() {
+    let mut m = with_disk(&[0; 1024], 0, Version::Modern);
+    m.write_words(RAM, &tutorial::legacy_disk());
+    assert_eq!(m.run_out(), Exit { code: ExitCode::PowerOff, arg: 1 });
+}
+
+#[test]
+fn a_driver_that_does_not_look_at_the_version_is_noticed() {
+    for (version, register, noticed) in [
+        (Version::Modern, reg::QUEUE_PFN, 1),
+        (Version::Modern, reg::QUEUE_READY, 0),
+        (Version::Legacy, reg::QUEUE_READY, 1),
+        (Version::Legacy, reg::QUEUE_PFN, 0),
+    ] {
+        let mut m = with_disk(&[0; 1024], 0, version);
+        m.load(|a| {
+            a.store_li(VIRTIO + 0x3000 + register, 1).store_li(VIRTIO + register, 1);
+        });
+        m.run_out();
+        assert_eq!(m.vm.platform.dev.virtio.wrong_version, noticed);
+    }
+}
+
+#[test]
+fn a_scan_sees_what_is_in_each_slot() {
+    let mut m = with_disk(&[0; 1024], 7, Version::Legacy);
+    m.write_words(RAM, &tutorial::slot_scan());
+    assert_eq!(m.run_out(), Exit { code: ExitCode::PowerOff, arg: 0 });
+    assert_eq!(m.port.output, b".4.....2");
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::boxed::Box;
 use std::collections::{BTreeSet, VecDeque};
 use std::vec::Vec;
 
-use super::{Device, Io, feature, mmio::status};
+use super::mmio::{Version, status};
+use super::{Device, Io, feature};
 use crate::disk::{Disk, DiskError, PAGE_SIZE};
 use crate::mem::{Dma, FRAME_SIZE, Frame, Memory, NoFrame, chunks};
 use crate::port::Port;
@@ -26,9 +27,12 @@ pub mod reg {
     pub const DEVICE_FEATURES_SEL: u32 = 0x014;
     pub const DRIVER_FEATURES: u32 = 0x020;
     pub const DRIVER_FEATURES_SEL: u32 = 0x024;
+    pub const GUEST_PAGE_SIZE: u32 = 0x028;
     pub const QUEUE_SEL: u32 = 0x030;
     pub const QUEUE_NUM_MAX: u32 = 0x034;
     pub const QUEUE_NUM: u32 = 0x038;
+    pub const QUEUE_ALIGN: u32 = 0x03c;
+    pub const QUEUE_PFN: u32 = 0x040;
     pub const QUEUE_READY: u32 = 0x044;
     pub const QUEUE_NOTIFY: u32 = 0x050;
     pub const INTERRUPT_STATUS: u32 = 0x060;
@@ -85,6 +89,11 @@ impl Prng {
     pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u32) as usize]
     }
+}
+
+/// One of the two versions.
+pub fn any_version(rng: &mut Prng) -> Version {
+    rng.pick(&[Version::Legacy, Version::Modern])
 }
 
 /// Calls `f` with a generator for each of `count` seeds from `first`, and says which seed it was
@@ -387,11 +396,22 @@ pub const fn queue_addresses(index: u32) -> [u64; 3] {
     [base, base + 0x1000, base + 0x2000]
 }
 
+/// The same in the layout that legacy drivers use, in which the used ring has a page of its own.
+pub const fn legacy_queue_addresses(index: u32) -> [u64; 3] {
+    let [desc, ..] = queue_addresses(index);
+    [desc, desc + QUEUE_SIZE as u64 * 16, desc + LEGACY_PAGE as u64]
+}
+
+/// Page size of legacy drivers, and alignment of their rings.
+pub const LEGACY_PAGE: u32 = 4096;
+
 /// A device and a driver for it.
 #[derive(Clone, Debug)]
 pub struct Guest<V> {
     /// The device.
     pub device: V,
+    /// The version of its transport, which is also that of the driver.
+    pub version: Version,
     /// Guest RAM at [`RAM_BASE`].
     pub ram: MockMemory,
     /// The disk.
@@ -409,9 +429,15 @@ pub struct Guest<V> {
 impl<V: Device> Guest<V> {
     /// `device` after reset.
     pub fn new(device: V) -> Self {
+        Self::with_version(Version::Modern, device)
+    }
+
+    /// `device` after reset, behind a transport of a version.
+    pub fn with_version(version: Version, device: V) -> Self {
         let by_queue = std::vec![0; device.queues().len()];
         Self {
             device,
+            version,
             ram: MockMemory::new(RAM_PAGES),
             disk: MockDisk::default(),
             port: MockPort::default(),
@@ -423,7 +449,12 @@ impl<V: Device> Guest<V> {
 
     /// `device` with its driver up: all queues set up, `features` accepted beside VERSION_1.
     pub fn started(device: V, features: u64) -> Self {
-        let mut guest = Self::new(device);
+        Self::started_with_version(Version::Modern, device, features)
+    }
+
+    /// `device` with a driver of a version up.
+    pub fn started_with_version(version: Version, device: V, features: u64) -> Self {
+        let mut guest = Self::with_version(version, device);
         guest.start(features);
         guest
     }
@@ -443,7 +474,7 @@ impl<V: Device> Guest<V> {
 
     /// Loads a register.
     pub fn read(&self, offset: u32) -> u32 {
-        self.device.read(offset, 4)
+        self.device.read(self.version, offset, 4)
     }
 
     /// Stores to a register and expects that it completes.
@@ -453,7 +484,8 @@ impl<V: Device> Guest<V> {
 
     /// Stores to a register.
     pub fn try_write(&mut self, offset: u32, value: u32) -> Result<(), Trap> {
-        self.with_io(|device, io| device.write(offset, 4, value, io))
+        let version = self.version;
+        self.with_io(|device, io| device.write(version, offset, 4, value, io))
     }
 
     /// Polls the device and expects that it completes.
@@ -463,7 +495,8 @@ impl<V: Device> Guest<V> {
 
     /// Polls the device.
     pub fn try_poll(&mut self) -> Result<(), Trap> {
-        self.with_io(|device, io| device.poll(io))
+        let version = self.version;
+        self.with_io(|device, io| device.poll(version, io))
     }
 
     /// All features that the device offers.
@@ -488,7 +521,7 @@ impl<V: Device> Guest<V> {
         self.write(reg::STATUS, status | bits);
     }
 
-    /// The initialisation sequence (section 3.1.1).
+    /// The initialisation sequence (section 3.1.1), or that of legacy drivers (section 3.1.2).
     pub fn start(&mut self, features: u64) {
         self.negotiate(features | feature::VERSION_1);
         for index in 0..self.device.queues().len() as u32 {
@@ -497,23 +530,42 @@ impl<V: Device> Guest<V> {
         self.add_status(status::DRIVER_OK);
     }
 
-    /// The sequence up to FEATURES_OK.
+    /// The sequence up to FEATURES_OK, which legacy drivers do not know.
     pub fn negotiate(&mut self, features: u64) {
         self.write(reg::STATUS, 0);
         self.add_status(status::ACKNOWLEDGE);
         self.add_status(status::DRIVER);
         self.write_driver_features(features);
-        self.add_status(status::FEATURES_OK);
+        match self.version {
+            Version::Legacy => self.write(reg::GUEST_PAGE_SIZE, LEGACY_PAGE),
+            Version::Modern => self.add_status(status::FEATURES_OK),
+        }
+    }
+
+    /// Where queue `index` has its areas.
+    pub const fn queue_addresses(&self, index: u32) -> [u64; 3] {
+        match self.version {
+            Version::Legacy => legacy_queue_addresses(index),
+            Version::Modern => queue_addresses(index),
+        }
     }
 
     /// Places queue `index` and makes it ready.
     pub fn set_up_queue(&mut self, index: u32) {
-        self.place_queue(index, queue_addresses(index), QUEUE_SIZE.into());
-        self.write(reg::QUEUE_READY, 1);
+        let [desc, avail, used] = self.queue_addresses(index);
+        match self.version {
+            Version::Legacy => {
+                let page = desc as u32 / LEGACY_PAGE;
+                self.start_legacy_queue(index, QUEUE_SIZE.into(), LEGACY_PAGE, page);
+            }
+            Version::Modern => {
+                self.place_queue(index, [desc, avail, used], QUEUE_SIZE.into());
+                self.write(reg::QUEUE_READY, 1);
+            }
+        }
         self.free[index as usize] = 0;
         self.avail_idx[index as usize] = 0;
         self.used_idx[index as usize] = 0;
-        let [_, avail, used] = queue_addresses(index);
         for ring in [avail, used] {
             self.dma(|ram| ram.write(ring, &[0; 4096])).expect("ring in RAM");
         }
@@ -529,6 +581,14 @@ impl<V: Device> Guest<V> {
         self.write(reg::QUEUE_DRIVER_HIGH, (avail >> 32) as u32);
         self.write(reg::QUEUE_DEVICE_LOW, used as u32);
         self.write(reg::QUEUE_DEVICE_HIGH, (used >> 32) as u32);
+    }
+
+    /// Writes a queue's registers as legacy drivers do, which starts it.
+    pub fn start_legacy_queue(&mut self, index: u32, size: u32, align: u32, page: u32) {
+        self.write(reg::QUEUE_SEL, index);
+        self.write(reg::QUEUE_NUM, size);
+        self.write(reg::QUEUE_ALIGN, align);
+        self.write(reg::QUEUE_PFN, page);
     }
 
     /// Calls `f` with RAM.
@@ -560,7 +620,7 @@ impl<V: Device> Guest<V> {
 
     /// Writes entry `at` of a queue's descriptor table.
     pub fn write_descriptor(&mut self, queue: u32, at: u16, descriptor: Descriptor) {
-        let addr = queue_addresses(queue)[0] + u64::from(at) * 16;
+        let addr = self.queue_addresses(queue)[0] + u64::from(at) * 16;
         self.store(addr, &descriptor.addr.to_le_bytes());
         self.store(addr + 8, &descriptor.len.to_le_bytes());
         self.store_u16(addr + 12, descriptor.flags);
@@ -583,7 +643,7 @@ impl<V: Device> Guest<V> {
 
     /// Makes the chain from `head` available, without a notification.
     pub fn make_available(&mut self, queue: u32, head: u16) {
-        let avail = queue_addresses(queue)[1];
+        let avail = self.queue_addresses(queue)[1];
         let idx = self.avail_idx[queue as usize];
         self.store_u16(avail + 4 + u64::from(idx % QUEUE_SIZE) * 2, head);
         self.set_avail_idx(queue, idx.wrapping_add(1));
@@ -592,7 +652,7 @@ impl<V: Device> Guest<V> {
     /// Sets the available ring's index, whatever is in the ring.
     pub fn set_avail_idx(&mut self, queue: u32, idx: u16) {
         self.avail_idx[queue as usize] = idx;
-        self.store_u16(queue_addresses(queue)[1] + 2, idx);
+        self.store_u16(self.queue_addresses(queue)[1] + 2, idx);
     }
 
     /// Writes a chain and makes it available.
@@ -609,7 +669,7 @@ impl<V: Device> Guest<V> {
 
     /// The next used buffer, if any: head of the chain, bytes written.
     pub fn take_used(&mut self, queue: u32) -> Option<(u32, u32)> {
-        let used = queue_addresses(queue)[2];
+        let used = self.queue_addresses(queue)[2];
         let idx = self.used_idx[queue as usize];
         if self.load_u16(used + 2) == idx {
             return None;
@@ -622,17 +682,17 @@ impl<V: Device> Guest<V> {
 
     /// Sets the flag that asks for no interrupts.
     pub fn set_no_interrupt(&mut self, queue: u32) {
-        self.store_u16(queue_addresses(queue)[1], 1);
+        self.store_u16(self.queue_addresses(queue)[1], 1);
     }
 
     /// Asks for the interrupt of buffer `idx` (EVENT_IDX).
     pub fn set_used_event(&mut self, queue: u32, idx: u16) {
-        self.store_u16(queue_addresses(queue)[1] + 4 + u64::from(QUEUE_SIZE) * 2, idx);
+        self.store_u16(self.queue_addresses(queue)[1] + 4 + u64::from(QUEUE_SIZE) * 2, idx);
     }
 
     /// The buffer whose notification the device asks for (EVENT_IDX).
     pub fn avail_event(&mut self, queue: u32) -> u16 {
-        self.load_u16(queue_addresses(queue)[2] + 4 + u64::from(QUEUE_SIZE) * 8)
+        self.load_u16(self.queue_addresses(queue)[2] + 4 + u64::from(QUEUE_SIZE) * 8)
     }
 
     /// Whether the device asked for a reset.

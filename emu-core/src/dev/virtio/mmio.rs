@@ -3,9 +3,10 @@
 use super::queue::{Budget, Queue, SIZE_MAX};
 use super::{Deferred, feature};
 use crate::mem::{Dma, Memory};
+use crate::state::{State, Visitor};
 
 registers! {
-    /// Registers (section 4.2.2, table 4.1).
+    /// Registers (section 4.2.2, table 4.1) and those of the legacy interface (section 4.2.4).
     enum Register {
         /// The text "virt".
         MagicValue = 0x000, R;
@@ -23,12 +24,18 @@ registers! {
         DriverFeatures = 0x020, W;
         /// Selects the 32 features of DriverFeatures.
         DriverFeaturesSel = 0x024, W;
+        /// The unit of QueuePfn, in bytes.
+        GuestPageSize = 0x028, W;
         /// Selects the queue of the registers whose names begin with Queue.
         QueueSel = 0x030, W;
         /// The largest size of the queue; zero when there is no such queue.
         QueueNumMax = 0x034, R;
         /// The size of the queue.
         QueueNum = 0x038, W;
+        /// The alignment of the queue's used ring.
+        QueueAlign = 0x03c, W;
+        /// Places and starts the queue, in pages; zero stops it.
+        QueuePfn = 0x040, RW;
         /// Starts and stops the queue.
         QueueReady = 0x044, RW;
         /// Notifies the device that the queue with this number has buffers.
@@ -64,12 +71,78 @@ registers! {
     }
 }
 
+/// The interface that a driver finds (register Version). All transports of a machine have the same.
+///
+/// Devices and queues are the same behind both. A legacy device has 32 feature bits, and its queues
+/// lie in one piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(u32)]
+pub enum Version {
+    /// That from before virtio 1.0 (section 4.2.4), QEMU's default.
+    Legacy = 1,
+    /// That of virtio 1.0 and later.
+    Modern = 2,
+}
+
+impl State for Version {
+    fn visit(&self, visitor: &mut impl Visitor) {
+        (*self as u32).visit(visitor);
+    }
+}
+
+impl Register {
+    /// Returns whether transports of a version have the register.
+    const fn is_in(self, version: Version) -> bool {
+        match self {
+            Self::GuestPageSize | Self::QueueAlign | Self::QueuePfn => {
+                matches!(version, Version::Legacy)
+            }
+            Self::QueueReady
+            | Self::QueueDescLow
+            | Self::QueueDescHigh
+            | Self::QueueDriverLow
+            | Self::QueueDriverHigh
+            | Self::QueueDeviceLow
+            | Self::QueueDeviceHigh
+            | Self::ConfigGeneration => matches!(version, Version::Modern),
+            Self::MagicValue
+            | Self::Version
+            | Self::DeviceId
+            | Self::VendorId
+            | Self::DeviceFeatures
+            | Self::DeviceFeaturesSel
+            | Self::DriverFeatures
+            | Self::DriverFeaturesSel
+            | Self::QueueSel
+            | Self::QueueNumMax
+            | Self::QueueNum
+            | Self::QueueNotify
+            | Self::InterruptStatus
+            | Self::InterruptAck
+            | Self::Status
+            | Self::ShmLenLow
+            | Self::ShmLenHigh
+            | Self::ShmBaseLow
+            | Self::ShmBaseHigh => true,
+        }
+    }
+}
+
+/// Returns whether a driver that stores to the register at `offset` takes the transport for one of
+/// the other version.
+pub(super) fn is_of_other_version(version: Version, offset: u32) -> bool {
+    Register::for_write(offset).is_some_and(|register| !register.is_in(version))
+}
+
 pub(super) const CONFIG_BASE: u32 = 0x100;
 /// Registers are read and written whole.
 const REGISTER_SIZE: u32 = 4;
 
 const MAGIC_VALUE: u32 = u32::from_le_bytes(*b"virt");
-const VERSION: u32 = 2;
 /// Drivers in tutorials insist on this one.
 const VENDOR_ID: u32 = u32::from_le_bytes(*b"QEMU");
 /// Length and place of a region that does not exist.
@@ -168,14 +241,14 @@ pub struct Transport {
     /// How much work the device may do in this slice. A driver's reset does not renew it. Not part
     /// of the machine's state: it depends on where slices end, which guests cannot see.
     pub(super) budget: Budget,
-    /// Keeps what follows aligned.
-    reserved: u32,
+    /// The logarithm of GuestPageSize. Linux writes that once, before it resets the device.
+    page_shift: u32,
 }
 
 state!(Transport {
     driver_features, slot, status, interrupt_status, device_features_sel, driver_features_sel,
-    queue_sel, config_generation, deferred,
-} except { budget, reserved });
+    queue_sel, config_generation, deferred, page_shift,
+} except { budget });
 
 impl Transport {
     /// Registers of a device that the machine does not have.
@@ -190,7 +263,7 @@ impl Transport {
         config_generation: 0,
         deferred: 0,
         budget: Budget::FULL,
-        reserved: 0,
+        page_shift: 0,
     };
 
     /// Registers after reset, in slot `slot`.
@@ -209,9 +282,14 @@ impl Transport {
     }
 
     /// Returns whether the device may use buffers: the driver is up and has not violated the
-    /// specification.
-    pub(super) const fn is_live(&self) -> bool {
-        self.status & (status::DRIVER_OK | status::DEVICE_NEEDS_RESET) == status::DRIVER_OK
+    /// specification. Legacy drivers may use a device before they say that they are up (section
+    /// 3.1.2).
+    pub(super) const fn is_live(&self, version: Version) -> bool {
+        let up = match version {
+            Version::Legacy => status::DRIVER_BITS,
+            Version::Modern => status::DRIVER_OK,
+        };
+        self.status & up != 0 && self.status & status::DEVICE_NEEDS_RESET == 0
     }
 
     pub(super) const fn has_feature(&self, feature: u64) -> bool {
@@ -280,22 +358,29 @@ impl Transport {
         }
     }
 
-    const fn write_driver_features(&mut self, value: u32) {
+    const fn write_driver_features(&mut self, version: Version, offered: u64, value: u32) {
         // What was agreed on stays.
         if self.status & status::FEATURES_OK != 0 {
             return;
         }
-        match self.driver_features_sel {
-            0 => AddressHalf::DescLow.store(&mut self.driver_features, value),
-            1 => AddressHalf::DescHigh.store(&mut self.driver_features, value),
-            _ => {}
+        match (version, self.driver_features_sel) {
+            // A legacy driver does not ask whether the device agrees.
+            (Version::Legacy, 0) => self.driver_features = offered & value as u64,
+            (Version::Modern, 0) => AddressHalf::DescLow.store(&mut self.driver_features, value),
+            (Version::Modern, 1) => AddressHalf::DescHigh.store(&mut self.driver_features, value),
+            (Version::Legacy | Version::Modern, _) => {}
         }
     }
 
     /// Handles a store to Status other than zero. A driver must not clear a bit (section 2.1.1), so
-    /// a store that would is ignored, as is one that skips a step of the initialisation.
-    fn write_status(&mut self, offered: u64, value: u32) {
+    /// a store that would is ignored, as is one that skips a step of the initialisation. Legacy
+    /// drivers take the steps in their own order, and some write the last one's bit alone.
+    fn write_status(&mut self, version: Version, offered: u64, value: u32) {
         let value = value & status::DRIVER_BITS;
+        if version == Version::Legacy {
+            self.status = value | self.status & status::DEVICE_NEEDS_RESET;
+            return;
+        }
         let before = self.status & status::DRIVER_BITS;
         let orderly = STATUS_STEPS
             .iter()
@@ -318,18 +403,32 @@ impl Transport {
     /// Loads `size` bytes from the register at `offset`.
     // One copy for all devices, as of `write`.
     #[inline(never)]
-    pub(super) fn read(&self, queues: &[Queue], device: Identity, offset: u32, size: u32) -> u32 {
-        let (true, Some(register)) = (size == REGISTER_SIZE, Register::for_read(offset)) else {
+    pub(super) fn read(
+        &self,
+        queues: &[Queue],
+        version: Version,
+        device: Identity,
+        offset: u32,
+        size: u32,
+    ) -> u32 {
+        let register = Register::for_read(offset).filter(|register| register.is_in(version));
+        let (true, Some(register)) = (size == REGISTER_SIZE, register) else {
             return 0;
         };
         let selected = queues.get(self.queue_sel as usize);
         match register {
             Register::MagicValue => MAGIC_VALUE,
-            Register::Version => VERSION,
+            Register::Version => version as u32,
             Register::DeviceId => device.id,
             Register::VendorId => VENDOR_ID,
             Register::DeviceFeatures => {
-                Self::feature_word(device.features, self.device_features_sel)
+                Self::feature_word(offered(version, device.features), self.device_features_sel)
+            }
+            Register::QueuePfn => {
+                let address =
+                    selected.filter(|queue| queue.is_ready()).map_or(0, Queue::desc_address);
+                // At most 31, so the number that was written comes back.
+                (address >> (self.page_shift & 31)) as u32
             }
             Register::QueueNumMax => selected.map_or(0, |_| SIZE_MAX.into()),
             Register::QueueReady => selected.is_some_and(Queue::is_ready).into(),
@@ -343,8 +442,10 @@ impl Transport {
             Register::DeviceFeaturesSel
             | Register::DriverFeatures
             | Register::DriverFeaturesSel
+            | Register::GuestPageSize
             | Register::QueueSel
             | Register::QueueNum
+            | Register::QueueAlign
             | Register::QueueNotify
             | Register::InterruptAck
             | Register::QueueDescLow
@@ -356,13 +457,15 @@ impl Transport {
         }
     }
 
-    /// Stores `size` bytes to the register at `offset`, with `offered` the device's features.
+    /// Stores `size` bytes to the register at `offset`, with `features` those of the device.
     /// Returns the queue that the driver notifies; it may be one that the device does not have.
     #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "one copy for all devices")]
     pub(super) fn write<M: Memory>(
         &mut self,
         queues: &mut [Queue],
-        offered: u64,
+        version: Version,
+        features: u64,
         offset: u32,
         size: u32,
         value: u32,
@@ -373,21 +476,29 @@ impl Transport {
             return None;
         }
         let selected = queues.get_mut(self.queue_sel as usize);
-        match Register::for_write(offset)? {
+        let offered = offered(version, features);
+        match Register::for_write(offset).filter(|register| register.is_in(version))? {
             Register::DeviceFeaturesSel => self.device_features_sel = value,
-            Register::DriverFeatures => self.write_driver_features(value),
+            Register::DriverFeatures => self.write_driver_features(version, offered, value),
             Register::DriverFeaturesSel => self.driver_features_sel = value,
+            Register::GuestPageSize => self.page_shift = page_shift(value),
             Register::QueueSel => self.queue_sel = value,
             Register::QueueNum => {
                 if let Some(queue) = stopped(selected) {
                     queue.set_size(value);
                 }
             }
+            Register::QueueAlign => {
+                if let Some(queue) = stopped(selected) {
+                    queue.set_align(value);
+                }
+            }
+            Register::QueuePfn => self.write_queue_pfn(selected, value, ram),
             Register::QueueReady => self.write_queue_ready(selected, value, ram),
             Register::QueueNotify => return Some(value),
             Register::InterruptAck => self.interrupt_status &= !value,
             Register::Status if value == 0 => self.reset(queues),
-            Register::Status => self.write_status(offered, value),
+            Register::Status => self.write_status(version, offered, value),
             Register::QueueDescLow => write_address(selected, AddressHalf::DescLow, value),
             Register::QueueDescHigh => write_address(selected, AddressHalf::DescHigh, value),
             Register::QueueDriverLow => write_address(selected, AddressHalf::DriverLow, value),
@@ -415,6 +526,7 @@ impl Transport {
         *self = Self {
             config_generation: self.config_generation,
             budget: self.budget.clone(),
+            page_shift: self.page_shift,
             ..Self::in_slot(self.slot)
         };
         for queue in queues {
@@ -439,14 +551,42 @@ impl Transport {
             self.fail();
         }
     }
+
+    /// Handles a store to QueuePfn, in which a legacy driver has all areas of a queue.
+    fn write_queue_pfn<M: Memory>(
+        &mut self,
+        selected: Option<&mut Queue>,
+        value: u32,
+        ram: &Dma<'_, M>,
+    ) {
+        let Some(queue) = selected else { return };
+        if value != 0 && !queue.is_ready() {
+            queue.place_legacy(u64::from(value) << (self.page_shift & 31));
+        }
+        self.write_queue_ready(Some(queue), u32::from(value != 0), ram);
+    }
+}
+
+/// Returns the features that a device can offer in a version: a legacy one has 32 bits of them.
+const fn offered(version: Version, features: u64) -> u64 {
+    match version {
+        Version::Legacy => features as u32 as u64,
+        Version::Modern => features,
+    }
+}
+
+/// Returns the logarithm of a page size, which is 0 without one, as in QEMU: some drivers never
+/// write it, and QueuePfn is then an address.
+const fn page_shift(size: u32) -> u32 {
+    if size == 0 { 0 } else { size.trailing_zeros() }
 }
 
 /// Loads from the register at `offset` of a transport without a device. Drivers learn from device
 /// type 0 that it has none (section 4.2.3.1.1).
-pub(super) const fn read_empty(offset: u32) -> u32 {
+pub(super) const fn read_empty(version: Version, offset: u32) -> u32 {
     match Register::for_read(offset) {
         Some(Register::MagicValue) => MAGIC_VALUE,
-        Some(Register::Version) => VERSION,
+        Some(Register::Version) => version as u32,
         Some(Register::VendorId) => VENDOR_ID,
         _ => 0,
     }
@@ -474,14 +614,16 @@ pub(super) fn read_config(offset: u32, size: u32, byte: impl Fn(usize) -> u8) ->
 
 #[cfg(test)]
 mod tests {
+    use std::format;
     use std::vec::Vec;
 
     use virtio_bindings::{virtio_config, virtio_ids, virtio_mmio};
 
     use super::super::driver::{
-        Guest, Prng, QUEUE_SIZE, RAM_BASE, RAM_END, for_seeds, queue_addresses, reg,
+        BUFFERS, Guest, LEGACY_PAGE, Prng, QUEUE_SIZE, RAM_BASE, RAM_END, WRITE, any_version,
+        for_seeds, queue_addresses, reg,
     };
-    use super::super::{Device, blk::Blk, net::Net, rng::Rng};
+    use super::super::{Device, Io, blk::Blk, net::Net, rng::Rng};
     use super::*;
     use crate::chacha::ChaCha;
 
@@ -517,11 +659,14 @@ mod tests {
 
     #[test]
     fn a_transport_without_a_device_says_so_and_nothing_else() {
-        assert_eq!(read_empty(reg::MAGIC_VALUE), 0x7472_6976);
-        assert_eq!(read_empty(reg::VERSION), 2);
-        assert_eq!(read_empty(reg::VENDOR_ID), 0x554d_4551);
-        for offset in (reg::DEVICE_FEATURES..0x1000).chain([reg::DEVICE_ID]) {
-            assert_eq!(read_empty(offset), 0, "{offset:#x}");
+        for (version, number) in [(Version::Legacy, 1), (Version::Modern, 2)] {
+            let read = |offset| read_empty(version, offset);
+            assert_eq!(read(reg::MAGIC_VALUE), 0x7472_6976);
+            assert_eq!(read(reg::VERSION), number);
+            assert_eq!(read(reg::VENDOR_ID), 0x554d_4551);
+            for offset in (reg::DEVICE_FEATURES..0x1000).chain([reg::DEVICE_ID]) {
+                assert_eq!(read(offset), 0, "{offset:#x}");
+            }
         }
     }
 
@@ -544,6 +689,7 @@ mod tests {
             (VIRTIO_MMIO_VENDOR_ID, VendorId),
             (VIRTIO_MMIO_DEVICE_FEATURES, DeviceFeatures),
             (VIRTIO_MMIO_QUEUE_NUM_MAX, QueueNumMax),
+            (VIRTIO_MMIO_QUEUE_PFN, QueuePfn),
             (VIRTIO_MMIO_QUEUE_READY, QueueReady),
             (VIRTIO_MMIO_INTERRUPT_STATUS, InterruptStatus),
             (VIRTIO_MMIO_STATUS, Status),
@@ -557,8 +703,11 @@ mod tests {
             (VIRTIO_MMIO_DEVICE_FEATURES_SEL, DeviceFeaturesSel),
             (VIRTIO_MMIO_DRIVER_FEATURES, DriverFeatures),
             (VIRTIO_MMIO_DRIVER_FEATURES_SEL, DriverFeaturesSel),
+            (VIRTIO_MMIO_GUEST_PAGE_SIZE, GuestPageSize),
             (VIRTIO_MMIO_QUEUE_SEL, QueueSel),
             (VIRTIO_MMIO_QUEUE_NUM, QueueNum),
+            (VIRTIO_MMIO_QUEUE_ALIGN, QueueAlign),
+            (VIRTIO_MMIO_QUEUE_PFN, QueuePfn),
             (VIRTIO_MMIO_QUEUE_READY, QueueReady),
             (VIRTIO_MMIO_QUEUE_NOTIFY, QueueNotify),
             (VIRTIO_MMIO_INTERRUPT_ACK, InterruptAck),
@@ -781,7 +930,7 @@ mod tests {
         let mut guest = Guest::new(rng());
         guest.negotiate(feature::VERSION_1);
         guest.set_up_queue(0);
-        guest.offer(0, &[(super::super::driver::BUFFERS, 8, super::super::driver::WRITE)]);
+        guest.offer(0, &[(BUFFERS, 8, WRITE)]);
         guest.kick(0);
         assert_eq!(guest.take_used(0), None);
     }
@@ -824,18 +973,24 @@ mod tests {
     #[test]
     fn registers_are_accessed_whole() {
         let mut guest = net();
-        guest.with_io(|device, io| device.write(reg::STATUS, 1, 1, io)).expect("ignored");
+        let byte = |device: &mut Net, io: &mut Io<'_, _, _, _>| {
+            device.write(Version::Modern, reg::STATUS, 1, 1, io)
+        };
+        guest.with_io(byte).expect("ignored");
         assert_eq!(guest.read(reg::STATUS), 0);
-        assert_eq!(guest.device.read(reg::MAGIC_VALUE, 1), 0);
+        assert_eq!(guest.device.read(Version::Modern, reg::MAGIC_VALUE, 1), 0);
         assert_eq!(guest.read(reg::MAGIC_VALUE + 2), 0);
     }
 
     #[test]
     fn configuration_space_is_read_in_any_size() {
         let guest = net();
-        assert_eq!(guest.device.read(reg::CONFIG, 1), 0x52);
-        assert_eq!(guest.device.read(reg::CONFIG + 1, 2), 0x0054);
-        assert_eq!(guest.device.read(reg::CONFIG, 4), 0x1200_5452);
+        for version in [Version::Legacy, Version::Modern] {
+            let read = |offset, size| guest.device.read(version, offset, size);
+            assert_eq!(read(reg::CONFIG, 1), 0x52);
+            assert_eq!(read(reg::CONFIG + 1, 2), 0x0054);
+            assert_eq!(read(reg::CONFIG, 4), 0x1200_5452);
+        }
     }
 
     #[test]
@@ -855,9 +1010,147 @@ mod tests {
         assert_eq!(guest.read(reg::SHM_LEN_HIGH), u32::MAX);
     }
 
+    fn legacy(features: u64) -> Guest<Rng> {
+        Guest::started_with_version(Version::Legacy, rng(), features)
+    }
+
+    #[test]
+    fn a_legacy_transport_has_version_1_and_32_feature_bits() {
+        let mut guest = Guest::with_version(Version::Legacy, Net::new(MAC));
+        assert_eq!(guest.read(reg::VERSION), 1);
+        assert_eq!(guest.read(reg::DEVICE_ID), 1);
+        assert_eq!(guest.device_features(), Net::FEATURES & !feature::VERSION_1);
+        guest.write_driver_features(u64::MAX);
+        let accepted = guest.device.transport().driver_features;
+        assert_eq!(accepted, Net::FEATURES & !feature::VERSION_1);
+    }
+
+    #[test]
+    fn a_legacy_driver_brings_a_queue_up_with_its_page_number() {
+        let guest = legacy(0);
+        let [desc, avail, used] = guest.queue_addresses(0);
+        let queue = format!("{:?}", guest.device.queues()[0]);
+        for at in [desc, avail, used] {
+            assert!(queue.contains(&format!(": {at},")), "{queue}");
+        }
+        assert_eq!(guest.read(reg::QUEUE_PFN), desc as u32 / LEGACY_PAGE);
+    }
+
+    #[test]
+    fn the_page_size_outlives_a_reset() {
+        // Linux writes it before it resets the device for the first time.
+        let mut guest = legacy(0);
+        let page = guest.read(reg::QUEUE_PFN);
+        guest.write(reg::STATUS, 0);
+        assert_eq!(guest.read(reg::QUEUE_PFN), 0);
+        guest.write(reg::QUEUE_PFN, page);
+        assert_eq!(guest.read(reg::QUEUE_PFN), page);
+        assert!(!guest.needs_reset());
+    }
+
+    #[test]
+    fn without_page_size_and_alignment_the_page_number_is_an_address() {
+        let mut guest = Guest::with_version(Version::Legacy, rng());
+        guest.write(reg::QUEUE_NUM, QUEUE_SIZE.into());
+        guest.write(reg::QUEUE_ALIGN, 0);
+        guest.write(reg::QUEUE_PFN, RAM_BASE);
+        let mut other = legacy(0);
+        assert_eq!(guest.device.queues(), other.device.queues());
+        guest.write(reg::STATUS, status::DRIVER_OK);
+        other.offer(0, &[(BUFFERS, 8, WRITE)]);
+        (guest.ram, other.ram) = (other.ram.clone(), guest.ram.clone());
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((0, 8)));
+    }
+
+    #[test]
+    fn a_page_number_of_zero_stops_the_queue() {
+        let mut guest = legacy(0);
+        guest.write(reg::QUEUE_PFN, 0);
+        assert_eq!(guest.read(reg::QUEUE_PFN), 0);
+        guest.offer(0, &[(BUFFERS, 8, WRITE)]);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), None);
+    }
+
+    #[test]
+    fn a_legacy_driver_takes_the_steps_in_its_own_order() {
+        let mut guest = Guest::with_version(Version::Legacy, rng());
+        for bits in [status::ACKNOWLEDGE, status::DRIVER, status::DRIVER_OK, DRIVER_UP] {
+            guest.write(reg::STATUS, bits);
+            assert_eq!(guest.read(reg::STATUS), bits);
+        }
+    }
+
+    #[test]
+    fn a_legacy_driver_may_use_the_device_before_it_is_up() {
+        let mut guest = Guest::with_version(Version::Legacy, rng());
+        guest.negotiate(0);
+        guest.set_up_queue(0);
+        guest.offer(0, &[(BUFFERS, 8, WRITE)]);
+        guest.kick(0);
+        assert_eq!(guest.take_used(0), Some((0, 8)));
+    }
+
+    #[test]
+    fn registers_of_the_other_version_are_not_there() {
+        for (version, others) in [
+            (Version::Legacy, &[reg::QUEUE_READY, reg::QUEUE_DESC_LOW, reg::CONFIG_GENERATION][..]),
+            (Version::Modern, &[reg::GUEST_PAGE_SIZE, reg::QUEUE_ALIGN, reg::QUEUE_PFN]),
+        ] {
+            let mut guest = Guest::started_with_version(version, Net::new(MAC), 0);
+            guest.device.set_link(false);
+            let before = guest.device.clone();
+            for &offset in others {
+                guest.write(offset, 1);
+                assert_eq!(guest.read(offset), 0, "{version:?} {offset:#x}");
+                assert_eq!(is_of_other_version(version, offset), offset != reg::CONFIG_GENERATION);
+            }
+            assert_eq!(guest.device, before);
+        }
+    }
+
+    #[test]
+    fn a_legacy_queue_that_cannot_be_needs_a_reset() {
+        let page = RAM_BASE / LEGACY_PAGE;
+        let last = (RAM_END / u64::from(LEGACY_PAGE)) as u32 - 1;
+        for (size, align, page) in [
+            (0, LEGACY_PAGE, page),
+            (3, LEGACY_PAGE, page),
+            (u32::from(SIZE_MAX) * 2, LEGACY_PAGE, page),
+            (u32::MAX, LEGACY_PAGE, page),
+            (16, 1, page),
+            (16, 3, page),
+            (16, 1 << 31, page),
+            (16, u32::MAX, page),
+            (16, LEGACY_PAGE, 1),
+            (16, LEGACY_PAGE, last),
+            (16, LEGACY_PAGE, u32::MAX),
+        ] {
+            let mut guest = Guest::with_version(Version::Legacy, rng());
+            guest.negotiate(0);
+            guest.start_legacy_queue(0, size, align, page);
+            assert_eq!(guest.read(reg::QUEUE_PFN), 0, "{size} {align} {page:#x}");
+            assert!(guest.needs_reset(), "{size} {align} {page:#x}");
+            guest.start(0);
+            assert!(!guest.needs_reset());
+        }
+    }
+
+    #[test]
+    fn a_page_size_that_is_none_hurts_nobody() {
+        for size in [0, 3, 1 << 31, u32::MAX] {
+            let mut guest = Guest::with_version(Version::Legacy, rng());
+            guest.write(reg::GUEST_PAGE_SIZE, size);
+            guest.start_legacy_queue(0, 16, LEGACY_PAGE, u32::MAX);
+            assert!(guest.needs_reset());
+        }
+    }
+
     /// Accesses registers of `device` at random.
     fn access_at_random(device: impl Device, rng: &mut Prng) {
-        let mut guest = Guest::new(device);
+        let mut guest = Guest::with_version(any_version(rng), device);
+        let version = guest.version;
         if rng.one_in(2) {
             guest.start(0);
         }
@@ -870,8 +1163,8 @@ mod tests {
                 2 => 1 << rng.below(32),
                 _ => rng.below(16),
             };
-            guest.device.read(offset, size);
-            let _ = guest.with_io(|device, io| device.write(offset, size, value, io));
+            guest.device.read(version, offset, size);
+            let _ = guest.with_io(|device, io| device.write(version, offset, size, value, io));
             let _ = guest.try_poll();
             assert!(guest.device.queues().iter().all(|queue| {
                 // What is ready was checked.

@@ -27,7 +27,7 @@ use crate::disk::Disk;
 use crate::mem::{Dma, Memory};
 use crate::port::Port;
 use crate::trap::Trap;
-use mmio::{Identity, Transport};
+use mmio::{Identity, Transport, Version};
 use queue::{Queue, QueueError, QueueStatus};
 
 /// Feature bits of every device (section 6).
@@ -112,12 +112,12 @@ pub trait Device {
     }
 
     /// Loads `size` bytes from the register at `offset`.
-    fn read(&self, offset: u32, size: u32) -> u32 {
+    fn read(&self, version: Version, offset: u32, size: u32) -> u32 {
         if let Some(at) = offset.checked_sub(mmio::CONFIG_BASE) {
             return mmio::read_config(at, size, |at| self.config_byte(at));
         }
         let identity = Identity { id: Self::ID, features: Self::FEATURES };
-        self.transport().read(self.queues(), identity, offset, size)
+        self.transport().read(self.queues(), version, identity, offset, size)
     }
 
     /// Stores `size` bytes to the register at `offset`.
@@ -125,14 +125,15 @@ pub trait Device {
     /// If it returns [`Trap::NoFrame`], the same store can be repeated.
     fn write<M: Memory, D: Disk, P: Port>(
         &mut self,
+        version: Version,
         offset: u32,
         size: u32,
         value: u32,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<(), Trap> {
         let (transport, queues) = self.transport_and_queues();
-        match transport.write(queues, Self::FEATURES, offset, size, value, &io.ram) {
-            Some(index) => self.serve(index, io),
+        match transport.write(queues, version, Self::FEATURES, offset, size, value, &io.ram) {
+            Some(index) => self.serve(version, index, io),
             None => Ok(()),
         }
     }
@@ -140,19 +141,23 @@ pub trait Device {
     /// Continues unfinished work, and takes input from the port. Called between slices.
     ///
     /// If it returns [`Trap::NoFrame`], the same call can be repeated and continues.
-    fn poll<M: Memory, D: Disk, P: Port>(&mut self, io: &mut Io<'_, M, D, P>) -> Result<(), Trap> {
+    fn poll<M: Memory, D: Disk, P: Port>(
+        &mut self,
+        version: Version,
+        io: &mut Io<'_, M, D, P>,
+    ) -> Result<(), Trap> {
         let (transport, queues) = self.transport_and_queues();
         let deferred = transport.begin_slice();
         if deferred != 0 {
             for index in 0..queues.len() as u32 {
                 if deferred & 1 << index != 0 {
-                    self.serve(index, io)?;
+                    self.serve(version, index, io)?;
                 }
             }
         }
-        let live = self.transport().is_live();
+        let live = self.transport().is_live(version);
         match self.poll_input(live, io.port) {
-            Some(index) => self.serve(index, io),
+            Some(index) => self.serve(version, index, io),
             None => Ok(()),
         }
     }
@@ -161,12 +166,13 @@ pub trait Device {
     /// index, so it may be that of no queue.
     fn serve<M: Memory, D: Disk, P: Port>(
         &mut self,
+        version: Version,
         index: u32,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<(), Trap> {
         let (transport, queues) = self.transport_and_queues();
         let Some(queue) = queues.get(index as usize) else { return Ok(()) };
-        if !transport.is_live() || !queue.is_ready() {
+        if !transport.is_live(version) || !queue.is_ready() {
             transport.set_deferred(index, false);
             return Ok(());
         }
@@ -224,14 +230,23 @@ macro_rules! virtio_devices {
         )]
         #[repr(C)]
         pub struct VirtioDevices {
+            /// The version of all transports, which the host chooses.
+            pub version: Version,
+            /// Non-zero once a driver took a device for one of the other version. For the host,
+            /// which can tell the user why nothing happens.
+            pub wrong_version: u32,
             $($(#[$doc])* pub $field: $Device,)*
         }
 
-        state!(VirtioDevices { $($field),* });
+        state!(VirtioDevices { version, wrong_version, $($field),* });
 
         impl VirtioDevices {
             /// No devices.
-            pub const ABSENT: Self = Self { $($field: <$Device>::ABSENT,)* };
+            pub const ABSENT: Self = Self {
+                version: Version::Modern,
+                wrong_version: 0,
+                $($field: <$Device>::ABSENT,)*
+            };
 
             /// Returns the slot in which a device is; [`mmio::NO_SLOT`] when the machine does not
             /// have the device.
@@ -275,8 +290,8 @@ macro_rules! virtio_devices {
             /// Loads from a register of the transport with number `slot` ([`Device::read`]).
             pub fn read(&self, slot: u32, offset: u32, size: u32) -> u32 {
                 match self.device(slot) {
-                    $(Some(DeviceKind::$Kind) => self.$field.read(offset, size),)*
-                    None => mmio::read_empty(offset),
+                    $(Some(DeviceKind::$Kind) => self.$field.read(self.version, offset, size),)*
+                    None => mmio::read_empty(self.version, offset),
                 }
             }
 
@@ -289,9 +304,11 @@ macro_rules! virtio_devices {
                 value: u32,
                 io: &mut Io<'_, M, D, P>,
             ) -> Result<(), Trap> {
-                match self.device(slot) {
-                    $(Some(DeviceKind::$Kind) => self.$field.write(offset, size, value, io),)*
-                    None => Ok(()),
+                let Some(device) = self.device(slot) else { return Ok(()) };
+                let version = self.version;
+                self.wrong_version |= u32::from(mmio::is_of_other_version(version, offset));
+                match device {
+                    $(DeviceKind::$Kind => self.$field.write(version, offset, size, value, io),)*
                 }
             }
 
@@ -302,7 +319,7 @@ macro_rules! virtio_devices {
                 &mut self,
                 io: &mut Io<'_, M, D, P>,
             ) -> Result<(), Trap> {
-                $(self.$field.poll(io)?;)*
+                $(self.$field.poll(self.version, io)?;)*
                 Ok(())
             }
         }

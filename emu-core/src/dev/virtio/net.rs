@@ -21,6 +21,8 @@ const LINK_UP: u16 = 1;
 /// `struct virtio_net_hdr` before a received packet: no offloads, `num_buffers` 1.
 const HEADER: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const HEADER_LEN: u32 = HEADER.len() as u32;
+/// For a legacy driver the header ends before `num_buffers` (section 5.1.6.1).
+const LEGACY_HEADER_LEN: u32 = 10;
 
 /// Two addresses and the type: the header of an Ethernet frame.
 const PACKET_MIN: u32 = 14;
@@ -128,10 +130,14 @@ impl Device for Net {
         io: &mut Io<'_, M, D, P>,
     ) -> Result<QueueStatus, QueueError> {
         let Self { transport, queues: [receive_queue, transmit_queue], counters, .. } = self;
+        let header_len = match transport.has_feature(feature::VERSION_1) {
+            true => HEADER_LEN,
+            false => LEGACY_HEADER_LEN,
+        };
         if index == RECEIVE_QUEUE {
-            receive(receive_queue, io, &mut transport.budget, counters)
+            receive(receive_queue, header_len, io, &mut transport.budget, counters)
         } else {
-            transmit(transmit_queue, io, &mut transport.budget, counters)
+            transmit(transmit_queue, header_len, io, &mut transport.budget, counters)
         }
     }
 
@@ -148,6 +154,7 @@ impl Device for Net {
 /// Copies packets from the guest to the port, until the queue is empty or the port is full.
 fn transmit<M: Memory, D: Disk, P: Port>(
     queue: &mut Queue,
+    header_len: u32,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
     counters: &mut Counters,
@@ -161,7 +168,7 @@ fn transmit<M: Memory, D: Disk, P: Port>(
         if lengths.writable != 0 {
             return Err(QueueError::Broken);
         }
-        let packet_len = packet_len(lengths.readable);
+        let packet_len = packet_len(lengths.readable, header_len);
         budget.spend(&lengths, packet_len.unwrap_or(0));
         match packet_len {
             Some(len) => {
@@ -169,7 +176,7 @@ fn transmit<M: Memory, D: Disk, P: Port>(
                     return Ok(QueueStatus::Deferred);
                 }
                 let port = &mut *io.port;
-                queue.read_with(&io.ram, head, HEADER_LEN.into(), len, |at, chunk| {
+                queue.read_with(&io.ram, head, header_len.into(), len, |at, chunk| {
                     port.net_tx_write(at, chunk);
                 })?;
                 io.port.net_tx_end();
@@ -184,8 +191,8 @@ fn transmit<M: Memory, D: Disk, P: Port>(
 
 /// Returns the length of the packet in a buffer of `len` bytes, if it is neither a runt nor
 /// a giant.
-fn packet_len(len: u64) -> Option<u32> {
-    let len = u32::try_from(len).ok()?.checked_sub(HEADER_LEN)?;
+fn packet_len(len: u64, header_len: u32) -> Option<u32> {
+    let len = u32::try_from(len).ok()?.checked_sub(header_len)?;
     (PACKET_MIN..=PACKET_MAX).contains(&len).then_some(len)
 }
 
@@ -196,6 +203,7 @@ fn packet_len(len: u64) -> Option<u32> {
 /// none.
 fn receive<M: Memory, D: Disk, P: Port>(
     queue: &mut Queue,
+    header_len: u32,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
     counters: &mut Counters,
@@ -218,7 +226,7 @@ fn receive<M: Memory, D: Disk, P: Port>(
         if lengths.readable != 0 {
             return Err(QueueError::Broken);
         }
-        let len = packet_len.saturating_add(HEADER_LEN);
+        let len = packet_len.saturating_add(header_len);
         budget.spend(&lengths, len.min(PACKET_MAX));
         if !(1..=PACKET_MAX).contains(&packet_len) || u64::from(len) > lengths.writable {
             io.port.net_rx_end();
@@ -226,7 +234,9 @@ fn receive<M: Memory, D: Disk, P: Port>(
             continue;
         }
         let port = &mut *io.port;
-        queue.write_with(&mut io.ram, head, 0, len, |at, chunk| fill(port, at, chunk))?;
+        queue.write_with(&mut io.ram, head, 0, len, |at, chunk| {
+            fill(port, header_len, at, chunk);
+        })?;
         io.port.net_rx_end();
         queue.complete(&mut io.ram, head, len)?;
         counters.rx_packets = counters.rx_packets.wrapping_add(1);
@@ -236,14 +246,14 @@ fn receive<M: Memory, D: Disk, P: Port>(
 }
 
 /// Fills a chunk with what is at byte `at` of header and packet.
-fn fill(port: &mut impl Port, at: u32, chunk: &mut [u8]) {
-    let in_header = HEADER_LEN.saturating_sub(at).min(chunk.len() as u32);
+fn fill(port: &mut impl Port, header_len: u32, at: u32, chunk: &mut [u8]) {
+    let in_header = header_len.saturating_sub(at).min(chunk.len() as u32);
     let Some((header, packet)) = chunk.split_at_mut_checked(in_header as usize) else { return };
     for (byte, value) in header.iter_mut().zip(HEADER.iter().skip(at as usize)) {
         *byte = *value;
     }
     if !packet.is_empty() {
-        port.net_rx_read(at.wrapping_add(in_header).wrapping_sub(HEADER_LEN), packet);
+        port.net_rx_read(at.wrapping_add(in_header).wrapping_sub(header_len), packet);
     }
 }
 
@@ -270,7 +280,10 @@ mod tests {
     use super::*;
     use crate::chacha::ChaCha;
     use crate::dev::virtio::Deferred;
-    use crate::dev::virtio::driver::{BUFFERS, Guest, Prng, QUEUE_SIZE, WRITE, for_seeds, reg};
+    use crate::dev::virtio::driver::{
+        BUFFERS, Guest, Prng, QUEUE_SIZE, WRITE, any_version, for_seeds, reg,
+    };
+    use crate::dev::virtio::mmio::Version;
     use crate::dev::virtio::rng::Rng;
     use crate::trap::Trap;
 
@@ -288,11 +301,20 @@ mod tests {
         (0..len).map(|i| i as u8 ^ 0x5a).collect()
     }
 
+    /// The length of the header before packets.
+    fn header_len(guest: &Guest<Net>) -> u32 {
+        match guest.version {
+            Version::Legacy => 10,
+            Version::Modern => 12,
+        }
+    }
+
     /// Puts header and `packet` into RAM at `addr` and returns their length.
     fn store_packet(guest: &mut Guest<Net>, addr: u64, packet: &[u8]) -> u32 {
+        let header = header_len(guest);
         guest.store(addr, &[0; 12]);
-        guest.store(addr + 12, packet);
-        12 + packet.len() as u32
+        guest.store(addr + u64::from(header), packet);
+        header + packet.len() as u32
     }
 
     /// Makes `packet` available to be sent.
@@ -320,10 +342,11 @@ mod tests {
     #[test]
     fn configuration_has_mac_and_link_status() {
         let mut guest = guest();
-        let config: Vec<u8> = (0..8).map(|i| guest.device.read(reg::CONFIG + i, 1) as u8).collect();
+        let config: Vec<u8> =
+            (0..8).map(|i| guest.device.read(guest.version, reg::CONFIG + i, 1) as u8).collect();
         assert_eq!(config, [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0]);
         guest.device.set_link(false);
-        assert_eq!(guest.device.read(reg::CONFIG + 6, 2), 0);
+        assert_eq!(guest.device.read(guest.version, reg::CONFIG + 6, 2), 0);
     }
 
     #[test]
@@ -451,6 +474,21 @@ mod tests {
     }
 
     #[test]
+    fn the_header_for_a_legacy_driver_has_no_number_of_buffers() {
+        let mut guest = Guest::started_with_version(Version::Legacy, Net::new(MAC), 0);
+        offer_packet(&mut guest, &packet(60));
+        guest.kick(TX);
+        assert_eq!(guest.port.tx, [packet(60)]);
+        guest.offer(RX, &[(BUFFERS, 10 + 60, WRITE)]);
+        guest.port.rx.extend([packet(61), packet(60)]);
+        guest.poll();
+        assert_eq!(guest.take_used(RX), Some((0, 70)));
+        assert_eq!(guest.load(BUFFERS, 10), [0; 10]);
+        assert_eq!(guest.load(BUFFERS + 10, 60), packet(60));
+        assert_eq!(guest.device.counters.rx_drops, 1);
+    }
+
+    #[test]
     fn received_packets_interrupt_once() {
         let mut guest = guest();
         (0..3).for_each(|_| _ = guest.offer(RX, &[(BUFFERS, BUFFER_SIZE, WRITE)]));
@@ -551,7 +589,8 @@ mod tests {
     /// What a well-behaved driver and host do, at random; no packet may be lost or changed.
     fn exchange(rng: &mut Prng) {
         let features = if rng.one_in(2) { super::feature::EVENT_IDX } else { 0 };
-        let mut guest = Guest::started(Net::new(MAC), features);
+        let mut guest = Guest::started_with_version(any_version(rng), Net::new(MAC), features);
+        let header = header_len(&guest);
         let (mut sent, mut delivered) = (Vec::new(), Vec::new());
         let (mut posted, mut expected) = (Vec::new(), std::collections::VecDeque::new());
         let slot = |i: usize| BUFFERS + 0x1000 * i as u64;
@@ -589,7 +628,7 @@ mod tests {
             }
             while let Some((_, len)) = guest.take_used(RX) {
                 let at: usize = posted.remove(0);
-                let received = guest.load(slot(at) + 12, len - 12);
+                let received = guest.load(slot(at) + u64::from(header), len - header);
                 assert_eq!(Some(&received), expected.front());
                 expected.pop_front();
                 delivered.push(received);
@@ -609,7 +648,7 @@ mod tests {
     #[test]
     fn no_driver_makes_the_card_panic() {
         for_seeds(1000, 200, |rng| {
-            let mut guest = guest();
+            let mut guest = Guest::started_with_version(any_version(rng), Net::new(MAC), 0);
             for _ in 0..60 {
                 let queue = rng.below(2);
                 let addr = BUFFERS + u64::from(rng.below(0x3_0000));

@@ -38,6 +38,9 @@ const USED_ELEM: u64 = 8;
 /// `used_event` or `avail_event` behind a ring.
 const EVENT: u64 = 2;
 
+/// The alignment of legacy queues whose drivers set none, as in QEMU.
+const LEGACY_ALIGN: u32 = 4096;
+
 /// Why a queue could not be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum QueueError {
@@ -82,9 +85,13 @@ pub struct Queue {
     /// The next entry of the used ring to fill.
     used_idx: u16,
     ready: u16,
+    /// The alignment of the used ring in the legacy layout.
+    align: u32,
+    /// Keeps what follows aligned.
+    reserved: u32,
 }
 
-state!(Queue { desc, avail, used, size, avail_idx, used_idx, ready });
+state!(Queue { desc, avail, used, size, avail_idx, used_idx, ready, align } except { reserved });
 
 /// The number of buffers in a descriptor chain, and their lengths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -181,8 +188,17 @@ impl Chain {
 
 impl Queue {
     /// Not ready.
-    pub const RESET: Self =
-        Self { desc: 0, avail: 0, used: 0, size: SIZE_MAX, avail_idx: 0, used_idx: 0, ready: 0 };
+    pub const RESET: Self = Self {
+        desc: 0,
+        avail: 0,
+        used: 0,
+        size: SIZE_MAX,
+        avail_idx: 0,
+        used_idx: 0,
+        ready: 0,
+        align: LEGACY_ALIGN,
+        reserved: 0,
+    };
 
     /// Returns whether the driver has set the queue up.
     pub const fn is_ready(&self) -> bool {
@@ -213,6 +229,30 @@ impl Queue {
         );
     }
 
+    /// Returns the address of the descriptor area.
+    pub(super) const fn desc_address(&self) -> u64 {
+        self.desc
+    }
+
+    /// Sets the alignment from a legacy driver's QueueAlign. Zero changes nothing, as in QEMU.
+    pub(super) const fn set_align(&mut self, align: u32) {
+        if align != 0 {
+            self.align = align;
+        }
+    }
+
+    /// Places the areas as legacy drivers have them (section 2.7.2): one behind the other from
+    /// `desc`, the used ring at the next multiple of the alignment.
+    pub(super) fn place_legacy(&mut self, desc: u64) {
+        let size = u64::from(self.size);
+        let avail = desc.wrapping_add(size * DESC_SIZE);
+        let end = avail.wrapping_add(RING_HEADER + size * AVAIL_ELEM + EVENT);
+        let align = u64::from(self.align);
+        self.desc = desc;
+        self.avail = avail;
+        self.used = end.wrapping_add(align.wrapping_sub(1)) & align.wrapping_neg();
+    }
+
     /// Starts the queue, if its size is valid and its areas are aligned and in RAM.
     pub(super) fn start<M: Memory>(&mut self, ram: &Dma<'_, M>) -> Result<(), QueueError> {
         let size = u64::from(self.size);
@@ -220,6 +260,7 @@ impl Queue {
             addr & (align - 1) == 0 && ram.contains(addr, len as u32)
         };
         if !self.size.is_power_of_two()
+            || !self.align.is_power_of_two()
             || self.size > SIZE_MAX
             || !fits(self.desc, DESC_ALIGN, size * DESC_SIZE)
             || !fits(self.avail, AVAIL_ALIGN, RING_HEADER + size * AVAIL_ELEM + EVENT)
@@ -429,9 +470,10 @@ mod tests {
 
     use super::super::driver::{
         BUFFERS, Descriptor, Guest, INDIRECT, NEXT, Prng, QUEUE_SIZE, RAM_BASE, RAM_END, WRITE,
-        for_seeds, queue_addresses, reg,
+        any_version, for_seeds, queue_addresses, reg,
     };
-    use super::super::{Device, feature, mmio::status, rng::Rng};
+    use super::super::mmio::{Version, status};
+    use super::super::{Device, feature, rng::Rng};
     use super::*;
     use crate::chacha::ChaCha;
     use crate::mem::Frame;
@@ -495,7 +537,13 @@ mod tests {
 
     #[test]
     fn rings_wrap_around() {
-        let mut guest = guest();
+        for version in [Version::Legacy, Version::Modern] {
+            let device = Rng::new(ChaCha::new([0; 8]));
+            wraps_around(Guest::started_with_version(version, device, 0));
+        }
+    }
+
+    fn wraps_around(mut guest: Guest<Rng>) {
         for i in 0..3 * u32::from(QUEUE_SIZE) {
             request(&mut guest);
             guest.kick(0);
@@ -586,6 +634,35 @@ mod tests {
         request(&mut guest);
         guest.kick(0);
         assert!(guest.device.irq());
+    }
+
+    #[test]
+    fn the_legacy_layout_has_the_event_indexes_where_the_modern_one_has_them() {
+        let device = Rng::new(ChaCha::new([0; 8]));
+        let mut guest = Guest::started_with_version(Version::Legacy, device, feature::EVENT_IDX);
+        guest.set_used_event(0, 1);
+        request(&mut guest);
+        guest.kick(0);
+        assert!(!guest.device.irq());
+        request(&mut guest);
+        guest.kick(0);
+        assert!(guest.device.irq());
+        assert_eq!(guest.avail_event(0), 2);
+    }
+
+    #[test]
+    fn the_legacy_layout_is_that_of_the_specification() {
+        // Section 2.7.2: the used ring begins at the next multiple of the alignment.
+        for (size, align, avail, used) in
+            [(8, 4096, 128, 4096), (64, 4096, 1024, 4096), (8, 4, 128, 152), (2, 4, 32, 44)]
+        {
+            let mut queue = Queue::RESET;
+            queue.set_size(size);
+            queue.set_align(align);
+            queue.place_legacy(0x8000_0000);
+            let at = |offset: u64| 0x8000_0000 + offset;
+            assert_eq!((queue.desc, queue.avail, queue.used), (at(0), at(avail), at(used)));
+        }
     }
 
     #[test]
@@ -853,7 +930,8 @@ mod tests {
         let first_untouched = (BUFFERS as u32 - RAM_BASE + 0x9000) / 4096;
         for_seeds(0, 300, |rng| {
             let features = if rng.one_in(2) { feature::EVENT_IDX } else { 0 };
-            let mut guest = started(features);
+            let device = Rng::new(ChaCha::new([0; 8]));
+            let mut guest = Guest::started_with_version(any_version(rng), device, features);
             for _ in 0..50 {
                 match rng.below(8) {
                     0..4 => {

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::image::{Payload, Segment};
 use crate::machine::Fleet;
 use crate::units::Size;
+use crate::virtio::Virtio;
 
 /// Iterations of the loop.
 const ROUNDS: u32 = 1 << 20;
@@ -84,7 +85,7 @@ const POWER_OFF: u32 = 0x5555;
 
 const PROGRAM: [u32; 33] = [
     lui(S3, VIRT.ram_base + 0x1000),
-    lui(T0, VIRT.virtio[DeviceKind::Net.default_slot() as usize].mmio.base),
+    lui(T0, VIRT.virtio[Virtio::OTHER.slots.of(DeviceKind::Net) as usize].mmio.base),
     lbu(S0, MAC_LOW_BYTE, T0),
     andi(S0, S0, SEEDS - 1),
     addi(S0, S0, 1),
