@@ -128,6 +128,28 @@ mod tests {
         }
     }
 
+    /// The tree of firmware that starts alone names no root file system, and a kernel for M-mode is
+    /// told from others.
+    #[test]
+    fn what_a_linux_without_mmu_is_told_and_how_it_is_started() {
+        let dir = TempDir::new().unwrap();
+        let mut image = bytes(&[0x6f]);
+        image.resize(0x1000, 0);
+        // Load offset 0, and the size.
+        image[0x11] = 0x10;
+        image[0x38..0x3c].copy_from_slice(b"RSC\x05");
+        fs::write(dir.path().join("Image"), image).unwrap();
+        let dtb = |option| {
+            let mut command = pxvm(["dtb", option, "Image"]);
+            run(command.current_dir(dir.path()).env("PXVM_CACHE", dir.path()))
+        };
+        let (code, tree, stderr) = dtb("--firmware");
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert!(tree.contains("bootargs = \"console=ttyS0\";"), "{tree}");
+        let (code, _, stderr) = dtb("--kernel");
+        assert!(code == 0 && stderr.contains("is --firmware, without --kernel"), "{stderr}");
+    }
+
     /// M-mode code larger than the 4 MiB up to where a kernel would lie, as a Linux without an MMU.
     #[test]
     fn large_firmware_starts() {

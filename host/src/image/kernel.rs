@@ -21,6 +21,8 @@ const RISCV_MAGIC: &[u8] = b"RISCV\0\0\0";
 const RISCV_MAGIC2: &[u8] = b"RSC\x05";
 const ARM64_MAGIC: &[u8] = b"ARM\x64";
 
+/// Value of `text_offset` in a kernel for M-mode (without an MMU).
+const TEXT_OFFSET_M_MODE: u64 = 0;
 /// Value of `text_offset` in an rv64 kernel: one large page of its MMU.
 const TEXT_OFFSET_RV64: u64 = 0x20_0000;
 
@@ -88,7 +90,15 @@ pub fn parse_kernel(bytes: Vec<u8>, format: Format) -> Result<Payload, Problem> 
     let image = is_image(&bytes);
     match format {
         Format::Auto | Format::Elf if elf::is_elf(&bytes) => return parse_elf(&bytes),
-        Format::Auto | Format::Image if image => return parse_image(bytes),
+        Format::Auto | Format::Image if image => {
+            if u64_at(&bytes, field::TEXT_OFFSET) == TEXT_OFFSET_M_MODE {
+                tracing::warn!(
+                    "the kernel wants to be at the start of RAM, as Linux for M-mode does; \
+                     such a kernel is --firmware, without --kernel"
+                );
+            }
+            return parse_image(bytes);
+        }
         Format::Raw(address) => {
             let size = bytes.len() as u32;
             let (load_address, addr) = match address {

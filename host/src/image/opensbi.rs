@@ -131,6 +131,7 @@ fn word(firmware: &Payload, at: u32) -> Option<u32> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::image::testing::damage;
 
     const BASE: u32 = 0x8000_0000;
     const ADD_A0_A0_A1: u32 = 0x00b5_0533;
@@ -165,6 +166,13 @@ pub(crate) mod tests {
         let own = OpenSbi::Own { next: BASE + (4 << 20), tree: Some(BASE + (34 << 20)) };
         assert_eq!(OpenSbi::of(&flat(jump())), Some(own));
         assert_eq!(OpenSbi::of(&image(&[NOP; 64])), None);
+    }
+
+    #[test]
+    fn damaged_firmware_never_panics() {
+        damage(&jump(), 20_000, |bytes| {
+            OpenSbi::of(&Payload::flat(bytes, 0).moved_to(BASE));
+        });
     }
 
     #[test]

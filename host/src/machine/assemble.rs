@@ -160,7 +160,11 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         }
     };
 
-    let root = if rom.is_some() && initrd.is_none() { Root::Rom } else { Root::Initrd };
+    let root = match (&rom, &initrd, &kernel) {
+        (Some(_), None, _) => Root::Rom,
+        (_, _, None) => Root::Unknown,
+        (_, _, Some(_)) => Root::Initrd,
+    };
     // The last VM has the longest name.
     let last = options.count.saturating_sub(1);
     let given = tree.bootargs();

@@ -51,6 +51,7 @@ fn defaults(host: &str, root: Root, link: Link, other_root: bool) -> String {
         Root::Initrd => "retain_initrd",
         Root::Rom if other_root => "",
         Root::Rom => "root=mtd0 rootfstype=cramfs ro init=/init",
+        Root::Unknown => return "console=ttyS0".into(),
     };
     let ip = match link {
         Link::Up => format!("ip=10.0.2.15::10.0.2.2:255.255.255.0:{host}:eth0:off"),
@@ -130,6 +131,13 @@ mod tests {
         assert_eq!(given(line, ""), named);
         assert_eq!(given(line, "ip=dhcp"), named.replace("ip=off", "ip=dhcp"));
         assert_eq!(given("", "debug"), "debug");
+    }
+
+    #[test]
+    fn an_unknown_guest_gets_a_console_and_nothing_else() {
+        let line = |append| bootargs(3, None, Root::Unknown, Link::Up, append);
+        assert_eq!(line(""), "console=ttyS0");
+        assert_eq!(line("debug console=hvc0"), "debug console=hvc0");
     }
 
     #[test]

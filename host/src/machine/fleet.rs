@@ -73,6 +73,8 @@ pub enum Root {
     Initrd,
     /// The root file system is in the ROM.
     Rom,
+    /// Firmware starts alone, and what it is or has is not known.
+    Unknown,
 }
 
 /// Link state of all network cards. It does not change while a fleet runs.
