@@ -11,6 +11,7 @@ use crate::dev::Devices;
 use crate::layout::MachineKind;
 use crate::mem::Frame;
 use crate::mmu::Context;
+use crate::semihosting::Semihosting;
 use crate::state::{Name, State, Visitor, visit_named};
 use crate::tlb::{InsnTlb, L1Tlb, L2Tlb};
 use crate::trap::TrapChain;
@@ -57,11 +58,13 @@ pub struct Platform {
     /// Non-zero when ECALLs from S-mode go to the built-in SBI instead of trapping to M-mode
     /// firmware.
     pub sbi: u32,
-    /// Non-zero while the hart waits for an interrupt.
+    /// Non-zero while the hart waits for an interrupt, or for console input as well.
     pub waiting: u32,
     /// Non-zero when a frame was replaced since the instruction loop last checked. Not part of the
     /// machine's state.
     pub(crate) replaced: u32,
+    /// Requests to a debugger.
+    pub semihosting: Semihosting,
     /// The TLB for instruction fetches. The same on all backends, but a cache (see
     /// [`crate::state`]).
     pub itlb: InsnTlb,
@@ -74,7 +77,7 @@ pub struct Platform {
 }
 
 state!(Platform {
-    clock, csr, dev, kind, sbi, waiting, trap_chain, reserved_word,
+    clock, csr, dev, kind, sbi, waiting, semihosting, trap_chain, reserved_word,
 } except { next_event_at, replaced, itlb, dtlb });
 
 /// The bytes that an LR has reserved. Only valid while [`Hart::reservation`] is.
@@ -240,6 +243,7 @@ impl Vm {
                 sbi: 0,
                 waiting: 0,
                 replaced: 0,
+                semihosting: Semihosting::new(false),
                 itlb: InsnTlb::EMPTY,
                 dtlb: L2Tlb::EMPTY,
                 trap_chain: TrapChain::EMPTY,

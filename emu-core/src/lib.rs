@@ -29,6 +29,7 @@ pub mod mmu;
 pub mod pmp;
 pub mod port;
 pub mod sbi;
+pub mod semihosting;
 mod slow_path;
 pub mod tlb;
 pub mod trace;

@@ -11,6 +11,7 @@ use crate::mem::{Dma, Ram};
 use crate::mmu::Privilege;
 use crate::pmp::Pmp;
 use crate::port::Port;
+use crate::semihosting::WAITS_FOR_INPUT;
 use crate::trace::{NoTrace, Trace};
 use crate::trap::{Trap, cause};
 
@@ -203,11 +204,13 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
     }
 
-    /// Wakes a hart that waits for an interrupt, if one is pending. Under the `instret` clock it
-    /// otherwise advances time to the next timer. Returns `false` if the hart must keep waiting.
+    /// Wakes a hart that waits for an interrupt, if one is pending, or for input, if there is some.
+    /// Under the `instret` clock it otherwise advances time to the next timer. Returns `false` if
+    /// the hart must keep waiting.
     fn end_wait(&mut self, now: Now) -> bool {
         let enabled = self.platform.csr.get(StoredCsr::Mie);
-        if self.platform.csr.mip() & enabled != 0 {
+        let input = self.platform.waiting == WAITS_FOR_INPUT && self.platform.dev.uart.has_input();
+        if input || self.platform.csr.mip() & enabled != 0 {
             self.platform.waiting = 0;
             return true;
         }
@@ -337,6 +340,11 @@ impl Vm {
     /// again if no input comes before, or `u64::MAX` if only input can wake it.
     pub fn wake_at(&self) -> u64 {
         self.platform.wake_at()
+    }
+
+    /// Whether console input may wake a VM that is [`ExitCode::Idle`].
+    pub fn wants_input(&self) -> bool {
+        self.platform.waiting == WAITS_FOR_INPUT || self.platform.dev.uart.input_interrupts()
     }
 
     /// Sets the VM to start at `entry` in S-mode, under the built-in SBI. A Linux kernel expects

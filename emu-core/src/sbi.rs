@@ -218,7 +218,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         })
     }
 
-    fn put(&mut self, byte: u8) -> Result<(), Trap> {
+    pub(crate) fn put(&mut self, byte: u8) -> Result<(), Trap> {
         if self.port.console_put(byte) { Ok(()) } else { Err(Trap::Stall) }
     }
 

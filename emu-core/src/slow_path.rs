@@ -182,7 +182,12 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         Ok(target)
     }
 
-    fn ram_frame(&mut self, hart: &mut Hart, va: u32, access: AccessType) -> Result<Frame, Trap> {
+    pub(crate) fn ram_frame(
+        &mut self,
+        hart: &mut Hart,
+        va: u32,
+        access: AccessType,
+    ) -> Result<Frame, Trap> {
         match self.target(hart, va, access)? {
             Target::Ram(frame) => Ok(frame),
             Target::Mmio(_) => Err(access.access_fault(va)),
@@ -367,10 +372,16 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             self.sbi_call(hart)?;
             return Ok(next);
         }
+        if self.is_newlib_call(hart) {
+            return self.newlib_call(hart, next);
+        }
         Err(Trap::new(cause::ECALL_U + privilege as u32, 0))
     }
 
-    fn ebreak(&mut self, hart: &mut Hart, _: Insn, _: u32) -> Result<u32, Trap> {
+    fn ebreak(&mut self, hart: &mut Hart, _: Insn, next: u32) -> Result<u32, Trap> {
+        if self.is_semihosting(hart)? {
+            return self.semihosting_call(hart, next);
+        }
         Err(Trap::new(cause::BREAKPOINT, hart.pc))
     }
 

@@ -173,7 +173,7 @@ impl Platform {
     /// Returns the interrupt to take now, if any, as its cause without the interrupt bit.
     pub(crate) fn pending_interrupt(&self, hart: &Hart) -> Option<u32> {
         let pending = self.csr.mip() & self.csr.get(StoredCsr::Mie);
-        if pending == 0 {
+        if pending == 0 || self.semihosting.done != 0 {
             return None;
         }
         let status = self.csr.get(StoredCsr::Mstatus);

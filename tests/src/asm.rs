@@ -340,6 +340,11 @@ impl Asm {
         self.addi(reg::ZERO, reg::ZERO, 0)
     }
 
+    /// Makes a semihosting request.
+    pub fn semihost(&mut self) -> &mut Self {
+        self.slli(reg::ZERO, reg::ZERO, 0x1f).ebreak().srai(reg::ZERO, reg::ZERO, 7)
+    }
+
     /// Copies a register.
     pub fn mv(&mut self, d: Reg, a: Reg) -> &mut Self {
         self.addi(d, a, 0)

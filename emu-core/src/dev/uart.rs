@@ -277,6 +277,16 @@ impl Uart {
         if self.rx_len != 0 { Some(self.pop()) } else { port.console_get() }
     }
 
+    /// Whether the receiver has a byte.
+    pub(crate) const fn has_input(&self) -> bool {
+        self.rx_len != 0
+    }
+
+    /// Whether input interrupts.
+    pub(crate) const fn input_interrupts(&self) -> bool {
+        self.ier & ier::ERBFI != 0
+    }
+
     /// Returns the level of the interrupt line. As in QEMU, OUT2 does not gate it.
     pub const fn irq(&self) -> bool {
         self.interrupt() != iir::NONE

@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn it_is_the_same_in_all_versions_with_this_state() {
-        assert_eq!(fingerprint(&Vm::new(MachineKind::Virt), 1), 7_327_968_205_674_023_366);
+        assert_eq!(fingerprint(&Vm::new(MachineKind::Virt), 1), 13_006_466_086_950_546_428);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod pmp;
 mod privileged;
 mod rom;
 mod sbi;
+mod semihosting;
 mod slices;
 mod sv32;
 mod traps;
