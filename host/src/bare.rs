@@ -1,5 +1,5 @@
-//! Bare-metal programs: M-mode ELF executables that end through `tohost` (HTIF) or the test
-//! finisher, such as riscv-tests.
+//! Bare-metal programs: M-mode ELF executables that end through `tohost` (HTIF), the test finisher,
+//! or semihosting, such as riscv-tests.
 
 use std::fmt;
 use std::path::Path;
@@ -31,6 +31,8 @@ const SLICE: u32 = 4096;
 const SETTLE: u32 = 32;
 /// Longest text that a program can print at once.
 const PRINT_MAX: u32 = 64 << 10;
+/// Bytes of input that may wait for a program.
+const INPUT_MAX: usize = 64 << 10;
 
 /// How a program ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +45,10 @@ pub enum End {
     Limit,
     /// The program waits for an interrupt that never comes.
     Stuck,
+    /// The program waits for input, and there is none.
+    NoInput,
+    /// The user left the program.
+    Left,
     /// The program requested a reset.
     Reset,
     /// The VM cannot continue.
@@ -56,6 +62,8 @@ impl fmt::Display for End {
             Self::Failed(n) => write!(f, "failed with {n}"),
             Self::Limit => f.write_str("did not end"),
             Self::Stuck => f.write_str("waits for an interrupt that never comes"),
+            Self::NoInput => f.write_str("waits for input, of which there is no more"),
+            Self::Left => f.write_str("did not end before the user left"),
             Self::Reset => f.write_str("asked for a reset"),
             Self::Faulted(reason) => write!(f, "cannot go on: {reason}"),
         }
@@ -71,12 +79,14 @@ pub struct Hardware {
     pub memory: Size,
     /// How programs find their virtio devices.
     pub virtio: Virtio,
+    /// Whether semihosting requests are served.
+    pub semihosting: bool,
 }
 
 impl Hardware {
     /// Returns a `virt` machine.
     pub const fn virt(memory: Size) -> Self {
-        Self { kind: MachineKind::Virt, memory, virtio: Virtio::OTHER }
+        Self { kind: MachineKind::Virt, memory, virtio: Virtio::OTHER, semihosting: false }
     }
 }
 
@@ -97,6 +107,12 @@ trait Target {
     /// Runs each of `vms` to its next multiple of `slice` instructions. Returns how each VM stopped
     /// and what it printed on the UART.
     fn turn(&mut self, vms: &[u32], slice: u32) -> Result<Vec<(Exit, Vec<u8>)>, CudaError>;
+    /// Queues console input for a VM.
+    fn queue_input(&mut self, vm: u32, bytes: &[u8]);
+    /// Returns how many bytes of console input the VM has not read.
+    fn input_waiting(&self, vm: u32) -> usize;
+    /// Whether console input may wake a VM that is idle.
+    fn wants_input(&mut self, vm: u32) -> Result<bool, CudaError>;
     /// Reads RAM. Returns `false` outside of it.
     fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError>;
     /// Writes a word of RAM that the guest has written before. Returns `false` for any other.
@@ -130,6 +146,18 @@ impl<T: Trace> Target for OnCpu<'_, T> {
         Ok(turns.collect())
     }
 
+    fn queue_input(&mut self, vm: u32, bytes: &[u8]) {
+        self.guests[vm as usize].1.input.extend(bytes);
+    }
+
+    fn input_waiting(&self, vm: u32) -> usize {
+        self.guests[vm as usize].1.input.len()
+    }
+
+    fn wants_input(&mut self, vm: u32) -> Result<bool, CudaError> {
+        Ok(self.guests[vm as usize].0.vm().wants_input())
+    }
+
     fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
         let mut session = self.guests[vm as usize].0.session(self.context);
         Ok(session.with_ram(|ram| ram.read(addr, bytes)).is_ok())
@@ -150,6 +178,18 @@ impl Target for BareFleet {
         BareFleet::run_slice(self, vms, slice)
     }
 
+    fn queue_input(&mut self, vm: u32, bytes: &[u8]) {
+        BareFleet::queue_input(self, vm, bytes);
+    }
+
+    fn input_waiting(&self, vm: u32) -> usize {
+        BareFleet::input_waiting(self, vm)
+    }
+
+    fn wants_input(&mut self, vm: u32) -> Result<bool, CudaError> {
+        BareFleet::wants_input(self, vm)
+    }
+
     fn read(&mut self, vm: u32, addr: u64, bytes: &mut [u8]) -> Result<bool, CudaError> {
         BareFleet::read(self, vm, addr, bytes)
     }
@@ -163,13 +203,33 @@ impl Target for BareFleet {
     }
 }
 
-/// Receives what programs print while they run.
-pub trait Output {
+/// The host's end of programs' consoles.
+pub trait Console {
     /// Handles text that a program printed.
     fn print(&mut self, vm: u32, text: &[u8]);
+
+    /// Returns at most `max` bytes of input for a program that runs alone. It may wait for them,
+    /// and has to when the program `waits`.
+    fn read(&mut self, max: usize, waits: bool) -> Input {
+        let _ = (max, waits);
+        Input::Ended
+    }
 }
 
-impl Output for Vec<u8> {
+/// Input of a program.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Input {
+    /// The next bytes.
+    Bytes(Vec<u8>),
+    /// There are none now.
+    Nothing,
+    /// There will be no more.
+    Ended,
+    /// The user leaves the program.
+    Left,
+}
+
+impl Console for Vec<u8> {
     fn print(&mut self, _: u32, text: &[u8]) {
         self.extend_from_slice(text);
     }
@@ -281,20 +341,20 @@ impl Bare {
         }
     }
 
-    /// Runs until each program ends, `max` instructions at most, and returns how each ended.
-    /// `trace` gets nothing on a GPU.
+    /// Runs until each program ends, `max` instructions at most, and returns how each ended. Only a
+    /// program that runs alone gets input. `trace` gets nothing on a GPU.
     pub fn run<T: Trace>(
         &mut self,
         max: u64,
         trace: &mut T,
-        output: &mut impl Output,
+        console: &mut impl Console,
     ) -> Result<Vec<End>, BackendError> {
         let Self { executor, programs } = self;
         Ok(match executor {
             Executor::Cpu { guests, context } => {
-                run(&mut OnCpu { guests, context, trace }, programs, max, output)?
+                run(&mut OnCpu { guests, context, trace }, programs, max, console)?
             }
-            Executor::Cuda(fleet) => run(fleet.as_mut(), programs, max, output)?,
+            Executor::Cuda(fleet) => run(fleet.as_mut(), programs, max, console)?,
         })
     }
 
@@ -320,9 +380,9 @@ impl Bare {
 
 /// Returns the fleet of these programs, and the programs with the addresses that they have there.
 fn fleet(mut programs: Vec<Program>, hardware: Hardware) -> Result<(Fleet, Vec<Program>), Error> {
-    let Hardware { kind, memory, virtio } = hardware;
+    let Hardware { kind, memory, virtio, semihosting } = hardware;
     let payloads = programs.iter().map(|program| program.payload.clone()).collect();
-    let fleet = Fleet { virtio, ..Fleet::several(kind, memory, payloads)? };
+    let fleet = Fleet { virtio, semihosting, ..Fleet::several(kind, memory, payloads)? };
     for (program, &entry) in programs.iter_mut().zip(&fleet.entries) {
         let moved = entry.wrapping_sub(program.payload.entry);
         program.symbols.iter_mut().for_each(|(_, addr)| *addr = addr.wrapping_add(moved));
@@ -334,11 +394,16 @@ fn run(
     target: &mut impl Target,
     programs: &[Program],
     max: u64,
-    output: &mut impl Output,
+    console: &mut impl Console,
 ) -> Result<Vec<End>, CudaError> {
     let mut ends: Vec<Option<End>> = vec![None; programs.len()];
     let mut left = max;
+    // Whether the program that runs alone does nothing until it gets input.
+    let mut waits = false;
     while left > 0 {
+        if let [end @ None] = &mut ends[..] {
+            *end = pass_input_on(target, console, waits);
+        }
         let running: Vec<u32> =
             (0..).zip(&ends).filter(|(_, end)| end.is_none()).map(|(vm, _)| vm).collect();
         if running.is_empty() {
@@ -349,12 +414,27 @@ fn run(
         left -= u64::from(slice);
         let turns = target.turn(&running, slice)?;
         for (vm, (exit, printed)) in running.into_iter().zip(turns) {
-            let end = stopped(target, vm, exit, &printed, output)?;
-            let asked = serve_host(target, vm, &programs[vm as usize], end.is_none(), output)?;
-            ends[vm as usize] = asked.or(end);
+            let end = stopped(target, vm, exit, &printed, console)?;
+            let asked = serve_host(target, vm, &programs[vm as usize], end.is_none(), console)?;
+            let end = asked.or(end);
+            waits = end == Some(End::NoInput) && programs.len() == 1;
+            ends[vm as usize] = if waits { None } else { end };
         }
     }
     Ok(ends.into_iter().map(|end| end.unwrap_or(End::Limit)).collect())
+}
+
+/// Passes input on to the program that runs alone. Returns how it ended, if it has: it `waits` for
+/// input that never comes, or the user leaves it.
+fn pass_input_on(target: &mut impl Target, console: &mut impl Console, waits: bool) -> Option<End> {
+    let room = INPUT_MAX.saturating_sub(target.input_waiting(0));
+    match console.read(room, waits) {
+        Input::Bytes(bytes) => target.queue_input(0, &bytes),
+        Input::Nothing => {}
+        Input::Ended => return waits.then_some(End::NoInput),
+        Input::Left => return Some(End::Left),
+    }
+    None
 }
 
 /// Passes on what a program printed. Returns how it ended, if it has.
@@ -363,13 +443,14 @@ fn stopped(
     vm: u32,
     exit: Exit,
     printed: &[u8],
-    output: &mut impl Output,
+    console: &mut impl Console,
 ) -> Result<Option<End>, CudaError> {
     if !printed.is_empty() {
-        output.print(vm, printed);
+        console.print(vm, printed);
     }
     Ok(match exit.code {
         ExitCode::Budget | ExitCode::Stalled | ExitCode::Disk => None,
+        ExitCode::Idle if target.wants_input(vm)? => Some(End::NoInput),
         ExitCode::Idle => Some(End::Stuck),
         ExitCode::PowerOff if exit.arg == 0 => Some(End::Passed),
         ExitCode::PowerOff => Some(End::Failed(exit.arg)),
@@ -385,14 +466,14 @@ fn serve_host(
     vm: u32,
     program: &Program,
     runs: bool,
-    output: &mut impl Output,
+    console: &mut impl Console,
 ) -> Result<Option<End>, CudaError> {
     let Some(tohost) = program.symbol("tohost").map(u64::from) else { return Ok(None) };
     let mut request = read(target, vm, tohost)?;
     if request != ToHost::Nothing && runs {
         // A 32-bit program writes `tohost` in two halves.
         for (exit, printed) in target.turn(&[vm], SETTLE)? {
-            if let Some(end) = stopped(target, vm, exit, &printed, output)? {
+            if let Some(end) = stopped(target, vm, exit, &printed, console)? {
                 return Ok(Some(end));
             }
         }
@@ -404,7 +485,7 @@ fn serve_host(
         ToHost::Exit(n) => return Ok(Some(End::Failed(n))),
         other => {
             let fromhost = program.symbol("fromhost").map(u64::from);
-            serve(target, vm, other, tohost, fromhost, output)?;
+            serve(target, vm, other, tohost, fromhost, console)?;
         }
     }
     Ok(None)
@@ -425,12 +506,12 @@ fn serve(
     request: ToHost,
     tohost: u64,
     fromhost: Option<u64>,
-    output: &mut impl Output,
+    console: &mut impl Console,
 ) -> Result<(), CudaError> {
     // A request with addresses outside of RAM is ignored, as an unknown one is.
     match request {
-        ToHost::Character(byte) => output.print(vm, &[byte]),
-        ToHost::SystemCall(at) => system_call(target, vm, at, output)?,
+        ToHost::Character(byte) => console.print(vm, &[byte]),
+        ToHost::SystemCall(at) => system_call(target, vm, at, console)?,
         _ => {}
     }
     for addr in [tohost, tohost + 4] {
@@ -448,7 +529,7 @@ fn system_call(
     target: &mut impl Target,
     vm: u32,
     at: u64,
-    output: &mut impl Output,
+    console: &mut impl Console,
 ) -> Result<(), CudaError> {
     const WRITE: u32 = 64;
     let mut argument = |n: u64| target.read_u32(vm, at.saturating_add(8 * n));
@@ -458,7 +539,7 @@ fn system_call(
     };
     let mut bytes = vec![0; len as usize];
     if target.read(vm, text.into(), &mut bytes)? {
-        output.print(vm, &bytes);
+        console.print(vm, &bytes);
         target.write_u32(vm, at, len)?;
         target.write_u32(vm, at + 4, 0)?;
     }
@@ -468,6 +549,8 @@ fn system_call(
 #[cfg(test)]
 mod tests {
     use emu_core::trap::cause;
+
+    use pxvm_tests::guests::{self, Guest};
 
     use super::*;
     use crate::backend::cuda::emulated::Emulated;
@@ -580,6 +663,101 @@ mod tests {
         let end = on_cpu(&[&code]).run(100_000, &mut NoTrace, &mut printed);
         assert_eq!(end.unwrap(), [End::Limit]);
         assert_eq!(printed, b"a");
+    }
+
+    /// A console with input that comes in pieces.
+    struct Pieces {
+        input: Vec<Input>,
+        printed: Vec<u8>,
+    }
+
+    impl Console for Pieces {
+        fn print(&mut self, _: u32, text: &[u8]) {
+            self.printed.extend_from_slice(text);
+        }
+
+        fn read(&mut self, max: usize, _: bool) -> Input {
+            match self.input.first_mut() {
+                None => Input::Ended,
+                Some(Input::Bytes(bytes)) if bytes.len() > max => {
+                    Input::Bytes(bytes.drain(..max).collect())
+                }
+                Some(_) => self.input.remove(0),
+            }
+        }
+    }
+
+    /// Runs a guest with input. Returns how it ended, and what it printed.
+    fn with_input(bare: &mut Bare, input: &[Input]) -> (End, String) {
+        let mut console = Pieces { input: input.to_vec(), printed: Vec::new() };
+        let ends = bare.run(4 << 20, &mut NoTrace, &mut console).unwrap();
+        (ends[0].clone(), String::from_utf8(console.printed).unwrap())
+    }
+
+    /// Returns a guest on the CPU, and on an emulated GPU.
+    fn everywhere(guest: &Guest) -> [Bare; 2] {
+        let program = || vec![elf::parse(&guest.elf).unwrap()];
+        let memory = Size(guests::MEMORY.into());
+        let hardware = Hardware { semihosting: true, ..Hardware::virt(memory) };
+        let gpu = Box::new(Emulated::new(Size::mib(64)));
+        [
+            Bare::new(program(), hardware).unwrap(),
+            Bare::new_on(gpu, None, program(), hardware).unwrap(),
+        ]
+    }
+
+    #[test]
+    fn a_program_gets_its_input_by_its_uart_and_loses_nothing() {
+        let text: String = (0..5000).map(|n| char::from(b'a' + (n * n % 26) as u8)).collect();
+        let pieces = [text.clone().into(), Vec::new(), b"\n!too much".to_vec()];
+        let mut input = pieces.map(Input::Bytes).to_vec();
+        input.insert(1, Input::Nothing);
+        for mut bare in everywhere(&guests::echo()) {
+            let expected = (End::Passed, text.clone() + "\n!");
+            assert_eq!(with_input(&mut bare, &input), expected);
+        }
+        // More than may wait for it.
+        let long = "x".repeat(3 * INPUT_MAX) + "!";
+        let [mut cpu, _] = everywhere(&guests::echo());
+        let (end, printed) = with_input(&mut cpu, &[Input::Bytes(long.clone().into())]);
+        assert!(end == End::Passed && printed == long, "{end}, {} bytes", printed.len());
+    }
+
+    #[test]
+    fn semihosting_gives_a_console_and_a_status_alike_everywhere() {
+        let run = |mut bare: Bare, input: &[&str]| {
+            let input: Vec<Input> =
+                input.iter().map(|&text| Input::Bytes(text.as_bytes().to_vec())).collect();
+            let (end, printed) = with_input(&mut bare, &input);
+            (end, printed, bare.digest(0).unwrap())
+        };
+        let [cpu, gpu] = everywhere(&guests::semihosting());
+        let all = run(cpu, &["one\ntwo!"]);
+        assert_eq!(all.0, End::Failed(7));
+        assert!(
+            all.1.starts_with("What is") && all.1.ends_with("record. \none\ntwo!"),
+            "{}",
+            all.1
+        );
+        assert_eq!(run(gpu, &["one\ntwo!"]), all);
+        // The program waits for each piece.
+        for bare in everywhere(&guests::semihosting()) {
+            let pieces = run(bare, &["one", "\n", "two!"]);
+            assert_eq!((&pieces.0, &pieces.1), (&all.0, &all.1));
+        }
+    }
+
+    #[test]
+    fn a_program_that_waits_for_input_ends_with_the_input_or_when_it_is_left() {
+        for (input, expected) in [(&[][..], End::NoInput), (&[Input::Left], End::Left)] {
+            for mut bare in everywhere(&guests::semihosting()) {
+                assert_eq!(with_input(&mut bare, input).0, expected);
+            }
+        }
+        // One that no input can wake does not wait for any.
+        const WFI: u32 = 0x1050_0073;
+        let mut idle = on_cpu(&[&[WFI, LOOP]]);
+        assert_eq!(with_input(&mut idle, &vec![Input::Nothing; 2000]).0, End::Stuck);
     }
 
     #[test]

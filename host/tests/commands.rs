@@ -136,7 +136,8 @@ mod tests {
     impl Guests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            for guest in guests::good(1).into_iter().chain(guests::hostile()) {
+            let own = [guests::echo(), guests::semihosting()];
+            for guest in guests::good(1).into_iter().chain(guests::hostile()).chain(own) {
                 fs::write(dir.path().join(guest.name), guest.elf).unwrap();
             }
             Self(dir)
@@ -200,6 +201,73 @@ mod tests {
         assert_eq!(report["vms"][1]["passed"], false);
         let (code, _, stderr) = guests.run("clockwork trap-loop --trace log");
         assert!(code == 2 && stderr.contains("one program"), "{stderr}");
+    }
+
+    #[test]
+    fn a_program_alone_reads_standard_input() {
+        let guests = Guests::new();
+        let long = "more than a UART holds\n".repeat(10_000) + "!";
+        let input = guests.0.path().join("input");
+        fs::write(&input, &long).unwrap();
+        let echo = |options: &str| {
+            let args = ["run", "--memory", "8M", "echo"].into_iter().chain(options.split(' '));
+            let mut command = pxvm(args);
+            command.current_dir(guests.0.path()).stdin(fs::File::open(&input).unwrap());
+            run(&mut command)
+        };
+        let (code, stdout, stderr) = echo("--backend cpu");
+        assert!(code == 0 && stdout == long, "{code}, {} bytes: {stderr}", stdout.len());
+        let (code, json, _) = echo("--json --digest");
+        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((code, report["vms"][0]["output"].as_str()), (0, Some(long.as_str())));
+        // Input of a file is there from the beginning, so that all runs are the same.
+        assert_eq!(echo("--json --digest").1, json);
+        // Its end does not end the program, and several programs get none.
+        assert_eq!(guests.run("echo --max-instructions 100000").0, 3);
+        assert_eq!(echo("echo --max-instructions 100000").0, 3);
+    }
+
+    #[test]
+    fn a_program_alone_has_the_terminal() {
+        let guests = Guests::new();
+        let start = |program: &str| {
+            let mut command = pxvm(["run", "--memory", "8M", "--semihosting", program]);
+            command.current_dir(guests.0.path());
+            let mut terminal = Terminal::start(command);
+            terminal.see("Ctrl-A x leaves");
+            terminal
+        };
+        let mut terminal = start("semihosting");
+        // A line feed begins a line.
+        terminal.see("record. \r\n");
+        terminal.type_keys("\x03one\r");
+        terminal.see("\x03one\r");
+        terminal.type_keys("\x01h!");
+        terminal.see("this help");
+        terminal.see("failed with 7");
+        assert_eq!((terminal.code(), terminal.is_raw()), (Some(4), false));
+        Terminal::check_signals(|| start("echo"));
+    }
+
+    #[test]
+    fn semihosting_is_served_when_it_was_asked_for() {
+        let guests = Guests::new();
+        let input = guests.0.path().join("input");
+        fs::write(&input, "one\ntwo!").unwrap();
+        let semihosting = |options: &str| {
+            let args = format!("run --memory 8M semihosting {options}");
+            let mut command = pxvm(args.split_ascii_whitespace());
+            command.current_dir(guests.0.path()).stdin(fs::File::open(&input).unwrap());
+            run(&mut command)
+        };
+        let (code, stdout, stderr) = semihosting("--semihosting");
+        assert!(stdout.ends_with("record. \none\ntwo!"), "{stdout}");
+        assert!(code == 4 && stderr.contains("the program failed with 7"), "{stderr}");
+        let (code, stdout, stderr) = semihosting("");
+        assert!(code == 4 && stdout.is_empty() && stderr.contains("cannot go on"), "{stderr}");
+        // It waits for input that never comes.
+        let (code, _, stderr) = guests.run("semihosting --semihosting");
+        assert!(code == 4 && stderr.contains("input, of which there is no more"), "{stderr}");
     }
 
     #[test]

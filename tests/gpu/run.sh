@@ -8,7 +8,7 @@
 # All sections run unless some are named; each takes less than two minutes:
 #
 #   fleets      1, 256, 8448 and 32768 machines until READY (COUNTS="1 256" for others)
-#   same        the GPU comes to what the CPU comes to; console input
+#   same        the GPU comes to what the CPU comes to; console input, semihosting
 #   lockstep    Linux on both, compared at every slice
 #   conform     riscv-tests
 #   refusals    what cannot work is refused with a reason
@@ -111,6 +111,14 @@ same() {
     rc=$?
     grep -q 42of42 <<< "$said" || rc=1
     verdict "console input, host clock" $rc ""
+    # A program that asks for its console by semihosting, and ends with a status.
+    printf 'one\ntwo!' > "$work/typed"
+    for backend in cuda cpu; do
+        timeout 60 "$pxvm" run "$guests/semihosting/semihosting.elf" --semihosting --memory 8M --digest \
+            --backend $backend < "$work/typed" > "$work/$backend" 2> "$work/err"
+    done
+    grep -q 'two!vm0: .* failed with 7, ' "$work/cpu" && cmp -s "$work/cpu" "$work/cuda"
+    verdict "semihosting as on the CPU" $? "$(tail -n 1 "$work/cuda" | grep -o 'failed.*')"
 }
 
 lockstep() {

@@ -181,6 +181,46 @@ fn clockwork() -> Guest {
     guest("clockwork", &words)
 }
 
+/// Prints its console's input up to a `!`, byte by byte by its UART, and powers off.
+pub fn echo() -> Guest {
+    const LSR: i32 = 5;
+    const DATA_READY: i32 = 1;
+    let words = Asm::build(RAM, |a| {
+        a.li(S0, u32::from(b'!')).li(S1, VIRT.uart.base);
+        let again = a.mark();
+        a.lbu(T0, LSR, S1).andi(T0, T0, DATA_READY).beq(T0, ZERO, again);
+        a.lbu(T0, 0, S1).sb(T0, 0, S1).bne(T0, S0, again);
+        a.store_li(VIRT.finisher.base, POWER_OFF).stop();
+    });
+    guest("echo", &words)
+}
+
+/// Prints a text by semihosting, then its console's input up to a `!`, and ends with status 7.
+pub fn semihosting() -> Guest {
+    const WRITEC: u32 = 3;
+    const WRITE0: u32 = 4;
+    const READC: u32 = 7;
+    const EXIT_EXTENDED: u32 = 0x20;
+    const APPLICATION_EXIT: u32 = 0x2_0026;
+    let words = Asm::build(RAM, |a| {
+        let [text, block] = [(); 2].map(|()| a.label());
+        a.li(A0, WRITE0).la(A1, text).semihost();
+        a.li(S0, u32::from(b'!')).li(SP, RAM + BEYOND);
+        let again = a.mark();
+        a.li(A0, READC).semihost().sb(A0, 0, SP).mv(S1, A0);
+        a.li(A0, WRITEC).mv(A1, SP).semihost().bne(S1, S0, again);
+        a.li(A0, EXIT_EXTENDED).la(A1, block).semihost().stop();
+        a.place(block).word(APPLICATION_EXIT).word(7).place(text);
+        let mut long = "What is printed in one request may be longer than a record. ".repeat(5);
+        long += "\n\0";
+        long.extend(std::iter::repeat_n('\0', long.len().next_multiple_of(4) - long.len()));
+        for word in long.as_bytes().chunks_exact(4) {
+            a.word(u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+        }
+    });
+    guest("semihosting", &words)
+}
+
 /// A program in U-mode that is the same for all seeds but for a number. In each round it does
 /// something a number of times that is another for each seed, then the same as all others, and a
 /// system call, which prints a letter. It powers off after its rounds.

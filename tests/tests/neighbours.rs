@@ -63,7 +63,7 @@ type Fate = (End, u64, u64, Vec<u8>);
 
 fn run(mut bare: Bare, count: usize) -> Vec<Fate> {
     struct Consoles(Vec<Vec<u8>>);
-    impl pxvm::bare::Output for Consoles {
+    impl pxvm::bare::Console for Consoles {
         fn print(&mut self, vm: u32, text: &[u8]) {
             self.0[vm as usize].extend_from_slice(text);
         }

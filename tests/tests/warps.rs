@@ -41,7 +41,7 @@ fn programs(guests: &[Guest]) -> Vec<Program> {
 /// Runs guests on the CPU, one after the other.
 fn alone(guests: &[Guest]) -> Vec<Fate> {
     struct Consoles(Vec<Vec<u8>>);
-    impl pxvm::bare::Output for Consoles {
+    impl pxvm::bare::Console for Consoles {
         fn print(&mut self, vm: u32, text: &[u8]) {
             self.0[vm as usize].extend_from_slice(text);
         }

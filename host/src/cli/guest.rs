@@ -60,6 +60,9 @@ pub struct GuestArgs {
     /// number
     #[arg(long, value_name = "FILE[:OPTION]")]
     pub disk: Option<DiskSpec>,
+    /// Serve guests' semihosting requests: console, exit and time, no files
+    #[arg(long)]
+    pub semihosting: bool,
     /// Its virtio devices.
     #[command(flatten)]
     pub virtio: VirtioArgs,
@@ -93,6 +96,7 @@ impl GuestArgs {
             macs: Macs::Same,
             link: Link::Up,
             virtio: self.virtio.into(),
+            semihosting: self.semihosting,
         }
     }
 }

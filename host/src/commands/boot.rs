@@ -25,7 +25,7 @@ use crate::console::keyboard::{self, Typed};
 use crate::console::log::{Logs, Sink, run_name};
 use crate::console::ready::ReadyPattern;
 use crate::console::screen::Screen;
-use crate::console::terminal::{self, RawMode};
+use crate::console::terminal::{self, OutputMode, RawMode};
 use crate::engine::consoles::Consoles;
 use crate::engine::{
     self, FleetHandle, Inputs, REQUESTS_MAX, Request, RunOutcome, RunSummary, Until,
@@ -435,7 +435,9 @@ impl TerminalUi {
             }
         });
         if self.interactive {
-            self.raw = Some(RawMode::enter().map_err(|e| Error::io("set up the terminal", e))?);
+            self.raw = Some(
+                RawMode::enter(OutputMode::Raw).map_err(|e| Error::io("set up the terminal", e))?,
+            );
         }
         // A fleet of several VMs has no console input; neither has a person at the keyboard of a
         // run with --json.
@@ -486,7 +488,7 @@ mod tests {
             --net tap=p0 --net-mesh --net-subnet 10.9.0.0/16 --net-rate 10M \
             --pcap c.pcapng --pcap-vm 0,3 --publish 4000:80 --publish 5000:22 --publish-http 8080 \
             --net-host-ports 8000,9000-9010 --net-mac each --capacity 80 --dashboard \
-            --listen 127.0.0.1:9000 --token 0123456789abcdef --name lab";
+            --listen 127.0.0.1:9000 --token 0123456789abcdef --name lab --semihosting";
         let boot = boot(&line.split_ascii_whitespace().collect::<Vec<_>>()).unwrap();
         assert_eq!((boot.count, boot.guest.seed), (64, Some(9)));
         assert_eq!(boot.guest.append, "-x");

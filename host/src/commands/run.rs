@@ -1,5 +1,7 @@
 //! `pxvm run`: runs bare-metal programs.
 
+mod input;
+
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -8,8 +10,9 @@ use clap::Args;
 use emu_core::trace::NoTrace;
 use serde::Serialize;
 
+use self::input::ProgramInput;
 use super::{gpu_for, on_cpu, printing};
-use crate::bare::{Bare, End, Hardware, Output};
+use crate::bare::{Bare, Console, End, Hardware, Input};
 use crate::cli::{BackendArgs, Codes, INTERRUPTED, Machine, VirtioArgs, long_help};
 use crate::error::Error;
 use crate::exit::Code;
@@ -23,11 +26,12 @@ use crate::virtio::{self, Virtio};
 const EXAMPLES: &str = "Examples:\n  \
         pxvm run rv32ui-p-add\n  \
         pxvm run a.elf b.elf b.elf --backend cuda --digest\n  \
+        pxvm run prog.elf --semihosting < input\n  \
         pxvm run prog.elf --trace prog.log --max-instructions 1000000\n  \
         pxvm run arch-test.elf --signature out.sig";
 
 const CODES: &Codes = &[
-    (Code::Success, "every program passed"),
+    (Code::Success, "every program passed, or the user left"),
     (Code::Failure, "the GPU failed, a file cannot be written"),
     (Code::Usage, "wrong usage or bad input; nothing was started"),
     (Code::Timeout, "a program did not end within --max-instructions, none failed"),
@@ -41,7 +45,10 @@ const CODES: &Codes = &[
     long_about = "Run bare-metal programs: 32-bit RISC-V ELF files that start in M-mode at their \
         entry points, each in a machine of its own, side by side.\n\nA program ends by \
         writing to its symbol `tohost` (1 for success, 2*n+1 for failure n; HTIF characters are \
-        printed) or to the test finisher at 0x100000.",
+        printed) or to the test finisher at 0x100000, or, with --semihosting, by the exit of its C \
+        library.\n\nA single program has its console here: standard input goes to its UART. On a \
+        terminal every key does, and Ctrl-A x leaves (Ctrl-A h helps). Several programs get no \
+        input.",
     after_help = EXAMPLES,
     after_long_help = long_help(EXAMPLES, CODES)
 )]
@@ -62,9 +69,14 @@ pub struct Run {
     /// Write the words from begin_signature to end_signature, one line each (one program only)
     #[arg(long, value_name = "FILE")]
     pub signature: Option<PathBuf>,
-    /// Stop each program after this many instructions (exit code 3)
-    #[arg(long, value_name = "N", default_value_t = 1_000_000_000)]
-    pub max_instructions: u64,
+    /// Stop each program after this many instructions (exit code 3) [default: 1000000000; none
+    /// while its input is typed]
+    #[arg(long, value_name = "N")]
+    pub max_instructions: Option<u64>,
+    /// Serve semihosting requests, as C libraries for bare-metal programs make them: console, exit
+    /// and time, no files; and newlib's exit, read and write by `ecall`
+    #[arg(long)]
+    pub semihosting: bool,
     /// Where they run.
     #[command(flatten)]
     pub backend: BackendArgs,
@@ -82,6 +94,8 @@ pub struct Run {
     pub virtio: VirtioArgs,
 }
 
+/// Instructions that a program may execute when nobody says how many.
+const INSTRUCTIONS_MAX: u64 = 1_000_000_000;
 /// Longest line that is printed in one piece beside those of other programs.
 const LINE_MAX: usize = 1024;
 /// Output of a program that is kept for the report.
@@ -110,10 +124,10 @@ struct Report {
 
 /// Runs bare-metal programs.
 pub fn run(args: Run) -> Result<Code, Error> {
-    let (kind, memory) = (args.machine.into(), args.memory);
+    let (kind, memory, semihosting) = (args.machine.into(), args.memory, args.semihosting);
     let virtio = Virtio::new(kind, virtio::Guest::Other, &args.virtio.into());
     let virtio = virtio.map_err(AssembleError::from)?;
-    let hardware = Hardware { kind, memory, virtio };
+    let hardware = Hardware { kind, memory, virtio, semihosting };
     let alone = args.programs.len() == 1;
     if !alone && (args.trace.is_some() || args.signature.is_some()) {
         return Err(Error::Usage("--trace and --signature are for one program".into()));
@@ -129,13 +143,19 @@ pub fn run(args: Run) -> Result<Code, Error> {
         }
         Some(gpu) => ("cuda", Bare::new_on(gpu, args.lanes, programs, hardware)?),
     };
-    let mut shown = Shown::new(&args);
+    let input = if alone { Some(ProgramInput::new(args.json)?) } else { None };
+    let max = match args.max_instructions {
+        Some(max) => max,
+        None if input.as_ref().is_some_and(ProgramInput::is_typed) => u64::MAX,
+        None => INSTRUCTIONS_MAX,
+    };
+    let mut shown = Shown::new(&args, input);
     // If the trace file cannot be written, the program continues, and its end is reported first.
     let (ends, traced) = match &args.trace {
-        None => (bare.run(args.max_instructions, &mut NoTrace, &mut shown), Ok(())),
+        None => (bare.run(max, &mut NoTrace, &mut shown), Ok(())),
         Some(path) => {
             let mut log = CommitLog::new(BufWriter::new(create(path)?));
-            let ends = bare.run(args.max_instructions, &mut log, &mut shown);
+            let ends = bare.run(max, &mut log, &mut shown);
             (ends, log.finish().map(drop).map_err(|e| cannot_write(path, e)))
         }
     };
@@ -193,7 +213,7 @@ fn sign(bare: &mut Bare, program: &Path, path: &Path) -> Result<(), Error> {
 fn worst(ends: &[End]) -> Code {
     let all = |good: &[End]| ends.iter().all(|end| good.contains(end));
     match () {
-        () if all(&[End::Passed]) => Code::Success,
+        () if all(&[End::Passed]) || all(&[End::Left]) => Code::Success,
         () if all(&[End::Passed, End::Limit]) => Code::Timeout,
         () => Code::Guest,
     }
@@ -206,12 +226,14 @@ struct Shown {
     alone: bool,
     /// Output of each program: all of it for the report, else the incomplete last line.
     kept: Vec<Vec<u8>>,
+    /// Input of a program that runs alone.
+    input: Option<ProgramInput>,
 }
 
 impl Shown {
-    fn new(args: &Run) -> Self {
+    fn new(args: &Run, input: Option<ProgramInput>) -> Self {
         let count = args.programs.len();
-        Self { json: args.json, alone: count == 1, kept: vec![Vec::new(); count] }
+        Self { json: args.json, alone: count == 1, kept: vec![Vec::new(); count], input }
     }
 
     /// Prints the rest.
@@ -248,7 +270,7 @@ fn out(bytes: &[u8]) {
     let _ = print(bytes);
 }
 
-impl Output for Shown {
+impl Console for Shown {
     fn print(&mut self, vm: u32, text: &[u8]) {
         if self.alone && !self.json {
             return out(text);
@@ -261,6 +283,10 @@ impl Output for Shown {
             kept.extend_from_slice(text);
             self.lines(vm as usize, false);
         }
+    }
+
+    fn read(&mut self, max: usize, waits: bool) -> Input {
+        self.input.as_mut().map_or(Input::Ended, |input| input.read(max, waits))
     }
 }
 

@@ -6,7 +6,7 @@ use std::panic;
 use std::sync::{Mutex, Once};
 
 use rustix::process::getpgrp;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
 use crate::sync::lock;
 
@@ -23,12 +23,22 @@ static MODES: Mutex<Option<Modes>> = Mutex::new(None);
 #[derive(Debug)]
 pub struct RawMode(());
 
+/// What a terminal in raw mode does to output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OutputMode {
+    /// Nothing: the guest has a terminal driver.
+    Raw,
+    /// A line feed begins a line, as bare-metal programs expect of a terminal.
+    Lines,
+}
+
 impl RawMode {
     /// Switches the terminal on standard input to raw mode.
-    pub fn enter() -> io::Result<Self> {
+    pub fn enter(output: OutputMode) -> io::Result<Self> {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.make_raw();
+        raw.output_modes.set(OutputModes::OPOST, output == OutputMode::Lines);
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let next = panic::take_hook();

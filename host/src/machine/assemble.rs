@@ -62,6 +62,8 @@ pub struct GuestOptions {
     pub link: Link,
     /// How guests find their virtio devices, where the user chooses that.
     pub virtio: virtio::Choice,
+    /// Whether guests' semihosting requests are served.
+    pub semihosting: bool,
 }
 
 impl GuestOptions {
@@ -94,6 +96,7 @@ impl Default for GuestOptions {
             macs: Macs::Same,
             link: Link::Up,
             virtio: virtio::Choice::default(),
+            semihosting: false,
         }
     }
 }
@@ -212,6 +215,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         macs: options.macs,
         link: options.link,
         virtio,
+        semihosting: options.semihosting,
         entries: Vec::new(),
     })
 }

@@ -8,6 +8,7 @@ use emu_core::chacha::ChaCha;
 use emu_core::dev::virtio::{blk::Blk, net::Net, rng::Rng};
 use emu_core::layout::MachineKind;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
+use emu_core::semihosting::Semihosting;
 
 use super::cmdline::bootargs;
 use super::plan::{self, Mode};
@@ -50,6 +51,8 @@ pub struct Fleet {
     pub link: Link,
     /// How guests find their virtio devices.
     pub virtio: Virtio,
+    /// Whether guests' semihosting requests are served.
+    pub semihosting: bool,
     /// Entry point of each VM, with the row of the same index in the base image. Empty when all VMs
     /// run the same program: they then have row 0 and the plan's entry.
     pub entries: Vec<u32>,
@@ -164,6 +167,7 @@ impl Fleet {
             macs: Macs::Each,
             link: Link::Up,
             virtio,
+            semihosting: false,
             entries,
         }
     }
@@ -206,6 +210,7 @@ impl Fleet {
             Ok(now) if self.host_time => now.as_nanos() as u64,
             _ => FIXED_EPOCH_NS,
         };
+        state.platform.semihosting = Semihosting::new(self.semihosting);
         let virtio = &mut state.platform.dev.virtio;
         virtio.net = Net::new(self.macs.of(vm));
         virtio.net.set_link(self.link == Link::Up);
@@ -300,6 +305,7 @@ mod tests {
             macs: Macs::Same,
             link: Link::Up,
             virtio: Virtio::LINUX,
+            semihosting: false,
             entries: Vec::new(),
         }
     }

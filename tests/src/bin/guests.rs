@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::{env, fs, io};
 
-use pxvm_tests::guests::{Guest, good, hostile, quiet, with_disk};
+use pxvm_tests::guests::{Guest, good, hostile, quiet, semihosting, with_disk};
 
 fn write(folder: &Path, guests: &[Guest]) -> io::Result<()> {
     fs::create_dir_all(folder)?;
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         ("hostile", hostile()),
         ("quiet", vec![quiet()]),
         ("disk", with_disk()),
+        ("semihosting", vec![semihosting()]),
     ];
     match all.iter().try_for_each(|(name, guests)| write(&folder.join(name), guests)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,23 +1,28 @@
 //! A bare fleet: a few VMs on a device that run bare-metal programs, launch by launch, without
-//! consoles, timers or network of the host.
+//! timers or network of the host.
 
 use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::clock::Now;
+use emu_device::protocol::inbox::{Offer, Writer};
 use emu_device::protocol::launch::{Entry, SLICE, WAKE};
 use emu_device::protocol::outbox::{Body, messages};
 
 use super::error::CudaError;
-use super::fleet::{DeviceFleet, LaunchArgs, Start};
+use super::fleet::{DeviceFleet, INBOX, LaunchArgs, Start};
 use super::gpu::Gpu;
 use super::packing;
+use super::slot::InputQueue;
 use crate::backend::BackendError;
 use crate::machine::Fleet;
+use crate::net::Packet;
 
 /// A bare fleet on a device.
 pub struct BareFleet {
     device: DeviceFleet,
     ram_base: u64,
     vms_per_warp: Option<u32>,
+    /// Console input of each VM that has not been read.
+    input: Vec<InputQueue<u8>>,
 }
 
 impl BareFleet {
@@ -32,7 +37,8 @@ impl BareFleet {
             .map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) })
             .collect();
         device.start(&starts)?;
-        Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), vms_per_warp })
+        let input = (0..fleet.count).map(|_| InputQueue::default()).collect();
+        Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), vms_per_warp, input })
     }
 
     /// Runs each of `vms`, which are in order, to its next multiple of `slice` instructions, under
@@ -43,7 +49,11 @@ impl BareFleet {
         vms: &[u32],
         slice: u32,
     ) -> Result<Vec<(Exit, Vec<u8>)>, CudaError> {
-        let active: Vec<Entry> = vms.iter().map(|&vm| Entry { vm: vm | WAKE, inbox: 0 }).collect();
+        let mut inbox = Writer::new(INBOX);
+        let active: Vec<Entry> = vms
+            .iter()
+            .map(|&vm| Entry { vm: vm | WAKE, inbox: self.offer(vm, &mut inbox) })
+            .collect();
         let vms_per_warp = self.vms_per_warp.unwrap_or_else(|| {
             packing::vms_per_warp(vms.len() as u32, self.device.multiprocessors())
         });
@@ -51,7 +61,7 @@ impl BareFleet {
         let slice = slice.min(SLICE);
         let args = LaunchArgs {
             active: &active,
-            inbox: &[],
+            inbox: inbox.bytes(),
             slices: 1,
             slice,
             now,
@@ -70,7 +80,9 @@ impl BareFleet {
                 match message.body {
                     Body::Console(bytes) => printed.extend_from_slice(bytes),
                     Body::Exit(how, _) => *exit = how,
-                    Body::Packet(_) | Body::Taken(_) | Body::TrapLoop(_) => {}
+                    Body::Taken(record) => self.input[message.vm as usize]
+                        .acknowledge(record.taken.console, record.offered.console),
+                    Body::Packet(_) | Body::TrapLoop(_) => {}
                 }
             }
             if !result.full {
@@ -79,6 +91,31 @@ impl BareFleet {
             // A launch without slices reports what the log had no room for.
             self.device.submit(&LaunchArgs { slices: 0, ..args })?;
         }
+    }
+
+    /// Adds a VM's input to the inbox of a launch. Returns where it is there.
+    fn offer(&self, vm: u32, inbox: &mut Writer) -> u32 {
+        let InputQueue { queue, at, .. } = &self.input[vm as usize];
+        if queue.is_empty() {
+            return 0;
+        }
+        let packets: (&[Packet], &[Packet]) = (&[], &[]);
+        inbox.add(&Offer { console_at: *at, console: queue.as_slices(), packets_at: 0, packets })
+    }
+
+    /// Queues console input for a VM.
+    pub fn queue_input(&mut self, vm: u32, bytes: &[u8]) {
+        self.input[vm as usize].queue.extend(bytes);
+    }
+
+    /// Returns how many bytes of console input the VM has not read.
+    pub fn input_waiting(&self, vm: u32) -> usize {
+        self.input[vm as usize].queue.len()
+    }
+
+    /// Whether console input may wake a VM that is idle.
+    pub fn wants_input(&mut self, vm: u32) -> Result<bool, CudaError> {
+        Ok(self.device.vm(vm)?.wants_input())
     }
 
     /// Returns how many instructions each VM has retired.

@@ -27,8 +27,8 @@ use crate::machine::BaseImage;
 const OUTBOX_EACH: usize = 1 << 10;
 const OUTBOX_MIN: usize = 1 << 20;
 const OUTBOX_MAX: usize = 32 << 20;
-/// Size of the inbox (input of a launch), in bytes.
-const INBOX: usize = 1 << 20;
+/// Size of the inbox (input of a launch, all VMs together), in bytes.
+pub const INBOX: usize = 1 << 20;
 
 /// Arguments of a launch.
 pub struct LaunchArgs<'a> {

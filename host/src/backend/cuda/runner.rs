@@ -23,7 +23,7 @@ use emu_device::protocol::inbox::Writer;
 use emu_device::protocol::launch::Entry;
 
 use super::error::CudaError;
-use super::fleet::{Completed, DeviceFleet};
+use super::fleet::{Completed, DeviceFleet, INBOX};
 use super::pacer::LaunchPacer;
 use super::slot::VmSlot;
 use super::{Request, Shared};
@@ -37,8 +37,6 @@ use crate::sync::lock;
 const FIRST_IPS: u64 = 5_000_000;
 /// How long launches stay short after a packet.
 const SHORT_AFTER_PACKET: Duration = Duration::from_millis(50);
-/// Bytes of input in one launch, all VMs together.
-const INBOX: usize = 1 << 20;
 
 /// State of the launch loop of one fleet.
 pub struct Runner {

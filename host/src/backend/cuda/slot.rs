@@ -33,10 +33,10 @@ pub struct VmSlot {
 
 /// Input of one kind. It is kept until the VM has taken it.
 #[derive(Debug)]
-struct InputQueue<T> {
-    queue: VecDeque<T>,
+pub(super) struct InputQueue<T> {
+    pub queue: VecDeque<T>,
     /// Sequence number of the first of `queue`.
-    at: u32,
+    pub at: u32,
     /// Whether the VM was offered all of `queue` and took nothing.
     refused: bool,
 }
@@ -50,7 +50,7 @@ impl<T> Default for InputQueue<T> {
 impl<T> InputQueue<T> {
     /// Handles that the VM has taken input up to sequence number `taken`, and was offered it up to
     /// `offered`.
-    fn acknowledge(&mut self, taken: u32, offered: u32) {
+    pub fn acknowledge(&mut self, taken: u32, offered: u32) {
         let n = (taken.wrapping_sub(self.at) as usize).min(self.queue.len());
         self.queue.drain(..n);
         self.at = self.at.wrapping_add(n as u32);

@@ -12,7 +12,7 @@ use crate::client::block_on;
 use crate::commands::printing;
 use crate::console::escape::{self, Action};
 use crate::console::keyboard::{self, Typed};
-use crate::console::terminal::{self, RawMode};
+use crate::console::terminal::{self, OutputMode, RawMode};
 use crate::error::Error;
 use crate::exit::{self, Code, sentence};
 use crate::signals;
@@ -53,7 +53,7 @@ pub fn console(args: Console) -> Result<Code, Error> {
     signals::on_interrupt(move || {
         let _ = on_signal.try_send(Code::Interrupted);
     });
-    let raw = interactive.then(RawMode::enter).transpose();
+    let raw = interactive.then(|| RawMode::enter(OutputMode::Raw)).transpose();
     let raw = raw.map_err(|e| Error::io("set up the terminal", e))?;
     let act = move |action| match action {
         Action::Leave => {
