@@ -141,7 +141,7 @@ const ROWS: &[Row] = &[
     ("a privileged instruction of an extension that this machine lacks", |c| {
         c.is_illegal() && c.opcode() == SYSTEM
     }),
-    ("a breakpoint: a failed assertion of the program, or semihosting", |c| {
+    ("a breakpoint: a failed assertion, or semihosting without --semihosting", |c| {
         c.cause == cause::BREAKPOINT
     }),
     (
