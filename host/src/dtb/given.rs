@@ -349,7 +349,7 @@ mod tests {
     fn limits_are_named() {
         let with = |change: &dyn Fn(&mut DeviceTreeNode)| changed(change);
         let file = refused(&padded(&with(&|_| ()), FILE_MAX + 1));
-        assert!(file.ends_with("the limit is 2 MiB"), "{file}");
+        assert!(file.ends_with("the limit is 2097152"), "{file}");
         let large = refused(&with(&|root| set(root, "x", vec![0u8; BLOB_MAX])));
         assert!(large.ends_with("the limit is 65536"), "{large}");
         let many = refused(&with(&|root| {

@@ -16,7 +16,6 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node, Property, ToPropertyValue};
 use emu_core::layout::MachineKind;
 
-use crate::units::Size;
 use crate::virtio::Slots;
 
 /// Largest tree that is accepted, in bytes without padding.
@@ -37,7 +36,7 @@ pub enum TreeError {
     #[error("the device tree is no valid blob")]
     Blob(#[source] dtoolkit::error::FdtParseError),
     /// The file is larger than [`FILE_MAX`].
-    #[error("the device tree's file has {}, the limit is {}", Size(*.0 as u64), Size(FILE_MAX as u64))]
+    #[error("the device tree's file has {0} bytes, the limit is {FILE_MAX}")]
     FileTooLarge(usize),
     /// The tree is larger than [`BLOB_MAX`].
     #[error("the device tree has {0} bytes without padding, the limit is {BLOB_MAX}")]

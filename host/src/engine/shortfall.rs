@@ -96,13 +96,11 @@ impl Shortfall {
     }
 }
 
-/// Returns the last lines of console output.
+/// Returns the last lines of console output that are not empty.
 fn ending(output: &[u8]) -> Vec<String> {
-    let output = output.trim_ascii();
-    if output.is_empty() {
-        return Vec::new();
-    }
+    let output = output.trim_ascii_end();
     let mut lines = plain::lines(&output[output.len().saturating_sub(SHOWN_MAX)..]);
+    lines.retain(|line| !line.is_empty());
     lines.drain(..lines.len().saturating_sub(LINES_MAX));
     lines
 }
@@ -134,7 +132,7 @@ mod tests {
         let consoles = Consoles::new(6);
         consoles.write(1, b"something else\n");
         for vm in 2..6 {
-            consoles.write(vm, &b"long ago\n".repeat(1000));
+            consoles.write(vm, &b"long ago\r\n\r\n".repeat(1000));
             consoles.write(vm, format!("[{vm}.5] \x1b[31mKernel panic on vm{vm}\r\n").as_bytes());
         }
         let message = timed_out(6).message(&consoles, false, "");
