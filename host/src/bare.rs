@@ -15,6 +15,7 @@ use crate::backend::cuda::CudaError;
 use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::fingerprint::fingerprint;
+use crate::backend::images::Images;
 use crate::backend::trap_loop::TrapLoop;
 use crate::backend::{BackendError, Reason};
 use crate::error::Error;
@@ -275,9 +276,9 @@ impl Bare {
         let context = WorkerContext::new()?;
         // A frame for every page, up to the host's free memory.
         let most = host::memory_available().0 / u64::from(FRAME_SIZE);
-        let frames = (u64::from(base.ram_pages()) * u64::from(fleet.count)).min(most);
+        let frames = fleet.private_frames().min(most);
         let frames = frames.min(u64::from(u32::MAX) / 2) as u32;
-        let arena = Arc::new(HostArena::new(base, frames)?);
+        let arena = Arc::new(HostArena::new(base, Images::default(), frames)?);
         let guest = |vm| match Guest::new(&arena, base, fleet.stage(vm, 0), &context) {
             Ok(guest) => Ok((guest, CpuPort::default())),
             Err(_) => Err(Error::Usage("no memory for the program".into())),

@@ -5,7 +5,7 @@ mod common;
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
@@ -109,6 +109,44 @@ mod tests {
             let padded = [&bytes[..], &vec![0; sectors * 512 - len]].concat();
             assert!(console.contains(&format!("sum: {}", md5(&padded))), "{len}: {console}");
         }
+    }
+
+    /// Script that reads the last page of a disk of 20 GB, and writes it and reads it again.
+    const FAR: &str = "last='bs=4096 count=1 if=/dev/vda skip=5242879'\n\
+        echo far: $(dd $last 2>/dev/null | head -c 15)\n\
+        echo 'not what was there' | dd of=/dev/vda bs=4096 seek=5242879 2>/dev/null\n\
+        sync\necho 3 > /proc/sys/vm/drop_caches\n\
+        echo now: $(dd $last 2>/dev/null | head -c 18)";
+
+    #[test]
+    fn a_sparse_disk_of_20_gb_is_read_where_guests_read_it() {
+        if !has_image() {
+            return;
+        }
+        let folder = Folder::new();
+        let path = folder.file("disk", b"");
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(20 << 30).unwrap();
+        file.write_all_at(b"the far end, it is", (20 << 30) - 4096).unwrap();
+        let script = format!("mount -t proc proc /proc\n{FAR}");
+        let console = says(&path, &script);
+        assert!(console.contains("far: the far end, it"), "{console}");
+        assert!(console.contains("now: not what was there"), "{console}");
+        // What it wrote was its own, but for one that writes back.
+        let mut end = [0; 3];
+        file_at(&path, &mut end);
+        assert_eq!(&end, b"the");
+        let mut back = path.clone().into_os_string();
+        back.push(":rw");
+        let console = says(Path::new(&back), &script);
+        assert!(console.contains("now: not what was there"), "{console}");
+        file_at(&path, &mut end);
+        assert_eq!(&end, b"not");
+    }
+
+    /// Reads the beginning of the last page of a disk of 20 GB.
+    fn file_at(path: &Path, bytes: &mut [u8]) {
+        fs::File::open(path).unwrap().read_exact_at(bytes, (20 << 30) - 4096).unwrap();
     }
 
     #[test]

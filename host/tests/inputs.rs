@@ -94,8 +94,7 @@ mod tests {
         let segment = plan.contents.iter_mut().find(|s| s.addr == at).expect("its place");
         (segment.bytes, segment.size) = (bytes.to_vec(), bytes.len() as u32);
         plan.initrd = Some(at..at + bytes.len() as u32);
-        fleet.base =
-            BaseImage::new(plan.kind.map().ram_base, plan.memory, &plan.contents, None, None);
+        fleet.base = BaseImage::new(plan.kind.map().ram_base, plan.memory, &plan.contents, None);
 
         let settings = Settings {
             started: 1,

@@ -299,7 +299,7 @@ impl Fleet {
     }
 
     fn machine(&self) -> TestMachine {
-        let space = Space::new(&self.frames, self.table.clone(), Vec::new());
+        let space = Space::new(&self.frames, self.table.clone());
         let mut m = TestMachine::with_space(space);
         m.vm.boot_supervisor(RAM, 0, self.tree_at);
         m.vm.platform.dev.virtio.net = Net::new([2, 0, 0, 0, 0, 1]);

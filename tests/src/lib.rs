@@ -4,6 +4,7 @@
 //! The tests themselves are in `tests/`, the benchmarks in `benches/`.
 
 pub mod asm;
+pub mod disk;
 pub mod elf;
 pub mod fuzz;
 pub mod guests;

@@ -122,10 +122,10 @@ impl TestMachine {
     /// The same with the arena's shared frames that `rom` names as a ROM.
     pub fn with_rom(frames: &Rc<Frames>, mut pages: Vec<u32>, rom: Vec<u32>) -> Self {
         pages.resize(PAGES as usize, 0);
-        Self::with_space(Space::with_rom(frames, pages, rom, Vec::new()))
+        Self::with_space(Space::with_rom(frames, pages, rom))
     }
 
-    /// Makes a machine as [`TestMachine::new`] does, with the given memory and disk.
+    /// Makes a machine as [`TestMachine::new`] does, with the given memory.
     pub fn with_space(space: Space) -> Self {
         let mut vm = Vm::new(MachineKind::Virt);
         vm.boot_machine(RAM, 0, 0);

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 
+use emu_core::dev::virtio::driver::MockDisk;
 use emu_core::mem::FRAME_SIZE;
 use emu_device::memory::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
 
@@ -83,19 +84,19 @@ pub struct Space {
     frames: Rc<Frames>,
     table: Vec<u32>,
     rom: Vec<u32>,
-    disk: Vec<u32>,
+    disk: MockDisk,
     code: Box<CodeCache>,
 }
 
 impl Space {
-    /// Memory whose page `i` is the arena's shared frame `table[i]`, and a disk likewise.
-    pub fn new(frames: &Rc<Frames>, table: Vec<u32>, disk: Vec<u32>) -> Self {
-        Self::with_rom(frames, table, Vec::new(), disk)
+    /// Memory whose page `i` is the arena's shared frame `table[i]`.
+    pub fn new(frames: &Rc<Frames>, table: Vec<u32>) -> Self {
+        Self::with_rom(frames, table, Vec::new())
     }
 
     /// The same with a ROM.
-    pub fn with_rom(frames: &Rc<Frames>, table: Vec<u32>, rom: Vec<u32>, disk: Vec<u32>) -> Self {
-        assert!(table.iter().chain(&disk).all(|&f| f < frames.shared), "not a shared frame");
+    pub fn with_rom(frames: &Rc<Frames>, table: Vec<u32>, rom: Vec<u32>) -> Self {
+        assert!(table.iter().all(|&f| f < frames.shared), "not a shared frame");
         // SAFETY: a `CodeCache` is integers, and all zero is its empty state; the memory comes from
         // the allocator with its layout, which is what `Box` gives back.
         let code = unsafe {
@@ -106,7 +107,7 @@ impl Space {
             }
             Box::from_raw(code)
         };
-        Self { frames: Rc::clone(frames), table, rom, disk, code }
+        Self { frames: Rc::clone(frames), table, rom, disk: MockDisk::default(), code }
     }
 
     /// The arena.
@@ -119,23 +120,21 @@ impl Space {
     /// A VM that runs on it must not have run on another [`Space`], because it caches frames.
     pub fn with<R>(
         &mut self,
-        f: impl FnOnce(&mut FrameRam<'_, Pool<'_>>, &mut FrameMemory<'_, Pool<'_>>) -> R,
+        f: impl FnOnce(&mut FrameRam<'_, Pool<'_>>, &mut MockDisk) -> R,
     ) -> R {
         let arena = self.frames.arena();
         // SAFETY: `table` has frames that `new` checked and frames from the pool, which gives each
-        // to one table only. The same holds for `disk`.
+        // to one table only.
         let memory = unsafe { FrameMemory::new(arena, &mut self.table, Pool(&self.frames)) };
-        // SAFETY: as above.
-        let mut disk = unsafe { FrameMemory::new(arena, &mut self.disk, Pool(&self.frames)) };
         let mut ram = FrameRam::new(memory, &self.rom, &self.frames.code, &mut self.code);
-        f(&mut ram, &mut disk)
+        f(&mut ram, &mut self.disk)
     }
 }
 
 impl Drop for Space {
     fn drop(&mut self) {
         let shared = self.frames.shared;
-        let private = self.table.iter().chain(&self.disk).filter(|&&frame| frame >= shared);
+        let private = self.table.iter().filter(|&&frame| frame >= shared);
         self.frames.free.borrow_mut().extend(private);
     }
 }

@@ -180,7 +180,7 @@ fn good_guests_are_served_the_same_beside_hostile_ones_by_both_backends() {
     let fleet = fleet(&beside_hostile());
     let count = fleet.count;
     let gpu = Box::new(Emulated::new(GPU_MEMORY));
-    let device = DeviceFleet::new(gpu, &fleet.base, count).expect("room for all");
+    let device = DeviceFleet::new(gpu, &fleet).expect("room for all");
     let options = Options { device: 0, vms_per_warp: Some(32) };
     let backend = CudaBackend::start(device, fleet, settings.clone(), options).expect("it starts");
     assert_eq!(expected, heard(&backend, count));

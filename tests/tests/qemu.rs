@@ -19,7 +19,7 @@ fn run_ours(image: &Image) -> Vec<u8> {
         image.bytes.chunks(4096).map(|p| p.try_into().expect("a page")).collect();
     let frames = Frames::new(&pages, pages.len() as u32);
     let table = (1..=pages.len() as u32).collect();
-    let mut m = TestMachine::with_space(Space::new(&frames, table, Vec::new()));
+    let mut m = TestMachine::with_space(Space::new(&frames, table));
     for _ in 0..100 {
         let exit = m.run(1_000_000);
         match exit.code {

@@ -60,7 +60,7 @@ fn in_warps(guests: &[Guest], simulator: &Simulator, ends: impl Fn(usize) -> boo
     let payloads = programs(guests).into_iter().map(|program| program.payload).collect();
     let fleet = Fleet::several(MachineKind::Virt, MEMORY, payloads).expect("they fit");
     let gpu = Box::new(Emulated::with_warps(GPU_MEMORY, simulator.clone()));
-    let mut device = DeviceFleet::new(gpu, &fleet.base, fleet.count).expect("room for all");
+    let mut device = DeviceFleet::new(gpu, &fleet).expect("room for all");
     let starts: Vec<Start> =
         (0..fleet.count).map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) }).collect();
     device.start(&starts).expect("the device works");

@@ -16,8 +16,8 @@ pub unsafe fn digest(launch: &Launch, index: u32, part: u32, parts: u32) {
     unsafe {
         let id = (*launch.active.ptr().add(index as usize)).vm & !WAKE;
         let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
-        let (ram, _) = row(launch, id);
-        let memory = FrameMemory::new(arena, ram, DeviceFrames(&(*launch.control.ptr()).free));
+        let memory =
+            FrameMemory::new(arena, row(launch, id), DeviceFrames(&(*launch.control.ptr()).free));
         let sum = private_pages(&memory, part, parts);
         (*launch.digests.ptr().add(index as usize)).fetch_add(sum, Ordering::Relaxed);
     }

@@ -18,14 +18,18 @@ pub unsafe fn release(launch: &Launch, index: u32) {
     unsafe {
         let id = (*launch.active.ptr().add(index as usize)).vm & !WAKE;
         let free = &(*launch.control.ptr()).free;
-        let (ram, disk) = row(launch, id);
-        for entry in ram.iter_mut().chain(disk) {
+        let give = |frame| {
+            let at = free.top.fetch_add(1, Ordering::Relaxed);
+            *free.returned.ptr().add(at as usize) = frame;
+        };
+        for entry in row(launch, id) {
             if *entry >= launch.shared {
-                let at = free.top.fetch_add(1, Ordering::Relaxed);
-                *free.returned.ptr().add(at as usize) = *entry;
+                give(*entry);
             }
             *entry = 0;
         }
+        let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
+        (*launch.disks.ptr().add(id as usize)).release(arena, give);
         (*launch.private_code.ptr().add(id as usize)).clear();
     }
 }
@@ -42,11 +46,10 @@ pub unsafe fn start(launch: &Launch, index: u32) {
         let id = staged.id;
         let control = &*launch.control.ptr();
         let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
-        let (ram, disk) = row(launch, id);
-        let width = ram.len() + disk.len();
-        let base = launch.base.ptr().add(staged.row as usize * width);
+        let ram = row(launch, id);
+        let base = launch.base.ptr().add(staged.row as usize * ram.len());
         copy(base, ram.as_mut_ptr(), ram.len());
-        copy(base.add(ram.len()), disk.as_mut_ptr(), disk.len());
+        *launch.disks.ptr().add(id as usize) = staged.disk;
         let mut memory = FrameMemory::new(arena, ram, DeviceFrames(&control.free));
         let state = &mut *launch.ports.ptr().add(id as usize);
         *state = PortState::new(staged.origin);

@@ -4,7 +4,7 @@
 use super::layout::{Contiguous, FrameLayout};
 use super::words::{BATCH, fill_zero};
 use core::marker::PhantomData;
-use emu_core::mem::{FRAME_SIZE, Frame, RawFrames};
+use emu_core::mem::{FRAME_SIZE, Frame, RawFrames, chunks};
 
 /// The memory that holds all frames of a fleet.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +86,41 @@ impl<L: FrameLayout> Arena<L> {
             // SAFETY: a chunk of the frame is contiguous and aligned to its size.
             unsafe { fill_zero(start.add(L::distance(at)).cast(), L::CHUNK as usize / 8) }
         }
+    }
+
+    /// Returns the bytes of `offset..offset + len` of a frame, in chunks with their position in that
+    /// range.
+    ///
+    /// # Safety
+    /// Nobody writes the frame as long as the chunks are used.
+    #[inline(always)]
+    pub(super) unsafe fn chunks<'a>(
+        self,
+        frame: Frame,
+        offset: u32,
+        len: u32,
+    ) -> impl Iterator<Item = (u32, &'a [u8])> {
+        chunks(L::CHUNK, offset, len).map(move |(at, len)| {
+            // SAFETY: a chunk of a frame of the arena is contiguous; the rest is the caller's.
+            (at, unsafe { core::slice::from_raw_parts(self.at(frame, offset + at), len) })
+        })
+    }
+
+    /// Returns chunks like [`Arena::chunks`], to be written.
+    ///
+    /// # Safety
+    /// The frame is private, and nobody else uses it as long as the chunks are used.
+    #[inline(always)]
+    pub(super) unsafe fn chunks_mut<'a>(
+        self,
+        frame: Frame,
+        offset: u32,
+        len: u32,
+    ) -> impl Iterator<Item = (u32, &'a mut [u8])> {
+        chunks(L::CHUNK, offset, len).map(move |(at, len)| {
+            // SAFETY: as `chunks`; chunks do not overlap.
+            (at, unsafe { core::slice::from_raw_parts_mut(self.at(frame, offset + at), len) })
+        })
     }
 
     #[inline(always)]

@@ -2,8 +2,7 @@
 
 use super::arena::Arena;
 use super::layout::{Contiguous, FrameLayout};
-use emu_core::disk::{Disk, DiskError};
-use emu_core::mem::{FRAME_SIZE, Frame, Memory, NoFrame, RawFrames, chunks};
+use emu_core::mem::{Frame, Memory, NoFrame, RawFrames};
 
 /// A source of free frames, from which VMs get their private ones.
 pub trait FrameSource {
@@ -94,11 +93,9 @@ impl<S: FrameSource, L: FrameLayout> Memory for FrameMemory<'_, S, L> {
     }
 
     fn read_chunks(&self, frame: Frame, offset: u32, len: u32, mut f: impl FnMut(u32, &[u8])) {
-        for (at, chunk) in chunks(L::CHUNK, offset, len) {
-            let start = self.arena.at(frame, offset + at);
-            // SAFETY: a chunk of a frame of the arena. This VM cannot write it while `self` is
-            // borrowed, and no other VM ever does.
-            f(at, unsafe { core::slice::from_raw_parts(start, chunk) });
+        // SAFETY: this VM cannot write the frame while `self` is borrowed, and no other VM ever does.
+        for (at, chunk) in unsafe { self.arena.chunks(frame, offset, len) } {
+            f(at, chunk);
         }
     }
 
@@ -112,49 +109,10 @@ impl<S: FrameSource, L: FrameLayout> Memory for FrameMemory<'_, S, L> {
         if !self.is_private(frame) {
             return;
         }
-        for (at, chunk) in chunks(L::CHUNK, offset, len) {
-            let start = self.arena.at(frame, offset + at);
-            // SAFETY: a chunk of a private frame, reachable through `self` alone, which is
-            // borrowed.
-            f(at, unsafe { core::slice::from_raw_parts_mut(start, chunk) });
+        // SAFETY: the frame is private and reachable through `self` alone, which is borrowed.
+        for (at, chunk) in unsafe { self.arena.chunks_mut(frame, offset, len) } {
+            f(at, chunk);
         }
-    }
-}
-
-/// A disk whose pages are all loaded.
-impl<S: FrameSource, L: FrameLayout> Disk for FrameMemory<'_, S, L> {
-    fn read(&mut self, page: u32, offset: u32, to: &mut [u8]) -> Result<(), DiskError> {
-        let frame = self.frame(page).ok_or(DiskError::Failed)?;
-        self.read_chunks(frame, offset, to.len() as u32, |at, chunk| {
-            for (to, from) in to.iter_mut().skip(at as usize).zip(chunk) {
-                *to = *from;
-            }
-        });
-        Ok(())
-    }
-
-    fn write(&mut self, page: u32, offset: u32, from: &[u8], _: bool) -> Result<(), DiskError> {
-        self.frame(page).ok_or(DiskError::Failed)?;
-        let frame = self.make_private(page).map_err(|NoFrame| DiskError::NoFrame)?;
-        self.write_chunks(frame, offset, from.len() as u32, |at, chunk| {
-            for (to, from) in chunk.iter_mut().zip(from.iter().skip(at as usize)) {
-                *to = *from;
-            }
-        });
-        Ok(())
-    }
-
-    fn zero(&mut self, page: u32) -> Result<(), DiskError> {
-        const ZEROS: [u8; 64] = [0; 64];
-        (0..FRAME_SIZE).step_by(64).try_for_each(|at| self.write(page, at, &ZEROS, true))
-    }
-
-    fn discard(&mut self, _: u32) -> u32 {
-        u32::MAX
-    }
-
-    fn flush(&mut self) -> Result<(), DiskError> {
-        Ok(())
     }
 }
 

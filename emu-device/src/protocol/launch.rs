@@ -3,7 +3,7 @@
 
 use super::outbox::Outbox;
 use super::port::PortState;
-use crate::memory::{CodeCache, CodePage};
+use crate::memory::{CodeCache, CodePage, Line, OwnPages};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -91,8 +91,8 @@ pub struct Launch {
     pub ticks: u64,
     /// Pages of RAM per VM.
     pub pages: u32,
-    /// Pages of disk per VM. They follow those of RAM in the VM's row of `tables`.
-    pub disk_pages: u32,
+    /// Lines in the cache of disk images; zero without disks.
+    pub cache_lines: u32,
     /// Frames in the arena.
     pub frames: u32,
     /// Shared frames in the arena.
@@ -123,6 +123,12 @@ pub struct Launch {
     pub base: At<u32>,
     /// The frames of the ROM, all shared.
     pub rom: At<u32>,
+    /// What each VM has of its disk.
+    pub disks: At<OwnPages>,
+    /// What is in the lines of the cache of disk images.
+    pub cache: At<Line>,
+    /// The bytes of these lines.
+    pub cache_bytes: At<u8>,
     /// All VMs' ports.
     pub ports: At<PortState>,
     /// What all VMs of a launch share and update: log, counters and free frames.
@@ -211,6 +217,10 @@ pub struct StagedVm {
     pub page_count: u32,
     /// Fleet time that is zero for this VM.
     pub origin: u64,
+    /// What the VM has of its disk.
+    pub disk: OwnPages,
+    /// Keeps what follows aligned.
+    pub reserved: u32,
     /// The VM's state, without any cached translation.
     pub vm: Vm,
 }

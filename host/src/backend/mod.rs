@@ -7,8 +7,11 @@
 pub mod clock;
 pub mod cpu;
 pub mod cuda;
+#[cfg(test)]
+mod disk_tests;
 pub mod fingerprint;
 mod guess;
+pub mod images;
 mod inspect;
 pub mod life;
 pub mod lockstep;
@@ -257,6 +260,12 @@ pub enum BackendError {
     /// The host refused to reserve address space for guest memory.
     #[error("cannot reserve {0} of address space for guest memory")]
     Reserve(Size, #[source] io::Error),
+    /// Guests cannot write to disk images there.
+    #[error(
+        "a disk that guests write back to needs `--backend cpu`: on a GPU, what they write stays \
+         with them and ends with them"
+    )]
+    WriteBack,
     /// The backend ended although nobody stopped it.
     #[error("the backend ended by itself")]
     Ended,
@@ -269,7 +278,7 @@ impl BackendError {
     /// Whether the user requested something impossible.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::TooMany { .. } => true,
+            Self::TooMany { .. } | Self::WriteBack => true,
             Self::Cuda(error) => error.is_usage(),
             _ => false,
         }

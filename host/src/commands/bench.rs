@@ -241,7 +241,7 @@ impl Bencher<'_> {
         let mut first = BareFleet::start(gpu, &program::fleet(1)?, None)?;
         first.run_slice(&[0], 1024).map_err(BackendError::from)?;
         let gpu = first.into_gpu().map_err(BackendError::from)?;
-        let device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
+        let device = DeviceFleet::new(gpu, &fleet)?;
         let options = cuda::Options { device: number, vms_per_warp: packing.0 };
         Ok(PreparedBackend::Cuda(device, options))
     }
@@ -498,7 +498,7 @@ mod tests {
     fn an_emulated_gpu_computes_and_counts_its_launches() {
         let fleet = program::fleet(2).unwrap();
         let gpu = Box::new(Emulated::new(Size::mib(64)));
-        let device = DeviceFleet::new(gpu, &fleet.base, fleet.count).unwrap();
+        let device = DeviceFleet::new(gpu, &fleet).unwrap();
         let options = cuda::Options::default();
         let mut watch =
             start(|| Arc::new(CudaBackend::start(device, fleet, settings(), options).unwrap()));

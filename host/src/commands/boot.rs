@@ -280,7 +280,7 @@ fn prepare(
     }
     let prepared = match gpu {
         Some(gpu) => {
-            let device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
+            let device = DeviceFleet::new(gpu, &fleet)?;
             if lockstep {
                 PreparedBackend::Lockstep(device)
             } else {

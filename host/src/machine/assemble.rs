@@ -190,17 +190,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         tree = format_args!("{:#x}", plan.tree),
         "memory layout"
     );
-    let disk = match (&disks, &options.disk) {
-        (Some(disks), Some(spec)) => Some(disks.contents(&spec.path(0))?),
-        _ => None,
-    };
-    let base = BaseImage::new(
-        kind.map().ram_base,
-        memory,
-        &plan.contents,
-        rom.as_deref(),
-        disk.as_deref(),
-    );
+    let base = BaseImage::new(kind.map().ram_base, memory, &plan.contents, rom.as_deref());
     Ok(Fleet {
         first: 0,
         count: options.count,

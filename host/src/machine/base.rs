@@ -9,42 +9,27 @@ use crate::image::Segment;
 
 const FRAME: usize = FRAME_SIZE as usize;
 
-/// Shared frames of a fleet, and the page of RAM, ROM or disk that each one backs.
+/// Shared frames of a fleet, and the page of RAM or ROM that each one backs.
 #[derive(Clone, Debug, Default)]
 pub struct BaseImage {
     /// Contents of the frames, frame 0 (all zero) first.
     pub frames: Vec<u8>,
-    /// Number of frames of RAM and ROM, frame 0 included; those of the disk follow.
-    pub ram_shared: u32,
     /// Frame of each page of RAM (initial page table); one row per program.
     pub rows: Vec<Vec<u32>>,
     /// Frame of each page of the ROM; empty without a ROM.
     pub rom: Vec<u32>,
-    /// Frame of each page of the disk; empty without a disk.
-    pub disk: Vec<u32>,
 }
 
 impl BaseImage {
-    /// Returns the base image with `contents` in `memory` bytes of RAM from `ram_base` on, `rom`
-    /// and `disk`.
+    /// Returns the base image with `contents` in `memory` bytes of RAM from `ram_base` on, and `rom`.
     ///
     /// Segments must lie in RAM and not overlap; `Plan` guarantees both. Pages that are all zero
     /// share frame 0. Equal pages within kernel and initrd are not merged, because there are few.
-    pub fn new(
-        ram_base: u32,
-        memory: u32,
-        contents: &[Segment],
-        rom: Option<&[u8]>,
-        disk: Option<&[u8]>,
-    ) -> Self {
+    pub fn new(ram_base: u32, memory: u32, contents: &[Segment], rom: Option<&[u8]>) -> Self {
         let mut base = Self { frames: vec![0; FRAME], ..Self::default() };
         base.row(ram_base, memory, contents, |base, page| base.add(page));
         if let Some(rom) = rom {
             base.rom = rom.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
-        }
-        base.ram_shared = base.shared();
-        if let Some(disk) = disk {
-            base.disk = disk.chunks(FRAME).map(|chunk| base.add(chunk)).collect();
         }
         base
     }
@@ -63,18 +48,12 @@ impl BaseImage {
                 *known.entry(page.into()).or_insert_with(|| base.add(page))
             });
         }
-        base.ram_shared = base.shared();
         base
     }
 
     /// Returns the number of pages of RAM.
-    pub fn ram_pages(&self) -> u32 {
-        self.rows.first().map_or(0, |row| row.len() as u32)
-    }
-
-    /// Returns the number of pages of RAM and disk.
     pub fn pages(&self) -> u32 {
-        self.ram_pages() + self.disk.len() as u32
+        self.rows.first().map_or(0, |row| row.len() as u32)
     }
 
     fn row(
@@ -131,15 +110,13 @@ mod tests {
         let contents = [segment(0x8000_0ffe, &[1, 2, 3]), segment(0x8000_3000, &[0; 64])];
         let mut rom = [7; 3 * 4096];
         rom[4096..8192].fill(0);
-        let base = BaseImage::new(0x8000_0000, 5 * 4096, &contents, Some(&rom), Some(&[9; 512]));
+        let base = BaseImage::new(0x8000_0000, 5 * 4096, &contents, Some(&rom));
 
         assert_eq!(base.rows, [[1, 2, 0, 0, 0]]);
         assert_eq!(base.rom, [3, 0, 4]);
-        assert_eq!(base.ram_shared, 5);
-        assert_eq!(base.disk, [5]);
-        assert_eq!(base.shared(), 6);
+        assert_eq!(base.shared(), 5);
         assert_eq!(base.frames[4096 + 0xffe..4096 + 0x1001], [1, 2, 3]);
-        assert_eq!(base.frames.len(), 6 * 4096);
+        assert_eq!(base.frames.len(), 5 * 4096);
     }
 
     #[test]
@@ -148,6 +125,6 @@ mod tests {
         let programs = [[page(0, 1), page(0x1000, 2)], [page(0, 2), page(0x2000, 3)]];
         let base = BaseImage::several(0, 3 * 4096, programs.iter().map(|p| &p[..]));
         assert_eq!(base.rows, [[1, 2, 0], [2, 0, 3]]);
-        assert_eq!((base.shared(), base.ram_shared, base.pages()), (4, 4, 3));
+        assert_eq!((base.shared(), base.pages()), (4, 3));
     }
 }

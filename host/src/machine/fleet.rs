@@ -6,16 +6,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use emu_core::abi::Vm;
 use emu_core::chacha::ChaCha;
 use emu_core::dev::virtio::{blk::Blk, net::Net, rng::Rng};
+use emu_core::disk::PAGE_SIZE;
 use emu_core::layout::MachineKind;
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
 use emu_core::semihosting::Semihosting;
+use emu_device::memory::OwnPages;
 
 use super::cmdline::bootargs;
 use super::plan::{self, Mode};
 use super::{BaseImage, Plan, PlanError};
 use crate::dtb::{Chosen, SEED_WORDS, Template};
 use crate::image::Payload;
-use crate::image::disk::{Disks, SECTOR};
+use crate::image::disk::{Access, Disks, SECTOR};
 use crate::units::Size;
 use crate::virtio::{Guest, Virtio};
 
@@ -65,6 +67,8 @@ pub struct Staged {
     pub row: u32,
     /// State of hart and devices.
     pub vm: Vm,
+    /// What the VM has of its disk.
+    pub disk: OwnPages,
     /// Pages of RAM that are private from the start, with their contents.
     pub pages: Vec<(u32, Box<[u8; FRAME_SIZE as usize]>)>,
 }
@@ -123,7 +127,7 @@ impl Fleet {
         program: Payload,
     ) -> Result<Self, PlanError> {
         let plan = plan::bare(kind, memory, program)?;
-        let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None, None);
+        let base = BaseImage::new(kind.map().ram_base, plan.memory, &plan.contents, None);
         Ok(Self::made_of(count, plan, base, Vec::new()))
     }
 
@@ -149,6 +153,21 @@ impl Fleet {
     /// Returns a part of the fleet: these VMs, with the numbers that they have in the whole.
     pub fn part(&self, vms: Range<u32>) -> Self {
         Self { first: vms.start, count: vms.len() as u32, ..self.clone() }
+    }
+
+    /// Returns the number of pages of a VM's disk, the last of which may not be whole.
+    fn disk_pages(&self, vm: u32) -> u64 {
+        self.disks.as_ref().map_or(0, |disks| disks.size(vm).div_ceil(PAGE_SIZE.into()))
+    }
+
+    /// Returns the most private frames that all VMs together can have.
+    pub fn private_frames(&self) -> u64 {
+        let ram = u64::from(self.base.pages()) * u64::from(self.count);
+        let disk = |vm| match self.disk_pages(vm) {
+            0 => 0,
+            pages => OwnPages::most(pages),
+        };
+        ram.saturating_add((self.first..self.first + self.count).map(disk).sum())
     }
 
     fn made_of(count: u32, plan: Plan, base: BaseImage, entries: Vec<u32>) -> Self {
@@ -215,11 +234,16 @@ impl Fleet {
         virtio.net = Net::new(self.macs.of(vm));
         virtio.net.set_link(self.link == Link::Up);
         virtio.rng = Rng::new(ChaCha::new(self.randomness(vm, earlier, Purpose::Device)));
+        let mut disk = OwnPages::default();
         if let Some(disks) = &self.disks {
             virtio.blk = Blk::new(disks.size(vm) / SECTOR);
+            if disks.access() == Access::ReadOnly {
+                virtio.blk = virtio.blk.clone().read_only();
+            }
+            disk = OwnPages::new(disks.of(vm) as u32, self.disk_pages(vm));
         }
         self.virtio.place(virtio);
-        Staged { row, vm: state, pages: self.own_pages(vm, earlier) }
+        Staged { row, vm: state, disk, pages: self.own_pages(vm, earlier) }
     }
 
     /// Returns the pages with the device tree. They hold nothing else, because `plan` gives it
@@ -289,7 +313,7 @@ mod tests {
             tree_len: Fleet::tree_len(&tree, bootargs(999, None, Root::Initrd, Link::Up, "debug")),
         })
         .unwrap();
-        let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None, None);
+        let base = BaseImage::new(0x8000_0000, 24 << 20, &plan.contents, None);
         let (root, append) = (Root::Initrd, "debug".into());
         Fleet {
             first: 0,

@@ -30,7 +30,7 @@ fn image_machine(image: &Image) -> TestMachine {
         image.bytes.chunks(4096).map(|p| p.try_into().expect("a page")).collect();
     let frames = Frames::new(&pages, pages.len() as u32);
     let table = (1..=pages.len() as u32).collect();
-    TestMachine::with_space(Space::new(&frames, table, Vec::new()))
+    TestMachine::with_space(Space::new(&frames, table))
 }
 
 #[test]

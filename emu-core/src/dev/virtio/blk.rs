@@ -11,6 +11,8 @@ use crate::port::Port;
 const F_SIZE_MAX: u64 = 1 << 1;
 /// VIRTIO_BLK_F_SEG_MAX.
 const F_SEG_MAX: u64 = 1 << 2;
+/// VIRTIO_BLK_F_RO.
+const F_RO: u64 = 1 << 5;
 /// VIRTIO_BLK_F_BLK_SIZE.
 const F_BLK_SIZE: u64 = 1 << 6;
 /// VIRTIO_BLK_F_FLUSH.
@@ -96,6 +98,10 @@ pub struct Blk {
     queues: [Queue; 1],
     /// Configuration: size in sectors of 512 bytes.
     capacity: u64,
+    /// Non-zero when the guest cannot write.
+    read_only: u32,
+    /// Keeps what follows aligned.
+    reserved: u32,
     /// The page that has to be loaded before the device can go on.
     wanted: u32,
     /// How many bytes of the request that waits for it are done. The request goes on from there, so
@@ -103,7 +109,7 @@ pub struct Blk {
     done: u32,
 }
 
-state!(Blk { transport, queues, capacity, wanted, done });
+state!(Blk { transport, queues, capacity, read_only, wanted, done } except { reserved });
 
 impl Blk {
     /// The largest disk, in sectors: its pages have numbers of 32 bits.
@@ -116,6 +122,12 @@ impl Blk {
             capacity,
             ..Self::ABSENT
         }
+    }
+
+    /// Makes the disk one that the guest cannot write.
+    pub const fn read_only(mut self) -> Self {
+        self.read_only = 1;
+        self
     }
 }
 
@@ -132,9 +144,15 @@ impl Device for Blk {
         transport: Transport::ABSENT,
         queues: [Queue::RESET],
         capacity: 0,
+        read_only: 0,
+        reserved: 0,
         wanted: NO_PAGE,
         done: 0,
     };
+
+    fn features(&self) -> u64 {
+        Self::FEATURES | if self.read_only != 0 { F_RO } else { 0 }
+    }
 
     fn transport(&self) -> &Transport {
         &self.transport
@@ -163,9 +181,10 @@ impl Device for Blk {
         _index: u32,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<QueueStatus, QueueError> {
-        let Self { transport, queues: [queue], capacity, wanted, done } = self;
+        let Self { transport, queues: [queue], capacity, read_only, wanted, done, .. } = self;
         *wanted = NO_PAGE;
-        let outcome = process(queue, io, &mut transport.budget, *capacity, done);
+        let size = Size { capacity: *capacity, read_only: *read_only != 0 };
+        let outcome = process(queue, io, &mut transport.budget, size, done);
         if let Err(Stop::NotLoaded(page)) = outcome {
             *wanted = page;
             return Ok(QueueStatus::Deferred);
@@ -212,7 +231,7 @@ fn process<M: Memory, D: Disk, P>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
-    capacity: u64,
+    size: Size,
     done: &mut u32,
 ) -> Result<QueueStatus, Stop> {
     for _ in 0..queue.available(&mut io.ram)? {
@@ -228,7 +247,7 @@ fn process<M: Memory, D: Disk, P>(
             // Without room for the status byte, the request cannot be completed.
             return Err(QueueError::Broken.into());
         };
-        let request = Request { queue, head, out_len, in_len, capacity };
+        let request = Request { queue, head, out_len, in_len, size };
         let outcome = request.execute(io, done)?;
         queue.write_with(&mut io.ram, head, in_len, STATUS_LEN, |_, chunk| {
             chunk.fill(outcome.status);
@@ -251,8 +270,16 @@ struct Request<'a> {
     out_len: u64,
     /// Bytes before the status.
     in_len: u64,
+    size: Size,
+}
+
+/// What requests are checked against.
+#[derive(Clone, Copy)]
+struct Size {
     /// Sectors of the disk.
     capacity: u64,
+    /// Whether the guest cannot write.
+    read_only: bool,
 }
 
 /// The outcome of a request.
@@ -315,8 +342,13 @@ impl Request<'_> {
         let header: [u8; HEADER_LEN] = self.bytes(&io.ram, 0)?;
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let sector = u64::from_le_bytes(sector);
-        let extent = |len| Extent::new(sector, len, self.capacity, DATA_MAX);
+        let extent = |len| Extent::new(sector, len, self.size.capacity, DATA_MAX);
         match u32::from_le_bytes([t0, t1, t2, t3]) {
+            request_type::OUT | request_type::DISCARD | request_type::WRITE_ZEROES
+                if self.size.read_only =>
+            {
+                Ok(Outcome::new(status::IOERR))
+            }
             request_type::IN => match extent(self.in_len) {
                 Some(extent) => self.read(io, extent, done),
                 None => Ok(Outcome::new(status::IOERR)),
@@ -429,7 +461,7 @@ impl Request<'_> {
         let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = range;
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         let len = u64::from(u32::from_le_bytes([n0, n1, n2, n3])) * u64::from(SECTOR_SIZE);
-        let Some(extent) = Extent::new(sector, len, self.capacity, ERASE_MAX) else {
+        let Some(extent) = Extent::new(sector, len, self.size.capacity, ERASE_MAX) else {
             return Ok(Outcome::new(status::IOERR));
         };
         let known = if zeros { FLAG_UNMAP } else { 0 };
@@ -787,6 +819,19 @@ mod tests {
         guest.kick(0);
         assert_eq!(disk_bytes(&guest, 7, 4096), [0xcc; 4096]);
         assert_eq!(guest.load(STATUS, 1), [0]);
+    }
+
+    #[test]
+    fn a_read_only_disk_says_so_and_cannot_be_written() {
+        let mut guest = Guest::started(Blk::new(SECTORS).read_only(), 0);
+        guest.disk = MockDisk::new(&image());
+        assert_ne!(guest.device_features() & 1 << virtio_blk::VIRTIO_BLK_F_RO, 0);
+        assert_eq!(request(&mut guest, 0, 7, &[(DATA, 512, WRITE)]), 0);
+        assert_eq!(request(&mut guest, 1, 7, &[(DATA, 512, 0)]), 1);
+        assert_eq!(erase(&mut guest, 11, (8, 8, 0)), 1);
+        assert_eq!(erase(&mut guest, 13, (8, 8, 0)), 1);
+        assert!(guest.disk.own.is_empty());
+        assert_eq!(self::guest().device_features() & F_RO, 0);
     }
 
     #[test]

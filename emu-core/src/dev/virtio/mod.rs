@@ -71,6 +71,12 @@ pub trait Device {
     /// The device of a machine that does not have it: in no slot.
     const ABSENT: Self;
 
+    /// Returns the features that it offers as it is: [`Device::FEATURES`], and what the host has
+    /// attached may add some.
+    fn features(&self) -> u64 {
+        Self::FEATURES
+    }
+
     /// Returns the registers of its transport.
     fn transport(&self) -> &Transport;
 
@@ -116,7 +122,7 @@ pub trait Device {
         if let Some(at) = offset.checked_sub(mmio::CONFIG_BASE) {
             return mmio::read_config(at, size, |at| self.config_byte(at));
         }
-        let identity = Identity { id: Self::ID, features: Self::FEATURES };
+        let identity = Identity { id: Self::ID, features: self.features() };
         self.transport().read(self.queues(), version, identity, offset, size)
     }
 
@@ -131,8 +137,9 @@ pub trait Device {
         value: u32,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<(), Trap> {
+        let features = self.features();
         let (transport, queues) = self.transport_and_queues();
-        match transport.write(queues, version, Self::FEATURES, offset, size, value, &io.ram) {
+        match transport.write(queues, version, features, offset, size, value, &io.ram) {
             Some(index) => self.serve(version, index, io),
             None => Ok(()),
         }

@@ -18,10 +18,14 @@ use emu_core::mem::{Dma, DmaError, FRAME_SIZE, Memory, NoFrame};
 use emu_core::port::Port;
 use emu_core::trace::Trace;
 use emu_device::kernel::SLICE_PARTS;
-use emu_device::memory::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
+use emu_device::memory::{
+    Arena, CodeCache, CodePage, FrameDisk, FrameMemory, FrameRam, FrameSource, OwnPages,
+};
 use memmap2::{MmapMut, MmapOptions};
 
+use super::disk::{FileImage, GuestDisk};
 use crate::backend::BackendError;
+use crate::backend::images::Images;
 use crate::machine::{BaseImage, Staged};
 use crate::sync::lock;
 use crate::units::Size;
@@ -41,6 +45,8 @@ pub struct HostArena {
     code: MmapMut,
     /// The frames of the ROM.
     rom: Vec<u32>,
+    /// What VMs read of their disks until they have written it.
+    images: Images,
 }
 
 /// Pool of free private frames.
@@ -97,15 +103,14 @@ impl WorkerContext {
 }
 
 impl HostArena {
-    /// Reserves room for the frames of `base` and `private` more. Only the shared frames that
-    /// belong to RAM or the ROM may hold instructions.
-    pub fn new(base: &BaseImage, private: u32) -> Result<Self, BackendError> {
-        let (shared, code) = (&base.frames[..], base.ram_shared);
+    /// Reserves room for the frames of `base` and `private` more, for VMs with disks of `images`.
+    pub fn new(base: &BaseImage, images: Images, private: u32) -> Result<Self, BackendError> {
+        let shared = &base.frames[..];
         let first = (shared.len() / FRAME_SIZE as usize) as u32;
         let frames = first.saturating_add(private);
         let bytes = u64::from(frames) * u64::from(FRAME_SIZE);
         let mut map = reserve(bytes)?;
-        let code = reserve(u64::from(code.clamp(1, first.max(1))) * size_of::<CodePage>() as u64)?;
+        let code = reserve(u64::from(first.max(1)) * size_of::<CodePage>() as u64)?;
         map[..shared.len()].copy_from_slice(shared);
         assert!(first > 0 && map[..FRAME_SIZE as usize].iter().all(|&b| b == 0));
         // SAFETY: a mapping is page aligned, readable and writable for its whole length, and lives
@@ -114,7 +119,7 @@ impl HostArena {
         let arena = unsafe { Arena::new(map.as_mut_ptr(), frames, first) };
         let pool = Mutex::new(Pool { free: Vec::new(), fresh: first, end: frames });
         let rom = base.rom.clone();
-        Ok(Self { arena, pool, in_use: AtomicU32::new(0), _map: map, code, rom })
+        Ok(Self { arena, pool, in_use: AtomicU32::new(0), _map: map, code, rom, images })
     }
 
     /// Returns the memory that `table` describes.
@@ -132,6 +137,24 @@ impl HostArena {
         unsafe { FrameMemory::new(self.arena, table, Source { arena: self, magazine }) }
     }
 
+    /// Returns the disk of which a VM has `own`.
+    ///
+    /// # Safety
+    /// `own` was made by [`OwnPages::new`] and changed by disks of this arena only.
+    unsafe fn disk<'a>(
+        &'a self,
+        own: &'a mut OwnPages,
+        magazine: &'a RefCell<Vec<u32>>,
+    ) -> GuestDisk<'a, Source<'a>> {
+        let image = FileImage { images: &self.images, image: own.image };
+        if self.images.write_back() {
+            return GuestDisk::WriteBack(image);
+        }
+        let source = Source { arena: self, magazine };
+        // SAFETY: as `memory`, and our own contract.
+        GuestDisk::Own(unsafe { FrameDisk::new(self.arena, own, source, image) })
+    }
+
     fn code(&self) -> &[CodePage] {
         const { assert!(align_of::<CodePage>() <= FRAME_SIZE as usize) };
         let pages = self.code.len() / size_of::<CodePage>();
@@ -140,15 +163,24 @@ impl HostArena {
         unsafe { std::slice::from_raw_parts(self.code.as_ptr().cast(), pages) }
     }
 
-    fn release(&self, tables: [&mut Vec<u32>; 2]) {
+    /// Takes a VM's private frames back.
+    ///
+    /// # Safety
+    /// As [`HostArena::memory`] and [`HostArena::disk`]; the VM uses none of them any more.
+    unsafe fn release(&self, table: &mut Vec<u32>, disk: &mut OwnPages) {
         let shared = self.arena.shared();
         let mut pool = self.pool();
         let before = pool.free.len();
-        for table in tables {
-            pool.free.extend(table.drain(..).filter(|&f| f >= shared));
-        }
+        pool.free.extend(table.drain(..).filter(|&f| f >= shared));
+        // SAFETY: our own contract.
+        unsafe { disk.release(self.arena, |frame| pool.free.push(frame)) };
         let released = pool.free.len() - before;
         self.in_use.fetch_sub(released as u32, Ordering::Relaxed);
+    }
+
+    /// Returns the disk images.
+    pub fn images(&self) -> &Images {
+        &self.images
     }
 
     /// Returns the number of shared frames.
@@ -195,7 +227,7 @@ impl FrameSource for Source<'_> {
 pub struct Guest {
     vm: Vm,
     ram: Vec<u32>,
-    disk: Vec<u32>,
+    disk: OwnPages,
     arena: Arc<HostArena>,
     /// Number of the guest's last session.
     session: u64,
@@ -205,7 +237,7 @@ pub struct Guest {
 pub struct Session<'a> {
     vm: &'a mut Vm,
     ram: FrameRam<'a, Source<'a>>,
-    disk: FrameMemory<'a, Source<'a>>,
+    disk: GuestDisk<'a, Source<'a>>,
 }
 
 impl Guest {
@@ -219,10 +251,12 @@ impl Guest {
     ) -> Result<Self, NoFrame> {
         let shared = arena.shared();
         let row = &base.rows[staged.row as usize];
-        assert!(row.iter().chain(&base.disk).all(|&f| f < shared), "another fleet's base");
+        assert!(row.iter().all(|&f| f < shared), "another fleet's base");
         let mut vm = staged.vm;
         vm.platform.flush_tlbs(&mut vm.hart);
-        let (ram, disk) = (row.clone(), base.disk.clone());
+        // Staged pages are those of a VM that has written nothing.
+        let (ram, disk) = (row.clone(), staged.disk);
+        assert!(disk.frames() == 0, "a disk of another VM");
         let mut guest = Self { vm, ram, disk, arena: Arc::clone(arena), session: 0 };
         // SAFETY: all entries are shared frames, as asserted; the state caches none.
         let mut ram = unsafe { guest.arena.memory(&mut guest.ram, &context.magazine) };
@@ -243,7 +277,7 @@ impl Guest {
     /// Returns the number of the guest's private frames.
     pub fn private_frames(&self) -> u32 {
         let shared = self.arena.shared();
-        self.ram.iter().chain(&self.disk).filter(|&&frame| frame >= shared).count() as u32
+        self.ram.iter().filter(|&&frame| frame >= shared).count() as u32 + self.disk.frames()
     }
 
     /// Binds the guest to a worker context. Worth it for more than a few thousand instructions
@@ -255,13 +289,10 @@ impl Guest {
         self.session = SESSIONS.fetch_add(1, Ordering::Relaxed);
         context.session = self.session;
         let (magazine, code) = context.parts();
-        // SAFETY: both tables started with shared frames of this arena and were changed only by
-        // memories like these. `self.vm` has only ever run with these tables.
+        // SAFETY: the table started with shared frames of this arena and the disk with none, and both
+        // were changed only by a memory and a disk like these. `self.vm` has only ever run with them.
         let (ram, disk) = unsafe {
-            (
-                self.arena.memory(&mut self.ram, magazine),
-                self.arena.memory(&mut self.disk, magazine),
-            )
+            (self.arena.memory(&mut self.ram, magazine), self.arena.disk(&mut self.disk, magazine))
         };
         let make = if keeps { FrameRam::keep } else { FrameRam::new };
         let ram = make(ram, &self.arena.rom, self.arena.code(), code);
@@ -323,8 +354,9 @@ impl Session<'_> {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // The state may cache frames of the tables, so it is dropped together with them.
-        self.arena.release([&mut self.ram, &mut self.disk]);
+        self.arena.images.end(self.disk.image);
+        // SAFETY: as in `session`. The state may cache frames, and is dropped together with them.
+        unsafe { self.arena.release(&mut self.ram, &mut self.disk) };
     }
 }
 
@@ -340,8 +372,7 @@ mod tests {
     fn base() -> BaseImage {
         let mut frames = vec![0; 2 * FRAME_SIZE as usize];
         frames[FRAME_SIZE as usize] = 7;
-        let (rows, rom, disk) = (vec![vec![1, 0, 1]], Vec::new(), vec![1]);
-        BaseImage { frames, ram_shared: 2, rows, rom, disk }
+        BaseImage { frames, rows: vec![vec![1, 0, 1]], rom: Vec::new() }
     }
 
     fn guest(arena: &Arc<HostArena>, pages: &[u32]) -> Result<Guest, NoFrame> {
@@ -349,13 +380,14 @@ mod tests {
         let staged = Staged {
             row: 0,
             vm: Vm::new(MachineKind::Virt),
+            disk: OwnPages::default(),
             pages: pages.iter().map(own).collect(),
         };
         Guest::new(arena, &base(), staged, &WorkerContext::new().unwrap())
     }
 
     fn arena(private: u32) -> Arc<HostArena> {
-        Arc::new(HostArena::new(&base(), private).unwrap())
+        Arc::new(HostArena::new(&base(), Images::default(), private).unwrap())
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! time.
 
 mod arena;
+mod disk;
 mod port;
 mod sched;
 mod worker;
@@ -20,6 +21,7 @@ use emu_core::mem::FRAME_SIZE;
 
 use self::sched::Scheduler;
 use self::worker::{VmRun, Worker};
+use super::images::Images;
 use super::part::Part;
 use super::{Backend, BackendError, Event, Inspector, Settings, Totals, Unsupported};
 use crate::control::Call;
@@ -83,15 +85,19 @@ pub fn check_count(count: u32, memory: u32) -> Result<(), BackendError> {
     Ok(())
 }
 
+/// Returns how many private frames a fleet may have: what its VMs can use, and what the host has
+/// free memory for, or guests could exhaust it.
+pub fn private_frames(fleet: &Fleet) -> u32 {
+    let frames = host::memory_available().0 / u64::from(FRAME_SIZE);
+    fleet.private_frames().min(frames).min(u64::from(u32::MAX) / 2) as u32
+}
+
 impl CpuBackend {
     /// Starts a fleet. Its VMs are staged by the workers, one by one.
     pub fn start(fleet: Fleet, settings: Settings) -> Result<Self, BackendError> {
         check_count(fleet.count, fleet.plan.memory)?;
-        let pages = u64::from(fleet.base.pages());
-        // More private frames than the host has free memory would let guests exhaust the host.
-        let frames = host::memory_available().0 / u64::from(FRAME_SIZE);
-        let private = (pages * u64::from(fleet.count)).min(frames).min(u64::from(u32::MAX) / 2);
-        let arena = Arc::new(HostArena::new(&fleet.base, private as u32)?);
+        let images = Images::new(fleet.disks.as_ref());
+        let arena = Arc::new(HostArena::new(&fleet.base, images, private_frames(&fleet))?);
         let part = Part { fleet, settings };
         let started = part.started();
         let slot = |index| VmSlot {
@@ -206,5 +212,14 @@ impl Backend for CpuBackend {
 impl Drop for CpuBackend {
     fn drop(&mut self) {
         self.stop();
+        let images = self.shared.arena.images();
+        if !images.write_back() {
+            return;
+        }
+        // No VM writes any more once all workers have ended, and with them the events.
+        while self.events.recv().is_ok() {}
+        for image in 0..images.pages().count() as u32 {
+            images.end(image);
+        }
     }
 }

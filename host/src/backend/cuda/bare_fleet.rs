@@ -32,7 +32,7 @@ impl BareFleet {
         fleet: &Fleet,
         vms_per_warp: Option<u32>,
     ) -> Result<Self, BackendError> {
-        let mut device = DeviceFleet::new(gpu, &fleet.base, fleet.count)?;
+        let mut device = DeviceFleet::new(gpu, &fleet)?;
         let starts: Vec<Start> = (0..fleet.count)
             .map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) })
             .collect();

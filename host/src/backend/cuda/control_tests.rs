@@ -200,7 +200,7 @@ fn a_vm_for_which_no_memory_is_left_is_told_as_that() {
     let settings = Settings { started: 0, ..settings(false, ClockSource::Instret) };
     let fleet = fleet(2, &code);
     let gpu = Box::new(super::emulated::Emulated::new(Size::mib(64)));
-    let mut device = super::DeviceFleet::new(gpu, &fleet.base, fleet.count).unwrap();
+    let mut device = super::DeviceFleet::new(gpu, &fleet).unwrap();
     device.limit_frames(fleet.base.shared() + 1);
     let backend =
         super::CudaBackend::start(device, fleet, settings, super::Options::default()).unwrap();

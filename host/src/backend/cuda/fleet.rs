@@ -17,11 +17,13 @@ mod layout;
 use self::auxiliary::Auxiliary;
 pub use self::auxiliary::Start;
 use self::layout::{BaseTables, VmMemory};
+use super::disk::DiskCache;
 use super::error::CudaError;
 use super::gpu::{Address, Gpu, Kernel, Mapped};
 use super::sizing::{self, Shape};
 use crate::backend::BackendError;
-use crate::machine::BaseImage;
+use crate::backend::images::Images;
+use crate::machine::Fleet;
 
 /// Bytes of the output log that each VM can count on in a launch, within the limits below.
 const OUTBOX_EACH: usize = 1 << 10;
@@ -120,30 +122,51 @@ pub struct DeviceFleet {
     /// Index of the launch buffers for the next launch.
     next: usize,
     auxiliary: Auxiliary,
+    cache: DiskCache,
+    /// The disk image of each VM.
+    images: Vec<u32>,
     /// Declared last, because the allocations above must be dropped before the device.
     gpu: Box<dyn Gpu>,
 }
 
 impl DeviceFleet {
-    /// Makes room for `count` VMs over a base image and uploads the image.
-    pub fn new(mut gpu: Box<dyn Gpu>, base: &BaseImage, count: u32) -> Result<Self, BackendError> {
-        let (shared, ram_shared) = (base.shared(), base.ram_shared);
-        let shape = Shape { count, shared, ram_shared, pages: base.pages() };
+    /// Makes room for the VMs of a fleet, and uploads the base image.
+    pub fn new(gpu: Box<dyn Gpu>, fleet: &Fleet) -> Result<Self, BackendError> {
+        let images = Images::new(fleet.disks.as_ref());
+        let lines = sizing::cache_lines(images.pages(), gpu.available()?);
+        Self::with_cache(gpu, fleet, images, lines)
+    }
+
+    /// Does what [`DeviceFleet::new`] does, with a cache of so many lines for disk images.
+    pub(crate) fn with_cache(
+        mut gpu: Box<dyn Gpu>,
+        fleet: &Fleet,
+        images: Images,
+        lines: u32,
+    ) -> Result<Self, BackendError> {
+        if images.write_back() {
+            return Err(BackendError::WriteBack);
+        }
+        let Fleet { base, count, .. } = fleet;
+        let (count, shared) = (*count, base.shared());
+        let shape = Shape { count, shared, pages: base.pages(), private: fleet.private_frames() };
         let device = gpu.as_mut();
         // The arena is sized last, from the memory that is left after the small allocations.
         let buffers = [LaunchBuffers::new(device, count)?, LaunchBuffers::new(device, count)?];
         let auxiliary = Auxiliary::new(device, count)?;
         let control = device.alloc(size_of::<Control>() as u64)?;
         let tables = BaseTables::new(device, base)?;
+        let cache = DiskCache::new(device, images, lines)?;
         let frames = sizing::frames(&shape, device.available()?)?;
         let memory = VmMemory::new(device, &shape, frames)?;
         device.upload(memory.arena, &layout::arranged(&base.frames))?;
         device.upload(control, layout::control(&shape, frames, &memory).as_mut_bytes())?;
         let launch =
             Launch { control: At::new(control), ..layout::launch(base, frames, &tables, &memory) };
-        let launch = auxiliary.complete(launch);
-        tracing::debug!(frames, shared, count, "device memory allocated");
-        Ok(Self { shape, launch, control, buffers, next: 0, auxiliary, gpu })
+        let launch = auxiliary.complete(cache.complete(launch));
+        tracing::debug!(frames, shared, count, lines, "device memory allocated");
+        let images = vec![0; count as usize];
+        Ok(Self { shape, launch, control, buffers, next: 0, auxiliary, cache, images, gpu })
     }
 
     /// Makes the arena's frames from `end` on unavailable. To be called before the first VM is
@@ -163,6 +186,23 @@ impl DeviceFleet {
     /// Returns the number of frames of the base image.
     pub fn shared(&self) -> u32 {
         self.shape.shared
+    }
+
+    /// Loads pages of disk images that VMs wait for, and removes those VMs from `waiting`, which has
+    /// each with its page. Returns them, at least one; the others wait for the next call. No launch
+    /// may be under way, and the VMs that were returned before have run since.
+    pub fn load_disk(&mut self, waiting: &mut Vec<(u32, u32)>) -> Result<Vec<u32>, CudaError> {
+        let gpu = self.gpu.as_mut();
+        self.cache.begin(gpu)?;
+        let mut loaded = Vec::new();
+        for (vm, page) in std::mem::take(waiting) {
+            if self.cache.load(gpu, self.images[vm as usize], page)? {
+                loaded.push(vm);
+            } else {
+                waiting.push((vm, page));
+            }
+        }
+        Ok(loaded)
     }
 
     /// Waits for everything that is queued.
@@ -321,6 +361,7 @@ const _: () = assert!(OUTBOX_AT.is_multiple_of(8) && ENTRIES_AT.is_multiple_of(8
 #[cfg(test)]
 mod checks {
     use emu_core::layout::MachineKind;
+    use emu_device::memory::OwnPages;
     use emu_device::protocol::launch::StagedVm;
 
     use super::*;
@@ -357,7 +398,16 @@ mod checks {
         let [one, two] = [0x55, 0xaa].map(|filling| {
             let mut place = Box::new([filling; size_of::<StagedVm>()]);
             let vm = Vm::new(MachineKind::Virt);
-            let staged = StagedVm { id: 1, row: 2, first_page: 3, page_count: 4, origin: 5, vm };
+            let staged = StagedVm {
+                id: 1,
+                row: 2,
+                first_page: 3,
+                page_count: 4,
+                origin: 5,
+                disk: OwnPages::new(6, 7),
+                reserved: 0,
+                vm,
+            };
             place.copy_from_slice(staged.as_bytes());
             place
         });

@@ -8,6 +8,7 @@ pub mod bare_fleet;
 pub mod compiled;
 #[cfg(test)]
 mod control_tests;
+mod disk;
 pub mod driver;
 pub mod emulated;
 pub mod error;

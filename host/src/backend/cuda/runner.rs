@@ -35,8 +35,8 @@ use crate::sync::lock;
 
 /// Speed that is assumed until one has been measured, in instructions a second for each VM.
 const FIRST_IPS: u64 = 5_000_000;
-/// How long launches stay short after a packet.
-const SHORT_AFTER_PACKET: Duration = Duration::from_millis(50);
+/// How long launches stay short after a packet, or after a page of a disk.
+const SHORT_AFTER_IO: Duration = Duration::from_millis(50);
 
 /// State of the launch loop of one fleet.
 pub struct Runner {
@@ -55,6 +55,8 @@ pub struct Runner {
     waking: Vec<u32>,
     /// VMs with queued input.
     with_input: Vec<u32>,
+    /// VMs that wait for a page of their disk, each with the page.
+    waiting_for_disk: Vec<(u32, u32)>,
     /// VMs that are out of memory.
     out_of_memory: Vec<u32>,
     /// Since when there are such VMs.
@@ -69,8 +71,8 @@ pub struct Runner {
     inbox: Writer,
     /// The last launch, until its results have been handled.
     unread: Option<Completed>,
-    /// When the last packet was sent or received.
-    packet_at: Option<Instant>,
+    /// When the last packet was sent or received, or the last page of a disk loaded.
+    io_at: Option<Instant>,
     /// Requests that are handled between two launches.
     pending: Vec<Request>,
     /// When instruction counts may be published again.
@@ -97,6 +99,7 @@ impl Runner {
             added: Vec::new(),
             waking: Vec::new(),
             with_input: Vec::new(),
+            waiting_for_disk: Vec::new(),
             out_of_memory: Vec::new(),
             out_of_memory_since: None,
             to_free: Vec::new(),
@@ -106,7 +109,7 @@ impl Runner {
             pacer: LaunchPacer::new(),
             inbox: Writer::new(INBOX),
             unread: None,
-            packet_at: None,
+            io_at: None,
             pending: Vec::new(),
             publish_at: Instant::now(),
             shared,
@@ -139,6 +142,7 @@ impl Runner {
             self.recycle()?;
             self.handle_pending()?;
             self.publish()?;
+            self.load_disk()?;
             let launched = self.launch()?;
             if !self.handle_unread()? && !launched {
                 self.sleep();
@@ -231,6 +235,17 @@ impl Runner {
         }
     }
 
+    /// Loads pages of disks that VMs wait for, and wakes these VMs. Only while no launch is under way.
+    fn load_disk(&mut self) -> Result<(), CudaError> {
+        if self.waiting_for_disk.is_empty() {
+            return Ok(());
+        }
+        self.io_at = Some(Instant::now());
+        // One that was paused, stopped or reset meanwhile is not in the launch list, or not parked.
+        self.waking.extend(self.fleet.load_disk(&mut self.waiting_for_disk)?);
+        Ok(())
+    }
+
     /// Adds a VM to those with queued input, if it has some.
     fn note_input(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
@@ -256,7 +271,7 @@ impl Runner {
             Request::Input(_, bytes) => slot.queue_console(&bytes),
             _ if is_stopped => return,
             _ => {
-                self.packet_at = Some(Instant::now());
+                self.io_at = Some(Instant::now());
                 slot.fetch_packets(self.shared.part.link(index));
             }
         }

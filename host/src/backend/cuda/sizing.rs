@@ -3,7 +3,9 @@
 
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
-use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
+use emu_device::memory::{
+    CodeCache, CodePage, FrameLayout, LINE_PAGES, LINE_SIZE, OnGpu, OwnPages, WAYS,
+};
 use emu_device::protocol::launch::CODE_SLOTS;
 use emu_device::protocol::port::PortState;
 
@@ -22,18 +24,38 @@ pub struct Shape {
     pub count: u32,
     /// Number of frames of the base image.
     pub shared: u32,
-    /// Number of those frames that may hold code: RAM starts with them, or they are the ROM.
-    pub ram_shared: u32,
-    /// Number of pages of RAM and disk of one VM.
+    /// Number of pages of RAM of one VM.
     pub pages: u32,
+    /// The most private frames that all VMs together can have.
+    pub private: u64,
 }
 
 /// Returns the bytes that a VM needs besides its frames: state, port, page table of frames, an
 /// entry in each list, and the decoded instructions of its private frames, which are most of it.
 pub fn fixed(pages: u32) -> u64 {
     const LISTS: u64 = 32;
-    let state = size_of::<Vm>() + size_of::<PortState>() + size_of::<CodeCache<CODE_SLOTS>>();
+    let state = size_of::<Vm>()
+        + size_of::<PortState>()
+        + size_of::<OwnPages>()
+        + size_of::<CodeCache<CODE_SLOTS>>();
     state as u64 + 4 * u64::from(pages) + LISTS
+}
+
+/// The part of the device's memory that the cache of disk images may take.
+const CACHE_SHARE: u64 = 16;
+
+/// Returns the number of lines in the cache of disk images of these sizes, in pages, on a device with
+/// `available` bytes: enough for all of them, if that is not too much.
+pub fn cache_lines(pages: impl Iterator<Item = u64>, available: u64) -> u32 {
+    let lines: u64 = pages.map(|pages| pages.div_ceil(LINE_PAGES.into())).sum();
+    if lines == 0 {
+        return 0;
+    }
+    let set = u64::from(WAYS) * u64::from(LINE_SIZE);
+    let room = (available / CACHE_SHARE / set).max(1);
+    let sets = lines.div_ceil(WAYS.into()).next_power_of_two().min(1 << room.ilog2());
+    // Lines have numbers of 32 bits.
+    (sets as u32).min(1 << 28) * WAYS
 }
 
 /// Bytes that an arena needs besides its frames: for whole units, and for their alignment.
@@ -53,7 +75,7 @@ pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
     // Each frame has an entry in the stack of returned ones.
     let private = frame + 4;
     let fixed = fixed(shape.pages);
-    let base = arena(shape.shared) + u64::from(shape.ram_shared) * size_of::<CodePage>() as u64;
+    let base = arena(shape.shared) + u64::from(shape.shared) * size_of::<CodePage>() as u64;
     let pages = u64::from(shape.pages);
     let each = fixed + TYPICAL_FRAMES.min(pages) * private;
     let left = available.saturating_sub(base);
@@ -65,7 +87,7 @@ pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
     }
     let room = (left - u64::from(shape.count) * fixed) / private;
     // The kernel counts on room above the last frame's number.
-    let private = room.min(u64::from(shape.count) * pages);
+    let private = room.min(shape.private);
     Ok((u64::from(shape.shared) + private).min(u64::from(OnGpu::FRAMES)) as u32)
 }
 
@@ -73,17 +95,21 @@ pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { count: 1, shared: 1100, ram_shared: 1100, pages: 6144 };
+    const SHAPE: Shape = shape_of(1);
+
+    const fn shape_of(count: u32) -> Shape {
+        Shape { count, shared: 1100, pages: 6144, private: 6144 * count as u64 }
+    }
 
     #[test]
     fn a_small_fleet_has_a_frame_for_every_page() {
-        let shape = Shape { count: 10, ..SHAPE };
+        let shape = shape_of(10);
         assert_eq!(frames(&shape, 1 << 34).unwrap(), 1100 + 10 * 6144);
     }
 
     #[test]
     fn a_large_fleet_shares_all_there_is() {
-        let shape = Shape { count: 32_768, ..SHAPE };
+        let shape = shape_of(32_768);
         let available = 139 << 30;
         let n = u64::from(frames(&shape, available).unwrap());
         assert!(n > 32_768 * TYPICAL_FRAMES);
@@ -93,12 +119,23 @@ mod tests {
 
     #[test]
     fn forty_thousand_fit_on_a_large_card_and_the_refusal_says_how_many_would() {
-        let shape = Shape { count: 40_000, ..SHAPE };
+        let shape = shape_of(40_000);
         assert!(frames(&shape, 139 << 30).is_ok());
         let error = frames(&shape, 1 << 30).unwrap_err();
         let BackendError::TooMany { fits, .. } = error else { panic!("{error}") };
-        assert!(frames(&Shape { count: fits as u32, ..SHAPE }, 1 << 30).is_ok());
-        assert!(frames(&Shape { count: fits as u32 + 1, ..SHAPE }, 1 << 30).is_err());
+        assert!(frames(&shape_of(fits as u32), 1 << 30).is_ok());
+        assert!(frames(&shape_of(fits as u32 + 1), 1 << 30).is_err());
+    }
+
+    #[test]
+    fn disk_images_get_what_they_need_or_their_share() {
+        let lines = |pages: &[u64], available| cache_lines(pages.iter().copied(), available);
+        assert_eq!(lines(&[], 1 << 34), 0);
+        assert_eq!(lines(&[1], 1 << 34), WAYS);
+        assert_eq!(lines(&[16 * 100, 16 * 29], 1 << 34), 256);
+        // 20 GB on a card of 64 GiB and on one that has hardly any memory.
+        assert_eq!(lines(&[5 << 20], 64 << 30), 65_536);
+        assert_eq!(lines(&[5 << 20], 1 << 20), WAYS);
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub(super) fn payload(code: &[u32]) -> Payload {
 
 pub(super) fn cuda(memory: Size, fleet: Fleet, settings: Settings) -> CudaBackend {
     let gpu = Box::new(Emulated::new(memory));
-    let device = DeviceFleet::new(gpu, &fleet.base, fleet.count).unwrap();
+    let device = DeviceFleet::new(gpu, &fleet).unwrap();
     CudaBackend::start(device, fleet, settings, Options::default()).unwrap()
 }
 
@@ -220,7 +220,7 @@ const PAGES: [u32; 7] =
 
 fn cuda_with_300_frames(fleet: Fleet) -> CudaBackend {
     let gpu = Box::new(Emulated::new(Size::mib(64)));
-    let mut device = DeviceFleet::new(gpu, &fleet.base, fleet.count).unwrap();
+    let mut device = DeviceFleet::new(gpu, &fleet).unwrap();
     device.limit_frames(fleet.base.shared() + 300);
     let settings = settings(false, ClockSource::Instret);
     CudaBackend::start(device, fleet, settings, Options::default()).unwrap()
@@ -251,7 +251,7 @@ fn when_frames_run_out_for_good_some_vms_end_and_one_goes_on() {
 fn until_gone(gpu: Emulated) -> (usize, BackendError) {
     // `lui t0, UART; li t1, 'x'`, then `sb t1, 0(t0); j .-4`.
     let fleet = fleet(1, &[LUI_T0_UART, li_t1(b'x'), SB_T1_UART, 0xffdf_f06f]);
-    let device = DeviceFleet::new(Box::new(gpu), &fleet.base, 1).unwrap();
+    let device = DeviceFleet::new(Box::new(gpu), &fleet).unwrap();
     let settings = settings(false, ClockSource::Instret);
     let cuda = CudaBackend::start(device, fleet, settings, Options::default()).unwrap();
     let mut printed = 0;
@@ -279,7 +279,7 @@ fn a_device_that_hangs_ends_the_run_with_the_reason() {
     assert!(printed > 0 && error.to_string().contains("did not answer"), "{printed} {error}");
     let fleet = fleet(1, &[LOOP]);
     let gpu = Box::new(Emulated::new(Size::mib(64)).hanging_after(0));
-    let Err(error) = DeviceFleet::new(gpu, &fleet.base, 1) else { panic!("it does not hang") };
+    let Err(error) = DeviceFleet::new(gpu, &fleet) else { panic!("it does not hang") };
     assert!(error.to_string().contains("upload failed"), "{error}");
 }
 
@@ -436,7 +436,7 @@ fn a_launch_tells_how_far_vms_came_that_would_go_on() {
     const WFI: u32 = 0x1050_0073;
     let fleet = fleet(2, &[LOOP, WFI, LOOP]);
     let gpu = Box::new(Emulated::new(Size::mib(64)));
-    let mut device = DeviceFleet::new(gpu, &fleet.base, 2).unwrap();
+    let mut device = DeviceFleet::new(gpu, &fleet).unwrap();
     let mut starts = [0, 1].map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) });
     starts[1].staged.vm.hart.pc += 4;
     device.start(&starts).unwrap();

@@ -14,16 +14,17 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use emu_core::abi::{Exit, ExitCode};
+use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::clock::Now;
 use emu_core::trace::{NoTrace, Trace};
 use emu_device::protocol::launch::{Entry, SLICE, WAKE};
 use emu_device::protocol::outbox::{Body, messages};
 
 use self::compare::difference;
-use super::cpu::{CpuPort, Guest, HostArena, WorkerContext};
+use super::cpu::{CpuPort, Guest, HostArena, WorkerContext, private_frames};
 use super::cuda::fleet::{LaunchArgs, Start};
 use super::cuda::{CudaError, DeviceFleet, packing, sizing};
+use super::images::Images;
 use super::life::{Action, Life, State, Trigger};
 use super::part::Part;
 use super::trap_loop::TrapLoop;
@@ -61,8 +62,8 @@ impl LockstepBackend {
         settings: Settings,
     ) -> Result<Self, BackendError> {
         super::cpu::check_count(fleet.count, fleet.plan.memory)?;
-        let private = fleet.base.pages().saturating_mul(fleet.count).min(u32::MAX >> 2);
-        let arena = HostArena::new(&fleet.base, private)?;
+        let images = Images::new(fleet.disks.as_ref());
+        let arena = HostArena::new(&fleet.base, images, private_frames(&fleet))?;
         let (sender, events) = bounded(EVENTS_MAX);
         let shared = Arc::new(Shared {
             instret: (0..fleet.count).map(|_| AtomicU64::new(0)).collect(),
@@ -181,6 +182,24 @@ impl CpuSide {
     fn slice<T: Trace>(&mut self, context: &mut WorkerContext, slice: u32, trace: &mut T) -> Exit {
         self.guest.session(context).slice(&mut self.port, slice, trace)
     }
+
+    /// Runs a slice, and more of them where the GPU's side has: see [`Pair::gpu_slice`].
+    fn follow<T: Trace>(
+        &mut self,
+        context: &mut WorkerContext,
+        slice: u32,
+        gpu: &Vm,
+        trace: &mut T,
+    ) -> Exit {
+        loop {
+            let before = self.retired();
+            let exit = self.slice(context, slice, trace);
+            let behind = before < self.retired() && self.retired() < gpu.platform.clock.retired;
+            if !behind || exit.code != ExitCode::Budget {
+                return exit;
+            }
+        }
+    }
 }
 
 /// How a VM ended a slice on the GPU's side.
@@ -278,8 +297,37 @@ impl Pair {
         Ok(())
     }
 
-    /// Runs VMs for one slice on the GPU.
+    /// Runs VMs for one slice on the GPU. One that has waited for its disk at the end of the slice
+    /// may have gone on for another.
     fn gpu_slice(&mut self, vms: &[u32], slice: u32) -> Result<HashMap<u32, Seen>, CudaError> {
+        let mut seen = HashMap::new();
+        self.gpu_launch(vms, slice, &mut seen)?;
+        loop {
+            let waits = |(&vm, seen): (&u32, &Seen)| {
+                (seen.exit.code == ExitCode::Disk).then_some((vm, seen.exit.arg))
+            };
+            let mut waiting: Vec<(u32, u32)> = seen.iter().filter_map(waits).collect();
+            if waiting.is_empty() {
+                return Ok(seen);
+            }
+            // So that runs are repeatable.
+            waiting.sort_unstable();
+            let mut loaded = self.device.load_disk(&mut waiting)?;
+            loaded.sort_unstable();
+            for index in &loaded {
+                seen.entry(*index).or_default().exit = GOES_ON;
+            }
+            self.gpu_launch(&loaded, slice, &mut seen)?;
+        }
+    }
+
+    /// Launches VMs for one slice on the GPU, and adds what is seen of them.
+    fn gpu_launch(
+        &mut self,
+        vms: &[u32],
+        slice: u32,
+        seen: &mut HashMap<u32, Seen>,
+    ) -> Result<(), CudaError> {
         let entries: Vec<Entry> =
             vms.iter().map(|&index| Entry { vm: index | WAKE, inbox: 0 }).collect();
         self.device.submit(&LaunchArgs {
@@ -293,7 +341,6 @@ impl Pair {
         })?;
         let completed = self.device.wait()?;
         let result = self.device.result(completed)?;
-        let mut seen: HashMap<u32, Seen> = HashMap::new();
         for message in messages(&result.log) {
             let seen = seen.entry(message.vm).or_default();
             match message.body {
@@ -302,7 +349,7 @@ impl Pair {
                 Body::Packet(_) | Body::Taken(_) | Body::TrapLoop(_) => {}
             }
         }
-        Ok(seen)
+        Ok(())
     }
 
     /// Runs a VM for one slice on the CPU, as the GPU's entry point does, and compares all but
@@ -310,10 +357,10 @@ impl Pair {
     fn step(&mut self, index: u32, slot: &mut VmSlot, seen: &Seen) -> Result<(), BackendError> {
         let VmSlot { life, side } = slot;
         let before = side.retired();
-        let exit = side.slice(&mut self.context, SLICE, &mut NoTrace);
+        let gpu = self.device.vm(index)?;
+        let exit = side.follow(&mut self.context, SLICE, &gpu, &mut NoTrace);
         let retired = side.retired();
         let output = std::mem::take(&mut side.port.output);
-        let gpu = self.device.vm(index)?;
         // There is no network: input would arrive at different moments on the two sides.
         let ours = if exit.code == ExitCode::Stalled { GOES_ON } else { exit };
         if let Some(what) = difference(side.guest.vm(), &gpu) {
@@ -387,7 +434,7 @@ mod tests {
         let clock = ClockSource::Instret;
         let settings =
             Settings { started: count, threads: 1, clock, ready, until_ready: true, link };
-        let device = DeviceFleet::new(Box::new(gpu), &fleet.base, count).unwrap();
+        let device = DeviceFleet::new(Box::new(gpu), &fleet).unwrap();
         Some(LockstepBackend::start(device, fleet, settings).unwrap())
     }
 

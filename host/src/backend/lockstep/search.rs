@@ -46,13 +46,14 @@ impl Pair {
         let mut trace = Last::default();
         while side.retired() < last_good {
             self.gpu_slice(&[index], SLICE)?;
-            side.slice(&mut self.context, SLICE, &mut NoTrace);
+            let gpu = self.device.vm(index)?;
+            side.follow(&mut self.context, SLICE, &gpu, &mut NoTrace);
         }
         while side.retired() < end {
             let before = side.retired();
             self.gpu_slice(&[index], 1)?;
-            let exit = side.slice(&mut self.context, 1, &mut trace);
             let gpu = self.device.vm(index)?;
+            let exit = side.follow(&mut self.context, 1, &gpu, &mut trace);
             if let Some(what) = difference(side.guest.vm(), &gpu) {
                 let Last { pc, insn } = trace;
                 let op = decode(insn);

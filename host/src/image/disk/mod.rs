@@ -17,16 +17,20 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use emu_core::dev::virtio::blk::Blk;
+
 use self::file::Identity;
 use self::format::Format;
 use self::qcow2::Qcow2;
 use self::raw::Raw;
 pub use self::spec::{Access, DiskSpec};
-use super::{ImageError, LIMIT, Problem, Role};
+use super::{ImageError, Problem, Role};
 use crate::host;
 
 /// Unit of a disk's size and of its requests, in bytes.
 pub const SECTOR: u64 = 512;
+/// Size of the largest disk.
+const SIZE_MAX: u64 = Blk::CAPACITY_MAX * SECTOR;
 
 /// A disk image: bytes at offsets.
 ///
@@ -129,23 +133,6 @@ impl Disks {
         self.sources.get(self.of(vm)).map_or(0, |source| source.size())
     }
 
-    /// Returns the contents of the one disk, which must be small enough for memory.
-    pub fn contents(&self, path: &Path) -> Result<Vec<u8>, ImageError> {
-        let read = |source: &Arc<dyn Source>| {
-            if source.size() > LIMIT.0 {
-                return Err(Problem::TooLarge);
-            }
-            if self.sources.len() > 1 || self.access != Access::CopyOnWrite {
-                return Err(Problem::Format("only one image for all can be used yet".into()));
-            }
-            let mut bytes = vec![0; source.size() as usize];
-            source.read_at(0, &mut bytes).map_err(Problem::Read)?;
-            Ok(bytes)
-        };
-        let contents = self.sources.first().map(read).transpose();
-        contents.map(Option::unwrap_or_default).map_err(|problem| problem.of(Role::Disk, path))
-    }
-
     /// Returns what becomes of what guests write.
     pub fn access(&self) -> Access {
         self.access
@@ -168,8 +155,12 @@ fn open(path: &Path, spec: &DiskSpec) -> Result<Arc<dyn Source>, Problem> {
     } else {
         format::detect(&file::start(&file, format::START).map_err(Problem::Read)?)?
     };
-    Ok(match format {
+    let source: Arc<dyn Source> = match format {
         Format::Raw => Arc::new(Raw::new(file, len)),
         Format::Qcow2 => Arc::new(Qcow2::open(file, len, written)?),
-    })
+    };
+    if source.size() > SIZE_MAX {
+        return Err(Problem::Format("larger than 16 TiB, the limit for a disk".to_owned()));
+    }
+    Ok(source)
 }

@@ -101,12 +101,15 @@ impl DeviceFleet {
         let mut pages = 0;
         for (at, Start { vm, origin, staged }) in starts.iter().enumerate() {
             assert!(*vm < self.shape.count);
+            self.images[*vm as usize] = staged.disk.image;
             let head = StagedVm {
                 id: *vm,
                 row: staged.row,
                 first_page: pages as u32,
                 page_count: staged.pages.len() as u32,
                 origin: *origin,
+                disk: staged.disk,
+                reserved: 0,
                 vm: staged.vm.clone(),
             };
             self.auxiliary.staging.write(at * size_of::<StagedVm>(), head.as_bytes());

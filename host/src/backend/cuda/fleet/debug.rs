@@ -1,10 +1,10 @@
 //! Debug access to VMs in device memory: frames, words of RAM, counters.
 
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE, chunks};
-use emu_device::memory::{FrameLayout, OnGpu};
+use emu_device::memory::{FrameLayout, OnGpu, OwnPages};
 use emu_device::protocol::port::PortState;
 
-use super::DeviceFleet;
+use super::{DeviceFleet, value};
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::gpu::Address;
 
@@ -54,7 +54,11 @@ impl DeviceFleet {
         let at = self.launch.tables.address() + 4 * u64::from(vm) * pages as u64;
         self.gpu.download(at, &mut table)?;
         let frames = table.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
-        Ok(frames.filter(|&frame| frame >= self.shape.shared).count() as u32)
+        let ram = frames.filter(|&frame| frame >= self.shape.shared).count() as u32;
+        let at = self.launch.disks.address() + u64::from(vm) * size_of::<OwnPages>() as u64;
+        let gpu = &mut self.gpu;
+        let disk: OwnPages = value(|bytes| gpu.download(at, bytes))?;
+        Ok(ram + disk.frames())
     }
 
     /// Returns the instructions that a VM has retired since its last start. No launch may be under

@@ -2,7 +2,7 @@
 
 use emu_core::abi::{VERSION, Vm};
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
-use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu};
+use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu, OwnPages};
 use emu_device::protocol::launch::{At, CODE_SLOTS, Control, FreeFrames, Launch};
 use emu_device::protocol::outbox::Outbox;
 use emu_device::protocol::port::PortState;
@@ -24,8 +24,7 @@ pub(super) struct BaseTables {
 impl BaseTables {
     /// Uploads the page tables of a base image.
     pub(super) fn new(gpu: &mut dyn Gpu, base: &BaseImage) -> Result<Self, CudaError> {
-        let own = base.rows.iter().flat_map(|ram| ram.iter().chain(&base.disk));
-        let rows: Vec<u32> = own.chain(&base.rom).copied().collect();
+        let rows: Vec<u32> = base.rows.iter().flatten().chain(&base.rom).copied().collect();
         assert!(
             rows.iter().all(|&f| f < base.shared())
                 && base.frames[..FRAME_SIZE as usize].iter().all(|&b| b == 0)
@@ -42,6 +41,7 @@ pub(super) struct VmMemory {
     shared_code: Address,
     private_code: Address,
     tables: Address,
+    disks: Address,
     ports: Address,
     vms: Address,
     /// Stack of frames that were given back.
@@ -59,14 +59,15 @@ impl VmMemory {
             gpu.zero(at, bytes)?;
             Ok::<_, CudaError>(at)
         };
-        let shared_code = zeroed(u64::from(shape.ram_shared) * size_of::<CodePage>() as u64)?;
+        let shared_code = zeroed(u64::from(shape.shared) * size_of::<CodePage>() as u64)?;
         let private_code = zeroed(n * size_of::<CodeCache<CODE_SLOTS>>() as u64)?;
         let tables = zeroed(n * u64::from(shape.pages) * 4)?;
+        let disks = zeroed(n * size_of::<OwnPages>() as u64)?;
         let ports = zeroed(n * size_of::<PortState>() as u64)?;
         let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
         let returned = gpu.alloc(u64::from(frames - shape.shared) * 4)?;
         let arena = gpu.alloc(sizing::arena(frames))?.next_multiple_of(OnGpu::ALIGN as u64);
-        Ok(Self { shared_code, private_code, tables, ports, vms, returned, arena })
+        Ok(Self { shared_code, private_code, tables, disks, ports, vms, returned, arena })
     }
 }
 
@@ -101,8 +102,8 @@ pub(super) fn control(shape: &Shape, frames: u32, memory: &VmMemory) -> Control 
     }
 }
 
-/// Returns launch arguments in which all is set that is the same for each launch, but for `control`
-/// and the memory of auxiliary kernels.
+/// Returns launch arguments in which all is set that is the same for each launch, but for `control`,
+/// the cache of disk images and the memory of auxiliary kernels.
 pub(super) fn launch(
     base: &BaseImage,
     frames: u32,
@@ -117,12 +118,12 @@ pub(super) fn launch(
         slice: 1,
         rate: 0,
         ticks: 0,
-        pages: base.ram_pages(),
-        disk_pages: base.disk.len() as u32,
+        pages: base.pages(),
+        cache_lines: 0,
         frames,
         shared: base.shared(),
         rom_pages: base.rom.len() as u32,
-        shared_code_len: base.ram_shared,
+        shared_code_len: base.shared(),
         inbox_len: 0,
         time_limit_ns: 0,
         arena: At::new(memory.arena),
@@ -133,6 +134,9 @@ pub(super) fn launch(
         tables: At::new(memory.tables),
         base: At::new(tables.vms),
         rom: At::new(tables.rom),
+        disks: At::new(memory.disks),
+        cache: At::NOWHERE,
+        cache_bytes: At::NOWHERE,
         ports: At::new(memory.ports),
         control: At::NOWHERE,
         inbox: At::NOWHERE,

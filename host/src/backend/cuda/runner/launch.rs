@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use emu_device::protocol::launch::{Entry, WAKE};
 
-use super::{Runner, SHORT_AFTER_PACKET};
+use super::{Runner, SHORT_AFTER_IO};
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::fleet::LaunchArgs;
 use crate::backend::cuda::packing;
@@ -20,9 +20,9 @@ impl Runner {
         if self.update_list().is_empty() {
             return Ok(false);
         }
-        let packets = self.packet_at.is_some_and(|at| at.elapsed() < SHORT_AFTER_PACKET);
+        let io = self.io_at.is_some_and(|at| at.elapsed() < SHORT_AFTER_IO);
         let vms_per_warp = self.vms_per_warp();
-        self.pacer.set_load(packets, vms_per_warp);
+        self.pacer.set_load(io, vms_per_warp);
         self.submit(self.pacer.slices(), vms_per_warp)?;
         Ok(true)
     }

@@ -65,7 +65,7 @@ impl Runner {
                 }
             }
             Body::Packet(bytes) => {
-                self.packet_at = Some(Instant::now());
+                self.io_at = Some(Instant::now());
                 self.shared.part.link(index).send(bytes.into());
             }
             Body::Taken(record) => {
@@ -93,6 +93,10 @@ impl Runner {
         let due = timer.is_some_and(|at| at <= Instant::now()) || slot.wants_to_run();
         let (action, events) = match exit.code {
             // The argument distinguishes a VM that could not even start from one that can continue.
+            ExitCode::Disk => {
+                self.waiting_for_disk.push((index, exit.arg));
+                return;
+            }
             ExitCode::NoFrame if exit.arg == 0 => (slot.life.on(Trigger::NoFrame), Vec::new()),
             _ => {
                 let part = &self.shared.part;
