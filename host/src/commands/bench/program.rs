@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn the_encoders_say_what_they_are_called() {
         let text: Vec<String> = PROGRAM.iter().map(|&word| Insn(word).to_string()).collect();
-        let expected = "lui s3,0x80001; lui t0,0x10001; lbu s0,261(t0); andi s0,s0,63; \
+        let expected = "lui s3,0x80001; lui t0,0x10002; lbu s0,261(t0); andi s0,s0,63; \
             addi s0,s0,1; addi s1,zero,0; lui s2,0x100; slli t0,s0,13; xor s0,s0,t0; \
             srli t0,s0,17; xor s0,s0,t0; slli t0,s0,5; xor s0,s0,t0; andi t1,s0,2044; \
             add t1,t1,s3; lw t2,0(t1); add s1,s1,t2; add s1,s1,s0; sw s1,0(t1); \
