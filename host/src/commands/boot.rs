@@ -41,6 +41,7 @@ use crate::report::{BootReport, NetReport, print_json};
 use crate::signals;
 use crate::stdio::say;
 use crate::units::Size;
+use crate::virtio::Guest;
 
 const EXAMPLES: &str = "Examples:\n  \
         pxvm boot                                         one machine on this terminal\n  \
@@ -71,8 +72,8 @@ const CODES: &Codes = &[
     long_about = "Boot one or many Linux machines.\n\n\
         One machine has its console here: on a terminal every key goes to the guest, and Ctrl-A x \
         leaves (Ctrl-A h helps); otherwise standard input is passed on when the guest is ready, \
-        or after 5 seconds. Several machines, or --json, have one log file each, and a line on \
-        standard error tells how they do.",
+        or after 5 seconds, and at once to what is no Linux. Several machines, or --json, have \
+        one log file each, and a line on standard error tells how they do.",
     after_help = EXAMPLES,
     after_long_help = long_help(EXAMPLES, CODES)
 )]
@@ -238,10 +239,11 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         ui.progress.say(&format!("dashboard: {url}"));
     }
     let (requests, inputs) = ui.inputs(capacity, &run_args)?;
+    let hold_input = holds_input(ui.interactive, fleet.guest);
     let backend = start(prepared, fleet, settings)?;
     let handle = Arc::new(FleetHandle::new(backend, count, capacity, until, requests));
     let server = api.serve(&handle, &link, about)?;
-    let options = engine::Options { timeout: run_args.timeout, hold_input: !ui.interactive };
+    let options = engine::Options { timeout: run_args.timeout, hold_input };
     let run = engine::run(&handle, &options, &inputs, ui.sink.as_mut(), &mut ui.progress)?;
     drop(server);
     drop(ui.raw.take());
@@ -293,6 +295,15 @@ fn prepare(
         }
     };
     Ok((prepared, device.map(|info| info.name)))
+}
+
+/// Whether input waits until the guest is ready. Linux throws away what came before it opens its
+/// console; what is no Linux reads from the beginning, and seldom says that it is ready.
+fn holds_input(interactive: bool, guest: Guest) -> bool {
+    match guest {
+        Guest::Linux => !interactive,
+        Guest::Other => false,
+    }
 }
 
 /// Gives a fleet a random seed, and returns it, unless the user or the clock requires runs to be
@@ -470,6 +481,12 @@ mod tests {
             crate::commands::Subcommand::Boot(boot) => *boot,
             other => panic!("{other:?}"),
         })
+    }
+
+    #[test]
+    fn only_linux_gets_its_input_when_it_is_ready() {
+        assert!(holds_input(false, Guest::Linux) && !holds_input(true, Guest::Linux));
+        assert!(!holds_input(false, Guest::Other));
     }
 
     #[test]

@@ -204,6 +204,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         host_time: options.host_time,
         macs: options.macs,
         link: options.link,
+        guest,
         virtio,
         semihosting: options.semihosting,
         entries: Vec::new(),

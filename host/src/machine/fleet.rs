@@ -51,6 +51,8 @@ pub struct Fleet {
     pub macs: Macs,
     /// Whether network cards are connected to anything.
     pub link: Link,
+    /// What the VMs run.
+    pub guest: Guest,
     /// How guests find their virtio devices.
     pub virtio: Virtio,
     /// Whether guests' semihosting requests are served.
@@ -185,6 +187,7 @@ impl Fleet {
             host_time: false,
             macs: Macs::Each,
             link: Link::Up,
+            guest: Guest::Other,
             virtio,
             semihosting: false,
             entries,
@@ -328,6 +331,7 @@ mod tests {
             host_time: false,
             macs: Macs::Same,
             link: Link::Up,
+            guest: Guest::Linux,
             virtio: Virtio::LINUX,
             semihosting: false,
             entries: Vec::new(),
