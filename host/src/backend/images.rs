@@ -48,9 +48,12 @@ impl Images {
         self.checked(image, "read", source.read_at(at, contents))
     }
 
-    /// Writes to an image that guests write back to.
+    /// Writes to an image that guests write back to; not behind its end, where a last page that is
+    /// not whole reads as zeros.
     pub fn write(&self, image: u32, at: u64, from: &[u8]) -> Result<(), DiskError> {
-        self.checked(image, "written", self.source(image)?.write_at(at, from))
+        let source = self.source(image)?;
+        let inside = source.size().saturating_sub(at).min(from.len() as u64) as usize;
+        self.checked(image, "written", source.write_at(at, &from[..inside]))
     }
 
     /// Makes what was written to an image durable.
@@ -75,7 +78,10 @@ impl Images {
     fn checked(&self, image: u32, done: &str, result: io::Result<()>) -> Result<(), DiskError> {
         result.map_err(|error| {
             if !self.warned[image as usize].swap(true, Ordering::Relaxed) {
-                tracing::warn!("a disk image cannot be {done}, its guests get errors: {error}");
+                let paths = self.disks.as_ref().map_or(&[][..], Disks::paths);
+                let path = paths.get(image as usize).map(|path| path.display().to_string());
+                let path = path.unwrap_or_default();
+                tracing::warn!("disk {path} cannot be {done}, and guests get errors: {error}");
             }
             DiskError::Failed
         })
@@ -173,5 +179,22 @@ pub mod testing {
                 Err(io::Error::other("the test wants no writes"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::testing::Pattern;
+    use super::*;
+
+    #[test]
+    fn nothing_is_written_behind_the_end() {
+        let image = Pattern::new(5120);
+        let source = Arc::clone(&image) as Arc<dyn Source>;
+        let images = Images::new(Some(&Disks::one(source, Access::WriteBack)));
+        images.write(0, 4096, &[1; 4096]).unwrap();
+        assert_eq!(*image.written.lock().unwrap(), [(4096, vec![1; 1024])]);
     }
 }

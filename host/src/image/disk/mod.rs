@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use emu_core::dev::virtio::blk::Blk;
@@ -61,15 +61,17 @@ pub trait Source: Send + Sync + fmt::Debug {
 #[derive(Clone, Debug)]
 pub struct Disks {
     sources: Vec<Arc<dyn Source>>,
+    /// Path of each source.
+    paths: Vec<PathBuf>,
     /// Index of each VM's source; empty when all VMs have the first.
     of: Vec<u32>,
     access: Access,
 }
 
 impl Disks {
-    /// Returns a disk that all VMs have.
+    /// Returns a disk that all VMs have, and that has no path.
     pub fn one(source: Arc<dyn Source>, access: Access) -> Self {
-        Self { sources: vec![source], of: Vec::new(), access }
+        Self { sources: vec![source], paths: vec![PathBuf::new()], of: Vec::new(), access }
     }
 
     /// Opens the disks of `count` VMs. VMs share an image that they only read, by whatever names.
@@ -80,10 +82,11 @@ impl Disks {
                 return Err(shared_by(count).of(Role::Disk, &path));
             }
             let source = open(&path, spec).map_err(|problem| problem.of(Role::Disk, &path))?;
-            return Ok(Self::one(source, spec.access));
+            return Ok(Self { paths: vec![path], ..Self::one(source, spec.access) });
         }
         host::raise_open_files();
-        let mut disks = Self { sources: Vec::new(), of: Vec::new(), access: spec.access };
+        let (sources, paths, of) = (Vec::new(), Vec::new(), Vec::new());
+        let mut disks = Self { sources, paths, of, access: spec.access };
         let mut first_vms = HashMap::new();
         for vm in 0..count {
             let path = spec.path(vm);
@@ -110,6 +113,7 @@ impl Disks {
             Entry::Occupied(first) => self.of(*first.get()) as u32,
             Entry::Vacant(entry) => {
                 self.sources.push(open(path, spec)?);
+                self.paths.push(path.into());
                 entry.insert(vm);
                 self.sources.len() as u32 - 1
             }
@@ -121,6 +125,11 @@ impl Disks {
     /// Returns the sources; at least one.
     pub fn sources(&self) -> &[Arc<dyn Source>] {
         &self.sources
+    }
+
+    /// Returns the path of each source.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// Returns the index of a VM's source in [`Disks::sources`].
