@@ -34,6 +34,7 @@ use crate::error::Error;
 use crate::exit::Code;
 use crate::host;
 use crate::image::cache;
+use crate::image::disk::Access;
 use crate::machine::{Fleet, GuestOptions, Link, assemble};
 use crate::net::{Network, VirtualLink};
 use crate::progress::Progress;
@@ -55,6 +56,7 @@ const EXAMPLES: &str = "Examples:\n  \
         pxvm boot --firmware fw_dynamic.bin --kernel default  OpenSBI in M-mode\n  \
         pxvm boot --firmware fw_payload.bin --memory 64M  firmware alone, with what it contains\n  \
         pxvm boot --kernel Image --initrd root.cpio.gz --append 'ip=off debug'\n  \
+        pxvm boot --disk root.ext2:rw --append 'pxvm.root=/dev/vda'    a root that is kept\n  \
         pxvm boot --rom root.cramfs                       another root file system in ROM";
 
 const CODES: &Codes = &[
@@ -205,7 +207,12 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let uplink = network::uplink(&net_args, capacity, run_args.backend, api.address())?;
     // A GPU that cannot be used is reported before images are searched; loading the program into
     // one that can takes seconds the first time, and comes later.
-    let wanted = wants_gpu(run_args.backend, run_args.device.unwrap_or_default())?;
+    let writes_back = guest.disk.as_ref().is_some_and(|disk| disk.access == Access::WriteBack);
+    let wanted = match run_args.backend {
+        // A GPU cannot write disks back.
+        BackendChoice::Auto if writes_back => false,
+        choice => wants_gpu(choice, run_args.device.unwrap_or_default())?,
+    };
     if !wanted {
         on_cpu(run_args.device, run_args.lanes)?;
     }
