@@ -5,15 +5,16 @@ mod common;
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
-    use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, symlink};
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
     use pxvm::image::disk::{DiskSpec, Disks};
     use pxvm_tests::needs;
+    use rustix::fs::OFlags;
     use tempfile::TempDir;
 
-    use super::common::{has_image, initrd_with, pxvm, run};
+    use super::common::{Fleet, has_image, initrd_with, pxvm, run};
 
     /// A folder for images.
     struct Folder(TempDir);
@@ -78,11 +79,18 @@ mod tests {
         stdout
     }
 
+    /// Returns a path with options, or with the rest of a name.
+    fn with(path: &Path, suffix: &str) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        name.into()
+    }
+
     /// Part of the sentence when nothing is wrong with the disk.
     const FINE: &str = "device tree none";
 
     fn spec(path: &Path, suffix: &str) -> DiskSpec {
-        format!("{}{suffix}", path.display()).as_str().into()
+        with(path, suffix).into_os_string().into()
     }
 
     /// Script that prints the size of the disk in sectors and a digest of all of it.
@@ -136,9 +144,7 @@ mod tests {
         let mut end = [0; 3];
         file_at(&path, &mut end);
         assert_eq!(&end, b"the");
-        let mut back = path.clone().into_os_string();
-        back.push(":rw");
-        let console = says(Path::new(&back), &script);
+        let console = says(&with(&path, ":rw"), &script);
         assert!(console.contains("now: not what was there"), "{console}");
         file_at(&path, &mut end);
         assert_eq!(&end, b"not");
@@ -188,9 +194,133 @@ mod tests {
             }
             let why = folder.refusal(&format!("{device}:rw"), &[]);
             assert!(why.contains("cannot be opened for writing: Read-only"), "{why}");
+            // As somebody has it who has mounted it.
+            let exclusive = fs::File::options()
+                .read(true)
+                .custom_flags(OFlags::EXCL.bits().cast_signed())
+                .open(device);
+            let why = folder.refusal(&format!("{device}:rw"), &[]);
+            assert!(why.contains("the host uses this device; unmount it first"), "{why}");
+            drop(exclusive);
         });
         assert_eq!(run(&mut folder.command("losetup", &["--detach", device])).0, 0);
         looked.unwrap();
+    }
+
+    /// Script that writes to two places of the disk, of which the second is a hole.
+    const WRITE: &str = "echo first | dd of=/dev/vda conv=notrunc 2>/dev/null\n\
+        echo second | dd of=/dev/vda conv=notrunc bs=4096 seek=40 2>/dev/null\nsync";
+
+    /// Returns what a disk has after [`WRITE`], if it was `before`.
+    fn written(before: &[u8]) -> Vec<u8> {
+        let mut after = before.to_vec();
+        after[..6].copy_from_slice(b"first\n");
+        after[40 << 12..(40 << 12) + 7].copy_from_slice(b"second\n");
+        after
+    }
+
+    #[test]
+    fn what_guests_write_goes_where_the_option_says() {
+        if !has_image() {
+            return;
+        }
+        let folder = Folder::new();
+        // The last sector is not whole; written, it is.
+        let before = [vec![7; 150_000], vec![0; 50_000]].concat();
+        let path = folder.file("disk", &before);
+        let console = says(&with(&path, ":cow"), &format!("{WRITE}\nhead -c 5 /dev/vda"));
+        assert!(console.contains("first"), "{console}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+
+        let script = "mount -t sysfs sys /sys; echo ro: $(cat /sys/block/vda/ro)\n\
+            echo lost > /dev/vda || echo refused";
+        let console = says(&with(&path, ":ro"), script);
+        assert!(console.contains("ro: 1\r\n") && console.contains("refused"), "{console}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+
+        says(&with(&path, ":rw"), WRITE);
+        assert_eq!(fs::read(&path).unwrap(), written(&before));
+        // The next run finds it, and this one ends with a signal.
+        let console = says(&path, "dd if=/dev/vda bs=4096 skip=40 count=1 2>/dev/null | head -c 6");
+        assert!(console.contains("second"), "{console}");
+        let initrd =
+            initrd_with("echo again | dd of=/dev/vda conv=notrunc; sync; echo done\nsleep 99");
+        let mut boot = pxvm(["boot", "--append", "rdinit=/script", "--initrd"]);
+        boot.arg(initrd.path()).arg("--disk").arg(with(&path, ":rw"));
+        let mut fleet = Fleet::start(boot);
+        fleet.hear(0, "done");
+        fleet.stop();
+        assert_eq!(fs::read(&path).unwrap()[..6], *b"again\n");
+    }
+
+    #[test]
+    fn a_qcow2_image_is_written_back() {
+        if !has_image() || !needs::program("qemu-img") {
+            return;
+        }
+        let folder = Folder::new();
+        let before = [vec![7; 512 * 300], vec![0; 512 * 700]].concat();
+        folder.file("disk.raw", &before);
+        let image = |line: &str| {
+            let args: Vec<&str> = line.split_whitespace().collect();
+            let (code, _, why) = run(&mut folder.command("qemu-img", &args));
+            assert_eq!(code, 0, "{line}: {why}");
+        };
+        image("convert -c -f raw -O qcow2 disk.raw disk.qcow2");
+        says(&with(&folder.path("disk.qcow2"), ":rw"), WRITE);
+        image("check -f qcow2 disk.qcow2");
+        image("convert -f qcow2 -O raw disk.qcow2 after.raw");
+        assert!(fs::read(folder.path("after.raw")).unwrap() == written(&before));
+    }
+
+    #[test]
+    fn each_machine_has_its_own_disk() {
+        if !has_image() {
+            return;
+        }
+        let folder = Folder::new();
+        for vm in 0..3 {
+            folder.file(&format!("disk-{vm:02}"), &vec![b'a' + vm; 512 * (1 + usize::from(vm))]);
+        }
+        let script = "mount -t sysfs sys /sys; echo has: $(cat /sys/block/vda/size) $(head -c 3 /dev/vda)\n\
+            sed 's/.*pxvm.host=\\(vm.\\).*/\\1 was here/' /proc/cmdline | dd of=/dev/vda conv=notrunc; sync\n\
+            poweroff -f";
+        let initrd = initrd_with(script);
+        let consoles = folder.path("consoles");
+        let mut boot =
+            pxvm(["boot", "--count", "3", "--timeout", "100", "--append", "rdinit=/script"]);
+        boot.arg("--console-dir").arg(&consoles).arg("--initrd").arg(initrd.path());
+        let (code, _, stderr) = run(boot.arg("--disk").arg(folder.path("disk-%02d:rw")));
+        assert_eq!(code, 0, "{stderr}");
+        for vm in 0..3 {
+            let console = fs::read_to_string(consoles.join(format!("vm{vm}.log"))).unwrap();
+            let has = format!("has: {} {}", vm + 1, ["aaa", "bbb", "ccc"][vm]);
+            assert!(console.contains(&has), "{console}");
+            let disk = fs::read(folder.path(&format!("disk-{vm:02}"))).unwrap();
+            assert_eq!(disk.len(), 512 * (1 + vm));
+            assert!(disk.starts_with(format!("vm{vm} was here").as_bytes()), "{console}");
+        }
+    }
+
+    /// The guest gets an error and goes on.
+    #[test]
+    fn a_disk_may_become_shorter_while_it_is_used() {
+        if !has_image() {
+            return;
+        }
+        let folder = Folder::new();
+        let path = folder.file("disk", &[1; 64 << 20]);
+        let initrd = initrd_with(
+            "i=0; while dd if=/dev/vda of=/dev/null bs=64k skip=$i count=1 2>/dev/null; do\n\
+             echo now; i=$((i+1)); sleep 0.1; done; echo it failed\nsleep 99",
+        );
+        let mut boot = pxvm(["boot", "--append", "rdinit=/script", "--initrd"]);
+        boot.arg(initrd.path()).arg("--disk").arg(&path);
+        let mut fleet = Fleet::start(boot);
+        fleet.hear(0, "now");
+        fs::File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        fleet.hear(0, "it failed");
+        fleet.stop();
     }
 
     #[test]
@@ -254,6 +384,7 @@ mod tests {
         let shared = Disks::open(&spec(&folder.path("disk-%d"), ""), 3).unwrap();
         assert_eq!((shared.sources().len(), shared.of(0), shared.of(2)), (2, 0, 0));
         assert_eq!((shared.of(1), shared.size(1)), (1, 512));
+        assert_eq!(shared.paths(), [folder.path("disk-0"), folder.path("disk-1")]);
         // Each machine that may be added needs its disk, too.
         let why = folder.refusal("disk-%d", &["--count", "3", "--capacity", "4"]);
         assert!(why.contains("disk-3: cannot be read: No such file"), "{why}");
