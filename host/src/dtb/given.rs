@@ -209,6 +209,8 @@ mod tests {
                 set(bus.add_child_mut(DeviceTreeNode::new_unchecked(name)), "reg", cells(&[at, 8]));
             };
             add(soc, "virtio@10009000", 0x1000_9000);
+            // QEMU lists all eight transports.
+            add(soc, "virtio@10008000", 0x1000_8000);
             add(soc, "flash@20000000", 0x2000_0000);
             let bus = root.add_child_mut(DeviceTreeNode::new_unchecked("bus@10000000"));
             set(bus, "#address-cells", 1u32);
@@ -224,7 +226,7 @@ mod tests {
         for path in ["/soc/virtio@10009000", "/soc/flash@20000000", "/bus@10000000/virtio@9000"] {
             assert_eq!(status(path).as_deref(), Some(&b"disabled\0"[..]), "{path}");
         }
-        for path in ["/soc/virtio@10001000", "/bus@10000000/serial@0", "/bus@10000000/far@20000"] {
+        for path in ["/soc/virtio@10008000", "/bus@10000000/serial@0", "/bus@10000000/far@20000"] {
             assert_eq!(status(path), None, "{path}");
         }
     }
