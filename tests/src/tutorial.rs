@@ -69,19 +69,19 @@ pub fn legacy_entropy() -> Vec<u32> {
     })
 }
 
-/// Takes the first transports for modern ones without a look at their version, and waits for
-/// its queue to be ready.
+/// Starts a queue as of the modern interface, without a look at the version and at an address where
+/// no queue can be, and waits until the device says so. Powers off then.
 pub fn modern_without_asking() -> Vec<u32> {
+    /// ACKNOWLEDGE and DRIVER.
+    const STATUS: u32 = 3;
     Asm::build(RAM, |a| {
-        let ready = (reg::QUEUE_READY, 1);
-        for (slot, (register, value)) in
-            (0..3).flat_map(|slot| [(slot, (reg::STATUS, 3)), (slot, ready)])
+        a.li(S0, VIRT.virtio[1].mmio.base);
+        for (register, value) in [(reg::STATUS, STATUS), (reg::QUEUE_SEL, 0), (reg::QUEUE_READY, 1)]
         {
-            a.store_li(VIRT.virtio[slot].mmio.base + register, value);
+            a.li(T0, value).sw(T0, register as i32, S0);
         }
         let wait = a.mark();
-        a.li(T0, VIRT.virtio[1].mmio.base).lw(T1, reg::QUEUE_READY as i32, T0);
-        a.beq(T1, ZERO, wait).end(POWER_OFF);
+        a.lw(T0, reg::STATUS as i32, S0).li(T1, STATUS).beq(T0, T1, wait).end(POWER_OFF);
     })
 }
 
