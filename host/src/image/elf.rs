@@ -6,9 +6,9 @@ use goblin::elf::header::{
     EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, EM_RISCV, ET_DYN, ET_EXEC, ET_REL,
 };
 use goblin::elf::program_header::{PT_INTERP, PT_LOAD, PT_NOTE};
-use goblin::elf::reloc::{R_RISCV_NONE, R_RISCV_RELATIVE, r_to_str};
+use goblin::elf::reloc::{R_RISCV_32, R_RISCV_NONE, R_RISCV_RELATIVE, r_to_str};
 use goblin::elf::section_header::{
-    SHT_DYNSYM, SHT_GNU_HASH, SHT_HASH, SHT_NOTE, SHT_RELA, SHT_STRTAB,
+    SHN_ABS, SHN_UNDEF, SHT_DYNSYM, SHT_GNU_HASH, SHT_HASH, SHT_NOTE, SHT_RELA, SHT_STRTAB,
 };
 use goblin::elf::{Elf, ProgramHeader, header};
 
@@ -227,16 +227,19 @@ fn relocations(elf: &Elf<'_>) -> Result<Vec<Relocation>, Problem> {
     }
     let mut found = Vec::new();
     for relocation in elf.dynrelas.iter().chain(&elf.dynrels).chain(&elf.pltrelocs) {
-        match (relocation.r_type, relocation.r_addend) {
-            (R_RISCV_NONE, _) => {}
-            (R_RISCV_RELATIVE, Some(value)) => {
-                found.push(Relocation { at: relocation.r_offset as u32, value: value as u32 });
-            }
-            (kind, _) => {
-                let at = relocation.r_offset;
-                return refuse(format!("the relocation {} at {at:#x}", r_to_str(kind, EM_RISCV)));
-            }
-        }
+        let (at, kind) = (relocation.r_offset as u32, relocation.r_type);
+        let symbol = elf.dynsyms.get(relocation.r_sym);
+        let symbol = symbol.filter(|s| !matches!(s.st_shndx as u32, SHN_UNDEF | SHN_ABS));
+        let base = match (kind, symbol) {
+            (R_RISCV_NONE, _) => continue,
+            (R_RISCV_RELATIVE, _) => Some(0),
+            (R_RISCV_32, Some(symbol)) => Some(symbol.st_value as u32),
+            _ => None,
+        };
+        let Some((base, addend)) = base.zip(relocation.r_addend) else {
+            return refuse(format!("the relocation {} at {at:#x}", r_to_str(kind, EM_RISCV)));
+        };
+        found.push(Relocation { at, value: base.wrapping_add(addend as u32) });
     }
     Ok(found)
 }
@@ -365,17 +368,21 @@ pub(crate) mod tests {
         File { machine, class, flags, ..File::with_code(code) }.bytes()
     }
 
-    /// Returns a position-independent executable, linked to 0: at 0x1000 code, at 0x2000 a word that
-    /// is to hold the address of the code, which is not in the file, and at 0x3000 the tables for
-    /// that, in which the relocation has this type.
-    pub fn position_independent(kind: u32) -> Vec<u8> {
+    /// Returns a position-independent executable, linked to 0: at 0x1000 code, at 0x2000 a word for
+    /// an address, which is not in the file, and at 0x3000 the tables for that: a relocation of this
+    /// type and symbol (1: defined, as 0xff0; 2: not) with this addend.
+    pub fn position_independent(kind: u32, symbol: u32, addend: u32) -> Vec<u8> {
         const DT_NULL: u32 = 0;
+        const DT_SYMTAB: u32 = 6;
         const DT_RELA: u32 = 7;
         const DT_RELASZ: u32 = 8;
         const DT_RELAENT: u32 = 9;
         let header = 52 + 4 * 32;
-        let rela = [0x2000, kind, 0x1000];
-        let dynamic = [DT_RELA, 0x3000, DT_RELASZ, 12, DT_RELAENT, 12, DT_NULL, 0];
+        let rela = [0x2000, symbol << 8 | kind, addend];
+        let dynamic =
+            [DT_RELA, 0x3000, DT_RELASZ, 12, DT_RELAENT, 12, DT_SYMTAB, 0x3034, DT_NULL, 0];
+        // Name, value, size; kind, visibility, section.
+        let symbols = [0, 0, 0, 0, 0, 0xff0, 0, 1 << 16, 0, 0, 0, 0];
         let words = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
         File {
             kind: ET_DYN,
@@ -383,10 +390,10 @@ pub(crate) mod tests {
             segments: vec![
                 [PT_LOAD, header, 0x1000, 0x1000, 4, 4],
                 [PT_LOAD, header + 4, 0x2000, 0x2000, 0, 8],
-                [PT_LOAD, header + 4, 0x3000, 0x3000, 44, 44],
-                [PT_DYNAMIC, header + 16, 0x300c, 0x300c, 32, 32],
+                [PT_LOAD, header + 4, 0x3000, 0x3000, 100, 100],
+                [PT_DYNAMIC, header + 16, 0x300c, 0x300c, 40, 40],
             ],
-            contents: [&NOP[..], &words(&rela), &words(&dynamic)].concat(),
+            contents: [&NOP[..], &words(&rela), &words(&dynamic), &words(&symbols)].concat(),
             ..File::with_code(&[])
         }
         .bytes()
@@ -439,22 +446,32 @@ pub(crate) mod tests {
 
     #[test]
     fn a_position_independent_executable_can_move() {
-        let payload = parse(&position_independent(R_RISCV_RELATIVE)).unwrap().payload;
-        assert_eq!((payload.load_address, payload.entry), (LoadAddress::Movable, 0x1000));
-        let word = |payload: &Payload| payload.segments[1].bytes[..].to_vec();
-        assert_eq!(word(&payload), 0x1000u32.to_le_bytes());
-        let moved = payload.moved_to(0x8000_0000);
-        assert_eq!((moved.start(), moved.entry), (0x8000_0000, 0x8000_0000));
-        assert_eq!(word(&moved), 0x8000_0000u32.to_le_bytes());
-        // Moving again starts from where it is.
-        assert_eq!(word(&moved.moved_to(0x8040_0000)), 0x8040_0000u32.to_le_bytes());
-
+        for file in [
+            position_independent(R_RISCV_RELATIVE, 0, 0x1000),
+            position_independent(R_RISCV_32, 1, 0x10),
+        ] {
+            let payload = parse(&file).unwrap().payload;
+            assert_eq!((payload.load_address, payload.entry), (LoadAddress::Movable, 0x1000));
+            let word = |payload: &Payload| payload.segments[1].bytes[..].to_vec();
+            assert_eq!(word(&payload), 0x1000u32.to_le_bytes());
+            let moved = payload.moved_to(0x8000_0000);
+            assert_eq!((moved.start(), moved.entry), (0x8000_0000, 0x8000_0000));
+            assert_eq!(word(&moved), 0x8000_0000u32.to_le_bytes());
+            // Moving again starts from where it is.
+            assert_eq!(word(&moved.moved_to(0x8040_0000)), 0x8040_0000u32.to_le_bytes());
+        }
         const R_RISCV_JUMP_SLOT: u32 = 5;
-        let refused = parse(&position_independent(R_RISCV_JUMP_SLOT)).unwrap_err().to_string();
-        assert!(refused.contains("R_RISCV_JUMP_SLOT at 0x2000"), "{refused}");
         const R_RISCV_IRELATIVE: u32 = 58;
-        assert!(parse(&position_independent(R_RISCV_IRELATIVE)).is_err());
-        assert!(parse(&position_independent(R_RISCV_NONE)).is_ok());
+        for (kind, symbol, name) in [
+            (R_RISCV_JUMP_SLOT, 1, "R_RISCV_JUMP_SLOT at 0x2000"),
+            (R_RISCV_32, 2, "R_RISCV_32 at 0x2000"),
+            (R_RISCV_32, 0, "R_RISCV_32 at 0x2000"),
+            (R_RISCV_IRELATIVE, 0, "at 0x2000"),
+        ] {
+            let refused = parse(&position_independent(kind, symbol, 0)).unwrap_err().to_string();
+            assert!(refused.contains(name), "{refused}");
+        }
+        assert!(parse(&position_independent(R_RISCV_NONE, 0, 0)).is_ok());
     }
 
     #[test]
@@ -495,7 +512,7 @@ pub(crate) mod tests {
     fn damaged_files_never_panic() {
         let attributes = (SHT_RISCV_ATTRIBUTES, attributes::tests::section("rv32i_zba"));
         let seed = File { section: attributes, ..File::with_code(&NOP) }.bytes();
-        for seed in [seed, position_independent(R_RISCV_RELATIVE)] {
+        for seed in [seed, position_independent(R_RISCV_RELATIVE, 0, 0x1000)] {
             damage(&seed, 20_000, |bytes| drop(parse(&bytes)));
         }
     }

@@ -339,6 +339,8 @@ struct Top {
     info_len: u64,
     tree: u64,
     tree_len: u64,
+    /// Whether firmware says where the tree is.
+    tree_fixed: bool,
 }
 
 impl Images {
@@ -384,7 +386,7 @@ fn top(
     let free = |what, len, below, taken: &[Span]| {
         highest(len, below, ram.start, taken).ok_or(PlanError::Reserved { what, need: Size(len) })
     };
-    let (info, tree) = match opensbi {
+    let (info, tree, tree_fixed) = match opensbi {
         // A tree that is there already is not copied.
         Some(OpenSbi::Own { tree: Some(at), .. }) if u64::from(at).is_multiple_of(PAGE) => {
             let tree = Span { start: at.into(), end: u64::from(at) + tree_len };
@@ -393,15 +395,15 @@ fn top(
                 return Err(PlanError::TreeOutside { at, ram, suggest });
             }
             taken.push(tree);
-            (free("boot information", info_len, ram.end, &taken)?, tree.start)
+            (free("boot information", info_len, ram.end, &taken)?, tree.start, true)
         }
         _ => {
             let info = free("the device tree", info_len + tree_len, ram.end, &taken)?;
-            (info, info + info_len)
+            (info, info + info_len, false)
         }
     };
     let initrd = free("the initrd", initrd_len, info, &taken)?;
-    Ok(Top { initrd, initrd_len, info, info_len, tree, tree_len })
+    Ok(Top { initrd, initrd_len, info, info_len, tree, tree_len, tree_fixed })
 }
 
 /// Returns the layout of a bare-metal program, which is loaded as firmware is.
@@ -454,6 +456,9 @@ fn check(images: &Images, top: &Top, inputs: &Inputs, ram: Span) -> Result<(), P
                         "link the kernel to {above:#x} or above, or give it alone: \
                          as --firmware if it starts in M-mode, else as --kernel"
                     )
+                }
+                (_, "the device tree") if top.tree_fixed => {
+                    "OpenSBI's fw_dynamic leaves the tree where there is room".to_owned()
                 }
                 _ => "more --memory may help".to_owned(),
             };
@@ -617,6 +622,9 @@ mod tests {
 
         let with = |kernel| with(Size::mib(64), Some(kernel));
         assert_eq!(plan(with(raw(1))).unwrap().entry, 0x8000_0000);
+        let large = refused(with(Payload::flat(vec![1; 5000], 31 << 20)));
+        assert!(large.contains("the kernel at 0x80400000-0x82300000"), "{large}");
+        assert!(large.contains("0x82200000-0x82211000 overlap; OpenSBI's fw_dynamic"), "{large}");
         let elsewhere = refused(with(elf_at(0x8080_0000)));
         assert!(
             elsewhere.contains("0x80400000") && elsewhere.contains("0x80800004"),
