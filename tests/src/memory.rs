@@ -110,6 +110,12 @@ impl Space {
         Self { frames: Rc::clone(frames), table, rom, disk: MockDisk::default(), code }
     }
 
+    /// Adds a disk with `image` in it.
+    pub fn with_disk(mut self, image: &[u8]) -> Self {
+        self.disk = MockDisk::new(image);
+        self
+    }
+
     /// The arena.
     pub fn frames(&self) -> &Rc<Frames> {
         &self.frames

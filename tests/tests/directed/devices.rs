@@ -220,11 +220,9 @@ fn a_scan_finds_the_disk_in_any_slot_and_ends_without_one() {
 
 /// A machine with a disk of these two sectors in a slot.
 fn with_disk(sectors: &[u8; 1024], slot: u32, version: Version) -> TestMachine {
-    let mut page = [0; 4096];
-    page[..1024].copy_from_slice(sectors);
-    let frames = Frames::new(&[page], 600);
-    let mut m =
-        TestMachine::with_space(Space::new(&frames, vec![0; RAM_SIZE as usize / 4096], vec![1]));
+    let frames = Frames::new(&[], 600);
+    let space = Space::new(&frames, vec![0; RAM_SIZE as usize / 4096]);
+    let mut m = TestMachine::with_space(space.with_disk(sectors));
     let virtio = &mut m.vm.platform.dev.virtio;
     virtio.version = version;
     virtio.rng = Rng::new(ChaCha::new([0; 8]));
