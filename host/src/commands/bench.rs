@@ -241,7 +241,7 @@ impl Bencher<'_> {
         let mut first = BareFleet::start(gpu, &program::fleet(1)?, None)?;
         first.run_slice(&[0], 1024).map_err(BackendError::from)?;
         let gpu = first.into_gpu().map_err(BackendError::from)?;
-        let device = DeviceFleet::new(gpu, &fleet)?;
+        let device = DeviceFleet::new(gpu, fleet)?;
         let options = cuda::Options { device: number, vms_per_warp: packing.0 };
         Ok(PreparedBackend::Cuda(device, options))
     }

@@ -289,7 +289,7 @@ fn prepare(
     }
     let prepared = match gpu {
         Some(gpu) => {
-            let device = DeviceFleet::new(gpu, &fleet)?;
+            let device = DeviceFleet::new(gpu, fleet)?;
             if lockstep {
                 PreparedBackend::Lockstep(device)
             } else {
