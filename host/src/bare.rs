@@ -20,6 +20,7 @@ use crate::backend::trap_loop::TrapLoop;
 use crate::backend::{BackendError, Reason};
 use crate::error::Error;
 use crate::host;
+use crate::image::disk::Disks;
 use crate::image::elf::{self, Program};
 use crate::image::{Role, load};
 use crate::machine::Fleet;
@@ -72,7 +73,7 @@ impl fmt::Display for End {
 }
 
 /// The machine that each program has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Hardware {
     /// The memory map.
     pub kind: MachineKind,
@@ -82,12 +83,15 @@ pub struct Hardware {
     pub virtio: Virtio,
     /// Whether semihosting requests are served.
     pub semihosting: bool,
+    /// Disks, the first of which is that of the first program.
+    pub disks: Option<Disks>,
 }
 
 impl Hardware {
     /// Returns a `virt` machine.
     pub const fn virt(memory: Size) -> Self {
-        Self { kind: MachineKind::Virt, memory, virtio: Virtio::OTHER, semihosting: false }
+        let (kind, virtio) = (MachineKind::Virt, Virtio::OTHER);
+        Self { kind, memory, virtio, semihosting: false, disks: None }
     }
 }
 
@@ -278,7 +282,7 @@ impl Bare {
         let most = host::memory_available().0 / u64::from(FRAME_SIZE);
         let frames = fleet.private_frames().min(most);
         let frames = frames.min(u64::from(u32::MAX) / 2) as u32;
-        let arena = Arc::new(HostArena::new(base, Images::default(), frames)?);
+        let arena = Arc::new(HostArena::new(base, Images::new(fleet.disks.as_ref()), frames)?);
         let guest = |vm| match Guest::new(&arena, base, fleet.stage(vm, 0), &context) {
             Ok(guest) => Ok((guest, CpuPort::default())),
             Err(_) => Err(Error::Usage("no memory for the program".into())),
@@ -381,9 +385,9 @@ impl Bare {
 
 /// Returns the fleet of these programs, and the programs with the addresses that they have there.
 fn fleet(mut programs: Vec<Program>, hardware: Hardware) -> Result<(Fleet, Vec<Program>), Error> {
-    let Hardware { kind, memory, virtio, semihosting } = hardware;
+    let Hardware { kind, memory, virtio, semihosting, disks } = hardware;
     let payloads = programs.iter().map(|program| program.payload.clone()).collect();
-    let fleet = Fleet { virtio, semihosting, ..Fleet::several(kind, memory, payloads)? };
+    let fleet = Fleet { virtio, semihosting, disks, ..Fleet::several(kind, memory, payloads)? };
     for (program, &entry) in programs.iter_mut().zip(&fleet.entries) {
         let moved = entry.wrapping_sub(program.payload.entry);
         program.symbols.iter_mut().for_each(|(_, addr)| *addr = addr.wrapping_add(moved));
@@ -555,7 +559,9 @@ mod tests {
 
     use super::*;
     use crate::backend::cuda::emulated::Emulated;
+    use crate::backend::images::testing::Pattern;
     use crate::exit::Code;
+    use crate::image::disk::Access;
     use crate::image::{LoadAddress, Payload, Segment};
 
     const TOHOST: u32 = 0x8000_1000;
@@ -702,9 +708,29 @@ mod tests {
         let hardware = Hardware { semihosting: true, ..Hardware::virt(memory) };
         let gpu = Box::new(Emulated::new(Size::mib(64)));
         [
-            Bare::new(program(), hardware).unwrap(),
+            Bare::new(program(), hardware.clone()).unwrap(),
             Bare::new_on(gpu, None, program(), hardware).unwrap(),
         ]
+    }
+
+    #[test]
+    fn a_program_has_a_disk_alike_everywhere() {
+        let guest = guests::with_disk().remove(0);
+        let program = || vec![elf::parse(&guest.elf).unwrap()];
+        let image = || Disks::one(Pattern::new(1 << 20), Access::CopyOnWrite);
+        let memory = Size(guests::MEMORY.into());
+        let hardware = || Hardware { disks: Some(image()), ..Hardware::virt(memory) };
+        let gpu = Box::new(Emulated::new(Size::mib(64)));
+        let mut cpu = Bare::new(program(), hardware()).unwrap();
+        let mut gpu = Bare::new_on(gpu, None, program(), hardware()).unwrap();
+        for bare in [&mut cpu, &mut gpu] {
+            let mut printed = Vec::new();
+            let ends = bare.run(1_000_000, &mut NoTrace, &mut printed).unwrap();
+            assert_eq!((ends, printed), (vec![End::Passed], b"ok\n".to_vec()));
+        }
+        assert_eq!(cpu.digest(0).unwrap(), gpu.digest(0).unwrap());
+        let mut without = Bare::new(program(), Hardware::virt(memory)).unwrap();
+        assert!(matches!(run(&mut without, 1_000_000)[..], [End::Failed(_)]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod tests {
     use std::process::Command;
 
     use pxvm::image::disk::{DiskSpec, Disks};
-    use pxvm_tests::needs;
+    use pxvm_tests::{guests, needs};
     use rustix::fs::OFlags;
     use tempfile::TempDir;
 
@@ -300,6 +300,26 @@ mod tests {
             assert_eq!(disk.len(), 512 * (1 + vm));
             assert!(disk.starts_with(format!("vm{vm} was here").as_bytes()), "{console}");
         }
+    }
+
+    #[test]
+    fn a_bare_metal_program_has_a_disk() {
+        let folder = Folder::new();
+        // It writes the first sector to the second, with all bits changed.
+        folder.file("program", &guests::with_disk().remove(0).elf);
+        let before = [[0x35; 512], [7; 512]].concat();
+        folder.file("disk", &before);
+        let run = |line: &str| {
+            let mut command = pxvm(line.split_whitespace());
+            run(command.current_dir(folder.0.path()))
+        };
+        assert_eq!(run("run program").0, 4);
+        assert_eq!(run("run program --disk disk"), (0, "ok\n".into(), String::new()));
+        assert_eq!(fs::read(folder.path("disk")).unwrap(), before);
+        let (code, _, why) = run("run program program --disk disk:rw");
+        assert!(code == 2 && why.contains("2 machines cannot write back to one file"), "{why}");
+        assert_eq!(run("run program --disk disk:rw").0, 0);
+        assert_eq!(fs::read(folder.path("disk")).unwrap(), [[0x35; 512], [!0x35; 512]].concat());
     }
 
     /// The guest gets an error and goes on.

@@ -16,6 +16,7 @@ use crate::bare::{Bare, Console, End, Hardware, Input};
 use crate::cli::{BackendArgs, Codes, INTERRUPTED, Machine, VirtioArgs, long_help};
 use crate::error::Error;
 use crate::exit::Code;
+use crate::image::disk::{DiskSpec, Disks};
 use crate::machine::AssembleError;
 use crate::report::print_json;
 use crate::stdio::{print, say};
@@ -27,6 +28,7 @@ const EXAMPLES: &str = "Examples:\n  \
         pxvm run rv32ui-p-add\n  \
         pxvm run a.elf b.elf b.elf --backend cuda --digest\n  \
         pxvm run prog.elf --semihosting < input\n  \
+        pxvm run kernel.elf --disk fs.img:rw\n  \
         pxvm run prog.elf --trace prog.log --max-instructions 1000000\n  \
         pxvm run arch-test.elf --signature out.sig";
 
@@ -86,6 +88,9 @@ pub struct Run {
     /// RAM of each machine
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub memory: Size,
+    /// Disk of each machine, as for `pxvm boot`
+    #[arg(long, value_name = "FILE[:OPTION]")]
+    pub disk: Option<DiskSpec>,
     /// Memory map
     #[arg(long, value_enum, default_value_t = Machine::Virt)]
     pub machine: Machine,
@@ -127,7 +132,9 @@ pub fn run(args: Run) -> Result<Code, Error> {
     let (kind, memory, semihosting) = (args.machine.into(), args.memory, args.semihosting);
     let virtio = Virtio::new(kind, virtio::Guest::Other, &args.virtio.into());
     let virtio = virtio.map_err(AssembleError::from)?;
-    let hardware = Hardware { kind, memory, virtio, semihosting };
+    let count = args.programs.len() as u32;
+    let disks = args.disk.as_ref().map(|spec| Disks::open(spec, count)).transpose()?;
+    let hardware = Hardware { kind, memory, virtio, semihosting, disks };
     let alone = args.programs.len() == 1;
     if !alone && (args.trace.is_some() || args.signature.is_some()) {
         return Err(Error::Usage("--trace and --signature are for one program".into()));

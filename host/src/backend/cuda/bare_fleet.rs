@@ -32,7 +32,7 @@ impl BareFleet {
         fleet: &Fleet,
         vms_per_warp: Option<u32>,
     ) -> Result<Self, BackendError> {
-        let mut device = DeviceFleet::new(gpu, &fleet)?;
+        let mut device = DeviceFleet::new(gpu, fleet)?;
         let starts: Vec<Start> = (0..fleet.count)
             .map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) })
             .collect();
@@ -71,6 +71,7 @@ impl BareFleet {
         self.device.submit(&args)?;
         let running = Exit { code: ExitCode::Budget, arg: 0 };
         let mut ended = vec![(running, Vec::new()); vms.len()];
+        let mut waiting_for_disk = Vec::new();
         loop {
             let completed = self.device.wait()?;
             let result = self.device.result(completed)?;
@@ -79,6 +80,10 @@ impl BareFleet {
                 let (exit, printed) = &mut ended[at];
                 match message.body {
                     Body::Console(bytes) => printed.extend_from_slice(bytes),
+                    // It goes on with the next launch, or asks again.
+                    Body::Exit(Exit { code: ExitCode::Disk, arg }, _) => {
+                        waiting_for_disk.push((message.vm, arg));
+                    }
                     Body::Exit(how, _) => *exit = how,
                     Body::Taken(record) => self.input[message.vm as usize]
                         .acknowledge(record.taken.console, record.offered.console),
@@ -86,11 +91,15 @@ impl BareFleet {
                 }
             }
             if !result.full {
-                return Ok(ended);
+                break;
             }
             // A launch without slices reports what the log had no room for.
             self.device.submit(&LaunchArgs { slices: 0, ..args })?;
         }
+        if !waiting_for_disk.is_empty() {
+            self.device.load_disk(&mut waiting_for_disk)?;
+        }
+        Ok(ended)
     }
 
     /// Adds a VM's input to the inbox of a launch. Returns where it is there.
