@@ -79,12 +79,12 @@ impl Virtio {
 /// Returns what is wrong and what helps where a guest's driver took the transports for those of the
 /// other version, and so waits for an answer that never comes.
 pub fn wrong_version(devices: &VirtioDevices) -> Option<&'static str> {
-    match (devices.wrong_version, devices.version) {
-        (0, _) => None,
-        (_, Version::Legacy) => {
+    match (devices.wrong_version(), devices.version) {
+        (false, _) => None,
+        (true, Version::Legacy) => {
             Some("takes its legacy virtio transports for modern ones; give --virtio modern")
         }
-        (_, Version::Modern) => {
+        (true, Version::Modern) => {
             Some("takes its modern virtio transports for legacy ones; give --virtio legacy")
         }
     }

@@ -132,10 +132,14 @@ impl Register {
     }
 }
 
-/// Returns whether a driver that stores to the register at `offset` takes the transport for one of
-/// the other version.
-pub(super) fn is_of_other_version(version: Version, offset: u32) -> bool {
-    Register::for_write(offset).is_some_and(|register| !register.is_in(version))
+/// Returns the version to which the register at `offset` belongs alone, if a driver can store to it.
+pub(super) fn only_version(offset: u32) -> Option<Version> {
+    let register = Register::for_write(offset)?;
+    match (register.is_in(Version::Legacy), register.is_in(Version::Modern)) {
+        (true, false) => Some(Version::Legacy),
+        (false, true) => Some(Version::Modern),
+        _ => None,
+    }
 }
 
 pub(super) const CONFIG_BASE: u32 = 0x100;
@@ -1104,7 +1108,8 @@ mod tests {
             for &offset in others {
                 guest.write(offset, 1);
                 assert_eq!(guest.read(offset), 0, "{version:?} {offset:#x}");
-                assert_eq!(is_of_other_version(version, offset), offset != reg::CONFIG_GENERATION);
+                let known = only_version(offset).is_some_and(|only| only != version);
+                assert_eq!(known, offset != reg::CONFIG_GENERATION);
             }
             assert_eq!(guest.device, before);
         }

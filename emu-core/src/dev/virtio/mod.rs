@@ -239,21 +239,28 @@ macro_rules! virtio_devices {
         pub struct VirtioDevices {
             /// The version of all transports, which the host chooses.
             pub version: Version,
-            /// Non-zero once a driver took a device for one of the other version. For the host,
-            /// which can tell the user why nothing happens.
-            pub wrong_version: u32,
+            /// The versions of which drivers have written registers that the other one does not
+            /// have: the bits with their numbers.
+            versions_written: u32,
             $($(#[$doc])* pub $field: $Device,)*
         }
 
-        state!(VirtioDevices { version, wrong_version, $($field),* });
+        state!(VirtioDevices { version, versions_written, $($field),* });
 
         impl VirtioDevices {
             /// No devices.
             pub const ABSENT: Self = Self {
                 version: Version::Modern,
-                wrong_version: 0,
+                versions_written: 0,
                 $($field: <$Device>::ABSENT,)*
             };
+
+            /// Returns whether drivers took the devices for those of the other version. Some write
+            /// registers of both; those know this one. For the host, which can tell the user why
+            /// nothing happens.
+            pub const fn wrong_version(&self) -> bool {
+                self.versions_written != 0 && self.versions_written & 1 << self.version as u32 == 0
+            }
 
             /// Returns the slot in which a device is; [`mmio::NO_SLOT`] when the machine does not
             /// have the device.
@@ -313,7 +320,9 @@ macro_rules! virtio_devices {
             ) -> Result<(), Trap> {
                 let Some(device) = self.device(slot) else { return Ok(()) };
                 let version = self.version;
-                self.wrong_version |= u32::from(mmio::is_of_other_version(version, offset));
+                if let Some(written) = mmio::only_version(offset) {
+                    self.versions_written |= 1 << written as u32;
+                }
                 match device {
                     $(DeviceKind::$Kind => self.$field.write(version, offset, size, value, io),)*
                 }
