@@ -182,7 +182,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     #[cold]
     #[inline(never)]
     fn outlasts_traps(&mut self, hart: &mut Hart) -> bool {
-        if self.platform.may_be_interrupted(hart) {
+        if !self.platform.trap_chain.is_futile() && self.platform.may_be_interrupted(hart) {
             self.platform.waiting = 1;
             self.request_poll();
             return true;

@@ -104,24 +104,30 @@ state!(TakenTrap { cause, pc, tval, from, to });
 )]
 #[repr(C)]
 pub struct TrapChain {
-    /// The value of `clock.retired` when the first of them was taken.
+    /// The value of `clock.retired` when the last of them was taken.
     retired: u64,
+    /// The value of `clock.retired` when M-mode last returned to a lower mode, until that traps.
+    resumed: u64,
     /// The first of them.
     pub first: TakenTrap,
     /// How many exceptions in a row have led from an instruction to itself in the same mode.
     repeats: u32,
-    /// The instruction at `first.pc`, once the chain is known to be endless and if there is one.
+    /// How often in a row M-mode has returned, and S-mode trapped at once in its handler.
+    futile: u32,
+    /// The instruction at `first.pc`, once the chain is known to be endless; zero if there is none.
     insn: u32,
-    /// Non-zero when there is one.
-    has_insn: u32,
 }
 
-state!(TrapChain { retired, first, repeats, insn, has_insn });
+state!(TrapChain { retired, resumed, first, repeats, futile, insn });
 
 impl TrapChain {
+    /// How often M-mode may return to a handler of S-mode that traps at once.
+    const FUTILE_MAX: u32 = 256;
+
     /// No trap was taken.
     pub const EMPTY: Self = Self {
         retired: u64::MAX,
+        resumed: u64::MAX,
         first: TakenTrap {
             cause: 0,
             pc: 0,
@@ -130,18 +136,39 @@ impl TrapChain {
             to: Privilege::Machine,
         },
         repeats: 0,
+        futile: 0,
         insn: 0,
-        has_insn: 0,
     };
 
-    /// Adds a trap that was taken after `retired` instructions, and whose handler is at `handler`.
-    fn add(&mut self, retired: u64, trap: TakenTrap, handler: u32) {
-        if self.retired != retired {
-            *self = Self { retired, first: trap, ..Self::EMPTY };
+    /// Adds a trap that was taken after `retired` instructions. Its handler is at `handler`, and
+    /// that of S-mode at `stvec`.
+    fn add(&mut self, retired: u64, trap: TakenTrap, handler: u32, stvec: u32) {
+        let is_exception = trap.cause & cause::INTERRUPT == 0;
+        let resumed = core::mem::replace(&mut self.resumed, u64::MAX);
+        let is_futile = is_exception
+            && resumed == retired
+            && (trap.from, trap.pc) == (Privilege::Supervisor, stvec)
+            && trap.cause != cause::ECALL_S;
+        if !is_futile && resumed != u64::MAX {
+            self.futile = 0;
         }
-        let again =
-            trap.cause & cause::INTERRUPT == 0 && (handler, trap.to) == (trap.pc, trap.from);
+        if self.retired != retired {
+            // What a lower mode began goes on when it is back in the handler that traps.
+            let continues = self.futile > 0 || is_futile && self.first.from != Privilege::Machine;
+            if !continues {
+                self.first = trap;
+            }
+            (self.retired, self.repeats) = (retired, 0);
+        }
+        self.futile = self.futile.saturating_add(u32::from(is_futile));
+        let again = is_exception && (handler, trap.to) == (trap.pc, trap.from);
         self.repeats = if again { self.repeats.saturating_add(1) } else { 0 };
+    }
+
+    /// Handles that M-mode returns to a lower mode, which executes the instruction after `retired`
+    /// others.
+    fn resume(&mut self, retired: u64) {
+        self.resumed = retired;
     }
 
     /// Whether only an interrupt can end the chain.
@@ -150,18 +177,24 @@ impl TrapChain {
     /// and translation as they were, so it traps for ever. The first time does not count: it may
     /// have changed what `mstatus.MPRV` makes of the instruction's addresses.
     pub(crate) fn is_loop(&self) -> bool {
-        self.repeats > 1
+        self.repeats > 1 || self.is_futile()
     }
 
-    /// Returns the instruction that raised the first trap of an endless chain, if it could be
-    /// fetched.
+    /// Whether M-mode has returned so often to a handler of S-mode that traps at once that it will
+    /// not save it. Firmware does that which hands traps down, as does a timer of M-mode that only
+    /// counts.
+    pub(crate) fn is_futile(&self) -> bool {
+        self.futile >= Self::FUTILE_MAX
+    }
+
+    /// Returns the instruction that raised the first trap of an endless chain, if there is one.
     pub fn insn(&self) -> Option<u32> {
-        (self.has_insn != 0).then_some(self.insn)
+        (self.insn != 0).then_some(self.insn)
     }
 
     /// Keeps the instruction that raised the first trap.
     pub(crate) fn set_insn(&mut self, insn: u32) {
-        (self.insn, self.has_insn) = (insn, 1);
+        self.insn = insn;
     }
 }
 
@@ -233,7 +266,8 @@ impl Platform {
         hart.reservation = NO_RESERVATION;
         self.set_privilege(hart, to);
         let trap = TakenTrap { cause, pc, tval, from, to };
-        self.trap_chain.add(self.clock.retired, trap, hart.pc);
+        let stvec = self.csr.get(StoredCsr::Stvec) & !3;
+        self.trap_chain.add(self.clock.retired, trap, hart.pc, stvec);
     }
 
     /// Returns whether an interrupt may come that a hart takes although it does nothing but trap to
@@ -263,6 +297,8 @@ impl Platform {
         status |= mstatus::MPIE | if ie { mstatus::MIE } else { 0 };
         if to != Privilege::Machine {
             status &= !mstatus::MPRV;
+            // The count does not have this instruction yet.
+            self.trap_chain.resume(self.clock.retired.wrapping_add(1));
         }
         self.xret(hart, status, to, StoredCsr::Mepc);
     }

@@ -141,7 +141,7 @@ const ROWS: &[Row] = &[
     ("a privileged instruction of an extension that this machine lacks", |c| {
         c.is_illegal() && c.opcode() == SYSTEM
     }),
-    ("a breakpoint: a failed assertion, or semihosting without --semihosting", |c| {
+    ("a breakpoint: a failed assertion, or semihosting, which `pxvm run --semihosting` has", |c| {
         c.cause == cause::BREAKPOINT
     }),
     (
@@ -240,8 +240,8 @@ fn place(machine: MachineKind, cause: u32, addr: u32, from: Privilege) -> String
             format!("{addr:#010x} is past the end of RAM: --memory gives it more")
         }
         (Some(_), Privilege::Supervisor | Privilege::User) => format!(
-            "{addr:#010x} is past the end of RAM, or M-mode has not set PMP so that lower modes \
-             may access it"
+            "no entry of PMP lets S- and U-mode access {addr:#010x} (M-mode sets pmpaddr0 and \
+             pmpcfg0 first), or it is past the end of RAM"
         ),
         (None, _) if cause == cause::INSN_ACCESS => {
             format!("it jumped to {addr:#010x}, where there is no memory")
@@ -345,7 +345,13 @@ mod tests {
             (Semu, LOAD, 0xf430_0000, Supervisor, "is where semu has the mtimer, which this"),
             (Virt, LOAD, 0x0200_4001, Machine, "is the CLINT: devices take aligned accesses"),
             (Virt, LOAD, 0x9000_0000, Machine, "is past the end of RAM: --memory"),
-            (Virt, LOAD, 0x8000_0000, Supervisor, "M-mode has not set PMP so that"),
+            (
+                Virt,
+                LOAD,
+                0x8000_0000,
+                Supervisor,
+                "no entry of PMP lets S- and U-mode access 0x80000000",
+            ),
             (Virt, cause::STORE_ACCESS, 0x2000_0000, Machine, "is in the ROM"),
             (Virt, LOAD, 8, Machine, "is near a null pointer"),
             (Virt, cause::INSN_ACCESS, 0, Machine, "it jumped to 0x00000000, where"),

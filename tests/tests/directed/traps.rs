@@ -323,6 +323,58 @@ fn a_trap_loop_ends_when_nothing_can_save_it() {
 }
 
 #[test]
+fn a_trap_loop_ends_when_the_timer_of_machine_mode_saves_nothing() {
+    let mut m = TestMachine::program(|a| {
+        a.nop().lw(A0, 0, ZERO);
+    });
+    m.load_at(M_HANDLER, |a| {
+        a.addi(A0, A0, 1);
+        sets_timer(a, 1000);
+        a.mret();
+    });
+    m.set_csr(MEDELEG, u32::MAX).set_csr(STVEC, 0).set_csr(MIE, irq::MTI).enter(Supervisor);
+    m.vm.platform.clock.set_timecmp(100);
+    let exit = m.run(20_000);
+    assert_eq!(exit, Exit { code: ExitCode::Fault, arg: FaultCode::TrapLoop as u32 });
+    let first = m.vm.platform.trap_chain.first;
+    assert_eq!((first.cause, first.pc, m.x(A0)), (5, RAM + 4, 256));
+}
+
+#[test]
+fn a_trap_loop_ends_that_goes_through_firmware() {
+    // Firmware hands the trap down: to a handler whose first instruction raises it.
+    const FLW: u32 = 0x0000_2007;
+    let mut m = TestMachine::program(|a| {
+        let kernel = a.label();
+        a.la(T0, kernel).csrrw(ZERO, STVEC, T0).csrrw(ZERO, MEPC, T0);
+        a.csr_li(MSTATUS, 1 << mstatus::MPP_SHIFT).mret().place(kernel).word(FLW);
+    });
+    m.load_at(M_HANDLER, |a| {
+        a.addi(A0, A0, 1).csrr(T0, STVEC).csrrw(ZERO, MEPC, T0).mret();
+    });
+    let exit = m.run(20_000);
+    assert_eq!(exit, Exit { code: ExitCode::Fault, arg: FaultCode::TrapLoop as u32 });
+    let chain = &m.vm.platform.trap_chain;
+    assert_eq!((chain.first.from, chain.insn(), m.x(A0)), (Supervisor, Some(FLW), 255));
+}
+
+#[test]
+fn firmware_may_return_to_one_instruction_as_often_as_it_likes() {
+    // It waits for something: with an ECALL that it repeats, and outside of a handler.
+    for word in [0x0000_0073, 0] {
+        let mut m = TestMachine::program(|a| {
+            a.word(word);
+        });
+        m.load_at(M_HANDLER, |a| {
+            a.addi(A0, A0, 1).mret();
+        });
+        m.set_csr(STVEC, if word == 0 { M_HANDLER } else { RAM }).enter(Supervisor);
+        assert_eq!(m.run(20_000).code, ExitCode::Budget);
+        assert!(m.x(A0) > 5000);
+    }
+}
+
+#[test]
 fn a_device_can_save_supervisor_mode_from_its_trap_loop() {
     const PLIC: u32 = 0x0c00_0000;
     const UART: u32 = 0x1000_0000;
