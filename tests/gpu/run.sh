@@ -11,6 +11,7 @@
 #   same        the GPU comes to what the CPU comes to; console input, semihosting
 #   lockstep    Linux on both, compared at every slice
 #   conform     riscv-tests
+#   disks       a disk of 20 GB, mounted, read on demand (needs mke2fs)
 #   refusals    what cannot work is refused with a reason
 #   cache       the program compiled for the card: made once, kept, good when damaged
 #   neighbours  hostile guests beside good ones
@@ -21,7 +22,7 @@
 #
 # Prints a table and `N passed, N failed`; without a GPU it says so and ends with 0.
 set -uo pipefail
-all=(fleets same lockstep conform refusals cache neighbours cards lost bench sanitizer)
+all=(fleets same lockstep conform disks refusals cache neighbours cards lost bench sanitizer)
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 4 ] || usage
 for path in "${@:1:4}"; do
@@ -119,6 +120,24 @@ same() {
     done
     grep -q 'two!vm0: .* failed with 7, ' "$work/cpu" && cmp -s "$work/cpu" "$work/cuda"
     verdict "semihosting as on the CPU" $? "$(tail -n 1 "$work/cuda" | grep -o 'failed.*')"
+}
+
+disks() {
+    # A small file system at the start of a sparse file, as an image that grew is.
+    local disk=$work/root.ext2 backend
+    if ! command -v mke2fs > /dev/null; then skip "disks" "needs mke2fs"; return; fi
+    mkdir -p "$work/root"/{bin,dev,etc,mnt,proc,root,run,sys,tmp,usr}
+    mke2fs -q -t ext2 -d "$work/root" "$disk" 4M && truncate -s 20G "$disk"
+    for backend in cuda cpu; do
+        boot "${rom[@]}" --backend $backend --clock instret --until ready --count 16 \
+            --disk "$disk" --append pxvm.mount=/dev/vda:/mnt
+        grep -o '"ready_instret":[0-9]*' "$work/out" > "$work/$backend"
+    done
+    [ "$(wc -l < "$work/cpu")" = 16 ] && cmp -s "$work/cpu" "$work/cuda" && ! says warns
+    verdict "20 GB disk, mounted, as on the CPU" $? "$(sort -u "$work/cuda" | tr '\n' ' ')"
+    boot "${rom[@]}" --backend cuda --until ready --count 8448 --disk "$disk" --append pxvm.mount=/dev/vda:/mnt &&
+        ! says warns
+    verdict "20 GB disk, mounted by 8,448" $? "$(of_report wall_seconds) s"
 }
 
 lockstep() {
