@@ -30,8 +30,8 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 QEMU = [os.environ.get("PXVM_QEMU", "qemu-system-riscv32"), "-M", "virt", "-nographic"]
-# A word of a command line that is, or ends with, a file of the folder.
-FILE = re.compile(r"@([\w./+-]+)")
+# A file of the folder, in a word of a command line.
+FILE = re.compile(r"(?<!\w)@([\w./+-]+)")
 # How much of a console a failure shows.
 TAIL = 1200
 # How fast text is typed: a 16550's FIFO has room for 16 bytes, and some guests poll it.
