@@ -2,7 +2,7 @@
 
 use crate::abi::Hart;
 use crate::csr::irq;
-use crate::dev::finisher;
+use crate::dev::{finisher, plic};
 use crate::disk::Disk;
 use crate::lane::Lane;
 use crate::layout::Map;
@@ -70,14 +70,22 @@ pub(crate) struct NoDevice;
 impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Reads a device register of `size` bytes.
     pub(crate) fn bus_read(&mut self, addr: u32, size: u32) -> Result<u32, NoDevice> {
-        let device = route(self.platform.kind.map(), addr).ok_or(NoDevice)?;
+        let map = self.platform.kind.map();
+        let device = route(map, addr).ok_or(NoDevice)?;
         // Reading may take input or acknowledge an interrupt.
         self.request_poll();
         self.port.at(self.platform.clock.retired);
         let platform = &mut *self.platform;
         let value = match device {
             Device::Uart(off) => platform.dev.uart.read(off, self.port),
-            Device::Plic(off) => platform.dev.plic.read(off),
+            Device::Plic(off) => {
+                let value = platform.dev.plic.read(off);
+                let slot = map.virtio.iter().position(|transport| transport.irq == value);
+                if let (true, Some(slot)) = (plic::is_claim(off), slot) {
+                    platform.dev.virtio.claimed(slot as u32);
+                }
+                value
+            }
             Device::Clint(off) => platform.dev.clint.read(&platform.clock, off),
             Device::Sswi(_) | Device::Finisher(_) => 0,
             Device::Rtc(off) => platform.dev.rtc.read(off, platform.clock.now_ns()),

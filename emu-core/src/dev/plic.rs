@@ -88,6 +88,11 @@ impl Register {
     }
 }
 
+/// Returns whether a load from the register at `offset` claims a request.
+pub fn is_claim(offset: u32) -> bool {
+    matches!(Register::at(offset), Some(Register::Claim(_)))
+}
+
 impl Plic {
     /// Makes a controller with sources 1 to `sources` (at most 95), none enabled.
     pub const fn new(sources: u32) -> Self {

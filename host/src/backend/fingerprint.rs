@@ -106,8 +106,6 @@ mod tests {
         assert_eq!(
             names,
             [
-                "0.reserved",
-                "1.reserved",
                 "blk.reserved",
                 "clock.reserved",
                 "csr.reserved",

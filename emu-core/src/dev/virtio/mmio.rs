@@ -160,6 +160,9 @@ mod interrupt {
     pub const CONFIG_CHANGE: u32 = 2;
 }
 
+/// Beside the causes of an interrupt, and not for the driver: the interrupt controller forwarded it.
+const CLAIMED: u32 = 1 << 31;
+
 /// Device status bits (section 2.1).
 pub mod status {
     /// The driver found the device.
@@ -302,7 +305,19 @@ impl Transport {
 
     /// Returns the level of the interrupt line.
     pub(super) const fn irq(&self) -> bool {
-        self.interrupt_status != 0
+        self.interrupt_status != 0 && self.interrupt_status & CLAIMED == 0
+    }
+
+    /// Takes note that the interrupt controller forwarded the interrupt: the line falls until there
+    /// is another cause.
+    pub(super) const fn claimed(&mut self) {
+        if self.interrupt_status != 0 {
+            self.interrupt_status |= CLAIMED;
+        }
+    }
+
+    const fn interrupt(&mut self, cause: u32) {
+        self.interrupt_status = (self.interrupt_status | cause) & !CLAIMED;
     }
 
     /// Returns why there is unfinished work, if there is some.
@@ -333,14 +348,14 @@ impl Transport {
 
     /// Interrupts the driver, because the device used a buffer.
     pub(super) const fn used_buffer(&mut self) {
-        self.interrupt_status |= interrupt::USED_BUFFER;
+        self.interrupt(interrupt::USED_BUFFER);
     }
 
     /// Tells the driver, if it is up, that the configuration space changed.
     pub(super) const fn config_changed(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
         if self.status & status::DRIVER_OK != 0 {
-            self.interrupt_status |= interrupt::CONFIG_CHANGE;
+            self.interrupt(interrupt::CONFIG_CHANGE);
         }
     }
 
@@ -349,7 +364,7 @@ impl Transport {
         self.status |= status::DEVICE_NEEDS_RESET;
         self.deferred = 0;
         if self.status & status::DRIVER_OK != 0 {
-            self.interrupt_status |= interrupt::CONFIG_CHANGE;
+            self.interrupt(interrupt::CONFIG_CHANGE);
         }
     }
 
@@ -436,7 +451,7 @@ impl Transport {
             }
             Register::QueueNumMax => selected.map_or(0, |_| SIZE_MAX.into()),
             Register::QueueReady => selected.is_some_and(Queue::is_ready).into(),
-            Register::InterruptStatus => self.interrupt_status,
+            Register::InterruptStatus => self.interrupt_status & !CLAIMED,
             Register::Status => self.status,
             Register::ShmLenLow
             | Register::ShmLenHigh
@@ -500,7 +515,7 @@ impl Transport {
             Register::QueuePfn => self.write_queue_pfn(selected, value, ram),
             Register::QueueReady => self.write_queue_ready(selected, value, ram),
             Register::QueueNotify => return Some(value),
-            Register::InterruptAck => self.interrupt_status &= !value,
+            Register::InterruptAck => self.interrupt_status &= !(value | CLAIMED),
             Register::Status if value == 0 => self.reset(queues),
             Register::Status => self.write_status(version, offered, value),
             Register::QueueDescLow => write_address(selected, AddressHalf::DescLow, value),
@@ -1038,6 +1053,30 @@ mod tests {
             assert!(queue.contains(&format!(": {at},")), "{queue}");
         }
         assert_eq!(guest.read(reg::QUEUE_PFN), desc as u32 / LEGACY_PAGE);
+    }
+
+    /// A driver that never acknowledges gets a request for each buffer, and one that does loses none.
+    #[test]
+    fn a_claimed_interrupt_waits_for_the_next_cause() {
+        let mut transport = Transport::in_slot(0);
+        transport.claimed();
+        assert!(!transport.irq());
+        for _ in 0..2 {
+            transport.used_buffer();
+            assert!(transport.irq());
+            transport.claimed();
+            assert!(!transport.irq());
+        }
+        let mut guest = legacy(0);
+        *guest.device.transport_and_queues().0 = transport;
+        assert_eq!(guest.read(reg::INTERRUPT_STATUS), interrupt::USED_BUFFER);
+        guest.device.transport_and_queues().0.interrupt(interrupt::CONFIG_CHANGE);
+        guest.device.transport_and_queues().0.claimed();
+        guest.write(reg::INTERRUPT_ACK, interrupt::USED_BUFFER);
+        assert_eq!(guest.read(reg::INTERRUPT_STATUS), interrupt::CONFIG_CHANGE);
+        assert!(guest.device.irq());
+        guest.write(reg::INTERRUPT_ACK, interrupt::CONFIG_CHANGE);
+        assert!(!guest.device.irq());
     }
 
     #[test]

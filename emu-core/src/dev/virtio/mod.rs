@@ -296,6 +296,19 @@ macro_rules! virtio_devices {
                 }
             }
 
+            /// Takes note that the interrupt controller forwarded the interrupt of the device in a
+            /// slot. Legacy drivers may never acknowledge it: QEMU's line is one request for each
+            /// notification, and drivers that were written for it rely on that.
+            pub fn claimed(&mut self, slot: u32) {
+                if self.version == mmio::Version::Modern {
+                    return;
+                }
+                match self.device(slot) {
+                    $(Some(DeviceKind::$Kind) => self.$field.transport_and_queues().0.claimed(),)*
+                    None => {}
+                }
+            }
+
             /// Returns why a device has unfinished work ([`Device::deferred`]).
             pub fn deferred(&self) -> Option<Deferred> {
                 None$(.or_else(|| self.$field.deferred()))*

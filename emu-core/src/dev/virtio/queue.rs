@@ -87,11 +87,11 @@ pub struct Queue {
     ready: u16,
     /// The alignment of the used ring in the legacy layout.
     align: u32,
-    /// Keeps what follows aligned.
-    reserved: u32,
+    /// Whether the driver is a legacy one.
+    legacy: u32,
 }
 
-state!(Queue { desc, avail, used, size, avail_idx, used_idx, ready, align } except { reserved });
+state!(Queue { desc, avail, used, size, avail_idx, used_idx, ready, align, legacy });
 
 /// The number of buffers in a descriptor chain, and their lengths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -172,6 +172,9 @@ impl Chain {
         let len = ram.read_u32(at.wrapping_add(8))?;
         let flags_next = ram.read_u32(at.wrapping_add(12))?;
         let (flags, next) = (flags_next as u16, (flags_next >> 16) as u16);
+        // Drivers of 32-bit systems cast pointers to 64 bits, which extends the sign. QEMU takes that,
+        // and drivers that were written for it rely on it.
+        let high = if queue.legacy != 0 { 0 } else { high };
         let addr = u64::from(high) << 32 | u64::from(low);
         let writable = flags & desc_flag::WRITE != 0;
         if flags & desc_flag::INDIRECT != 0
@@ -197,7 +200,7 @@ impl Queue {
         used_idx: 0,
         ready: 0,
         align: LEGACY_ALIGN,
-        reserved: 0,
+        legacy: 0,
     };
 
     /// Returns whether the driver has set the queue up.
@@ -248,6 +251,7 @@ impl Queue {
         let avail = desc.wrapping_add(size * DESC_SIZE);
         let end = avail.wrapping_add(RING_HEADER + size * AVAIL_ELEM + EVENT);
         let align = u64::from(self.align);
+        self.legacy = 1;
         self.desc = desc;
         self.avail = avail;
         self.used = end.wrapping_add(align.wrapping_sub(1)) & align.wrapping_neg();
@@ -761,6 +765,20 @@ mod tests {
             offer_raw(&mut guest, Descriptor { addr, len, flags: WRITE, next: 0 });
             assert!(guest.needs_reset());
         }
+    }
+
+    /// `(uint64_t)pointer` extends the sign on a 32-bit system.
+    #[test]
+    fn a_legacy_driver_may_extend_the_sign_of_an_address() {
+        let addr = BUFFERS | u64::from(u32::MAX) << 32;
+        let descriptor = Descriptor { addr, len: 8, flags: WRITE, next: 0 };
+        let device = Rng::new(ChaCha::new([0; 8]));
+        let mut guest = Guest::started_with_version(Version::Legacy, device, 0);
+        offer_raw(&mut guest, descriptor);
+        assert_eq!(guest.take_used(0), Some((0, 8)));
+        let mut modern = self::guest();
+        offer_raw(&mut modern, descriptor);
+        assert!(modern.needs_reset());
     }
 
     #[test]
