@@ -17,7 +17,7 @@ pub trait Image {
 ///
 /// A node of the tree is a frame of 1,024 entries. An entry is zero when there is nothing below it.
 /// Else it is a frame's index: that of a node or, in the lowest level, of a page, which may also be
-/// [`ZEROS`].
+/// `ZEROS`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(
     feature = "zerocopy",

@@ -53,7 +53,7 @@ pub enum TreeError {
     /// The tree describes another machine.
     #[error("the device tree does not fit the machine{hint}:{list}")]
     Misfit {
-        /// What the user can do: [`Self::FIX`], or nothing.
+        /// What the user can do, or nothing.
         hint: &'static str,
         /// What does not fit, as the end of the message.
         list: String,
