@@ -153,6 +153,7 @@ mod tests {
             ("elf-base --firmware elf-base", &["overlap", "link the kernel to 0x80400000"]),
             ("text --kernel-format elf", &["not an ELF file"]),
             ("text --kernel-format image", &["not a RISC-V Image"]),
+            ("default --kernel-format raw", &["--kernel-format is for a kernel of yours"]),
             ("Image --kernel-format raw@0x1000", &["linked to 0x1000-0x2800, outside of memory"]),
             ("elf-huge", &["take 1.8 GiB"]),
             ("bad.gz", &["gzip"]),

@@ -7,6 +7,7 @@ use emu_core::layout::MachineKind;
 
 use super::VirtioArgs;
 use crate::backend::ClockSource;
+use crate::error::Error;
 use crate::image::disk::DiskSpec;
 use crate::image::kernel::Format;
 use crate::machine::{GuestOptions, Kernel, Link, Macs};
@@ -74,12 +75,20 @@ pub struct GuestArgs {
 
 impl GuestArgs {
     /// The same for the library.
-    pub fn options(self, count: u32, clock: ClockSource) -> GuestOptions {
-        let kernel = self.kernel.map(|path| match path.to_str() {
-            Some("default") => Kernel::Default,
-            _ => Kernel::File(path, self.kernel_format),
-        });
-        GuestOptions {
+    pub fn options(self, count: u32, clock: ClockSource) -> Result<GuestOptions, Error> {
+        let kernel = match self.kernel {
+            None => None,
+            Some(path) if path.as_os_str() != "default" => {
+                Some(Kernel::File(path, self.kernel_format))
+            }
+            Some(_) if self.kernel_format == Format::Auto => Some(Kernel::Default),
+            Some(_) => {
+                let why = "--kernel-format is for a kernel of yours; with --kernel default leave \
+                           it out, or give --kernel ./default for a file of that name";
+                return Err(Error::Usage(why.into()));
+            }
+        };
+        Ok(GuestOptions {
             count,
             kind: self.machine.into(),
             memory: self.memory,
@@ -97,7 +106,7 @@ impl GuestArgs {
             link: Link::Up,
             virtio: self.virtio.into(),
             semihosting: self.semihosting,
-        }
+        })
     }
 }
 

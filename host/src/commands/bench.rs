@@ -181,8 +181,8 @@ impl Bencher<'_> {
     fn fleet(&self, workload: Workload, count: u32) -> Result<Fleet, Error> {
         let guest = |clock| self.args.guest.clone().options(count, clock);
         match workload {
-            Workload::Boot => Ok(assemble(&guest(ClockSource::Instret))?),
-            Workload::Idle => Ok(assemble(&guest(ClockSource::Host))?),
+            Workload::Boot => Ok(assemble(&guest(ClockSource::Instret)?)?),
+            Workload::Idle => Ok(assemble(&guest(ClockSource::Host)?)?),
             Workload::Compute => program::fleet(count),
         }
     }

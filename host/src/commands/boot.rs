@@ -218,7 +218,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     }
     let macs = net_args.net_mac.into();
     let carrier = if uplink.is_some() { Link::Up } else { Link::Down };
-    let guest = guest.options(capacity, settings.clock);
+    let guest = guest.options(capacity, settings.clock)?;
     let append = guest.append.clone();
     let fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
     let (prepared, device) = prepare(&run_args, wanted, &fleet, count)?;

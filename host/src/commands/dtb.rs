@@ -44,7 +44,7 @@ pub fn dtb(args: Dtb) -> Result<Code, Error> {
     if let Some(disk) = &mut guest.disk {
         disk.access = Access::CopyOnWrite;
     }
-    let options = guest.options(vm.saturating_add(1), ClockSource::Instret);
+    let options = guest.options(vm.saturating_add(1), ClockSource::Instret)?;
     let blob = if !options.default_kernel() || cache::default_folder().is_dir() {
         assemble(&options)?.blob(vm, 0)
     } else {
