@@ -139,17 +139,20 @@ pub enum PlanError {
     },
     /// Firmware copies the device tree to an address outside RAM, and stands still.
     #[error(
-        "the firmware (OpenSBI) copies the device tree to {at:#x}, outside of memory ({ram}); \
-         give --memory {suggest}M or more, or OpenSBI's fw_dynamic"
+        "the firmware (OpenSBI) copies the device tree to {at:#x}, outside of memory ({ram}); give \
+         {help}OpenSBI's fw_dynamic"
     )]
     TreeOutside {
         /// Where the firmware copies it to.
         at: u32,
         /// Addresses of RAM.
         ram: Span,
-        /// Smallest memory that is enough, in MiB, rounded up.
-        suggest: u64,
+        /// The memory that is enough, if the machine has room for so much.
+        help: String,
     },
+    /// There is neither kernel nor firmware.
+    #[error("a machine needs a kernel or firmware to start")]
+    Nothing,
     /// Firmware without a kernel has nothing to start.
     #[error(
         "the firmware (OpenSBI) starts a kernel, and there is none; \
@@ -276,8 +279,7 @@ pub fn plan(mut inputs: Inputs) -> Result<Plan, PlanError> {
     let (entry, mode) = match (&firmware, &kernel) {
         (Some(firmware), _) => (firmware.entry, Mode::Machine),
         (None, Some(kernel)) => (kernel.entry, Mode::Supervisor),
-        // Callers give one of them.
-        (None, None) => (ram.start as u32, Mode::Supervisor),
+        (None, None) => return Err(PlanError::Nothing),
     };
     let next_stage = firmware.is_some().then_some(top.info as u32);
     let mut contents = Vec::new();
@@ -391,8 +393,13 @@ fn top(
         Some(OpenSbi::Own { tree: Some(at), .. }) if u64::from(at).is_multiple_of(PAGE) => {
             let tree = Span { start: at.into(), end: u64::from(at) + tree_len };
             if tree.start < ram.start || ram.end < tree.end {
-                let suggest = (tree.end - ram.start.min(tree.end)).div_ceil(1 << 20);
-                return Err(PlanError::TreeOutside { at, ram, suggest });
+                let needed = tree.start.checked_sub(ram.start).map(|below| below + tree_len);
+                let room = u64::from(inputs.kind.map().ram_max);
+                let help = match needed.filter(|needed| *needed <= room) {
+                    Some(needed) => format!("--memory {}M or more, or ", needed.div_ceil(1 << 20)),
+                    None => String::new(),
+                };
+                return Err(PlanError::TreeOutside { at, ram, help });
             }
             taken.push(tree);
             (free("boot information", info_len, ram.end, &taken)?, tree.start, true)
@@ -595,6 +602,12 @@ mod tests {
     }
 
     #[test]
+    fn something_has_to_start() {
+        let nothing = refused(Inputs { kernel: None, ..inputs() });
+        assert!(nothing.contains("needs a kernel or firmware"), "{nothing}");
+    }
+
+    #[test]
     fn a_kernel_without_header_is_where_qemu_has_it() {
         let entry = |kind, firmware| {
             plan(Inputs { kind, kernel: Some(raw(1)), firmware, ..inputs() }).map(|plan| plan.entry)
@@ -610,7 +623,13 @@ mod tests {
         let kernel = || inputs().kernel;
         let told = refused(with(Size::mib(24), kernel()));
         assert!(told.contains("device tree to 0x82200000, outside of memory"), "{told}");
-        assert!(told.contains("give --memory 35M"), "{told}");
+        assert!(told.contains("give --memory 35M or more, or OpenSBI's fw_dynamic"), "{told}");
+        // No memory of this machine reaches so far.
+        let far = Payload::flat(opensbi::tests::older(), 1 << 20);
+        let next = Some(Payload { entry: 0x40_0000, ..elf_at(0x40_0000) });
+        let kind = MachineKind::Semu;
+        let told = refused(Inputs { kind, kernel: next, firmware: Some(far), ..inputs() });
+        assert!(told.ends_with("(0x0-0x1800000); give OpenSBI's fw_dynamic"), "{told}");
         // The other things at the top go below the tree, or above where there is room.
         let (tree, tree_end) = (0x8220_0000, 0x8221_1000);
         let least = plan(with(Size((34 << 20) + 0x1_1000), kernel())).unwrap();
