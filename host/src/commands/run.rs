@@ -14,6 +14,7 @@ use self::input::ProgramInput;
 use super::{gpu_for, on_cpu, printing};
 use crate::bare::{Bare, Console, End, Hardware, Input};
 use crate::cli::{BackendArgs, Codes, INTERRUPTED, Machine, VirtioArgs, long_help};
+use crate::console::plain;
 use crate::error::Error;
 use crate::exit::Code;
 use crate::image::disk::{DiskSpec, Disks};
@@ -58,8 +59,8 @@ pub struct Run {
     /// The programs; machine 0 runs the first, machine 1 the second, ...
     #[arg(value_name = "ELF", required = true)]
     pub programs: Vec<PathBuf>,
-    /// Print how each machine ended, with a fingerprint of its whole state: the same wherever it
-    /// runs, and whatever runs beside it
+    /// Print how each machine ended, with a fingerprint of its state and of the memory that it has
+    /// written: the same wherever it runs, and whatever runs beside it
     #[arg(long)]
     pub digest: bool,
     /// Print one JSON object, with the programs' output in it
@@ -262,10 +263,7 @@ impl Shown {
         };
         let text: Vec<u8> = kept.drain(..whole).collect();
         let mut shown = String::new();
-        for line in String::from_utf8_lossy(&text).lines() {
-            // Control characters that move the cursor would disturb the other VMs' lines.
-            let line =
-                line.trim_end_matches('\r').replace(|c: char| c.is_control() && c != '\t', "?");
+        for line in plain::lines(&text) {
             shown += &format!("vm{vm}| {line}\n");
         }
         out(shown.as_bytes());

@@ -1,9 +1,9 @@
-//! Console output as lines that are safe to print: no guest moves the cursor of a message's reader.
+//! Console output as lines that are safe to print among others: no guest moves the reader's cursor.
 
 /// Returns the lines of console output. What cannot be seen is written as an escape sequence.
 pub fn lines(output: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(output);
-    text.split('\n').map(|line| plain(line.trim_end())).collect()
+    text.lines().map(|line| plain(line.trim_end())).collect()
 }
 
 fn plain(line: &str) -> String {
@@ -11,7 +11,7 @@ fn plain(line: &str) -> String {
     for c in line.chars() {
         match c {
             // These are escaped for the sake of source text only.
-            '"' | '\'' | '\\' => plain.push(c),
+            '"' | '\'' | '\\' | '\t' => plain.push(c),
             _ => plain.extend(c.escape_debug()),
         }
     }
@@ -24,7 +24,7 @@ mod tests {
 
     #[test]
     fn what_a_terminal_acts_upon_is_escaped() {
-        assert_eq!(lines(b"it's C:\\ \"x\"\r\n\nlogin: "), ["it's C:\\ \"x\"", "", "login:"]);
+        assert_eq!(lines(b"it's C:\\\t\"x\"\r\n\nlogin: "), ["it's C:\\\t\"x\"", "", "login:"]);
         assert_eq!(lines(b"\x1b[2J\x07\rover\x9b1m"), ["\\u{1b}[2J\\u{7}\\rover\u{fffd}1m"]);
         assert_eq!(
             lines("\u{9b}2J \u{202e}txt gr\u{fc}n".as_bytes()),
