@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::layout::MachineKind;
-use emu_core::mem::FRAME_SIZE;
 use emu_core::trace::{NoTrace, Trace};
 
-use crate::backend::cpu::{CpuPort, Guest, HostArena, WorkerContext, check_count};
+use crate::backend::cpu::{CpuPort, Guest, HostArena, WorkerContext, check_count, private_frames};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::gpu::Gpu;
@@ -19,7 +18,6 @@ use crate::backend::images::Images;
 use crate::backend::trap_loop::TrapLoop;
 use crate::backend::{BackendError, Reason};
 use crate::error::Error;
-use crate::host;
 use crate::image::disk::Disks;
 use crate::image::elf::{self, Program};
 use crate::image::{Role, load};
@@ -278,11 +276,8 @@ impl Bare {
         check_count(fleet.count, fleet.plan.memory)?;
         let base = &fleet.base;
         let context = WorkerContext::new()?;
-        // A frame for every page, up to the host's free memory.
-        let most = host::memory_available().0 / u64::from(FRAME_SIZE);
-        let frames = fleet.private_frames().min(most);
-        let frames = frames.min(u64::from(u32::MAX) / 2) as u32;
-        let arena = Arc::new(HostArena::new(base, Images::new(fleet.disks.as_ref()), frames)?);
+        let images = Images::new(fleet.disks.as_ref());
+        let arena = Arc::new(HostArena::new(base, images, private_frames(&fleet))?);
         let guest = |vm| match Guest::new(&arena, base, fleet.stage(vm, 0), &context) {
             Ok(guest) => Ok((guest, CpuPort::default())),
             Err(_) => Err(Error::Usage("no memory for the program".into())),
