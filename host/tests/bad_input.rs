@@ -356,7 +356,7 @@ mod tests {
         for (args, words) in [
             ("run elf-low", &["outside of memory"][..]),
             ("run elf64", &["64-bit"]),
-            ("run text", &["program text"]),
+            ("run text", &["program text: not an ELF file", "--firmware"]),
             ("run missing", &["No such file"]),
             ("conform missing", &["missing", "No such file"]),
             ("conform state-of-nothing", &["No such file"]),

@@ -74,6 +74,10 @@ fn target<'a>(elf: &Elf<'_>, bytes: &'a [u8]) -> Option<&'a str> {
 /// Refuses executables for other machines than a 32-bit RISC-V without compressed and
 /// floating-point code.
 fn check_target(bytes: &[u8]) -> Result<(), Problem> {
+    if !is_elf(bytes) {
+        let why = "not an ELF file; `pxvm boot --firmware` takes raw binaries as well";
+        return Err(Problem::Format(why.into()));
+    }
     let class = bytes.get(EI_CLASS).copied().unwrap_or(0);
     let machine = match (bytes.get(EI_DATA), bytes.get(18..20)) {
         (Some(&ELFDATA2LSB), Some(&[a, b])) => u16::from_le_bytes([a, b]),
