@@ -83,7 +83,7 @@ pub trait Memory {
 /// It caches decoded instructions ([`crate::insn::Decoded`]) in one page for each frame, filled as
 /// instructions are first executed. Shared frames never change, so their decoded instructions stay
 /// valid. Before a private frame is written for which [`Ram::is_code`] is true, [`Ram::drop_code`]
-/// must be called.
+/// or [`Ram::drop_code_at`] must be called.
 pub trait Ram: Memory {
     /// Returns the frame of page `page` of the ROM, or `None` past its end. It is always shared.
     fn rom(&self, _page: u32) -> Option<Frame> {
@@ -116,6 +116,10 @@ pub trait Ram: Memory {
     fn is_code(&self, page: u32, frame: Frame) -> bool;
     /// Drops the decoded instructions of a private frame, if it has any.
     fn drop_code(&mut self, frame: Frame);
+    /// Drops what a store of at most a word at `offset` of a private frame changes. Returns whether
+    /// the frame has no decoded instructions any more. Otherwise it holds code and data, and would
+    /// be decoded again and again: it keeps the others, and each store must call this.
+    fn drop_code_at(&mut self, frame: Frame, offset: u32) -> bool;
     /// Returns the decoded instruction at `index`; zero if it is not decoded yet or past the end.
     fn decoded(&self, code: Self::Code, index: u32) -> u64;
     /// Stores the decoded instruction at `index`.

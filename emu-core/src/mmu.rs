@@ -285,7 +285,8 @@ impl Platform {
     }
 
     /// Handles a store that missed the TLB only because its frame has decoded instructions: drops
-    /// these and returns the frame. Returns `None` if the store missed for another reason.
+    /// those that it changes and returns the frame. Returns `None` if the store missed for another
+    /// reason.
     pub(crate) fn store_to_code<M: Ram>(
         &mut self,
         hart: &mut Hart,
@@ -299,10 +300,11 @@ impl Platform {
             Some(frame) => frame,
             None => hart.tlb.refill(&self.dtlb, va, 0, denied)?,
         };
-        hart.tlb.unprotect_code(frame);
-        self.dtlb.unprotect_code(frame);
-        ram.drop_code(frame);
-        self.replaced = 1;
+        if ram.drop_code_at(frame, va) {
+            hart.tlb.unprotect_code(frame);
+            self.dtlb.unprotect_code(frame);
+            self.replaced = 1;
+        }
         Some(frame)
     }
 
@@ -342,8 +344,7 @@ impl Platform {
         };
         let mut denied = self.data_deny(&leaf, privilege, allowed, ram.is_private(frame));
         if ram.is_code(page, frame) {
-            if access == AccessType::Store {
-                ram.drop_code(frame);
+            if access == AccessType::Store && ram.drop_code_at(frame, va) {
                 self.replaced = 1;
             } else {
                 denied |= deny::CODE;

@@ -173,7 +173,8 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         if access == AccessType::Store
             && let Some(frame) = self.platform.store_to_code(hart, self.ram, va)
         {
-            self.exit_loop = true;
+            // The page that is being executed may have lost its decoded instructions.
+            self.exit_loop |= self.platform.take_replaced();
             return Ok(Target::Ram(frame));
         }
         let target = self.platform.data_target(hart, self.ram, va, access)?;

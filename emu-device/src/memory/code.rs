@@ -2,7 +2,8 @@
 
 use super::words::fill_zero;
 use core::sync::atomic::{AtomicU64, Ordering};
-use emu_core::mem::{FRAME_INSNS, Frame};
+use emu_core::insn::INSN_SIZE;
+use emu_core::mem::{FRAME_INSNS, FRAME_SIZE, Frame};
 
 const INSNS: usize = FRAME_INSNS as usize;
 
@@ -20,6 +21,9 @@ pub type CodePage = [AtomicU64; INSNS + 1];
 pub struct CodeCache<const SLOTS: usize = 64> {
     /// The frame in each slot; 0 for an empty slot, as frame 0 is shared and never in this cache.
     frames: [u32; SLOTS],
+    /// The frame whose instructions were last dropped from each slot, or 0. If it is back in the
+    /// slot, it holds both code and data.
+    dropped: [u32; SLOTS],
     pages: [CodePage; SLOTS],
 }
 
@@ -31,6 +35,7 @@ impl<const SLOTS: usize> CodeCache<SLOTS> {
                 self.empty(slot);
                 self.frames[slot] = 0;
             }
+            self.dropped[slot] = 0;
         }
     }
 
@@ -59,10 +64,37 @@ impl<const SLOTS: usize> CodeCache<SLOTS> {
     pub(super) fn drop_frame(&mut self, frame: Frame) {
         for slot in 0..SLOTS {
             if self.frames[slot] == frame.raw() {
-                self.empty(slot);
-                self.frames[slot] = 0;
+                self.drop_slot(slot);
             }
         }
+    }
+
+    /// Drops what a store of at most a word at `offset` changes: all of the frame's instructions,
+    /// and returns true; or, if the frame holds data beside its code, only those at `offset`.
+    #[inline(never)]
+    pub(super) fn drop_at(&mut self, frame: Frame, offset: u32) -> bool {
+        for slot in 0..SLOTS {
+            if self.frames[slot] != frame.raw() {
+                continue;
+            }
+            if self.dropped[slot] != frame.raw() {
+                self.drop_slot(slot);
+                continue;
+            }
+            let first = (offset % FRAME_SIZE / INSN_SIZE) as usize;
+            let words = if offset.is_multiple_of(INSN_SIZE) { 1 } else { 2 };
+            for word in self.pages[slot].iter_mut().skip(first).take(words) {
+                *word.get_mut() = 0;
+            }
+            return false;
+        }
+        true
+    }
+
+    fn drop_slot(&mut self, slot: usize) {
+        self.empty(slot);
+        self.dropped[slot] = self.frames[slot];
+        self.frames[slot] = 0;
     }
 
     /// Returns some page, as a placeholder that is never read.

@@ -143,6 +143,10 @@ impl<'a, S: FrameSource, L: FrameLayout, const SLOTS: usize> Ram for FrameRam<'a
         }
     }
 
+    fn drop_code_at(&mut self, frame: Frame, offset: u32) -> bool {
+        !self.is_private(frame) || self.private.drop_at(frame, offset)
+    }
+
     #[inline(always)]
     fn decoded(&self, code: CodeRef, index: u32) -> u64 {
         // SAFETY: the page is in `shared` or `private`, both borrowed for as long as `self` lives.

@@ -2,10 +2,11 @@
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
 use pxvm_tests::machine::{DATA, M_HANDLER, RAM, Sv32, TestMachine, pte};
-use pxvm_tests::memory::Frames;
+use pxvm_tests::memory::{Frames, Space};
 
 use emu_core::chacha::ChaCha;
 use emu_core::dev::virtio::rng::Rng;
+use emu_core::mem::{Memory, Ram};
 use emu_core::mmu::Privilege::Supervisor;
 use emu_core::sbi::eid;
 
@@ -23,17 +24,26 @@ fn li_a0(value: i32) -> u32 {
 }
 
 /// Calls a function, replaces its first instruction by the one in `s1`, as `store` does it with
-/// the address in `s0`, and calls it again. Results in `s2` and `s3`.
-fn patched(store: impl FnOnce(&mut Asm)) -> TestMachine {
-    let mut m = TestMachine::program(|a| {
-        let f = a.label();
-        a.la(S0, f).jal(RA, f).mv(S2, A0);
-        store(a);
-        a.jal(RA, f).mv(S3, A0).stop();
-        a.place(f).word(li_a0(1)).ret();
-    });
-    m.set_x(S1, li_a0(2)).run_out();
-    m
+/// the address in `s0`, and calls it again. Returns the two results, which must be the same if the
+/// page has data as well, which was written before.
+fn patched(store: impl Fn(&mut Asm)) -> (u32, u32) {
+    let of = |writes: u32| {
+        let mut m = TestMachine::program(|a| {
+            let (f, data) = (a.label(), a.label());
+            a.la(S0, f).la(S4, data);
+            for _ in 0..writes {
+                a.sw(ZERO, 0, S4);
+            }
+            a.jal(RA, f).mv(S2, A0);
+            store(a);
+            a.jal(RA, f).mv(S3, A0).stop();
+            a.place(f).word(li_a0(1)).ret().place(data).word(0);
+        });
+        m.set_x(S1, li_a0(2)).run_out();
+        results(&m)
+    };
+    assert_eq!(of(0), of(3));
+    of(0)
 }
 
 fn results(m: &TestMachine) -> (u32, u32) {
@@ -42,48 +52,48 @@ fn results(m: &TestMachine) -> (u32, u32) {
 
 #[test]
 fn a_store_to_code_is_seen_after_fence_i() {
-    let m = patched(|a| {
+    let results = patched(|a| {
         a.sw(S1, 0, S0).fence_i();
     });
-    assert_eq!(results(&m), (1, 2));
+    assert_eq!(results, (1, 2));
 }
 
 // More than is asked for: "fence.i" may be left out, on the CPU and on the GPU alike.
 #[test]
 fn a_store_to_code_is_seen_without_fence_i() {
-    let m = patched(|a| {
+    let results = patched(|a| {
         a.sw(S1, 0, S0);
     });
-    assert_eq!(results(&m), (1, 2));
+    assert_eq!(results, (1, 2));
 }
 
 #[test]
 fn narrow_and_misaligned_stores_to_code_are_seen() {
-    let m = patched(|a| {
+    let results = patched(|a| {
         a.sh(S1, 0, S0).srli(S1, S1, 16).sh(S1, 2, S0);
     });
-    assert_eq!(results(&m), (1, 2));
-    let m = patched(|a| {
+    assert_eq!(results, (1, 2));
+    let results = patched(|a| {
         a.srli(S1, S1, 16).sb(S1, 2, S0);
     });
-    assert_eq!(results(&m), (1, 2));
+    assert_eq!(results, (1, 2));
     // Bytes 1 to 4 of the function, so the `ret` keeps its first byte.
-    let m = patched(|a| {
+    let results = patched(|a| {
         a.srli(S1, S1, 8).lw(T0, 4, S0).slli(T0, T0, 24).or(S1, S1, T0).sw(S1, 1, S0);
     });
-    assert_eq!(results(&m), (1, 2));
+    assert_eq!(results, (1, 2));
 }
 
 #[test]
 fn atomic_stores_to_code_are_seen() {
-    let m = patched(|a| {
+    let results = patched(|a| {
         a.amoswap_w(ZERO, S1, S0);
     });
-    assert_eq!(results(&m), (1, 2));
-    let m = patched(|a| {
+    assert_eq!(results, (1, 2));
+    let results = patched(|a| {
         a.lr_w(T0, S0).sc_w(T0, S1, S0);
     });
-    assert_eq!(results(&m), (1, 2));
+    assert_eq!(results, (1, 2));
 }
 
 #[test]
@@ -119,6 +129,27 @@ fn data_beside_code_can_be_written_all_the_time() {
     });
     m.run_out();
     assert_eq!(m.x(A0), 300);
+}
+
+#[test]
+fn a_page_with_data_keeps_the_instructions_that_a_store_does_not_change() {
+    let frames = Frames::new(&[[0; 4096]], 1);
+    let mut space = Space::new(&frames, vec![1]);
+    space.with(|ram, _| {
+        let frame = ram.make_private(0).unwrap();
+        let code = ram.code(0, frame);
+        ram.set_decoded(code, 0, 7);
+        // The first store may be one of many that make the page something else.
+        assert!(ram.drop_code_at(frame, 4) && !ram.is_code(0, frame));
+        let code = ram.code(0, frame);
+        (0..3).for_each(|at| ram.set_decoded(code, at, 7));
+        for (offset, left) in [(0x100, [7, 7, 7]), (4, [7, 0, 7]), (11, [7, 0, 0])] {
+            assert!(!ram.drop_code_at(frame, offset) && ram.is_code(0, frame));
+            assert_eq!([0, 1, 2].map(|at| ram.decoded(code, at)), left, "{offset}");
+        }
+        ram.drop_code_at(frame, 3);
+        assert_eq!([0, 1, 2].map(|at| ram.decoded(code, at)), [0, 0, 0]);
+    });
 }
 
 #[test]
