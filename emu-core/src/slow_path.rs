@@ -170,6 +170,11 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     }
 
     fn target(&mut self, hart: &mut Hart, va: u32, access: AccessType) -> Result<Target, Trap> {
+        // Misaligned accesses come here although the TLB has their pages.
+        let denied = if access == AccessType::Store { hart.ctx.store } else { hart.ctx.load };
+        if let Some(frame) = hart.tlb.get(va, 0, denied) {
+            return Ok(Target::Ram(frame));
+        }
         if access == AccessType::Store
             && let Some(frame) = self.platform.store_to_code(hart, self.ram, va)
         {

@@ -76,6 +76,13 @@ fn classes(c: &mut Criterion) {
     class("store", &|a, n| {
         a.sw(A0, 4 * n as i32, S0);
     });
+    // As on a stack that starts at an odd address.
+    class("misaligned_load", &|a, n| {
+        a.lw(A0, 4 * n as i32 + 1, S0);
+    });
+    class("misaligned_store", &|a, n| {
+        a.sw(A0, 4 * n as i32 + 1, S0);
+    });
     class("branch_taken", &|a, _| {
         let next = a.label();
         a.beq(ZERO, ZERO, next).place(next);
@@ -101,6 +108,13 @@ fn classes(c: &mut Criterion) {
             a.csrr(A2, csr::MSCRATCH)
         };
     });
+    let beside_code = TestMachine::program(|a| {
+        let data = a.label();
+        a.la(S0, data);
+        let top = a.mark();
+        a.lw(A0, 0, S0).addi(A0, A0, 1).sw(A0, 0, S0).j(top).place(data).word(0);
+    });
+    measure(c, "class", "store_beside_code", beside_code);
     let call = TestMachine::program(|a| {
         let f = a.label();
         let top = a.mark();
