@@ -29,7 +29,7 @@ pub struct Clock {
     /// The timer's compare value: `mtimecmp`, or the argument of SBI's `set_timer`. Zero, and
     /// without effect, until it is written for the first time.
     timecmp: u64,
-    /// The step at which the timer is due.
+    /// The step at which the timer's interrupt line changes next.
     deadline: u64,
     /// A step, and the machine's time and the guest's at it. The guest's is below zero, that is
     /// wraps, when it was set back to before the base.
@@ -183,10 +183,15 @@ impl Clock {
         self.schedule();
     }
 
-    /// Computes at which step the timer is due.
+    /// Computes at which step the timer is due or, if it is, no more: `time` wraps then.
     fn schedule(&mut self) {
-        let ticks =
-            if self.armed != 0 { self.timecmp.wrapping_sub(self.base_time) } else { u64::MAX };
+        let ticks = if self.armed == 0 {
+            u64::MAX
+        } else if self.due() {
+            (u64::MAX - self.base_time).saturating_add(1)
+        } else {
+            self.timecmp.wrapping_sub(self.base_time)
+        };
         self.deadline = self.step_after(ticks);
     }
 
@@ -206,9 +211,13 @@ impl Clock {
         self.base_step.saturating_add((ticks.min(FAR_TICKS) << RATE_SHIFT).div_ceil(rate))
     }
 
-    /// Computes the deadline again once the count reaches one that was too far ahead to be exact.
+    /// Computes the next deadline once the count reaches one, which may have been too far ahead to be
+    /// exact.
     pub(crate) fn catch_up(&mut self) {
-        if self.steps() >= self.deadline && !self.due() {
+        if self.steps() >= self.deadline {
+            self.schedule();
+        }
+        if self.steps() >= self.deadline {
             self.rebase(self.now());
         }
     }

@@ -234,16 +234,16 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         })
     }
 
-    /// Returns the number of steps, at least one, until the timer or the RTC's alarm is due.
-    /// A timer that is due already does not count, because its interrupt line is up.
+    /// Returns the number of steps, at least one, until the timer's interrupt line changes or the
+    /// RTC's alarm is due.
     fn until_event(&self) -> u64 {
         let clock = &self.platform.clock;
-        let timer = Some(clock.until_deadline()).filter(|&n| n != 0);
+        let timer = clock.until_deadline().max(1);
         let alarm =
             self.platform.dev.rtc.next_alarm().map(|ns| {
                 clock.step_at(clock.ticks_at_ns(ns)).saturating_sub(clock.steps()).max(1)
             });
-        timer.into_iter().chain(alarm).min().unwrap_or(u64::MAX)
+        alarm.map_or(timer, |alarm| alarm.min(timer))
     }
 
     /// Makes the instruction loop end after this instruction, and devices and time be polled then.

@@ -232,6 +232,30 @@ fn a_timer_that_was_never_set_does_not_interrupt() {
     assert_eq!((m.run_out().code, m.x(A1)), (ExitCode::Idle, 0));
 }
 
+// "posted whenever mtime contains a value greater than or equal to mtimecmp, treating the values as
+// unsigned integers" (privileged 3.2.1).
+#[test]
+fn a_timer_is_due_no_more_once_time_wraps() {
+    let run = |slice| {
+        let mut m = TestMachine::program(|a| {
+            let again = a.mark();
+            a.csrr(A0, MIP).add(A1, A1, A0).j(again);
+        });
+        m.vm.platform.clock.set_time(0u64.wrapping_sub(100));
+        m.vm.platform.clock.set_timecmp(0u64.wrapping_sub(50));
+        for _ in 0..1200 / slice {
+            m.run(slice);
+        }
+        (m.x(A0), m.x(A1), m.hash())
+    };
+    let whole = run(1200);
+    assert_eq!(whole.0, 0);
+    assert_ne!(whole.1, 0);
+    for slice in [1, 100] {
+        assert_eq!(run(slice), whole, "{slice}");
+    }
+}
+
 #[test]
 fn the_timer_interrupts_at_its_instruction() {
     let ticks = 100;
