@@ -307,7 +307,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             return Ok(Done(len));
         }
         Ok(match self.print(hart, from, len, None)? {
-            Done(written) => Done(len - written),
+            Done(written) => Done(len.saturating_sub(written)),
             Again => Again,
         })
     }
@@ -376,7 +376,8 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
         for _ in 0..CHUNK {
             let done = self.platform.semihosting.done;
-            if done == len {
+            // A device may have written to the request's block since, and made it shorter.
+            if done >= len {
                 return Ok(Done(done));
             }
             let byte = match self.byte(hart, from.wrapping_add(done)) {

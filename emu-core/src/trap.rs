@@ -264,6 +264,8 @@ impl Platform {
         let vectored = vector & 1 != 0 && cause & cause::INTERRUPT != 0;
         hart.pc = base.wrapping_add(if vectored { 4 * number } else { 0 });
         hart.reservation = NO_RESERVATION;
+        // A semihosting request that raises a trap after all is over.
+        self.semihosting.done = 0;
         self.set_privilege(hart, to);
         let trap = TakenTrap { cause, pc, tval, from, to };
         let stvec = self.csr.get(StoredCsr::Stvec) & !3;

@@ -151,6 +151,30 @@ fn a_text_waits_for_room_and_comes_once_however_little_there_is() {
     }
 }
 
+// While a request waits for room, a device of the guest's may write to what it refers to.
+#[test]
+fn a_request_may_change_while_it_waits() {
+    let waits = || {
+        let mut m = request(WRITE, BLOCK);
+        m.write(TEXT, &[b'x'; 300]).write_words(BLOCK, &[2, TEXT, 200]).port.output_room = 64;
+        assert_eq!(m.run(10).code, ExitCode::Stalled);
+        m.port.output_room = u32::MAX;
+        m
+    };
+    // What is left of a text that is shorter than what was written.
+    let mut m = waits();
+    m.write_words(BLOCK + 8, &[10]).run_out();
+    assert_eq!((m.vm.hart.pc, m.x(A0), m.port.output.len()), (RAM + 12, 0, 64));
+    // A breakpoint is no request, so nothing is left of that: interrupts come, and the next one
+    // begins with its first byte.
+    let mut m = waits();
+    m.write_words(RAM + 8, &[0x13]).run_out();
+    assert_eq!(m.taken(), to_m(3, RAM + 4, RAM + 4));
+    m.write_words(RAM + 8, &[0x4070_5013]).port.output.clear();
+    assert_eq!(ask_with(&mut m, WRITE, &[2, TEXT, 200]), 0);
+    assert_eq!(m.port.output.len(), 200);
+}
+
 #[test]
 fn a_text_is_not_interrupted() {
     let mut m = request(WRITE0, TEXT);
