@@ -100,16 +100,39 @@ pub struct Blk {
     capacity: u64,
     /// Non-zero when the guest cannot write.
     read_only: u32,
-    /// Keeps what follows aligned.
-    reserved: u32,
     /// The page that has to be loaded before the device can go on.
     wanted: u32,
-    /// How many bytes of the request that waits for it are done. The request goes on from there, so
-    /// that it needs one page at a time, however few the host can keep loaded.
-    done: u32,
+    /// The request that waits for it.
+    progress: Progress,
 }
 
-state!(Blk { transport, queues, capacity, read_only, wanted, done } except { reserved });
+state!(Blk { transport, queues, capacity, read_only, wanted, progress });
+
+/// How far a request is that waits for a page. It goes on from there, so that it needs one page at
+/// a time, however few the host can keep loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+struct Progress {
+    /// The request's header, kept because what was read may lie over it.
+    sector: u64,
+    request_type: u32,
+    /// Non-zero when the header has been read.
+    begun: u32,
+    /// How many bytes are done.
+    done: u32,
+    /// Keeps what follows aligned.
+    reserved: u32,
+}
+
+state!(Progress { sector, request_type, begun, done } except { reserved });
+
+impl Progress {
+    const NONE: Self = Self { sector: 0, request_type: 0, begun: 0, done: 0, reserved: 0 };
+}
 
 impl Blk {
     /// The largest disk, in sectors: its pages have numbers of 32 bits.
@@ -145,9 +168,8 @@ impl Device for Blk {
         queues: [Queue::RESET],
         capacity: 0,
         read_only: 0,
-        reserved: 0,
         wanted: NO_PAGE,
-        done: 0,
+        progress: Progress::NONE,
     };
 
     fn features(&self) -> u64 {
@@ -181,16 +203,16 @@ impl Device for Blk {
         _index: u32,
         io: &mut Io<'_, M, D, P>,
     ) -> Result<QueueStatus, QueueError> {
-        let Self { transport, queues: [queue], capacity, read_only, wanted, done, .. } = self;
+        let Self { transport, queues: [queue], capacity, read_only, wanted, progress } = self;
         *wanted = NO_PAGE;
         let size = Size { capacity: *capacity, read_only: *read_only != 0 };
-        let outcome = process(queue, io, &mut transport.budget, size, done);
+        let outcome = process(queue, io, &mut transport.budget, size, progress);
         if let Err(Stop::NotLoaded(page)) = outcome {
             *wanted = page;
             return Ok(QueueStatus::Deferred);
         }
         // What is repeated because frames ran out begins anew, because the guest may run before.
-        *done = 0;
+        *progress = Progress::NONE;
         match outcome {
             Ok(status) => Ok(status),
             Err(Stop::Queue(error)) => Err(error),
@@ -226,13 +248,13 @@ impl From<QueueError> for Stop {
 
 /// Processes requests. After [`QueueError::NoFrame`] the call can be repeated, because a request
 /// counts as done only once its status is written. After [`Stop::NotLoaded`] it must be, with the
-/// same `done`, before the guest executes anything.
+/// same `progress`, before the guest executes anything.
 fn process<M: Memory, D: Disk, P>(
     queue: &mut Queue,
     io: &mut Io<'_, M, D, P>,
     budget: &mut Budget,
     size: Size,
-    done: &mut u32,
+    progress: &mut Progress,
 ) -> Result<QueueStatus, Stop> {
     for _ in 0..queue.available(&mut io.ram)? {
         if budget.is_spent() {
@@ -248,7 +270,7 @@ fn process<M: Memory, D: Disk, P>(
             return Err(QueueError::Broken.into());
         };
         let request = Request { queue, head, out_len, in_len, size };
-        let outcome = request.execute(io, done)?;
+        let outcome = request.execute(io, progress)?;
         queue.write_with(&mut io.ram, head, in_len, STATUS_LEN, |_, chunk| {
             chunk.fill(outcome.status);
         })?;
@@ -256,7 +278,7 @@ fn process<M: Memory, D: Disk, P>(
         let gap = u64::from(outcome.written) != in_len;
         let written = if gap { outcome.written } else { outcome.written + STATUS_LEN };
         queue.complete(&mut io.ram, head, written)?;
-        *done = 0;
+        *progress = Progress::NONE;
         budget.spend(&lengths, outcome.moved);
     }
     Ok(QueueStatus::Done)
@@ -333,17 +355,22 @@ impl Extent {
 }
 
 impl Request<'_> {
-    /// Executes the request, of which the first `done` bytes are done, and counts on.
+    /// Executes the request from where it is, and counts on.
     fn execute<M: Memory, D: Disk, P>(
         &self,
         io: &mut Io<'_, M, D, P>,
-        done: &mut u32,
+        progress: &mut Progress,
     ) -> Result<Outcome, Stop> {
-        let header: [u8; HEADER_LEN] = self.bytes(&io.ram, 0)?;
-        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
-        let sector = u64::from_le_bytes(sector);
+        if progress.begun == 0 {
+            let header: [u8; HEADER_LEN] = self.bytes(&io.ram, 0)?;
+            let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
+            progress.request_type = u32::from_le_bytes([t0, t1, t2, t3]);
+            progress.sector = u64::from_le_bytes(sector);
+            progress.begun = 1;
+        }
+        let Progress { sector, request_type, ref mut done, .. } = *progress;
         let extent = |len| Extent::new(sector, len, self.size.capacity, DATA_MAX);
-        match u32::from_le_bytes([t0, t1, t2, t3]) {
+        match request_type {
             request_type::OUT | request_type::DISCARD | request_type::WRITE_ZEROES
                 if self.size.read_only =>
             {
@@ -522,7 +549,10 @@ mod tests {
     use virtio_bindings::virtio_blk;
 
     use super::*;
-    use crate::dev::virtio::driver::{BUFFERS, Guest, MockDisk, WRITE, for_seeds, reg};
+    use crate::dev::virtio::driver::{
+        BUFFERS, Guest, MockDisk, WRITE, for_seeds, queue_addresses, reg,
+    };
+    use crate::dev::virtio::mmio::status::DEVICE_NEEDS_RESET;
     use crate::state::{State, Visitor};
     use crate::trap::Trap;
 
@@ -908,6 +938,35 @@ mod tests {
         assert_eq!(guest.device.deferred(), None);
         assert_eq!(guest.take_used(0), Some((0, 8193)));
         assert_eq!(guest.load(DATA, 8192), image()[7 * 512..23 * 512]);
+    }
+
+    #[test]
+    fn what_a_request_reads_may_lie_over_its_header_whatever_is_loaded() {
+        let read = |missing: &[u32]| {
+            let mut guest = guest();
+            guest.disk.missing = missing.iter().copied().collect();
+            offer(&mut guest, 0, 7, &[(HEADER - 8, 8192, WRITE)]);
+            guest.store(STATUS, &[NONE]);
+            guest.kick(0);
+            while let Some(Deferred::Disk(page)) = guest.device.deferred() {
+                guest.disk.missing.remove(&page);
+                guest.poll();
+            }
+            (guest.take_used(0), guest.load(HEADER - 8, 8192), guest.device.clone())
+        };
+        assert_eq!(read(&[]), read(&[1, 2]));
+    }
+
+    // A chain that could change while its request waits is none of a good driver's.
+    #[test]
+    fn what_a_request_reads_may_not_lie_over_the_ring() {
+        let [desc, avail, _] = queue_addresses(0);
+        for at in [desc, avail] {
+            let mut guest = guest();
+            offer(&mut guest, 0, 7, &[(at, 512, WRITE)]);
+            guest.kick(0);
+            assert_ne!(guest.read(reg::STATUS) & DEVICE_NEEDS_RESET, 0, "{at:#x}");
+        }
     }
 
     #[test]

@@ -180,6 +180,7 @@ impl Chain {
         if flags & desc_flag::INDIRECT != 0
             || self.writable && !writable
             || !ram.contains(addr, len)
+            || writable && queue.is_read_from(addr, len)
         {
             return Err(QueueError::Broken);
         }
@@ -190,6 +191,17 @@ impl Chain {
 }
 
 impl Queue {
+    /// Returns whether the device reads the driver's side of the queue from any of `len` bytes at
+    /// `addr`. A chain that writes there would change while it is used, which a good one does not.
+    const fn is_read_from(&self, addr: u64, len: u32) -> bool {
+        const fn overlap(a: u64, a_len: u64, b: u64, b_len: u64) -> bool {
+            a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
+        }
+        let (size, len) = (self.size as u64, len as u64);
+        overlap(addr, len, self.desc, size * DESC_SIZE)
+            || overlap(addr, len, self.avail, RING_HEADER + size * AVAIL_ELEM + EVENT)
+    }
+
     /// Not ready.
     pub const RESET: Self = Self {
         desc: 0,
@@ -887,8 +899,8 @@ mod tests {
     #[test]
     fn validate_chain_does_not_overflow() {
         let mut guest = guest();
-        let all = RAM_END as u32 - RAM_BASE;
-        let head = guest.write_chain(0, &[(u64::from(RAM_BASE), all, WRITE); 16]);
+        let all = (RAM_END - BUFFERS) as u32;
+        let head = guest.write_chain(0, &[(BUFFERS, all, WRITE); 16]);
         let queue = queue(&guest);
         let lengths = guest.dma(|ram| queue.validate_chain(ram, head)).expect("in RAM");
         assert_eq!(lengths.writable, u64::from(all) * 16);
