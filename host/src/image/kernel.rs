@@ -80,8 +80,8 @@ pub fn firmware(path: &Path) -> Result<Payload, ImageError> {
             return parse_image(bytes);
         }
         refuse_foreign(&bytes)?;
-        let size = bytes.len() as u32;
-        Ok(Payload::flat(bytes, size))
+        let load_address = LoadAddress::Headerless;
+        Ok(Payload { load_address, ..Payload::flat(bytes, 0) })
     })
 }
 

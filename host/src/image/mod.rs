@@ -206,8 +206,8 @@ impl Segment {
 pub enum LoadAddress {
     /// Anywhere: its addresses count from where it is loaded.
     Free,
-    /// Where QEMU puts a kernel that does not say where it belongs: such a kernel may be linked to
-    /// that address. Its addresses count from there.
+    /// Where QEMU puts code that does not say where it belongs: it may be linked to that address. Its
+    /// addresses count from there.
     Headerless,
     /// At the addresses to which it is linked, and nowhere else.
     Fixed,

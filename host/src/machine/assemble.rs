@@ -11,7 +11,7 @@ use super::{BaseImage, Fleet, Macs};
 use crate::dtb::{self, Shape, TreeError};
 use crate::image::cache::{self, CacheError};
 use crate::image::disk::{DiskSpec, Disks};
-use crate::image::{self, ImageError, LoadAddress, Role, initrd, kernel, rom};
+use crate::image::{self, ImageError, LoadAddress, Payload, Role, initrd, kernel, rom};
 use crate::units::Size;
 use crate::virtio::{self, Guest, SlotError, Virtio};
 
@@ -145,13 +145,13 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
 
     let images = images(options)?;
     let kernel = images.kernel.map(|(path, format)| kernel::kernel(&path, format)).transpose()?;
-    // Only a RISC-V Image can be loaded anywhere.
-    let linux = kernel.as_ref().is_some_and(|kernel| kernel.load_address == LoadAddress::Free);
-    let guest = if linux { Guest::Linux } else { Guest::Other };
-    let virtio = Virtio::new(kind, guest, &options.virtio)?;
+    let image = kernel.as_ref().is_some_and(is_image);
+    let drives = if image { Guest::Linux } else { Guest::Other };
+    let virtio = Virtio::new(kind, drives, &options.virtio)?;
     let initrd = images.initrd.map(|path| initrd::initrd(&path)).transpose()?;
     let rom = images.rom.map(|path| rom::rom(&path, kind.map().rom)).transpose()?;
     let firmware = options.firmware.as_ref().map(|path| kernel::firmware(path)).transpose()?;
+    let guest = reads(kernel.as_ref(), firmware.as_ref());
     let open = |spec| Disks::open(spec, options.count);
     let disks = options.disk.as_ref().map(open).transpose()?;
     let rom_len = rom.as_ref().map_or(0, |rom| rom.len() as u32);
@@ -211,6 +211,21 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
     })
 }
 
+/// Whether it is a RISC-V `Image`: only those can be loaded anywhere.
+fn is_image(payload: &Payload) -> bool {
+    payload.load_address == LoadAddress::Free
+}
+
+/// Returns what reads the console in the end: Linux also where it is an ELF file (`vmlinux`), which
+/// is linked to virtual addresses, and where it runs in M-mode, as an `Image` in place of firmware.
+fn reads(kernel: Option<&Payload>, firmware: Option<&Payload>) -> Guest {
+    let linux = match (kernel, firmware) {
+        (Some(kernel), _) => is_image(kernel) || kernel.load_address == LoadAddress::Movable,
+        (None, firmware) => firmware.is_some_and(is_image),
+    };
+    if linux { Guest::Linux } else { Guest::Other }
+}
+
 /// Refuses a command line that the default kernel would cut, and warns when another kernel might.
 fn check_length(bootargs: &str, options: &GuestOptions) -> Result<(), AssembleError> {
     let (len, most) = (bootargs.len(), cmdline::LEN_MAX);
@@ -256,4 +271,28 @@ fn images(options: &GuestOptions) -> Result<Images, AssembleError> {
     } else {
         Images { kernel, initrd: Some(image.initrd), rom: None }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linux_is_told_from_others_in_every_form() {
+        let of = |load_address| Payload { load_address, ..Payload::flat(vec![1; 64], 0) };
+        let [image, vmlinux, raw, fixed] =
+            [LoadAddress::Free, LoadAddress::Movable, LoadAddress::Headerless, LoadAddress::Fixed]
+                .map(of);
+        for linux in [&image, &vmlinux] {
+            assert_eq!(reads(Some(linux), None), Guest::Linux);
+            assert_eq!(reads(Some(linux), Some(&raw)), Guest::Linux);
+        }
+        assert_eq!(reads(None, Some(&image)), Guest::Linux);
+        for other in [&raw, &fixed] {
+            assert_eq!(reads(Some(other), None), Guest::Other);
+            assert_eq!(reads(None, Some(other)), Guest::Other);
+        }
+        // OpenSBI's own payload, a boot loader, U-Boot.
+        assert_eq!(reads(None, Some(&vmlinux)), Guest::Other);
+    }
 }

@@ -51,7 +51,7 @@ pub struct Fleet {
     pub macs: Macs,
     /// Whether network cards are connected to anything.
     pub link: Link,
-    /// What the VMs run.
+    /// What reads the VMs' consoles.
     pub guest: Guest,
     /// How guests find their virtio devices.
     pub virtio: Virtio,
