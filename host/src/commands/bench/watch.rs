@@ -1,0 +1,269 @@
+//! A fleet that is observed while it does its work.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::program;
+use super::report::Measured;
+use crate::backend::{Backend, BackendError, Event, EventKind, Launches};
+
+/// Time from the last VM that is ready to the measurement of idle ones, for boots to end.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Interval at which the fleet's frames are sampled.
+const GLANCE: Duration = Duration::from_millis(50);
+const FRAME: u64 = emu_core::mem::FRAME_SIZE as u64;
+
+/// Why a line has no numbers.
+pub enum BenchError {
+    /// The backend failed.
+    Backend(BackendError),
+    /// The time limit was reached.
+    Time,
+    /// A guest did something unexpected.
+    Guest(String),
+}
+
+/// A sample of a run.
+#[derive(Clone, Copy)]
+pub struct Moment {
+    at: Instant,
+    instructions: u64,
+    launches: Option<Launches>,
+    host: Duration,
+}
+
+/// A fleet that is observed while it runs.
+pub struct Watch {
+    backend: Arc<dyn Backend>,
+    begun: Moment,
+    limit: Instant,
+    frames: u32,
+}
+
+impl Watch {
+    /// Starts a fleet; its time runs from here.
+    pub fn start<E>(
+        timeout: Duration,
+        start: impl FnOnce() -> Result<Arc<dyn Backend>, E>,
+    ) -> Result<Self, E> {
+        let (at, host) = (Instant::now(), cpu_time());
+        let backend = start()?;
+        let launches = backend.launches().map(|_| Launches::default());
+        let begun = Moment { at, instructions: 0, launches, host };
+        let limit = at.checked_add(timeout).unwrap_or(at + Duration::from_secs(1 << 30));
+        Ok(Self { backend, begun, limit, frames: 0 })
+    }
+
+    /// Returns the next event before `end`, if there is one.
+    fn next(&mut self, end: Instant) -> Result<Option<Event>, BenchError> {
+        loop {
+            let look = end.min(Instant::now() + GLANCE);
+            let event = self.backend.events().recv_deadline(look);
+            self.frames = self.frames.max(self.backend.totals().private_frames);
+            match event {
+                Ok(event) => return Ok(Some(event)),
+                Err(e) if e.is_disconnected() => {
+                    return Err(BenchError::Backend(self.backend.failure()));
+                }
+                Err(_) if look < end => {}
+                Err(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Returns the next event, which must come before the time limit.
+    fn expect(&mut self) -> Result<Event, BenchError> {
+        let limit = self.limit;
+        self.next(limit)?.ok_or(BenchError::Time)
+    }
+
+    /// Waits until every VM is ready. Returns the beginning and the end of what is measured.
+    pub fn boot(&mut self, count: u32) -> Result<(Moment, Moment), BenchError> {
+        let mut left = count;
+        while left > 0 {
+            let Event { vm, kind, .. } = self.expect()?;
+            match kind {
+                EventKind::Ready => left -= 1,
+                EventKind::Console(_) | EventKind::Reset | EventKind::Completed(..) => {}
+                EventKind::Halted(_) => {
+                    return Err(BenchError::Guest(format!("vm{vm} powered off")));
+                }
+                EventKind::Faulted(reason) => {
+                    return Err(BenchError::Guest(format!("vm{vm} faulted: {reason}")));
+                }
+            }
+        }
+        Ok((self.begun, Moment::of(self.backend.as_ref())))
+    }
+
+    /// Waits until every VM has computed, and checks the results.
+    pub fn compute(&mut self, count: u32) -> Result<(Moment, Moment), BenchError> {
+        let mut printed: HashMap<u32, Vec<u8>> = HashMap::new();
+        let mut left = count;
+        while left > 0 {
+            let Event { vm, kind, .. } = self.expect()?;
+            match kind {
+                EventKind::Console(bytes) => printed.entry(vm).or_default().extend(bytes),
+                EventKind::Halted(0) => left -= 1,
+                other => {
+                    return Err(BenchError::Guest(format!("vm{vm} did not compute: {other:?}")));
+                }
+            }
+        }
+        let end = Moment::of(self.backend.as_ref());
+        let results = program::results();
+        for (vm, expected) in (0..count).zip(results.iter().cycle()) {
+            let found = printed.get(&vm).map_or(&[][..], Vec::as_slice);
+            if found != expected {
+                let what = format!("vm{vm} computed {found:02x?}, which should be {expected:02x?}");
+                return Err(BenchError::Guest(what));
+            }
+        }
+        Ok((self.begun, end))
+    }
+
+    /// Boots, and then observes VMs that wait.
+    pub fn idle(&mut self, count: u32, time: Duration) -> Result<(Moment, Moment), BenchError> {
+        self.boot(count)?;
+        self.pass(SETTLE)?;
+        let start = Moment::of(self.backend.as_ref());
+        self.pass(time)?;
+        Ok((start, Moment::of(self.backend.as_ref())))
+    }
+
+    /// Waits for `time`; no VM may end meanwhile.
+    fn pass(&mut self, time: Duration) -> Result<(), BenchError> {
+        let now = Instant::now();
+        let end = now.checked_add(time).ok_or(BenchError::Time)?;
+        while let Some(Event { vm, kind, .. }) = self.next(end)? {
+            if matches!(kind, EventKind::Halted(_) | EventKind::Faulted(_)) {
+                return Err(BenchError::Guest(format!("vm{vm} did not stay idle: {kind:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what was measured.
+    pub fn measured(&self, (start, end): (Moment, Moment), count: u32) -> Measured {
+        let wall = end.at - start.at;
+        let per_second = |n: u64| n as f64 / wall.as_secs_f64().max(1e-9);
+        let instructions = end.instructions.saturating_sub(start.instructions);
+        let launched = start.launches.zip(end.launches);
+        let device = launched.map(|(a, b)| b.time.saturating_sub(a.time));
+        let overhead = |device: Duration| {
+            (1.0 - device.as_secs_f64() / wall.as_secs_f64().max(1e-9)).clamp(0.0, 1.0)
+        };
+        Measured {
+            wall,
+            instructions,
+            mips_per_vm: per_second(instructions) / f64::from(count) / 1e6,
+            total_gips: per_second(instructions) / 1e9,
+            launches: launched.map(|(a, b)| b.count - a.count),
+            device,
+            launch_overhead: device.map(overhead),
+            host: end.host.saturating_sub(start.host),
+            memory_per_vm: self.backend.fixed() + u64::from(self.frames) * FRAME / u64::from(count),
+            shared_frames: self.backend.totals().shared_frames,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // The next fleet starts when this one has stopped.
+        self.backend.stop();
+        self.backend.events().iter().for_each(drop);
+    }
+}
+
+impl Moment {
+    fn of(backend: &dyn Backend) -> Self {
+        Self {
+            at: Instant::now(),
+            instructions: backend.totals().instructions,
+            launches: backend.launches(),
+            host: cpu_time(),
+        }
+    }
+}
+
+/// Returns the processor time of this process.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use emu_core::mem::FRAME_SIZE;
+
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::backend::cuda::CudaBackend;
+    use crate::backend::cuda::emulated::Emulated;
+    use crate::backend::cuda::{self, DeviceFleet};
+    use crate::backend::{ClockSource, Settings};
+    use crate::console::ready::ReadyPattern;
+    use crate::error::Error;
+    use crate::machine::Fleet;
+    use crate::units::Size;
+
+    const LONG: Duration = Duration::from_secs(300);
+
+    fn settings() -> Settings {
+        let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
+        Settings {
+            started: u32::MAX,
+            threads: 2,
+            clock: ClockSource::Instret,
+            ready,
+            until_ready: false,
+            link: Arc::default(),
+        }
+    }
+
+    fn start(backend: impl FnOnce() -> Arc<dyn Backend>) -> Watch {
+        Watch::start(LONG, || Ok::<_, Error>(backend())).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn cpu(fleet: Fleet) -> Watch {
+        start(|| Arc::new(CpuBackend::start(fleet, settings()).unwrap()))
+    }
+
+    #[test]
+    fn an_emulated_gpu_computes_and_counts_its_launches() {
+        let fleet = program::fleet(2).unwrap();
+        let gpu = Box::new(Emulated::new(Size::mib(64)));
+        let device = DeviceFleet::new(gpu, &fleet).unwrap();
+        let options = cuda::Options::default();
+        let mut watch =
+            start(|| Arc::new(CudaBackend::start(device, fleet, settings(), options).unwrap()));
+        let Ok(span) = watch.compute(2) else { panic!("it does not compute") };
+        let measured = watch.measured(span, 2);
+        assert!(measured.launches.is_some_and(|n| n > 0), "{measured:?}");
+        assert!(measured.device.is_some_and(|t| t > Duration::ZERO && t <= measured.wall));
+        assert!(measured.instructions > 2 * 14_000_000, "{measured:?}");
+    }
+
+    #[test]
+    fn a_wrong_result_is_told_and_not_measured() {
+        let mut fleet = program::fleet(65).unwrap();
+        // `addi s0,s0,1` adds 2 instead: every VM has its neighbour's seed, and the last one a new
+        // seed.
+        let at = FRAME_SIZE as usize + 4 * 4 + 2;
+        fleet.base.frames[at] += 0x10;
+        let Err(BenchError::Guest(what)) = cpu(fleet).compute(65) else { panic!("not noticed") };
+        assert!(what.starts_with("vm0 computed"), "{what}");
+    }
+
+    #[test]
+    fn a_fleet_that_ends_or_takes_too_long_is_not_measured() {
+        let mut watch = cpu(program::fleet(1).unwrap());
+        assert!(matches!(watch.boot(1), Err(BenchError::Guest(what)) if what == "vm0 powered off"));
+        let mut watch = cpu(program::fleet(1).unwrap());
+        watch.limit = Instant::now();
+        assert!(matches!(watch.compute(1), Err(BenchError::Time)));
+    }
+}
