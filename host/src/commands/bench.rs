@@ -1,11 +1,12 @@
 //! `pxvm bench`: measures the speed of fleets.
 
 mod args;
+mod busy;
 mod program;
 mod report;
 mod watch;
 
-pub use self::args::{Bench, Packing, Workload};
+pub use self::args::{Bench, Busy, Packing, Task, Workload};
 
 use std::sync::Arc;
 
@@ -54,10 +55,11 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
         (given, _) => given,
     };
     let bench = Bencher { cuda, ready, args: &args };
+    let tasks = args.tasks();
     // Images are checked before anything runs.
     for &count in counts {
-        for &workload in &args.workload {
-            bench.fleet(workload, count)?;
+        for &task in &tasks {
+            bench.fleet(task, count)?;
         }
     }
 
@@ -68,10 +70,10 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
         let left_out = if without.is_empty() { "" } else { ", built without " };
         print(&format!("{backend}: {device}{left_out}{}\n{HEAD}\n", without.join(", ")))?;
     }
-    'all: for &workload in &args.workload {
+    'all: for &task in &tasks {
         for &count in counts {
             for &packing in &args.packing {
-                let row = match bench.row(workload, count, packing) {
+                let row = match bench.row(task, count, packing) {
                     Ok(row) => row,
                     Err(error) => {
                         failure = Some(error);
@@ -115,32 +117,31 @@ struct Bencher<'a> {
 }
 
 impl Bencher<'_> {
-    fn fleet(&self, workload: Workload, count: u32) -> Result<Fleet, Error> {
+    fn fleet(&self, task: Task, count: u32) -> Result<Fleet, Error> {
         let guest = |clock| self.args.guest.clone().options(count, clock);
-        match workload {
+        match task.workload {
             Workload::Boot => Ok(assemble(&guest(ClockSource::Instret)?)?),
-            Workload::Idle => Ok(assemble(&guest(ClockSource::Host)?)?),
+            Workload::Busy | Workload::Idle => Ok(assemble(&guest(ClockSource::Host)?)?),
             Workload::Compute => program::fleet(count),
         }
     }
 
     /// Measures one combination. An error of this one alone is part of the row.
-    fn row(&self, workload: Workload, count: u32, packing: Packing) -> Result<Row, Error> {
-        let row = |measured, note, code| Row { workload, count, packing, measured, note, code };
-        let fleet = self.fleet(workload, count)?;
+    fn row(&self, task: Task, count: u32, packing: Packing) -> Result<Row, Error> {
+        let row = |measured, note, code| Row { task, count, packing, measured, note, code };
+        let fleet = self.fleet(task, count)?;
         let settings = Settings {
             started: count,
             threads: match packing.0 {
                 Some(n) if !self.cuda => n as usize,
                 _ => host::cores(),
             },
-            clock: if workload == Workload::Idle {
-                ClockSource::Host
-            } else {
-                ClockSource::Instret
+            clock: match task.workload {
+                Workload::Busy | Workload::Idle => ClockSource::Host,
+                Workload::Boot | Workload::Compute => ClockSource::Instret,
             },
             ready: self.ready.clone(),
-            until_ready: workload == Workload::Boot,
+            until_ready: task.workload == Workload::Boot,
             link: Arc::default(),
         };
         let prepared = match self.prepare(&fleet, packing) {
@@ -151,13 +152,19 @@ impl Bencher<'_> {
             Err(error) => return Err(error),
         };
         let mut watch = Watch::start(self.args.timeout, || boot::start(prepared, fleet, settings))?;
-        let result = match workload {
+        let seen = match task.workload {
             Workload::Boot => watch.boot(count),
+            Workload::Busy => {
+                watch.busy(count, task.busy.unwrap_or(Busy::Mix), self.args.busy_seconds)
+            }
             Workload::Compute => watch.compute(count),
             Workload::Idle => watch.idle(count, self.args.idle_seconds),
         };
-        Ok(match result {
-            Ok(span) => row(Some(watch.measured(span, count)), None, Code::Success),
+        Ok(match seen {
+            Ok(seen) => {
+                let note = seen.work.and_then(|work| work.note());
+                row(Some(watch.measured(&seen, count)), note, Code::Success)
+            }
             Err(BenchError::Backend(error)) => return Err(error.into()),
             Err(BenchError::Time) => {
                 let limit = self.args.timeout.as_secs_f64();

@@ -1,5 +1,6 @@
 //! Options of `pxvm bench`.
 
+use std::fmt;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -10,6 +11,7 @@ use crate::exit::Code;
 
 const EXAMPLES: &str = "Examples:\n  \
         pxvm bench                                       what this machine can do\n  \
+        pxvm bench --workload busy --busy awk,gzip       fleets whose machines do different things\n  \
         pxvm bench --workload compute --count 256,8448 --packing auto,1,8,32\n  \
         pxvm bench --backend cpu --count 1,64 --packing 1,2 --json";
 
@@ -28,10 +30,68 @@ const CODES: &Codes = &[
 pub enum Workload {
     /// Linux, from reset until every machine is ready
     Boot,
+    /// Booted machines with work that differs from one to the next, under the host's clock
+    Busy,
     /// A loop of integer arithmetic, loads and stores
     Compute,
     /// Booted machines that wait, under the host's clock
     Idle,
+}
+
+/// What the machines of [`Workload::Busy`] do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Busy {
+    /// Each of the others in every fifth machine
+    Mix,
+    /// A loop of the shell
+    Shell,
+    /// A program of awk
+    Awk,
+    /// A text is compressed and unpacked
+    Gzip,
+    /// A file is hashed
+    Sha256sum,
+    /// A page of the machine's own nginx is fetched and hashed
+    Wget,
+}
+
+/// A workload with its variant: what one line of the result measures.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct Task {
+    /// The workload.
+    pub workload: Workload,
+    /// What busy machines do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy: Option<Busy>,
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or_else(String::new, |value| value.get_name().to_owned())
+        };
+        f.write_str(&name(self.workload.to_possible_value()))?;
+        match self.busy {
+            Some(busy) => write!(f, " {}", name(busy.to_possible_value())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Bench {
+    /// Returns what is to be measured, in order.
+    pub fn tasks(&self) -> Vec<Task> {
+        let tasks = |&workload: &Workload| match workload {
+            Workload::Busy => {
+                self.busy.iter().map(|&busy| Task { workload, busy: Some(busy) }).collect()
+            }
+            Workload::Boot | Workload::Compute | Workload::Idle => {
+                vec![Task { workload, busy: None }]
+            }
+        };
+        self.workload.iter().flat_map(tasks).collect()
+    }
 }
 
 /// How many VMs share what runs them: a number, or `auto`.
@@ -52,7 +112,7 @@ fn packing(text: &str) -> Result<Packing, String> {
 #[command(
     long_about = "Measure how fast fleets run here: each workload with each number of machines \
         and each packing, one line each.\n\n\
-        `compute` checks each machine's result. What does not fit, or takes too long, is a line \
+        `busy` and `compute` check each machine's results. What does not fit, or takes too long, is a line \
         that says so.",
     after_help = EXAMPLES,
     after_long_help = long_help(EXAMPLES, CODES)
@@ -60,7 +120,7 @@ fn packing(text: &str) -> Result<Packing, String> {
 pub struct Bench {
     /// What the machines do
     #[arg(long, value_enum, value_name = "WORKLOAD,...", value_delimiter = ',')]
-    #[arg(default_value = "boot,compute,idle")]
+    #[arg(default_value = "boot,busy,compute,idle")]
     pub workload: Vec<Workload>,
     /// Numbers of machines [default: 1,256,8448 on a GPU, 1,16,64 on a CPU]
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
@@ -76,6 +136,13 @@ pub struct Bench {
     /// Number of the GPU, as in nvidia-smi [default: 0]
     #[arg(long, value_name = "N")]
     pub device: Option<u32>,
+    /// What the machines of `busy` do
+    #[arg(long, value_enum, value_name = "WORK,...", value_delimiter = ',')]
+    #[arg(default_value = "mix")]
+    pub busy: Vec<Busy>,
+    /// Duration of the measurement of `busy`
+    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "10")]
+    pub busy_seconds: Duration,
     /// Duration of the measurement of `idle`
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "5")]
     pub idle_seconds: Duration,
@@ -88,7 +155,7 @@ pub struct Bench {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
-    /// The machines of `boot` and `idle`.
+    /// The machines of `boot`, `busy` and `idle`.
     #[command(flatten)]
     pub guest: GuestArgs,
 }

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::args::{Packing, Workload};
+use super::args::{Packing, Task, Workload};
 use crate::exit::Code;
 
 /// One line of the result.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    pub workload: Workload,
+    #[serde(flatten)]
+    pub task: Task,
     pub count: u32,
     pub packing: Packing,
     #[serde(flatten)]
@@ -43,6 +44,28 @@ pub struct Measured {
     /// Memory per VM: the largest number of private frames in use, and what each VM needs besides.
     pub memory_per_vm: u64,
     pub shared_frames: u32,
+    /// Of busy VMs.
+    #[serde(flatten)]
+    pub work: Option<Work>,
+}
+
+/// What busy VMs did.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Work {
+    /// Rounds that ended while it was measured.
+    pub rounds: u64,
+    /// VMs of which no result came, and so none was checked.
+    pub unchecked: u32,
+    /// Instructions of the VM that got the fewest, as a share of the median.
+    pub least_share: Option<f64>,
+}
+
+impl Work {
+    /// Returns what a reader of the numbers has to know.
+    pub fn note(self) -> Option<String> {
+        let count = self.unchecked;
+        (count > 0).then(|| format!("{count} VMs were too slow to show a result"))
+    }
 }
 
 fn seconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
@@ -65,32 +88,34 @@ pub struct Report<'a> {
 }
 
 /// Head of the table; [`Row::line`] has the same columns.
-pub const HEAD: &str = "workload     VMs  packing  seconds  MIPS a VM      GIPS  launches  overhead  \
-    GPU busy  host CPU  KiB a VM";
+pub const HEAD: &str = "workload            VMs  packing  seconds  MIPS a VM      GIPS  launches  overhead  \
+    GPU busy  host CPU  KiB a VM    rounds  least VM";
 
 impl Row {
     /// Returns the line of the table.
     pub fn line(&self) -> String {
-        let workload = format!("{:?}", self.workload).to_lowercase();
         let packing = self.packing.0.map_or_else(|| "auto".to_owned(), |n| n.to_string());
-        let mut line = format!("{workload:<8} {:>7}  {packing:>7}", self.count);
+        let mut line = format!("{:<15} {:>7}  {packing:>7}", self.task.to_string(), self.count);
         if let Some(m) = &self.measured {
             let wall = m.wall.as_secs_f64().max(1e-9);
             let part = |part: Option<f64>| {
                 part.map_or_else(|| "-".to_owned(), |part| format!("{:.1} %", 100.0 * part))
             };
+            let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
             let busy = m.device.map(|device| device.as_secs_f64() / wall);
             // Time in which a GPU has nothing to do because VMs are idle is no overhead.
-            let overhead = m.launch_overhead.filter(|_| self.workload != Workload::Idle);
+            let overhead = m.launch_overhead.filter(|_| self.task.workload != Workload::Idle);
             line += &format!(
-                "  {wall:>7.2}  {:>9.2}  {:>8.3}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}",
+                "  {wall:>7.2}  {:>9.2}  {:>8.3}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}  {:>8}",
                 m.mips_per_vm,
                 m.total_gips,
-                m.launches.map_or_else(|| "-".to_owned(), |n| n.to_string()),
+                number(m.launches),
                 part(overhead),
                 part(busy),
                 part(Some(m.host.as_secs_f64() / wall)),
                 m.memory_per_vm >> 10,
+                number(m.work.map(|work| work.rounds)),
+                part(m.work.and_then(|work| work.least_share)),
             );
         }
         if let Some(note) = &self.note {

@@ -6,12 +6,17 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
+use super::args::Busy;
+use super::busy::{Progress, Work};
 use super::program;
-use super::report::Measured;
+use super::report::{self, Measured};
 use crate::backend::{Backend, BackendError, Event, EventKind, Launches};
 
 /// Time from the last VM that is ready to the measurement of idle ones, for boots to end.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Time from the last busy VM's beginning to the measurement. Instruction counts of the single VMs
+/// are published by then.
+const WARM_UP: Duration = Duration::from_secs(2);
 /// Interval at which the fleet's frames are sampled.
 const GLANCE: Duration = Duration::from_millis(50);
 const FRAME: u64 = emu_core::mem::FRAME_SIZE as u64;
@@ -28,11 +33,19 @@ pub enum BenchError {
 
 /// A sample of a run.
 #[derive(Clone, Copy)]
-pub struct Moment {
+struct Moment {
     at: Instant,
     instructions: u64,
     launches: Option<Launches>,
     host: Duration,
+}
+
+/// What was seen of a fleet.
+pub struct Seen {
+    start: Moment,
+    end: Moment,
+    /// Of busy VMs.
+    pub work: Option<report::Work>,
 }
 
 /// A fleet that is observed while it runs.
@@ -81,7 +94,7 @@ impl Watch {
     }
 
     /// Waits until every VM is ready. Returns the beginning and the end of what is measured.
-    pub fn boot(&mut self, count: u32) -> Result<(Moment, Moment), BenchError> {
+    pub fn boot(&mut self, count: u32) -> Result<Seen, BenchError> {
         let mut left = count;
         while left > 0 {
             let Event { vm, kind, .. } = self.expect()?;
@@ -96,11 +109,11 @@ impl Watch {
                 }
             }
         }
-        Ok((self.begun, Moment::of(self.backend.as_ref())))
+        Ok(Seen { start: self.begun, end: Moment::of(self.backend.as_ref()), work: None })
     }
 
     /// Waits until every VM has computed, and checks the results.
-    pub fn compute(&mut self, count: u32) -> Result<(Moment, Moment), BenchError> {
+    pub fn compute(&mut self, count: u32) -> Result<Seen, BenchError> {
         let mut printed: HashMap<u32, Vec<u8>> = HashMap::new();
         let mut left = count;
         while left > 0 {
@@ -122,16 +135,86 @@ impl Watch {
                 return Err(BenchError::Guest(what));
             }
         }
-        Ok((self.begun, end))
+        Ok(Seen { start: self.begun, end, work: None })
     }
 
     /// Boots, and then observes VMs that wait.
-    pub fn idle(&mut self, count: u32, time: Duration) -> Result<(Moment, Moment), BenchError> {
+    pub fn idle(&mut self, count: u32, time: Duration) -> Result<Seen, BenchError> {
         self.boot(count)?;
         self.pass(SETTLE)?;
         let start = Moment::of(self.backend.as_ref());
         self.pass(time)?;
-        Ok((start, Moment::of(self.backend.as_ref())))
+        Ok(Seen { start, end: Moment::of(self.backend.as_ref()), work: None })
+    }
+
+    /// Boots, starts work in every VM, and measures it for `time`. Every result is checked.
+    pub fn busy(&mut self, count: u32, busy: Busy, time: Duration) -> Result<Seen, BenchError> {
+        let mut progress = vec![Progress::default(); count as usize];
+        let limit = self.limit;
+        let begun = self.work(&mut progress, busy, limit, Progress::has_begun)?;
+        if !begun {
+            return Err(BenchError::Time);
+        }
+        let never = |_: &Progress| false;
+        self.backend.watched();
+        self.work(&mut progress, busy, Instant::now() + WARM_UP, never)?;
+        let start = self.sample(&progress);
+        let end = start.moment.at.checked_add(time).ok_or(BenchError::Time)?;
+        // Counts of single VMs cost a little time, so not during all of it.
+        self.work(&mut progress, busy, end.checked_sub(WARM_UP).unwrap_or(end), never)?;
+        self.backend.watched();
+        self.work(&mut progress, busy, end, never)?;
+        let end = self.sample(&progress);
+        // A slow VM may still show that it works, and works right.
+        let checked = |progress: &Progress| progress.rounds() > 0;
+        self.work(&mut progress, busy, limit, checked)?;
+        for (vm, progress) in (0..).zip(&progress) {
+            progress.check(Work::of(busy, vm), vm).map_err(BenchError::Guest)?;
+        }
+        let unchecked = progress.iter().filter(|progress| !checked(progress)).count() as u32;
+        let retired = start.retired.iter().zip(&end.retired).map(|(a, b)| b.saturating_sub(*a));
+        let (rounds, least_share) = (end.rounds - start.rounds, least_share(retired.collect()));
+        let work = Some(report::Work { rounds, unchecked, least_share });
+        Ok(Seen { start: start.moment, end: end.moment, work })
+    }
+
+    /// Passes console output on to `progress` until it is `done` for every VM, or until `end`.
+    /// A VM gets its work when it is ready. Returns whether all are done.
+    fn work(
+        &mut self,
+        progress: &mut [Progress],
+        busy: Busy,
+        end: Instant,
+        done: impl Fn(&Progress) -> bool,
+    ) -> Result<bool, BenchError> {
+        let mut left = progress.iter().filter(|progress| !done(progress)).count();
+        while left > 0 {
+            let Some(Event { vm, kind, .. }) = self.next(end)? else { return Ok(false) };
+            match kind {
+                EventKind::Ready => {
+                    let line = Work::of(busy, vm).line();
+                    self.backend.input(vm, format!("{line}\n").as_bytes());
+                }
+                EventKind::Console(bytes) => {
+                    let Some(progress) = progress.get_mut(vm as usize) else { continue };
+                    let before = done(progress);
+                    progress.feed(&bytes);
+                    left -= usize::from(!before && done(progress));
+                }
+                EventKind::Completed(..) => {}
+                other => return Err(BenchError::Guest(format!("vm{vm} did not work: {other:?}"))),
+            }
+        }
+        Ok(true)
+    }
+
+    fn sample(&self, progress: &[Progress]) -> Sample {
+        let vms = 0..progress.len() as u32;
+        Sample {
+            moment: Moment::of(self.backend.as_ref()),
+            rounds: progress.iter().map(Progress::rounds).sum(),
+            retired: vms.map(|vm| self.backend.instret(vm)).collect(),
+        }
     }
 
     /// Waits for `time`; no VM may end meanwhile.
@@ -147,7 +230,8 @@ impl Watch {
     }
 
     /// Returns what was measured.
-    pub fn measured(&self, (start, end): (Moment, Moment), count: u32) -> Measured {
+    pub fn measured(&self, seen: &Seen, count: u32) -> Measured {
+        let Seen { start, end, work } = seen;
         let wall = end.at - start.at;
         let per_second = |n: u64| n as f64 / wall.as_secs_f64().max(1e-9);
         let instructions = end.instructions.saturating_sub(start.instructions);
@@ -167,8 +251,24 @@ impl Watch {
             host: end.host.saturating_sub(start.host),
             memory_per_vm: self.backend.fixed() + u64::from(self.frames) * FRAME / u64::from(count),
             shared_frames: self.backend.totals().shared_frames,
+            work: *work,
         }
     }
+}
+
+/// Busy VMs at one moment.
+struct Sample {
+    moment: Moment,
+    rounds: u64,
+    /// Instructions of each VM.
+    retired: Vec<u64>,
+}
+
+/// Returns the least of these numbers as a share of their median.
+fn least_share(mut numbers: Vec<u64>) -> Option<f64> {
+    numbers.sort_unstable();
+    let median = *numbers.get(numbers.len() / 2)?;
+    Some(*numbers.first()? as f64 / median as f64).filter(|share| share.is_finite())
 }
 
 impl Drop for Watch {
@@ -241,7 +341,7 @@ mod tests {
         let mut watch =
             start(|| Arc::new(CudaBackend::start(device, fleet, settings(), options).unwrap()));
         let Ok(span) = watch.compute(2) else { panic!("it does not compute") };
-        let measured = watch.measured(span, 2);
+        let measured = watch.measured(&span, 2);
         assert!(measured.launches.is_some_and(|n| n > 0), "{measured:?}");
         assert!(measured.device.is_some_and(|t| t > Duration::ZERO && t <= measured.wall));
         assert!(measured.instructions > 2 * 14_000_000, "{measured:?}");
