@@ -359,6 +359,12 @@ mod tests {
             ("conform state-of-nothing", &["No such file"]),
             ("bench --kernel text --backend cpu", &["not a kernel"]),
             ("bench --backend lockstep", &["lockstep"]),
+            ("bench --compare --backend cpu", &["--backend", "--compare"]),
+            ("bench --compare --packing 8", &["--packing", "--compare"]),
+            ("bench --workload busy --busy doom", &["doom", "gzip"]),
+            ("bench --workload busy --busy-seconds 0", &["more than zero"]),
+            ("bench --workload apart --apart huge", &["huge", "large"]),
+            ("bench --workload busy --kernel text --backend cpu", &["not a kernel"]),
         ] {
             refused(files.0.path(), args, words);
         }

@@ -9,7 +9,7 @@ mod tests {
 
     use pxvm::backend::cuda::has_ptx;
     use pxvm_tests::guests;
-    use pxvm_tests::needs::found;
+    use pxvm_tests::needs::{self, found};
 
     use super::common::terminal::Terminal;
     use super::common::{has_image, pxvm, run, unread};
@@ -128,6 +128,62 @@ mod tests {
         let (code, report) = bench("--workload boot,idle --count 2 --idle-seconds 0.2");
         assert_eq!((code, report["rows"].as_array().map(Vec::len)), (0, Some(2)), "{report}");
         assert!(report["rows"][0]["memory_per_vm"].as_u64() > Some(1 << 20), "{report}");
+    }
+
+    #[test]
+    fn bench_checks_vms_that_branch_apart() {
+        let (code, report) = bench("--workload apart --count 4");
+        let sizes: Vec<_> =
+            report["rows"].as_array().unwrap().iter().map(|r| r["apart"].as_str()).collect();
+        assert_eq!((code, sizes), (0, vec![Some("small"), Some("large")]), "{report}");
+        assert!(report["rows"][1]["instructions"].as_u64() > Some(40_000_000), "{report}");
+    }
+
+    #[test]
+    fn bench_checks_busy_guests() {
+        if !has_image() {
+            return;
+        }
+        let (code, report) = bench("--workload busy --busy mix,gzip --count 2 --busy-seconds 0.5");
+        let rows = report["rows"].as_array().unwrap();
+        assert_eq!((code, rows.len()), (0, 2), "{report}");
+        for (row, work) in rows.iter().zip(["mix", "gzip"]) {
+            assert_eq!((row["busy"].as_str(), row["unchecked"].as_u64()), (Some(work), Some(0)));
+            assert!(row["instructions"].as_u64() > Some(0), "{row}");
+        }
+        // A guest that takes no lines never begins.
+        let (code, report) =
+            bench("--workload busy --count 1 --timeout 2 --append init=/bin/nothing");
+        assert!(code == 3 || code == 4, "{report}");
+        assert!(report["rows"][0]["note"].is_string(), "{report}");
+    }
+
+    #[test]
+    fn bench_compares_with_qemu() {
+        if !has_image() || !needs::program("qemu-system-riscv32") {
+            return;
+        }
+        let line =
+            "bench --compare --workload busy --busy gzip --count 1 --busy-seconds 0.5 --json";
+        let (code, stdout, stderr) = run(&mut pxvm(line.split_ascii_whitespace()));
+        let report: serde_json::Value = serde_json::from_str(&stdout).expect(&stderr);
+        let rows = report["rows"].as_array().unwrap();
+        let of = |name: &str| rows.iter().find(|row| row["backend"] == name);
+        assert_eq!(code, 0, "{report}");
+        for row in [of("cpu"), of("qemu")] {
+            let row = row.unwrap_or_else(|| panic!("{report}"));
+            assert!(row["rounds"].as_u64() > Some(0), "{row}");
+            assert!(row["total_gips"].as_f64() > Some(0.0), "{row}");
+        }
+        assert!(report["qemu"].as_str().unwrap().starts_with("QEMU"), "{report}");
+        // Without it that is said, and the others are measured.
+        let line = "bench --compare --workload apart --apart small --count 1";
+        let (code, stdout, _) = run(pxvm(line.split_ascii_whitespace()).env("PATH", ""));
+        assert!(
+            stdout.contains("qemu: not compared: qemu-system-riscv32 cannot be run"),
+            "{stdout}"
+        );
+        assert!(code == 0 && stdout.contains("\ncpu   apart small"), "{stdout}");
     }
 
     /// Bare-metal guests as files, and `pxvm run` with some of them.

@@ -17,12 +17,14 @@
 #   neighbours  hostile guests beside good ones
 #   cards       two processes on one card
 #   lost        the context is lost, and the card hangs, while a fleet runs (needs cc)
-#   bench       pxvm bench
+#   bench       pxvm bench: boots, a loop, idle guests
+#   busy        pxvm bench: guests that do different things, with checked results
+#   apart       pxvm bench: programs whose branches differ, with checked results
 #   sanitizer   compute-sanitizer's memcheck over all kinds of guests (needs CUDA's toolkit)
 #
 # Prints a table and `N passed, N failed`; without a GPU it says so and ends with 0.
 set -uo pipefail
-all=(fleets same lockstep conform disks refusals cache neighbours cards lost bench sanitizer)
+all=(fleets same lockstep conform disks refusals cache neighbours cards lost bench busy apart sanitizer)
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 4 ] || usage
 for path in "${@:1:4}"; do
@@ -374,11 +376,26 @@ lost() {
 }
 
 bench() {
-    run 110 bench "${rom[@]}" --backend cuda --count 1,256,8448 --timeout 30
+    run 110 bench "${rom[@]}" --backend cuda --workload boot,compute,idle --count 1,256,8448 --timeout 30
     verdict "bench" $? ""
     sed 's/^/        /' "$work/out"
     run 110 bench --backend cuda --workload compute --count 8448 --packing 1,8,32 --timeout 30
     verdict "bench, packings" $? ""
+    sed 's/^/        /' "$work/out"
+}
+
+busy() {
+    local name
+    for name in mix shell awk gzip; do
+        run 110 bench "${rom[@]}" --backend cuda --workload busy --busy $name --count 256,8448 --timeout 50
+        verdict "busy: $name" $? ""
+        sed 's/^/        /' "$work/out"
+    done
+}
+
+apart() {
+    run 110 bench --backend cuda --workload apart --count 256,8448,32768 --timeout 50
+    verdict "apart" $? ""
     sed 's/^/        /' "$work/out"
 }
 

@@ -1,12 +1,16 @@
 //! `pxvm bench`: measures the speed of fleets.
 
+mod apart;
 mod args;
+mod asm;
 mod busy;
+mod compare;
 mod program;
+mod qemu;
 mod report;
 mod watch;
 
-pub use self::args::{Bench, Busy, Packing, Task, Workload};
+pub use self::args::{Bench, Busy, CodeSize, Packing, Task, Workload};
 
 use std::sync::Arc;
 
@@ -37,6 +41,9 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
         return Err(Error::Usage("--backend lockstep compares, and is slow by design".into()));
     }
     let ready = boot::ready_pattern(&args.ready_pattern)?;
+    if args.compare {
+        return compare::compare(&args, ready);
+    }
     let number = args.device.unwrap_or_default();
     let cuda = boot::wants_gpu(args.backend, number)?;
     if !cuda {
@@ -122,13 +129,22 @@ impl Bencher<'_> {
         match task.workload {
             Workload::Boot => Ok(assemble(&guest(ClockSource::Instret)?)?),
             Workload::Busy | Workload::Idle => Ok(assemble(&guest(ClockSource::Host)?)?),
+            Workload::Apart => apart::fleet(task.apart.unwrap_or(CodeSize::Small), count),
             Workload::Compute => program::fleet(count),
         }
     }
 
     /// Measures one combination. An error of this one alone is part of the row.
     fn row(&self, task: Task, count: u32, packing: Packing) -> Result<Row, Error> {
-        let row = |measured, note, code| Row { task, count, packing, measured, note, code };
+        let row = |measured, note, code| Row {
+            task,
+            count,
+            packing,
+            backend: None,
+            measured,
+            note,
+            code,
+        };
         let fleet = self.fleet(task, count)?;
         let settings = Settings {
             started: count,
@@ -138,7 +154,7 @@ impl Bencher<'_> {
             },
             clock: match task.workload {
                 Workload::Busy | Workload::Idle => ClockSource::Host,
-                Workload::Boot | Workload::Compute => ClockSource::Instret,
+                Workload::Boot | Workload::Apart | Workload::Compute => ClockSource::Instret,
             },
             ready: self.ready.clone(),
             until_ready: task.workload == Workload::Boot,
@@ -157,7 +173,11 @@ impl Bencher<'_> {
             Workload::Busy => {
                 watch.busy(count, task.busy.unwrap_or(Busy::Mix), self.args.busy_seconds)
             }
-            Workload::Compute => watch.compute(count),
+            Workload::Apart => watch.compute(count, || {
+                let results = apart::Results::new(task.apart.unwrap_or(CodeSize::Small));
+                move |vm| results.of(vm)
+            }),
+            Workload::Compute => watch.compute(count, program::results),
             Workload::Idle => watch.idle(count, self.args.idle_seconds),
         };
         Ok(match seen {
@@ -166,11 +186,7 @@ impl Bencher<'_> {
                 row(Some(watch.measured(&seen, count)), note, Code::Success)
             }
             Err(BenchError::Backend(error)) => return Err(error.into()),
-            Err(BenchError::Time) => {
-                let limit = self.args.timeout.as_secs_f64();
-                row(None, Some(format!("not done after {limit} s")), Code::Timeout)
-            }
-            Err(BenchError::Guest(what)) => row(None, Some(what), Code::Guest),
+            Err(error) => row(None, Some(error.note(self.args.timeout)), error.code()),
         })
     }
 

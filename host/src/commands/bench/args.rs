@@ -13,6 +13,7 @@ const EXAMPLES: &str = "Examples:\n  \
         pxvm bench                                       what this machine can do\n  \
         pxvm bench --workload busy --busy awk,gzip       fleets whose machines do different things\n  \
         pxvm bench --workload compute --count 256,8448 --packing auto,1,8,32\n  \
+        pxvm bench --compare                             CPU, GPU and QEMU\n  \
         pxvm bench --backend cpu --count 1,64 --packing 1,2 --json";
 
 const CODES: &Codes = &[
@@ -32,6 +33,8 @@ pub enum Workload {
     Boot,
     /// Booted machines with work that differs from one to the next, under the host's clock
     Busy,
+    /// A bare-metal program whose branches differ from one machine to the next
+    Apart,
     /// A loop of integer arithmetic, loads and stores
     Compute,
     /// Booted machines that wait, under the host's clock
@@ -56,6 +59,16 @@ pub enum Busy {
     Wget,
 }
 
+/// How much code the program of [`Workload::Apart`] has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CodeSize {
+    /// 4 KiB
+    Small,
+    /// 470 KiB: a thousand functions
+    Large,
+}
+
 /// A workload with its variant: what one line of the result measures.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Task {
@@ -64,6 +77,9 @@ pub struct Task {
     /// What busy machines do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub busy: Option<Busy>,
+    /// How much code machines with diverging branches have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apart: Option<CodeSize>,
 }
 
 impl fmt::Display for Task {
@@ -72,8 +88,9 @@ impl fmt::Display for Task {
             value.map_or_else(String::new, |value| value.get_name().to_owned())
         };
         f.write_str(&name(self.workload.to_possible_value()))?;
-        match self.busy {
-            Some(busy) => write!(f, " {}", name(busy.to_possible_value())),
+        let busy = self.busy.and_then(|busy| busy.to_possible_value());
+        match busy.or(self.apart.and_then(|size| size.to_possible_value())) {
+            Some(variant) => write!(f, " {}", variant.get_name()),
             None => Ok(()),
         }
     }
@@ -82,15 +99,24 @@ impl fmt::Display for Task {
 impl Bench {
     /// Returns what is to be measured, in order.
     pub fn tasks(&self) -> Vec<Task> {
-        let tasks = |&workload: &Workload| match workload {
-            Workload::Busy => {
-                self.busy.iter().map(|&busy| Task { workload, busy: Some(busy) }).collect()
-            }
-            Workload::Boot | Workload::Compute | Workload::Idle => {
-                vec![Task { workload, busy: None }]
+        let tasks = |&workload: &Workload| {
+            let task = Task { workload, busy: None, apart: None };
+            match workload {
+                Workload::Busy => {
+                    self.busy.iter().map(|&busy| Task { busy: Some(busy), ..task }).collect()
+                }
+                Workload::Apart => {
+                    self.apart.iter().map(|&size| Task { apart: Some(size), ..task }).collect()
+                }
+                Workload::Boot | Workload::Compute | Workload::Idle => vec![task],
             }
         };
-        self.workload.iter().flat_map(tasks).collect()
+        let all = Workload::value_variants();
+        // What idle machines cost is no matter of speed.
+        let default = || all.iter().filter(|&&w| !self.compare || w != Workload::Idle).collect();
+        let wanted: Vec<&Workload> =
+            if self.workload.is_empty() { default() } else { self.workload.iter().collect() };
+        wanted.into_iter().flat_map(tasks).collect::<Vec<_>>()
     }
 }
 
@@ -112,20 +138,25 @@ fn packing(text: &str) -> Result<Packing, String> {
 #[command(
     long_about = "Measure how fast fleets run here: each workload with each number of machines \
         and each packing, one line each.\n\n\
-        `busy` and `compute` check each machine's results. What does not fit, or takes too long, is a line \
+        `busy`, `apart` and `compute` check each machine's results. What does not fit, or takes too long, is a line \
         that says so.",
     after_help = EXAMPLES,
     after_long_help = long_help(EXAMPLES, CODES)
 )]
 pub struct Bench {
     /// What the machines do
+    /// [default: all; with --compare all but idle]
     #[arg(long, value_enum, value_name = "WORKLOAD,...", value_delimiter = ',')]
-    #[arg(default_value = "boot,busy,compute,idle")]
     pub workload: Vec<Workload>,
-    /// Numbers of machines [default: 1,256,8448 on a GPU, 1,16,64 on a CPU]
+    /// Numbers of machines [default: 1,256,8448 on a GPU, 1,16,64 on a CPU, all of these and 1024 with
+    /// --compare]
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=COUNT_MAX))]
     pub count: Vec<u32>,
+    /// Run each fleet on the CPU and on the GPU, and busy machines under QEMU as well, if it is in
+    /// PATH, and tell from how many machines on the GPU is faster
+    #[arg(long, conflicts_with_all = ["backend", "packing"])]
+    pub compare: bool,
     /// Machines that share a warp of the GPU, 1 to 32; on a CPU, host threads
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = packing)]
     #[arg(default_value = "auto")]
@@ -143,6 +174,10 @@ pub struct Bench {
     /// Duration of the measurement of `busy`
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "10")]
     pub busy_seconds: Duration,
+    /// How much code the program of `apart` has
+    #[arg(long, value_enum, value_name = "SIZE,...", value_delimiter = ',')]
+    #[arg(default_value = "small,large")]
+    pub apart: Vec<CodeSize>,
     /// Duration of the measurement of `idle`
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "5")]
     pub idle_seconds: Duration,

@@ -149,6 +149,9 @@ pub struct Progress {
     line: Vec<u8>,
     /// Results, that of the beginning first.
     found: Vec<String>,
+    /// Instruction counts of the VM when it began and when its latest round ended.
+    begun: u64,
+    latest: u64,
     /// A line that did not count the rounds as it should.
     astray: Option<String>,
 }
@@ -157,13 +160,13 @@ pub struct Progress {
 const LINE_MAX: usize = 100;
 
 impl Progress {
-    /// Handles console output.
-    pub fn feed(&mut self, bytes: &[u8]) {
+    /// Handles console output, which the VM wrote up to instruction count `instret`.
+    pub fn feed(&mut self, bytes: &[u8], instret: u64) {
         for &byte in bytes {
             match byte {
                 b'\r' | b'\n' => {
                     let line = std::mem::take(&mut self.line);
-                    self.line_ends(&line);
+                    self.line_ends(&line, instret);
                 }
                 _ if self.line.len() < LINE_MAX => self.line.push(byte),
                 _ => {}
@@ -171,7 +174,7 @@ impl Progress {
         }
     }
 
-    fn line_ends(&mut self, line: &[u8]) {
+    fn line_ends(&mut self, line: &[u8], instret: u64) {
         // The console shows what was typed, too, in which results are still variables.
         let Some((round, result)) = str::from_utf8(line)
             .ok()
@@ -181,6 +184,10 @@ impl Progress {
             return;
         };
         if round.parse() == Ok(self.found.len()) {
+            if self.found.is_empty() {
+                self.begun = instret;
+            }
+            self.latest = instret;
             self.found.push(result.to_owned());
         } else if self.astray.is_none() {
             self.astray = Some(String::from_utf8_lossy(line).into_owned());
@@ -195,6 +202,11 @@ impl Progress {
     /// Number of complete rounds.
     pub fn rounds(&self) -> u64 {
         self.found.len().saturating_sub(1) as u64
+    }
+
+    /// Returns the instructions that a round takes.
+    pub fn cost(&self) -> f64 {
+        (self.latest - self.begun) as f64 / self.rounds().max(1) as f64
     }
 
     /// Compares the results of VM `vm` with the host's. Returns what is wrong.
@@ -213,5 +225,64 @@ impl Progress {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(work: Work, output: &[&[u8]]) -> Result<u64, String> {
+        let mut progress = Progress::default();
+        output.iter().for_each(|bytes| progress.feed(bytes, 0));
+        progress.check(work, 3).map(|()| progress.rounds())
+    }
+
+    #[test]
+    fn every_work_has_a_line_that_the_guests_shell_takes() {
+        // Its editor takes 1,024 characters.
+        for work in Work::ALL {
+            let line = work.line();
+            assert!(line.contains("B 0 0") && line.len() < 1000, "{work:?}: {line}");
+        }
+        assert_eq!(LINES.lines().count(), Work::ALL.len());
+    }
+
+    #[test]
+    fn results_differ_from_vm_to_vm_and_from_round_to_round() {
+        for work in Work::ALL {
+            let mut results: Vec<String> =
+                (0..100).flat_map(|vm| work.results(vm).take(4)).collect();
+            results.sort();
+            results.dedup();
+            // Those of 16 bits may be equal by chance.
+            assert!(results.len() > 390, "{work:?}: {}", results.len());
+        }
+    }
+
+    #[test]
+    fn results_are_found_among_what_else_a_console_shows() {
+        let right: Vec<String> = Work::Shell.results(3).take(2).collect();
+        let typed = b"vm3:~# x=$n;r=0;echo B 0 0;r=$((r+1));echo B $r $((y&6\r\n5535))\r\n";
+        let (first, second) = (format!("B 1 {}\r\n", right[0]), format!("B 2 {}\r\n", right[1]));
+        let (head, tail) = second.split_at(3);
+        let output = [typed, &b"B 0 0\r\n"[..], first.as_bytes(), head.as_bytes(), tail.as_bytes()];
+        assert_eq!(progress(Work::Shell, &output), Ok(2));
+        assert_eq!(progress(Work::Shell, &output[..4]), Ok(1));
+        assert_eq!(progress(Work::Shell, &[]), Ok(0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        let wrong = progress(Work::Awk, &[b"B 0 0\nB 1 99999\n"]).unwrap_err();
+        assert!(
+            wrong.starts_with("vm3 (awk) came to 99999 in round 1, which should be "),
+            "{wrong}"
+        );
+        let right = Work::Awk.results(3).next().unwrap();
+        let skipped = progress(Work::Awk, &[b"B 0 0\nB 2 1\n"]).unwrap_err();
+        assert_eq!(skipped, "vm3 (awk) printed \"B 2 1\" in round 1");
+        let again = format!("B 0 0\nB 1 {right}\nB 1 {right}\n");
+        assert!(progress(Work::Awk, &[again.as_bytes()]).is_err());
     }
 }

@@ -7,6 +7,8 @@
 use emu_core::dev::virtio::DeviceKind;
 use emu_core::layout::{MachineKind, VIRT};
 
+use super::asm::reg::*;
+use super::asm::*;
 use crate::error::Error;
 use crate::image::{Payload, Segment};
 use crate::machine::Fleet;
@@ -21,104 +23,54 @@ const SEEDS: u32 = 64;
 const TABLE: usize = 512;
 const MEMORY: Size = Size::mib(1);
 
-const ZERO: u32 = 0;
-const T0: u32 = 5;
-const T1: u32 = 6;
-const T2: u32 = 7;
 /// Register of the random number.
-const S0: u32 = 8;
+const RANDOM: u32 = S0;
 /// Register of the checksum.
-const S1: u32 = 9;
+const SUM: u32 = S1;
 /// Register of the remaining iterations.
-const S2: u32 = 18;
+const LEFT: u32 = S2;
 /// Register of the table's address.
-const S3: u32 = 19;
+const BASE: u32 = S3;
 
-const fn lui(d: u32, value: u32) -> u32 {
-    assert!(value & 0xfff == 0);
-    0x37 | d << 7 | value
-}
-const fn op_imm(funct: u32, d: u32, a: u32, imm: u32) -> u32 {
-    0x13 | funct << 12 | d << 7 | a << 15 | imm << 20
-}
-const fn addi(d: u32, a: u32, imm: i32) -> u32 {
-    op_imm(0, d, a, imm as u32 & 0xfff)
-}
-const fn slli(d: u32, a: u32, shift: u32) -> u32 {
-    op_imm(1, d, a, shift)
-}
-const fn srli(d: u32, a: u32, shift: u32) -> u32 {
-    op_imm(5, d, a, shift)
-}
-const fn andi(d: u32, a: u32, imm: u32) -> u32 {
-    op_imm(7, d, a, imm)
-}
-const fn op(funct: u32, d: u32, a: u32, b: u32) -> u32 {
-    0x33 | funct << 12 | d << 7 | a << 15 | b << 20
-}
-const fn add(d: u32, a: u32, b: u32) -> u32 {
-    op(0, d, a, b)
-}
-const fn xor(d: u32, a: u32, b: u32) -> u32 {
-    op(4, d, a, b)
-}
-const fn lbu(d: u32, at: u32, a: u32) -> u32 {
-    0x4003 | d << 7 | a << 15 | at << 20
-}
-const fn lw(d: u32, a: u32) -> u32 {
-    0x2003 | d << 7 | a << 15
-}
-const fn sw(value: u32, a: u32) -> u32 {
-    0x2023 | a << 15 | value << 20
-}
-const fn sb(value: u32, a: u32) -> u32 {
-    0x0023 | a << 15 | value << 20
-}
-/// Branches to the instruction `words` words before this one.
-const fn bne_back(a: u32, b: u32, words: u32) -> u32 {
-    let offset = (4 * words).wrapping_neg();
-    0x1063 | a << 15 | b << 20 | (offset >> 5 & 0x3f) << 25 | (offset >> 1 & 0xf) << 8 | 0x8000_0080
-}
-
-const MAC_LOW_BYTE: u32 = 0x105;
+const MAC_LOW_BYTE: i32 = 0x105;
 const POWER_OFF: u32 = 0x5555;
 
 const PROGRAM: [u32; 33] = [
-    lui(S3, VIRT.ram_base + 0x1000),
+    lui(BASE, VIRT.ram_base + 0x1000),
     lui(T0, VIRT.virtio[Virtio::OTHER.slots.of(DeviceKind::Net) as usize].mmio.base),
-    lbu(S0, MAC_LOW_BYTE, T0),
-    andi(S0, S0, SEEDS - 1),
-    addi(S0, S0, 1),
-    addi(S1, ZERO, 0),
-    lui(S2, ROUNDS),
+    lbu(RANDOM, MAC_LOW_BYTE, T0),
+    andi(RANDOM, RANDOM, SEEDS as i32 - 1),
+    addi(RANDOM, RANDOM, 1),
+    addi(SUM, ZERO, 0),
+    lui(LEFT, ROUNDS),
     // The loop: a step of xorshift32, then a word of the table and the checksum are updated.
-    slli(T0, S0, 13),
-    xor(S0, S0, T0),
-    srli(T0, S0, 17),
-    xor(S0, S0, T0),
-    slli(T0, S0, 5),
-    xor(S0, S0, T0),
-    andi(T1, S0, 4 * (TABLE as u32 - 1)),
-    add(T1, T1, S3),
-    lw(T2, T1),
-    add(S1, S1, T2),
-    add(S1, S1, S0),
-    sw(S1, T1),
-    addi(S2, S2, -1),
-    bne_back(S2, ZERO, 13),
+    slli(T0, RANDOM, 13),
+    xor(RANDOM, RANDOM, T0),
+    srli(T0, RANDOM, 17),
+    xor(RANDOM, RANDOM, T0),
+    slli(T0, RANDOM, 5),
+    xor(RANDOM, RANDOM, T0),
+    andi(T1, RANDOM, 4 * (TABLE as i32 - 1)),
+    add(T1, T1, BASE),
+    lw(T2, 0, T1),
+    add(SUM, SUM, T2),
+    add(SUM, SUM, RANDOM),
+    sw(SUM, 0, T1),
+    addi(LEFT, LEFT, -1),
+    branch(Cond::Ne, LEFT, ZERO, -52),
     // Four bytes for the console, the low one first.
     lui(T0, VIRT.uart.base),
-    sb(S1, T0),
-    srli(S1, S1, 8),
-    sb(S1, T0),
-    srli(S1, S1, 8),
-    sb(S1, T0),
-    srli(S1, S1, 8),
-    sb(S1, T0),
+    sb(SUM, 0, T0),
+    srli(SUM, SUM, 8),
+    sb(SUM, 0, T0),
+    srli(SUM, SUM, 8),
+    sb(SUM, 0, T0),
+    srli(SUM, SUM, 8),
+    sb(SUM, 0, T0),
     lui(T0, VIRT.finisher.base),
     lui(T1, POWER_OFF & 0xf000),
     addi(T1, T1, POWER_OFF as i32 & 0xfff),
-    sw(T1, T0),
+    sw(T1, 0, T0),
 ];
 
 /// Returns a fleet that computes.
@@ -131,9 +83,10 @@ pub fn fleet(count: u32) -> Result<Fleet, Error> {
     Ok(Fleet::bare(count, MachineKind::Virt, MEMORY, payload)?)
 }
 
-/// Returns the results: VM `i` must print the one at index `i % len`.
-pub fn results() -> Vec<[u8; 4]> {
-    (1..=SEEDS).map(|seed| result(seed).to_le_bytes()).collect()
+/// Returns what VM `i` must print.
+pub fn results() -> impl Fn(u32) -> [u8; 4] {
+    let results: Vec<[u8; 4]> = (1..=SEEDS).map(|seed| result(seed).to_le_bytes()).collect();
+    move |vm| results[(vm % SEEDS) as usize]
 }
 
 fn result(seed: u32) -> u32 {
@@ -171,7 +124,7 @@ mod tests {
 
     #[test]
     fn no_two_seeds_come_to_the_same() {
-        let mut results = results();
+        let mut results: Vec<[u8; 4]> = (0..SEEDS).map(results()).collect();
         results.sort();
         results.dedup();
         assert_eq!(results.len(), SEEDS as usize);

@@ -14,6 +14,9 @@ pub struct Row {
     pub task: Task,
     pub count: u32,
     pub packing: Packing,
+    /// What ran it, where several are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<&'static str>,
     #[serde(flatten)]
     pub measured: Option<Measured>,
     /// Why the line was not measured, or what went wrong.
@@ -39,11 +42,11 @@ pub struct Measured {
     /// Share of the time in which the GPU ran no launch. That is no loss when VMs are idle.
     pub launch_overhead: Option<f64>,
     /// Processor time on all the host's cores.
-    #[serde(rename = "host_cpu_seconds", serialize_with = "seconds")]
-    pub host: Duration,
+    #[serde(rename = "host_cpu_seconds", serialize_with = "maybe_seconds")]
+    pub host: Option<Duration>,
     /// Memory per VM: the largest number of private frames in use, and what each VM needs besides.
-    pub memory_per_vm: u64,
-    pub shared_frames: u32,
+    pub memory_per_vm: Option<u64>,
+    pub shared_frames: Option<u32>,
     /// Of busy VMs.
     #[serde(flatten)]
     pub work: Option<Work>,
@@ -58,6 +61,39 @@ pub struct Work {
     pub unchecked: u32,
     /// Instructions of the VM that got the fewest, as a share of the median.
     pub least_share: Option<f64>,
+}
+
+impl Measured {
+    /// Returns the speed of `count` VMs, and nothing else.
+    pub fn new(wall: Duration, instructions: u64, count: u32) -> Self {
+        let speed = instructions as f64 / wall.as_secs_f64().max(1e-9);
+        Self {
+            wall,
+            instructions,
+            mips_per_vm: speed / f64::from(count) / 1e6,
+            total_gips: speed / 1e9,
+            launches: None,
+            device: None,
+            launch_overhead: None,
+            host: None,
+            memory_per_vm: None,
+            shared_frames: None,
+            work: None,
+        }
+    }
+
+    /// Returns the speed of busy VMs elsewhere, of which rounds are known.
+    pub fn of_rounds(wall: Duration, instructions: u64, rounds: u64, count: u32) -> Self {
+        let work = Some(Work { rounds, unchecked: 0, least_share: None });
+        Self { work, ..Self::new(wall, instructions, count) }
+    }
+
+    /// Returns the speed by which backends are compared: rounds a second where they are known, because
+    /// busy guests have timer interrupts as well, else GIPS.
+    pub fn speed(&self) -> f64 {
+        let work = self.work.map(|work| work.rounds as f64 / self.wall.as_secs_f64().max(1e-9));
+        work.unwrap_or(self.total_gips)
+    }
 }
 
 impl Work {
@@ -112,8 +148,8 @@ impl Row {
                 number(m.launches),
                 part(overhead),
                 part(busy),
-                part(Some(m.host.as_secs_f64() / wall)),
-                m.memory_per_vm >> 10,
+                part(m.host.map(|host| host.as_secs_f64() / wall)),
+                number(m.memory_per_vm.map(|bytes| bytes >> 10)),
                 number(m.work.map(|work| work.rounds)),
                 part(m.work.and_then(|work| work.least_share)),
             );

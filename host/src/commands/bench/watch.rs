@@ -8,20 +8,23 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::args::Busy;
 use super::busy::{Progress, Work};
-use super::program;
 use super::report::{self, Measured};
 use crate::backend::{Backend, BackendError, Event, EventKind, Launches};
+use crate::exit::{Code, sentence};
 
 /// Time from the last VM that is ready to the measurement of idle ones, for boots to end.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Time from the last busy VM's beginning to the measurement. Instruction counts of the single VMs
 /// are published by then.
 const WARM_UP: Duration = Duration::from_secs(2);
+/// Rounds of a VM of which the mean is taken.
+const ROUNDS: u64 = 8;
 /// Interval at which the fleet's frames are sampled.
 const GLANCE: Duration = Duration::from_millis(50);
 const FRAME: u64 = emu_core::mem::FRAME_SIZE as u64;
 
 /// Why a line has no numbers.
+#[derive(Debug)]
 pub enum BenchError {
     /// The backend failed.
     Backend(BackendError),
@@ -29,6 +32,26 @@ pub enum BenchError {
     Time,
     /// A guest did something unexpected.
     Guest(String),
+}
+
+impl BenchError {
+    /// Returns what a line says that has no numbers; `timeout` is its time limit.
+    pub fn note(&self, timeout: Duration) -> String {
+        match self {
+            Self::Backend(error) => sentence(error),
+            Self::Time => format!("not done after {} s", timeout.as_secs_f64()),
+            Self::Guest(what) => what.clone(),
+        }
+    }
+
+    /// Returns the exit code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Backend(_) => Code::Failure,
+            Self::Time => Code::Timeout,
+            Self::Guest(_) => Code::Guest,
+        }
+    }
 }
 
 /// A sample of a run.
@@ -112,8 +135,13 @@ impl Watch {
         Ok(Seen { start: self.begun, end: Moment::of(self.backend.as_ref()), work: None })
     }
 
-    /// Waits until every VM has computed, and checks the results.
-    pub fn compute(&mut self, count: u32) -> Result<Seen, BenchError> {
+    /// Waits until every VM has computed, and compares what each has printed with `results`, which
+    /// are made after that.
+    pub fn compute<R: Fn(u32) -> [u8; 4]>(
+        &mut self,
+        count: u32,
+        results: impl FnOnce() -> R,
+    ) -> Result<Seen, BenchError> {
         let mut printed: HashMap<u32, Vec<u8>> = HashMap::new();
         let mut left = count;
         while left > 0 {
@@ -127,9 +155,9 @@ impl Watch {
             }
         }
         let end = Moment::of(self.backend.as_ref());
-        let results = program::results();
-        for (vm, expected) in (0..count).zip(results.iter().cycle()) {
-            let found = printed.get(&vm).map_or(&[][..], Vec::as_slice);
+        let results = results();
+        for vm in 0..count {
+            let (found, expected) = (printed.get(&vm).map_or(&[][..], Vec::as_slice), results(vm));
             if found != expected {
                 let what = format!("vm{vm} computed {found:02x?}, which should be {expected:02x?}");
                 return Err(BenchError::Guest(what));
@@ -178,6 +206,17 @@ impl Watch {
         Ok(Seen { start: start.moment, end: end.moment, work })
     }
 
+    /// Boots, starts work in every VM, and returns the instructions that a round of each takes.
+    pub fn costs(&mut self, count: u32, busy: Busy) -> Result<Vec<f64>, BenchError> {
+        let mut progress = vec![Progress::default(); count as usize];
+        let limit = self.limit;
+        let enough = |progress: &Progress| progress.rounds() >= ROUNDS;
+        if !self.work(&mut progress, busy, limit, enough)? {
+            return Err(BenchError::Time);
+        }
+        Ok(progress.iter().map(Progress::cost).collect())
+    }
+
     /// Passes console output on to `progress` until it is `done` for every VM, or until `end`.
     /// A VM gets its work when it is ready. Returns whether all are done.
     fn work(
@@ -189,7 +228,7 @@ impl Watch {
     ) -> Result<bool, BenchError> {
         let mut left = progress.iter().filter(|progress| !done(progress)).count();
         while left > 0 {
-            let Some(Event { vm, kind, .. }) = self.next(end)? else { return Ok(false) };
+            let Some(Event { vm, instret, kind }) = self.next(end)? else { return Ok(false) };
             match kind {
                 EventKind::Ready => {
                     let line = Work::of(busy, vm).line();
@@ -198,7 +237,7 @@ impl Watch {
                 EventKind::Console(bytes) => {
                     let Some(progress) = progress.get_mut(vm as usize) else { continue };
                     let before = done(progress);
-                    progress.feed(&bytes);
+                    progress.feed(&bytes, instret);
                     left -= usize::from(!before && done(progress));
                 }
                 EventKind::Completed(..) => {}
@@ -233,7 +272,6 @@ impl Watch {
     pub fn measured(&self, seen: &Seen, count: u32) -> Measured {
         let Seen { start, end, work } = seen;
         let wall = end.at - start.at;
-        let per_second = |n: u64| n as f64 / wall.as_secs_f64().max(1e-9);
         let instructions = end.instructions.saturating_sub(start.instructions);
         let launched = start.launches.zip(end.launches);
         let device = launched.map(|(a, b)| b.time.saturating_sub(a.time));
@@ -241,17 +279,16 @@ impl Watch {
             (1.0 - device.as_secs_f64() / wall.as_secs_f64().max(1e-9)).clamp(0.0, 1.0)
         };
         Measured {
-            wall,
-            instructions,
-            mips_per_vm: per_second(instructions) / f64::from(count) / 1e6,
-            total_gips: per_second(instructions) / 1e9,
             launches: launched.map(|(a, b)| b.count - a.count),
             device,
             launch_overhead: device.map(overhead),
-            host: end.host.saturating_sub(start.host),
-            memory_per_vm: self.backend.fixed() + u64::from(self.frames) * FRAME / u64::from(count),
-            shared_frames: self.backend.totals().shared_frames,
+            host: Some(end.host.saturating_sub(start.host)),
+            memory_per_vm: Some(
+                self.backend.fixed() + u64::from(self.frames) * FRAME / u64::from(count),
+            ),
+            shared_frames: Some(self.backend.totals().shared_frames),
             work: *work,
+            ..Measured::new(wall, instructions, count)
         }
     }
 }
@@ -299,6 +336,10 @@ fn cpu_time() -> Duration {
 mod tests {
     use emu_core::mem::FRAME_SIZE;
 
+    use super::super::args::CodeSize;
+    use super::super::asm::jalr;
+    use super::super::asm::reg::{RA, ZERO};
+    use super::super::{apart, program};
     use super::*;
     use crate::backend::cpu::CpuBackend;
     use crate::backend::cuda::CudaBackend;
@@ -307,7 +348,8 @@ mod tests {
     use crate::backend::{ClockSource, Settings};
     use crate::console::ready::ReadyPattern;
     use crate::error::Error;
-    use crate::machine::Fleet;
+    use crate::image::cache;
+    use crate::machine::{Fleet, GuestOptions, assemble};
     use crate::units::Size;
 
     const LONG: Duration = Duration::from_secs(300);
@@ -340,7 +382,7 @@ mod tests {
         let options = cuda::Options::default();
         let mut watch =
             start(|| Arc::new(CudaBackend::start(device, fleet, settings(), options).unwrap()));
-        let Ok(span) = watch.compute(2) else { panic!("it does not compute") };
+        let Ok(span) = watch.compute(2, program::results) else { panic!("it does not compute") };
         let measured = watch.measured(&span, 2);
         assert!(measured.launches.is_some_and(|n| n > 0), "{measured:?}");
         assert!(measured.device.is_some_and(|t| t > Duration::ZERO && t <= measured.wall));
@@ -354,7 +396,9 @@ mod tests {
         // seed.
         let at = FRAME_SIZE as usize + 4 * 4 + 2;
         fleet.base.frames[at] += 0x10;
-        let Err(BenchError::Guest(what)) = cpu(fleet).compute(65) else { panic!("not noticed") };
+        let Err(BenchError::Guest(what)) = cpu(fleet).compute(65, program::results) else {
+            panic!("not noticed")
+        };
         assert!(what.starts_with("vm0 computed"), "{what}");
     }
 
@@ -364,6 +408,70 @@ mod tests {
         assert!(matches!(watch.boot(1), Err(BenchError::Guest(what)) if what == "vm0 powered off"));
         let mut watch = cpu(program::fleet(1).unwrap());
         watch.limit = Instant::now();
-        assert!(matches!(watch.compute(1), Err(BenchError::Time)));
+        assert!(matches!(watch.compute(1, program::results), Err(BenchError::Time)));
+    }
+
+    #[test]
+    fn vms_that_branch_apart_compute_what_the_host_does() {
+        for size in [CodeSize::Small, CodeSize::Large] {
+            let results = || {
+                let results = apart::Results::new(size);
+                move |vm| results.of(vm)
+            };
+            let mut watch = cpu(apart::fleet(size, 4).unwrap());
+            match watch.compute(4, results) {
+                Ok(seen) => {
+                    let instructions = watch.measured(&seen, 4).instructions;
+                    assert!((40_000_000..80_000_000).contains(&instructions), "{instructions}");
+                }
+                Err(error) => panic!("{size:?}: {error:?}"),
+            }
+            // A function that does nothing.
+            let mut fleet = apart::fleet(size, 1).unwrap();
+            let (first, ret) = (FRAME_SIZE as usize + 4, jalr(ZERO, RA).to_le_bytes());
+            fleet.base.frames[first..first + 4].copy_from_slice(&ret);
+            let Err(BenchError::Guest(what)) = cpu(fleet).compute(1, results) else {
+                panic!("{size:?}: not noticed")
+            };
+            assert!(what.starts_with("vm0 computed"), "{what}");
+        }
+    }
+
+    fn booted(append: &str, count: u32) -> Option<Watch> {
+        pxvm_tests::needs::found("image", cache::default_image())?;
+        let append = append.to_owned();
+        let fleet = assemble(&GuestOptions { count, append, ..GuestOptions::default() });
+        Some(cpu(fleet.unwrap()))
+    }
+
+    #[test]
+    fn busy_guests_come_to_what_the_host_comes_to() {
+        let count = Work::ALL.len() as u32;
+        let Some(mut watch) = booted("", count) else { return };
+        match watch.busy(count, Busy::Mix, Duration::from_millis(500)) {
+            Ok(Seen { work: Some(work), .. }) => {
+                assert_eq!(work.unchecked, 0);
+                assert!(work.least_share.is_some_and(|share| share > 0.0 && share <= 1.0));
+            }
+            Ok(_) => panic!("nothing was seen of the work"),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    #[test]
+    fn a_busy_guest_that_comes_to_something_else_is_told() {
+        for (busy, name) in [
+            (Busy::Shell, "shell"),
+            (Busy::Awk, "awk"),
+            (Busy::Gzip, "gzip"),
+            (Busy::Sha256sum, "sha256sum"),
+            (Busy::Wget, "wget"),
+        ] {
+            // It takes itself for another one.
+            let Some(mut watch) = booted("pxvm.host=vm7", 1) else { return };
+            let found = watch.busy(1, busy, Duration::from_millis(1));
+            let Err(BenchError::Guest(what)) = found else { panic!("{name}: not noticed") };
+            assert!(what.starts_with(&format!("vm0 ({name}) came to")), "{what}");
+        }
     }
 }
