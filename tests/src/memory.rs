@@ -3,17 +3,22 @@
 //! Machines that share an [`Arena`](Frames) are a fleet: the same shared frames, private ones
 //! from one pool.
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 
 use emu_core::dev::virtio::driver::MockDisk;
 use emu_core::mem::FRAME_SIZE;
-use emu_device::memory::{Arena, CodeCache, CodePage, FrameMemory, FrameRam, FrameSource};
+use emu_device::memory::{
+    Arena, CodeCache, CodePage, CodeSlots, FrameMemory, FrameRam, FrameSource, NoPool,
+};
 
 #[repr(C, align(4096))]
 struct Page(UnsafeCell<[u8; FRAME_SIZE as usize]>);
+
+fn empty_pages(count: u32) -> Vec<CodePage> {
+    (0..count).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect()
+}
 
 /// An arena of frames with its free list and the decoded pages of its shared frames.
 pub struct Frames {
@@ -37,7 +42,7 @@ impl Frames {
             shared,
             free: RefCell::new((shared..shared + private).rev().collect()),
             left: Cell::new(u32::MAX),
-            code: (0..shared).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect(),
+            code: empty_pages(shared),
         })
     }
 
@@ -85,7 +90,8 @@ pub struct Space {
     table: Vec<u32>,
     rom: Vec<u32>,
     disk: MockDisk,
-    code: Box<CodeCache>,
+    code_slots: CodeSlots,
+    code: Vec<CodePage>,
 }
 
 impl Space {
@@ -97,17 +103,10 @@ impl Space {
     /// The same with a ROM.
     pub fn with_rom(frames: &Rc<Frames>, table: Vec<u32>, rom: Vec<u32>) -> Self {
         assert!(table.iter().all(|&f| f < frames.shared), "not a shared frame");
-        // SAFETY: a `CodeCache` is integers, and all zero is its empty state; the memory comes from
-        // the allocator with its layout, which is what `Box` gives back.
-        let code = unsafe {
-            let layout = Layout::new::<CodeCache>();
-            let code = alloc_zeroed(layout).cast::<CodeCache>();
-            if code.is_null() {
-                handle_alloc_error(layout);
-            }
-            Box::from_raw(code)
-        };
-        Self { frames: Rc::clone(frames), table, rom, disk: MockDisk::default(), code }
+        let code_slots = CodeSlots::with_all_pages();
+        let code = empty_pages(1 + code_slots.pages());
+        let disk = MockDisk::default();
+        Self { frames: Rc::clone(frames), table, rom, disk, code_slots, code }
     }
 
     /// Adds a disk with `image` in it.
@@ -132,7 +131,9 @@ impl Space {
         // SAFETY: `table` has frames that `new` checked and frames from the pool, which gives each
         // to one table only.
         let memory = unsafe { FrameMemory::new(arena, &mut self.table, Pool(&self.frames)) };
-        let mut ram = FrameRam::new(memory, &self.rom, &self.frames.code, &mut self.code);
+        // SAFETY: the slots have all pages but the first, each once, and are used with these alone.
+        let code = unsafe { CodeCache::new(&mut self.code_slots, &self.code, NoPool) };
+        let mut ram = FrameRam::new(memory, &self.rom, &self.frames.code, code);
         f(&mut ram, &mut self.disk)
     }
 }

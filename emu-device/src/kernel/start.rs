@@ -1,36 +1,32 @@
 //! Starts VMs, and frees the memory of those that have ended.
 
-use super::tables::{DeviceFrames, row};
+use super::tables::{DeviceFrames, code, give, own_code, row};
 use crate::memory::{Arena, FrameMemory, OnGpu, copy};
 use crate::protocol::launch::{CODE_SLOTS, Launch, StagedVm, WAKE};
 use crate::protocol::port::{Parked, PortState};
-use core::sync::atomic::Ordering;
 use emu_core::abi::{Exit, ExitCode, Vm};
 use emu_core::mem::Memory;
 
-/// Returns a VM's private frames to the free ones and leaves it without memory. No launch that runs
-/// VMs may execute at the same time.
+/// Returns a VM's private frames and its pages of decoded instructions to the free ones and leaves
+/// it without memory. No launch that runs VMs may execute at the same time.
 ///
 /// # Safety
 /// As [`super::step`].
 pub unsafe fn release(launch: &Launch, index: u32) {
-    // SAFETY: as `step`. The stack of returned frames has room for all there are.
+    // SAFETY: as `step`. The stacks of what is returned have room for all there is.
     unsafe {
         let id = (*launch.active.ptr().add(index as usize)).vm & !WAKE;
-        let free = &(*launch.control.ptr()).free;
-        let give = |frame| {
-            let at = free.top.fetch_add(1, Ordering::Relaxed);
-            *free.returned.ptr().add(at as usize) = frame;
-        };
+        let control = &*launch.control.ptr();
+        let give_frame = |frame| give(&control.free, frame);
         for entry in row(launch, id) {
             if *entry >= launch.shared {
-                give(*entry);
+                give_frame(*entry);
             }
             *entry = 0;
         }
         let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
-        (*launch.disks.ptr().add(id as usize)).release(arena, give);
-        (*launch.private_code.ptr().add(id as usize)).clear();
+        (*launch.disks.ptr().add(id as usize)).release(arena, give_frame);
+        code(launch, id).release(own_code(launch, id), |page| give(&control.free_code, page));
     }
 }
 
@@ -50,6 +46,7 @@ pub unsafe fn start(launch: &Launch, index: u32) {
         let base = launch.base.ptr().add(staged.row as usize * ram.len());
         copy(base, ram.as_mut_ptr(), ram.len());
         *launch.disks.ptr().add(id as usize) = staged.disk;
+        (*launch.code_slots.ptr().add(id as usize)).begin(own_code(launch, id));
         let mut memory = FrameMemory::new(arena, ram, DeviceFrames(&control.free));
         let state = &mut *launch.ports.ptr().add(id as usize);
         *state = PortState::new(staged.origin);

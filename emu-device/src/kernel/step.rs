@@ -1,6 +1,6 @@
 //! A launch's main part: runs one VM until the launch ends.
 
-use super::tables::{DeviceFrames, disk, row};
+use super::tables::{DeviceFrames, code, disk, row};
 use crate::memory::{Arena, FrameMemory, FrameRam, OnGpu, copy};
 use crate::protocol::inbox::Inbox;
 use crate::protocol::launch::{Control, Entry, Launch, SLICE, WAKE};
@@ -65,11 +65,9 @@ pub unsafe fn step<S: Simt>(launch: &Launch, index: u32, hart: *mut Hart) {
 
         let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
         let memory = FrameMemory::new(arena, row(launch, id), DeviceFrames(&control.free));
-        let shared =
-            core::slice::from_raw_parts(launch.shared_code.ptr(), launch.shared_code_len as usize);
+        let shared = core::slice::from_raw_parts(launch.code.ptr(), launch.shared_code as usize);
         let rom = core::slice::from_raw_parts(launch.rom.ptr(), launch.rom_pages as usize);
-        let code = &mut *launch.private_code.ptr().add(id as usize);
-        let mut ram = FrameRam::keep(memory, rom, shared, code);
+        let mut ram = FrameRam::keep(memory, rom, shared, code(launch, id));
         let mut disk = disk(launch, id);
         let now = match launch.rate {
             0 => Now::Instret,

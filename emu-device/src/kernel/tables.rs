@@ -1,30 +1,83 @@
-//! A launch's frames: where VMs take free ones, the rows of their frame tables, and their disks.
+//! A launch's memory: where VMs take free frames and pages, the rows of their frame tables, their
+//! decoded instructions, and their disks.
 
-use crate::memory::{Arena, CachedImage, FrameDisk, FrameSource, LINE_SIZE, OnGpu};
-use crate::protocol::launch::{FreeFrames, Launch};
+use crate::memory::{
+    Arena, CachedImage, CodeCache, CodePool, FrameDisk, FrameSource, LINE_SIZE, OnGpu,
+};
+use crate::protocol::launch::{CODE_SLOTS, FreeList, Launch};
 use core::sync::atomic::Ordering;
 
 /// The arena's free frames, from which all VMs of a launch take.
-pub struct DeviceFrames<'a>(pub &'a FreeFrames);
+pub struct DeviceFrames<'a>(pub &'a FreeList);
 
 impl FrameSource for DeviceFrames<'_> {
     fn take(&mut self) -> Option<u32> {
-        let free = self.0;
-        if free.top.load(Ordering::Relaxed) as i32 > 0 {
-            let top = free.top.fetch_sub(1, Ordering::Relaxed) as i32;
-            if top > 0 {
-                // SAFETY: entries below the first `top` exist, and this one is now ours alone.
-                return Some(unsafe { *free.returned.ptr().add(top as usize - 1) });
-            }
-            // An empty stack stays empty, because a launch that takes frames never returns any.
-            free.top.fetch_add(1, Ordering::Relaxed);
-        }
-        if free.next.load(Ordering::Relaxed) >= free.limit {
-            return None;
-        }
-        let next = free.next.fetch_add(1, Ordering::Relaxed);
-        (next < free.limit).then_some(next)
+        // SAFETY: the launch's lists are as they must be.
+        unsafe { take(self.0) }
     }
+}
+
+/// The free pages of decoded instructions, from which all VMs of a launch take.
+pub struct DevicePages<'a>(&'a FreeList);
+
+impl CodePool for DevicePages<'_> {
+    fn take(&mut self) -> Option<u32> {
+        // SAFETY: as above.
+        unsafe { take(self.0) }
+    }
+}
+
+/// Takes one out of a list; `None` when none is left.
+///
+/// # Safety
+/// The first `top` entries of `returned` exist.
+unsafe fn take(free: &FreeList) -> Option<u32> {
+    if free.top.load(Ordering::Relaxed) as i32 > 0 {
+        let top = free.top.fetch_sub(1, Ordering::Relaxed) as i32;
+        if top > 0 {
+            // SAFETY: entries below the first `top` exist, and this one is now ours alone.
+            return Some(unsafe { *free.returned.ptr().add(top as usize - 1) });
+        }
+        // An empty stack stays empty, because a launch that takes some never returns any.
+        free.top.fetch_add(1, Ordering::Relaxed);
+    }
+    if free.next.load(Ordering::Relaxed) >= free.limit {
+        return None;
+    }
+    let next = free.next.fetch_add(1, Ordering::Relaxed);
+    (next < free.limit).then_some(next)
+}
+
+/// Puts one back into a list.
+///
+/// # Safety
+/// `returned` has room for it. Nobody takes any at the same time.
+pub unsafe fn give(free: &FreeList, one: u32) {
+    let at = free.top.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the caller's; nobody else has this entry.
+    unsafe { *free.returned.ptr().add(at as usize) = one }
+}
+
+/// A VM's decoded instructions of private frames on a device.
+pub type DeviceCode = CodeCache<'static, DevicePages<'static>, CODE_SLOTS>;
+
+/// Returns the decoded instructions of VM `id`.
+///
+/// # Safety
+/// As [`super::step`], and nobody else has them.
+pub unsafe fn code(launch: &Launch, id: u32) -> DeviceCode {
+    // SAFETY: the launch has slots for every VM, which `start` has given a page of their own and
+    // which only the kernels change.
+    unsafe {
+        let slots = &mut *launch.code_slots.ptr().add(id as usize);
+        let pages = core::slice::from_raw_parts(launch.code.ptr(), launch.code_pages as usize);
+        CodeCache::new(slots, pages, DevicePages(&(*launch.control.ptr()).free_code))
+    }
+}
+
+/// Returns the index of the page of decoded instructions that VM `id` always has.
+pub fn own_code(launch: &Launch, id: u32) -> u32 {
+    launch.shared_code + id
 }
 
 /// Returns the row of VM `id` in the frame tables: its pages of RAM.

@@ -16,7 +16,7 @@ mod words;
 
 pub use arena::Arena;
 pub use cache::{CachedImage, LINE_PAGES, LINE_SIZE, Line, WAYS};
-pub use code::{CodeCache, CodePage, CodeRef};
+pub use code::{CodeCache, CodePage, CodePool, CodeRef, CodeSlots, NoPool};
 pub use disk::{FrameDisk, Image, OwnPages};
 pub use layout::{Contiguous, FrameLayout, Interleaved, OnGpu};
 pub use ram::FrameRam;

@@ -1,23 +1,25 @@
 //! RAM that a hart can execute from: a memory with a ROM and decoded instructions.
 
 use super::arena::Arena;
-use super::code::{CodeCache, CodePage, CodeRef};
+use super::code::{CodeCache, CodePage, CodePool, CodeRef, NoPool};
 use super::layout::{Contiguous, FrameLayout};
 use super::table::{FrameMemory, FrameSource};
 use crate::ablation;
 use emu_core::mem::{Frame, Memory, NoFrame, Ram};
 
 /// RAM that a hart can execute from: [`FrameMemory`] with a ROM and decoded instructions.
-pub struct FrameRam<'a, S, L = Contiguous, const SLOTS: usize = 64> {
+pub struct FrameRam<'a, S, L = Contiguous, P = NoPool, const SLOTS: usize = 64> {
     memory: FrameMemory<'a, S, L>,
     /// The frame of each page of the ROM.
     rom: &'a [u32],
     /// The decoded instructions of shared frames, by frame index.
     shared: &'a [CodePage],
-    private: &'a mut CodeCache<SLOTS>,
+    private: CodeCache<'a, P, SLOTS>,
 }
 
-impl<'a, S: FrameSource, L: FrameLayout, const SLOTS: usize> FrameRam<'a, S, L, SLOTS> {
+impl<'a, S: FrameSource, L: FrameLayout, P: CodePool, const SLOTS: usize>
+    FrameRam<'a, S, L, P, SLOTS>
+{
     /// Adds a ROM of shared frames and decoded instructions to a memory. `shared` holds those of
     /// the arena's shared frames; it is common to the fleet and all zero at first. `private` holds
     /// those of private frames, and is cleared.
@@ -25,7 +27,7 @@ impl<'a, S: FrameSource, L: FrameLayout, const SLOTS: usize> FrameRam<'a, S, L, 
         memory: FrameMemory<'a, S, L>,
         rom: &'a [u32],
         shared: &'a [CodePage],
-        private: &'a mut CodeCache<SLOTS>,
+        mut private: CodeCache<'a, P, SLOTS>,
     ) -> Self {
         private.clear();
         Self::keep(memory, rom, shared, private)
@@ -37,7 +39,7 @@ impl<'a, S: FrameSource, L: FrameLayout, const SLOTS: usize> FrameRam<'a, S, L, 
         memory: FrameMemory<'a, S, L>,
         rom: &'a [u32],
         shared: &'a [CodePage],
-        private: &'a mut CodeCache<SLOTS>,
+        private: CodeCache<'a, P, SLOTS>,
     ) -> Self {
         // The page of the zero frame is always needed, because 0 marks an empty slot of `private`.
         let shared =
@@ -46,7 +48,9 @@ impl<'a, S: FrameSource, L: FrameLayout, const SLOTS: usize> FrameRam<'a, S, L, 
     }
 }
 
-impl<S: FrameSource, L: FrameLayout, const SLOTS: usize> Memory for FrameRam<'_, S, L, SLOTS> {
+impl<S: FrameSource, L: FrameLayout, P: CodePool, const SLOTS: usize> Memory
+    for FrameRam<'_, S, L, P, SLOTS>
+{
     fn pages(&self) -> u32 {
         self.memory.pages()
     }
@@ -94,7 +98,9 @@ impl<S: FrameSource, L: FrameLayout, const SLOTS: usize> Memory for FrameRam<'_,
     }
 }
 
-impl<'a, S: FrameSource, L: FrameLayout, const SLOTS: usize> Ram for FrameRam<'a, S, L, SLOTS> {
+impl<'a, S: FrameSource, L: FrameLayout, P: CodePool, const SLOTS: usize> Ram
+    for FrameRam<'a, S, L, P, SLOTS>
+{
     type RawFrames = Arena<L>;
     type Code = CodeRef;
     type SharedCode = &'a [CodePage];

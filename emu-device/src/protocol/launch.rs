@@ -3,14 +3,15 @@
 
 use super::outbox::Outbox;
 use super::port::PortState;
-use crate::memory::{CodeCache, CodePage, Line, OwnPages};
+use crate::memory::{CodePage, CodeSlots, Line, OwnPages};
 use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
 
-/// How many private frames of a VM can have decoded instructions at a time, on the GPU.
+/// How many private frames of a VM can have decoded instructions at a time, on the GPU, if there are
+/// pages for them.
 pub const CODE_SLOTS: usize = 32;
 
 /// Instructions in a slice, the longest run between two polls of a VM's input. An event's
@@ -99,9 +100,13 @@ pub struct Launch {
     pub shared: u32,
     /// Pages of ROM.
     pub rom_pages: u32,
-    /// Pages of `shared_code`. They belong to the first shared frames, the ones that hold the ROM
-    /// and what RAM contains at the start.
-    pub shared_code_len: u32,
+    /// Pages of `code` that belong to the first shared frames, the ones that hold the ROM and what
+    /// RAM contains at the start.
+    pub shared_code: u32,
+    /// Pages of `code`.
+    pub code_pages: u32,
+    /// Keeps what follows aligned.
+    pub reserved: u32,
     /// Bytes of `inbox`.
     pub inbox_len: u32,
     /// Zero for an exact launch, which ends after its slices. Otherwise the nanoseconds after which
@@ -109,10 +114,11 @@ pub struct Launch {
     pub time_limit_ns: u32,
     /// The arena of frames, in the layout [`crate::memory::OnGpu`].
     pub arena: At<u8>,
-    /// Decoded instructions of the shared frames.
-    pub shared_code: At<CodePage>,
-    /// Decoded instructions of private frames, one cache per VM.
-    pub private_code: At<CodeCache<CODE_SLOTS>>,
+    /// Decoded instructions: the pages of the shared frames, then a page for each VM, then those
+    /// that VMs take as they need more.
+    pub code: At<CodePage>,
+    /// Which of these each VM has.
+    pub code_slots: At<CodeSlots<CODE_SLOTS>>,
     /// The VMs to run, each once.
     pub active: At<Entry>,
     /// All VMs' states.
@@ -177,25 +183,28 @@ pub struct Control {
     /// Instructions that all VMs have retired since the fleet started.
     pub instructions: AtomicU64,
     /// Free frames.
-    pub free: FreeFrames,
+    pub free: FreeList,
+    /// Free pages of decoded instructions, all empty.
+    pub free_code: FreeList,
 }
 
-/// The arena's free frames: a stack of returned frames, and after these the frames never used.
+/// The free ones of a number of equal things, frames or pages, which are known by their indices: a
+/// stack of those returned, and after these the ones never used.
 ///
-/// A launch either takes frames or returns them, never both.
+/// A launch either takes some or returns some, never both.
 #[derive(Debug)]
 #[cfg_attr(feature = "zerocopy", derive(zerocopy::FromBytes, zerocopy::IntoBytes))]
 #[repr(C)]
-pub struct FreeFrames {
-    /// The first frame never used. It can exceed `limit` by up to the number of VMs.
+pub struct FreeList {
+    /// The first one never used. It can exceed `limit` by up to the number of VMs.
     pub next: AtomicU32,
-    /// The number of frames in the arena.
+    /// The number of all there are.
     pub limit: u32,
     /// Entries of `returned`.
     pub top: AtomicU32,
     /// Keeps what follows aligned.
     pub reserved: u32,
-    /// The stack of returned frames, with room for all frames of the arena.
+    /// The stack of those returned, with room for all that can be taken.
     pub returned: At<u32>,
 }
 

@@ -19,7 +19,8 @@ use emu_core::port::Port;
 use emu_core::trace::Trace;
 use emu_device::kernel::SLICE_PARTS;
 use emu_device::memory::{
-    Arena, CodeCache, CodePage, FrameDisk, FrameMemory, FrameRam, FrameSource, OwnPages,
+    Arena, CodeCache, CodePage, CodeSlots, FrameDisk, FrameMemory, FrameRam, FrameSource, NoPool,
+    OwnPages,
 };
 use memmap2::{MmapMut, MmapOptions};
 
@@ -42,7 +43,7 @@ pub struct HostArena {
     /// Keeps the mapping alive that `arena` describes.
     _map: MmapMut,
     /// Decoded instructions of shared frames, all zero at first.
-    code: MmapMut,
+    code: CodeMemory,
     /// The frames of the ROM.
     rom: Vec<u32>,
     /// What VMs read of their disks until they have written it.
@@ -63,7 +64,8 @@ struct Pool {
 /// and the decoded instructions of private frames.
 pub struct WorkerContext {
     magazine: RefCell<Vec<u32>>,
-    code: MmapMut,
+    code_slots: Box<CodeSlots>,
+    code: CodeMemory,
     /// Number of the last session in this context.
     session: u64,
 }
@@ -86,18 +88,36 @@ fn reserve(bytes: u64) -> Result<MmapMut, BackendError> {
         .map_err(|e| BackendError::Reserve(Size(bytes), e))
 }
 
+/// Pages of decoded instructions, all empty at first.
+struct CodeMemory(MmapMut);
+
+impl CodeMemory {
+    fn new(pages: u32) -> Result<Self, BackendError> {
+        Ok(Self(reserve(u64::from(pages) * size_of::<CodePage>() as u64)?))
+    }
+
+    fn pages(&self) -> &[CodePage] {
+        const { assert!(align_of::<CodePage>() <= FRAME_SIZE as usize) };
+        let pages = self.0.len() / size_of::<CodePage>();
+        // SAFETY: the mapping is aligned, was all zero, has room for so many pages, is borrowed
+        // with `self`, and is only ever seen as these atomic words.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), pages) }
+    }
+}
+
 impl WorkerContext {
     /// Returns a worker context without frames.
     pub fn new() -> Result<Self, BackendError> {
-        let code = reserve(size_of::<CodeCache>() as u64)?;
-        Ok(Self { magazine: RefCell::default(), code, session: 0 })
+        let code_slots = Box::new(CodeSlots::with_all_pages());
+        // Page 0 is in no slot, and no memory is spent on it.
+        let code = CodeMemory::new(1 + code_slots.pages())?;
+        Ok(Self { magazine: RefCell::default(), code_slots, code, session: 0 })
     }
 
-    fn parts(&mut self) -> (&RefCell<Vec<u32>>, &mut CodeCache) {
-        const { assert!(align_of::<CodeCache>() <= FRAME_SIZE as usize) };
-        // SAFETY: the mapping has the size of a `CodeCache` and more than its alignment, was all
-        // zero, which is an empty cache, and is reachable through `self.code` alone.
-        let code = unsafe { &mut *self.code.as_mut_ptr().cast::<CodeCache>() };
+    fn parts(&mut self) -> (&RefCell<Vec<u32>>, CodeCache<'_>) {
+        // SAFETY: the slots have all pages but the first, each once, and are used with this memory
+        // alone. All pages were empty at first, when all slots were.
+        let code = unsafe { CodeCache::new(&mut self.code_slots, self.code.pages(), NoPool) };
         (&self.magazine, code)
     }
 }
@@ -110,7 +130,7 @@ impl HostArena {
         let frames = first.saturating_add(private);
         let bytes = u64::from(frames) * u64::from(FRAME_SIZE);
         let mut map = reserve(bytes)?;
-        let code = reserve(u64::from(first.max(1)) * size_of::<CodePage>() as u64)?;
+        let code = CodeMemory::new(first.max(1))?;
         map[..shared.len()].copy_from_slice(shared);
         assert!(first > 0 && map[..FRAME_SIZE as usize].iter().all(|&b| b == 0));
         // SAFETY: a mapping is page aligned, readable and writable for its whole length, and lives
@@ -153,14 +173,6 @@ impl HostArena {
         let source = Source { arena: self, magazine };
         // SAFETY: as `memory`, and our own contract.
         GuestDisk::Own(unsafe { FrameDisk::new(self.arena, own, source, image) })
-    }
-
-    fn code(&self) -> &[CodePage] {
-        const { assert!(align_of::<CodePage>() <= FRAME_SIZE as usize) };
-        let pages = self.code.len() / size_of::<CodePage>();
-        // SAFETY: the mapping is aligned, was all zero, has room for so many pages, is borrowed
-        // with `self`, and is only ever seen as these atomic words.
-        unsafe { std::slice::from_raw_parts(self.code.as_ptr().cast(), pages) }
     }
 
     /// Takes a VM's private frames back.
@@ -295,7 +307,7 @@ impl Guest {
             (self.arena.memory(&mut self.ram, magazine), self.arena.disk(&mut self.disk, magazine))
         };
         let make = if keeps { FrameRam::keep } else { FrameRam::new };
-        let ram = make(ram, &self.arena.rom, self.arena.code(), code);
+        let ram = make(ram, &self.arena.rom, self.arena.code.pages(), code);
         Session { vm: &mut self.vm, ram, disk }
     }
 }

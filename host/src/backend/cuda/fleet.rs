@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use emu_core::abi::Vm;
 use emu_core::clock::Now;
-use emu_device::protocol::launch::{At, Control, Entry, FreeFrames, Launch, WAKE};
+use emu_device::protocol::launch::{At, Control, Entry, FreeList, Launch, WAKE};
 use emu_device::protocol::outbox::Outbox;
 use emu_device::protocol::port::PortState;
 use zerocopy::{IntoBytes, TryFromBytes};
@@ -20,7 +20,7 @@ use self::layout::{BaseTables, VmMemory};
 use super::disk::DiskCache;
 use super::error::CudaError;
 use super::gpu::{Address, Gpu, Kernel, Mapped};
-use super::sizing::{self, Shape};
+use super::sizing::{self, Shape, Sizes};
 use crate::backend::BackendError;
 use crate::backend::images::Images;
 use crate::machine::Fleet;
@@ -68,6 +68,8 @@ pub struct LaunchResult {
     pub instructions: u64,
     /// Private frames in use.
     pub private_frames: u32,
+    /// Pages of decoded instructions that VMs have taken out of the pool.
+    pub code_pages: u32,
     /// Device time of the launch.
     pub took: Duration,
 }
@@ -157,14 +159,15 @@ impl DeviceFleet {
         let control = device.alloc(size_of::<Control>() as u64)?;
         let tables = BaseTables::new(device, base)?;
         let cache = DiskCache::new(device, images, lines)?;
-        let frames = sizing::frames(&shape, device.available()?)?;
-        let memory = VmMemory::new(device, &shape, frames)?;
+        let sizes = sizing::sizes(&shape, device.available()?)?;
+        let memory = VmMemory::new(device, &shape, sizes)?;
         device.upload(memory.arena, &layout::arranged(&base.frames))?;
-        device.upload(control, layout::control(&shape, frames, &memory).as_mut_bytes())?;
+        device.upload(control, layout::control(&shape, sizes, &memory).as_mut_bytes())?;
         let launch =
-            Launch { control: At::new(control), ..layout::launch(base, frames, &tables, &memory) };
+            Launch { control: At::new(control), ..layout::launch(base, sizes, &tables, &memory) };
         let launch = auxiliary.complete(cache.complete(launch));
-        tracing::debug!(frames, shared, count, lines, "device memory allocated");
+        let Sizes { frames, code } = sizes;
+        tracing::debug!(frames, shared, code, count, lines, "device memory allocated");
         let images = vec![0; count as usize];
         Ok(Self { shape, launch, control, buffers, next: 0, auxiliary, cache, images, gpu })
     }
@@ -173,8 +176,20 @@ impl DeviceFleet {
     /// started.
     #[cfg(test)]
     pub fn limit_frames(&mut self, end: u32) {
-        let at = std::mem::offset_of!(Control, free) + std::mem::offset_of!(FreeFrames, limit);
-        let limit = end.min(self.launch.frames);
+        self.limit(std::mem::offset_of!(Control, free), end.min(self.launch.frames));
+    }
+
+    /// Leaves `count` pages of decoded instructions in the pool. To be called before the first VM is
+    /// started.
+    #[cfg(test)]
+    pub fn limit_code(&mut self, count: u32) {
+        let end = layout::pool_from(&self.shape).saturating_add(count);
+        self.limit(std::mem::offset_of!(Control, free_code), end.min(self.launch.code_pages));
+    }
+
+    #[cfg(test)]
+    fn limit(&mut self, list: usize, limit: u32) {
+        let at = list + std::mem::offset_of!(FreeList, limit);
         self.gpu.upload(self.control + at as u64, limit.as_bytes()).unwrap();
     }
 
@@ -275,9 +290,8 @@ impl DeviceFleet {
         Ok(self.private_frames_in(&control.free))
     }
 
-    fn private_frames_in(&self, free: &FreeFrames) -> u32 {
-        let used = free.next.load(Relaxed).min(self.launch.frames) - self.shape.shared;
-        used.saturating_sub(free.top.load(Relaxed))
+    fn private_frames_in(&self, free: &FreeList) -> u32 {
+        used(free, self.shape.shared)
     }
 
     /// Returns the results of a launch.
@@ -287,7 +301,7 @@ impl DeviceFleet {
             buffers.control.read(0, bytes);
             Ok(())
         })?;
-        let Control { outbox, busy, ran, instructions, free, .. } = &control;
+        let Control { outbox, busy, ran, instructions, free, free_code, .. } = &control;
         let busy = busy.load(Relaxed);
         let tail = outbox.tail.load(Relaxed) as usize;
         let mut log = vec![0; tail.min(buffers.outbox_len)];
@@ -300,6 +314,7 @@ impl DeviceFleet {
             listed: buffers.listed,
             instructions: instructions.load(Relaxed),
             private_frames: self.private_frames_in(free),
+            code_pages: used(free_code, layout::pool_from(&self.shape)),
             took: completed.took,
         })
     }
@@ -327,6 +342,12 @@ impl DeviceFleet {
         self.gpu.clear()?;
         Ok(self.gpu)
     }
+}
+
+/// Returns how many things were taken out of a list that began with number `first`.
+fn used(free: &FreeList, first: u32) -> u32 {
+    let taken = free.next.load(Relaxed).min(free.limit).saturating_sub(first);
+    taken.saturating_sub(free.top.load(Relaxed))
 }
 
 /// Reads values of types shared with the device, from bytes that `fill` provides, and checks that

@@ -4,7 +4,7 @@
 use emu_core::abi::Vm;
 use emu_core::mem::FRAME_SIZE;
 use emu_device::memory::{
-    CodeCache, CodePage, FrameLayout, LINE_PAGES, LINE_SIZE, OnGpu, OwnPages, WAYS,
+    CodePage, CodeSlots, FrameLayout, LINE_PAGES, LINE_SIZE, OnGpu, OwnPages, WAYS,
 };
 use emu_device::protocol::launch::CODE_SLOTS;
 use emu_device::protocol::port::PortState;
@@ -12,10 +12,15 @@ use emu_device::protocol::port::PortState;
 use crate::backend::BackendError;
 use crate::units::Size;
 
-/// Private frames that a VM is expected to need, with some to spare. This project's guest has 436
-/// when it is ready, 477 with a network, and 543 after 160 requests, eight at a time (measured with
-/// `pxvm boot --until ready --json` and `/metrics`; the same on all backends).
-const TYPICAL_FRAMES: u64 = 600;
+/// Private frames that a VM is expected to need. This project's guest has 436 when it is ready, and
+/// 477 with a network (measured with `pxvm boot --until ready --json`; the same on all backends).
+const TYPICAL_FRAMES: u64 = 480;
+
+/// The part of the memory beyond what VMs are expected to need that the pool of decoded pages may
+/// take. With that, fleets of up to half the VMs that fit have a page for every slot. A guest that
+/// executes its programs in place, as this project's does, needs none; one with its programs in RAM
+/// fills its slots while it boots.
+const CODE_SHARE: u64 = 8;
 
 /// What the memory of a fleet depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,13 +36,14 @@ pub struct Shape {
 }
 
 /// Returns the bytes that a VM needs besides its frames: state, port, page table of frames, an
-/// entry in each list, and the decoded instructions of its private frames, which are most of it.
+/// entry in each list, and the page of decoded instructions that it always has.
 pub fn fixed(pages: u32) -> u64 {
     const LISTS: u64 = 32;
     let state = size_of::<Vm>()
         + size_of::<PortState>()
         + size_of::<OwnPages>()
-        + size_of::<CodeCache<CODE_SLOTS>>();
+        + size_of::<CodeSlots<CODE_SLOTS>>()
+        + size_of::<CodePage>();
     state as u64 + 4 * u64::from(pages) + LISTS
 }
 
@@ -66,29 +72,43 @@ pub fn arena(frames: u32) -> u64 {
     u64::from(frames) * u64::from(FRAME_SIZE) + SLACK
 }
 
-/// Returns the number of frames in the arena, shared ones included, for a fleet on a device with
-/// `available` bytes.
+/// How many of the things that VMs take as they need them there are in device memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// Frames in the arena, shared ones included.
+    pub frames: u32,
+    /// Pages of decoded instructions: those of the shared frames, one for each VM, and the pool.
+    pub code: u32,
+}
+
+/// Returns the sizes for a fleet on a device with `available` bytes.
 ///
-/// A VM that needs more than its share finds the arena empty only when all of it is in use.
-pub fn frames(shape: &Shape, available: u64) -> Result<u32, BackendError> {
-    let frame = u64::from(FRAME_SIZE);
-    // Each frame has an entry in the stack of returned ones.
-    let private = frame + 4;
-    let fixed = fixed(shape.pages);
+/// A VM that needs more than its share finds the arena empty only when all of it is in use. When the
+/// pool of decoded pages is empty, VMs go on with those they have, slower. So most goes to frames.
+pub fn sizes(shape: &Shape, available: u64) -> Result<Sizes, BackendError> {
+    // Each frame and each page of the pool has an entry in the stack of returned ones.
+    let frame = u64::from(FRAME_SIZE) + 4;
+    let code = size_of::<CodePage>() as u64 + 4;
+    let count = u64::from(shape.count);
     let base = arena(shape.shared) + u64::from(shape.shared) * size_of::<CodePage>() as u64;
-    let pages = u64::from(shape.pages);
-    let each = fixed + TYPICAL_FRAMES.min(pages) * private;
+    let each = fixed(shape.pages) + TYPICAL_FRAMES.min(u64::from(shape.pages)) * frame;
     let left = available.saturating_sub(base);
     let fits = left / each;
-    if u64::from(shape.count) > fits {
+    if count > fits {
         let available = Size(available);
         let (count, each) = (shape.count, Size(each));
         return Err(BackendError::TooMany { place: "the GPU", count, available, each, fits });
     }
-    let room = (left - u64::from(shape.count) * fixed) / private;
+    let slots = count * (CODE_SLOTS as u64 - 1);
+    let pool = slots.min((left - count * each) / CODE_SHARE / code);
+    let room = (left - count * fixed(shape.pages) - pool * code) / frame;
     // The kernel counts on room above the last frame's number.
-    let private = room.min(shape.private);
-    Ok((u64::from(shape.shared) + private).min(u64::from(OnGpu::FRAMES)) as u32)
+    let most = u64::from(OnGpu::FRAMES) - u64::from(shape.shared);
+    let private = room.min(shape.private).min(most);
+    Ok(Sizes {
+        frames: shape.shared + private as u32,
+        code: (u64::from(shape.shared) + count + pool) as u32,
+    })
 }
 
 #[cfg(test)]
@@ -102,29 +122,35 @@ mod tests {
     }
 
     #[test]
-    fn a_small_fleet_has_a_frame_for_every_page() {
-        let shape = shape_of(10);
-        assert_eq!(frames(&shape, 1 << 34).unwrap(), 1100 + 10 * 6144);
+    fn a_small_fleet_has_a_frame_for_every_page_and_a_decoded_page_for_every_slot() {
+        let sizes = sizes(&shape_of(10), 1 << 34).unwrap();
+        assert_eq!(sizes.frames, 1100 + 10 * 6144);
+        assert_eq!(sizes.code, 1100 + 10 * CODE_SLOTS as u32);
     }
 
     #[test]
     fn a_large_fleet_shares_all_there_is() {
-        let shape = shape_of(32_768);
         let available = 139 << 30;
-        let n = u64::from(frames(&shape, available).unwrap());
-        assert!(n > 32_768 * TYPICAL_FRAMES);
-        let used = arena(n as u32) + n * 4 + 32_768 * fixed(SHAPE.pages);
-        assert!(used <= available && available - used < 64 << 20);
+        for (count, slots) in [(32_768, CODE_SLOTS as u64), (65_536, 4)] {
+            let Sizes { frames, code } = sizes(&shape_of(count), available).unwrap();
+            let (count, frames, code) = (u64::from(count), u64::from(frames), u64::from(code));
+            assert!(frames > count * TYPICAL_FRAMES);
+            assert!(code >= 1100 + count * slots && code <= 1100 + count * CODE_SLOTS as u64);
+            let pages = (code - count) * size_of::<CodePage>() as u64;
+            let lists = (frames - 1100 + code - count - 1100) * 4;
+            let used = arena(frames as u32) + pages + lists + count * fixed(SHAPE.pages);
+            assert!(used <= available && available - used < 64 << 20);
+        }
     }
 
     #[test]
-    fn forty_thousand_fit_on_a_large_card_and_the_refusal_says_how_many_would() {
-        let shape = shape_of(40_000);
-        assert!(frames(&shape, 139 << 30).is_ok());
-        let error = frames(&shape, 1 << 30).unwrap_err();
+    fn a_fleet_that_fits_exactly_has_the_frames_it_is_expected_to_need() {
+        let error = sizes(&shape_of(40_000), 1 << 30).unwrap_err();
         let BackendError::TooMany { fits, .. } = error else { panic!("{error}") };
-        assert!(frames(&shape_of(fits as u32), 1 << 30).is_ok());
-        assert!(frames(&shape_of(fits as u32 + 1), 1 << 30).is_err());
+        let most = sizes(&shape_of(fits as u32), 1 << 30).unwrap();
+        assert!(u64::from(most.frames) >= 1100 + fits * TYPICAL_FRAMES);
+        assert!(u64::from(most.code) >= 1100 + fits);
+        assert!(sizes(&shape_of(fits as u32 + 1), 1 << 30).is_err());
     }
 
     #[test]
@@ -140,6 +166,6 @@ mod tests {
 
     #[test]
     fn a_vm_beside_its_frames_is_small() {
-        assert!(fixed(6144) < 300 << 10);
+        assert!(fixed(6144) <= 40 << 10);
     }
 }

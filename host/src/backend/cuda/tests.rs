@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use emu_core::clock::Now;
 use emu_core::layout::MachineKind;
-use emu_device::protocol::launch::Entry;
+use emu_device::protocol::launch::{CODE_SLOTS, Entry};
 use pxvm_tests::needs;
 
 use super::emulated::Emulated;
 use super::fleet::{LaunchArgs, Start};
 use super::{CudaBackend, DeviceFleet, Options};
 use crate::backend::cpu::CpuBackend;
+use crate::backend::fingerprint::fingerprint;
 use crate::backend::{Backend, BackendError, ClockSource, Event, EventKind, Reason, Settings};
 use crate::console::ready::ReadyPattern;
 use crate::image::{Payload, Segment, cache};
@@ -456,4 +457,66 @@ fn a_launch_tells_how_far_vms_came_that_would_go_on() {
     let result = device.result(completed).unwrap();
     assert_eq!((result.listed, result.busy, result.ran), (2, 1, 2048));
     assert_eq!(result.instructions, 2049);
+}
+
+/// Program that writes a return into 40 pages and calls each, again and again.
+/// `lui t3, 0x80001; lui t4, 40; lui t5, 1; lui t6, 8; addi t6, t6, 0x67`, then
+/// `sw t6, 0(t3); jalr ra, 0(t3); add t3, t3, t5; sub t4, t4, t5; bne t4, x0, -16; j -40`.
+const CALLS: [u32; 11] = [
+    0x8000_1e37,
+    0x0002_8eb7,
+    0x0000_1f37,
+    0x0000_8fb7,
+    0x067f_8f93,
+    0x01fe_2023,
+    0x000e_00e7,
+    0x01ee_0e33,
+    0x41ee_8eb3,
+    0xfe0e_98e3,
+    0xfd9f_f06f,
+];
+
+/// Runs VMs that execute more private pages than they have slots for decoded ones, twice from their
+/// start, with a pool of `pool` decoded pages. Returns how many were taken out of it each time, and
+/// the VMs' states at the end.
+fn calls_with_pool(pool: u32) -> ([u32; 2], Vec<u64>) {
+    let fleet = fleet(3, &CALLS);
+    let vms = [0, 1, 2];
+    let mut device = DeviceFleet::new(Box::new(Emulated::new(Size::mib(64))), &fleet).unwrap();
+    device.limit_code(pool);
+    let active = vms.map(|vm| Entry { vm, inbox: 0 });
+    let taken = [(); 2].map(|()| {
+        device.release(&vms).unwrap();
+        device.start(&vms.map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) })).unwrap();
+        let args = LaunchArgs {
+            active: &active,
+            inbox: &[],
+            slices: 2,
+            slice: 1024,
+            now: Now::Instret,
+            vms_per_warp: 1,
+            time: None,
+        };
+        device.submit(&args).unwrap();
+        let completed = device.wait().unwrap();
+        device.result(completed).unwrap().code_pages
+    });
+    let pages = device.digests(&vms).unwrap();
+    let states = vms.iter().zip(pages).map(|(&vm, pages)| {
+        let state = device.vm(vm).unwrap();
+        assert_eq!(state.platform.clock.retired, 2048);
+        fingerprint(&state, pages)
+    });
+    let states = states.collect();
+    (taken, states)
+}
+
+#[test]
+fn a_pool_of_decoded_pages_that_runs_out_changes_no_state() {
+    let most = CODE_SLOTS as u32 - 1;
+    let (taken, expected) = calls_with_pool(u32::MAX);
+    assert_eq!(taken, [3 * most; 2]);
+    for pool in [0, 1, most + 2] {
+        assert_eq!(calls_with_pool(pool), ([pool; 2], expected.clone()));
+    }
 }

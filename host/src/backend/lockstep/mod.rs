@@ -426,28 +426,48 @@ mod tests {
     use crate::units::Size;
 
     fn start(gpu: Emulated) -> Option<LockstepBackend> {
-        let count = 1;
         pxvm_tests::needs::found("image", cache::default_image())?;
-        let fleet = assemble(&GuestOptions { count, ..GuestOptions::default() }).unwrap();
+        Some(lockstep(gpu, GuestOptions::default(), u32::MAX))
+    }
+
+    /// Starts a fleet that has so many pages of decoded instructions in its pool, at most.
+    fn lockstep(gpu: Emulated, guest: GuestOptions, code: u32) -> LockstepBackend {
+        let (count, fleet) = (guest.count, assemble(&guest).unwrap());
         let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
         let link = Arc::default();
         let clock = ClockSource::Instret;
         let settings =
             Settings { started: count, threads: 1, clock, ready, until_ready: true, link };
-        let device = DeviceFleet::new(Box::new(gpu), &fleet).unwrap();
-        Some(LockstepBackend::start(device, fleet, settings).unwrap())
+        let mut device = DeviceFleet::new(Box::new(gpu), &fleet).unwrap();
+        device.limit_code(code);
+        LockstepBackend::start(device, fleet, settings).unwrap()
+    }
+
+    /// Waits until all of a number of VMs were ready.
+    fn wait_for(backend: &LockstepBackend, mut count: u32) {
+        while count > 0 {
+            match backend.events().recv_timeout(Duration::from_secs(300)) {
+                Ok(Event { kind: EventKind::Ready, .. }) => count -= 1,
+                Ok(_) => {}
+                Err(_) => panic!("{}", backend.failure()),
+            }
+        }
     }
 
     #[test]
     fn linux_is_the_same_on_both_until_it_is_ready() {
         let Some(backend) = start(Emulated::new(Size::mib(256))) else { return };
-        loop {
-            match backend.events().recv_timeout(Duration::from_secs(300)) {
-                Ok(Event { kind: EventKind::Ready, .. }) => break,
-                Ok(_) => {}
-                Err(_) => panic!("{}", backend.failure()),
-            }
-        }
+        wait_for(&backend, 1);
+    }
+
+    #[test]
+    fn linux_is_the_same_however_few_pages_of_decoded_instructions_there_are() {
+        let Some(image) = pxvm_tests::needs::found("image", cache::default_image()) else { return };
+        // Programs that are not executed in place, but in private frames. The first VM uses its own
+        // page and the only one of the pool, the other its own.
+        let initrd = Some(image.initrd);
+        let guest = GuestOptions { count: 2, initrd, ..GuestOptions::default() };
+        wait_for(&lockstep(Emulated::new(Size::mib(256)), guest, 1), 2);
     }
 
     #[test]

@@ -2,15 +2,15 @@
 
 use emu_core::abi::{VERSION, Vm};
 use emu_core::mem::{FRAME_SHIFT, FRAME_SIZE};
-use emu_device::memory::{CodeCache, CodePage, FrameLayout, OnGpu, OwnPages};
-use emu_device::protocol::launch::{At, CODE_SLOTS, Control, FreeFrames, Launch};
+use emu_device::memory::{CodePage, CodeSlots, FrameLayout, OnGpu, OwnPages};
+use emu_device::protocol::launch::{At, CODE_SLOTS, Control, FreeList, Launch};
 use emu_device::protocol::outbox::Outbox;
 use emu_device::protocol::port::PortState;
 use zerocopy::IntoBytes;
 
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::gpu::{Address, Gpu};
-use crate::backend::cuda::sizing::{self, Shape};
+use crate::backend::cuda::sizing::{self, Shape, Sizes};
 use crate::machine::BaseImage;
 
 /// Page tables of the base image.
@@ -38,36 +38,39 @@ impl BaseTables {
 
 /// Memory of the VMs: what each has of its own, and what is theirs together.
 pub(super) struct VmMemory {
-    shared_code: Address,
-    private_code: Address,
+    code: Address,
+    code_slots: Address,
     tables: Address,
     disks: Address,
     ports: Address,
     vms: Address,
     /// Stack of frames that were given back.
     returned: Address,
+    /// Stack of decoded pages that were given back.
+    returned_code: Address,
     /// The arena, aligned as its layout needs it.
     pub(super) arena: Address,
 }
 
 impl VmMemory {
-    /// Allocates memory for VMs, with an arena of `frames` frames.
-    pub(super) fn new(gpu: &mut dyn Gpu, shape: &Shape, frames: u32) -> Result<Self, CudaError> {
+    /// Allocates memory for VMs.
+    pub(super) fn new(gpu: &mut dyn Gpu, shape: &Shape, sizes: Sizes) -> Result<Self, CudaError> {
         let n = u64::from(shape.count);
         let mut zeroed = |bytes: u64| {
             let at = gpu.alloc(bytes)?;
             gpu.zero(at, bytes)?;
             Ok::<_, CudaError>(at)
         };
-        let shared_code = zeroed(u64::from(shape.shared) * size_of::<CodePage>() as u64)?;
-        let private_code = zeroed(n * size_of::<CodeCache<CODE_SLOTS>>() as u64)?;
+        let code = zeroed(u64::from(sizes.code) * size_of::<CodePage>() as u64)?;
+        let code_slots = zeroed(n * size_of::<CodeSlots<CODE_SLOTS>>() as u64)?;
         let tables = zeroed(n * u64::from(shape.pages) * 4)?;
         let disks = zeroed(n * size_of::<OwnPages>() as u64)?;
         let ports = zeroed(n * size_of::<PortState>() as u64)?;
         let vms = gpu.alloc(n * size_of::<Vm>() as u64)?;
-        let returned = gpu.alloc(u64::from(frames - shape.shared) * 4)?;
-        let arena = gpu.alloc(sizing::arena(frames))?.next_multiple_of(OnGpu::ALIGN as u64);
-        Ok(Self { shared_code, private_code, tables, disks, ports, vms, returned, arena })
+        let returned = gpu.alloc(u64::from(sizes.frames - shape.shared) * 4)?;
+        let returned_code = gpu.alloc(u64::from(sizes.code - pool_from(shape)) * 4)?;
+        let arena = gpu.alloc(sizing::arena(sizes.frames))?.next_multiple_of(OnGpu::ALIGN as u64);
+        Ok(Self { code, code_slots, tables, disks, ports, vms, returned, returned_code, arena })
     }
 }
 
@@ -84,21 +87,28 @@ pub(super) fn arranged(frames: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Returns the first decoded page of the pool: those of the shared frames come first, and one for
+/// each VM.
+pub(super) fn pool_from(shape: &Shape) -> u32 {
+    shape.shared + shape.count
+}
+
+/// Returns the list of the free ones of `limit` things, of which the first `next` are none.
+fn free_list(next: u32, limit: u32, returned: Address) -> FreeList {
+    let returned = At::new(returned);
+    FreeList { next: next.into(), limit, top: 0.into(), reserved: 0, returned }
+}
+
 /// Returns the first `Control`: no launch was yet, and all frames that are not shared are free.
-pub(super) fn control(shape: &Shape, frames: u32, memory: &VmMemory) -> Control {
+pub(super) fn control(shape: &Shape, sizes: Sizes, memory: &VmMemory) -> Control {
     Control {
         outbox: Outbox { tail: 0.into(), capacity: 0, data: At::NOWHERE },
         busy: 0.into(),
         reserved: 0,
         ran: 0.into(),
         instructions: 0.into(),
-        free: FreeFrames {
-            next: shape.shared.into(),
-            limit: frames,
-            top: 0.into(),
-            reserved: 0,
-            returned: At::new(memory.returned),
-        },
+        free: free_list(shape.shared, sizes.frames, memory.returned),
+        free_code: free_list(pool_from(shape), sizes.code, memory.returned_code),
     }
 }
 
@@ -106,7 +116,7 @@ pub(super) fn control(shape: &Shape, frames: u32, memory: &VmMemory) -> Control 
 /// the cache of disk images and the memory of auxiliary kernels.
 pub(super) fn launch(
     base: &BaseImage,
-    frames: u32,
+    sizes: Sizes,
     tables: &BaseTables,
     memory: &VmMemory,
 ) -> Launch {
@@ -120,15 +130,17 @@ pub(super) fn launch(
         ticks: 0,
         pages: base.pages(),
         cache_lines: 0,
-        frames,
+        frames: sizes.frames,
         shared: base.shared(),
         rom_pages: base.rom.len() as u32,
-        shared_code_len: base.shared(),
+        shared_code: base.shared(),
+        code_pages: sizes.code,
+        reserved: 0,
         inbox_len: 0,
         time_limit_ns: 0,
         arena: At::new(memory.arena),
-        shared_code: At::new(memory.shared_code),
-        private_code: At::new(memory.private_code),
+        code: At::new(memory.code),
+        code_slots: At::new(memory.code_slots),
         active: At::NOWHERE,
         vms: At::new(memory.vms),
         tables: At::new(memory.tables),

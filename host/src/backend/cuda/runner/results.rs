@@ -36,6 +36,7 @@ impl Runner {
             us = result.took.as_micros() as u64,
             ran = result.ran,
             listed = result.listed,
+            code = result.code_pages,
             "launch"
         );
         self.shared.launches.fetch_add(1, Ordering::Relaxed);
