@@ -32,7 +32,7 @@ use crate::sync::lock;
 use crate::units::Size;
 
 /// Number of frames that a thread takes from the pool at a time.
-const MAGAZINE: usize = 64;
+pub const MAGAZINE: usize = 64;
 
 /// The arena: all frames of a fleet, the shared ones with their contents and a pool of private
 /// ones.

@@ -7,6 +7,7 @@ mod port;
 mod sched;
 mod worker;
 
+use arena::MAGAZINE;
 pub use arena::{Guest, HostArena, Session, WorkerContext};
 pub use port::CpuPort;
 pub use worker::SLICE;
@@ -74,9 +75,19 @@ pub struct CpuBackend {
     events: Receiver<Event>,
 }
 
+/// Returns for how many VMs of this memory size this host has memory.
+pub fn room(memory: u32) -> u64 {
+    host::memory_available().0 / each(memory).0.max(1)
+}
+
+/// Returns the memory that a VM of this memory size is expected to need.
+fn each(memory: u32) -> Size {
+    VM_MEMORY.min(Size(memory.into()))
+}
+
 /// Checks that `count` VMs of this memory size have a chance to fit on this host.
 pub fn check_count(count: u32, memory: u32) -> Result<(), BackendError> {
-    let each = VM_MEMORY.min(Size(memory.into()));
+    let each = each(memory);
     let available = host::memory_available();
     let fits = available.0 / each.0.max(1);
     if u64::from(count) > fits {
@@ -97,7 +108,10 @@ impl CpuBackend {
     pub fn start(fleet: Fleet, settings: Settings) -> Result<Self, BackendError> {
         check_count(fleet.count, fleet.plan.memory)?;
         let images = Images::new(fleet.disks.as_ref());
-        let arena = Arc::new(HostArena::new(&fleet.base, images, private_frames(&fleet))?);
+        let threads = settings.threads.clamp(1, fleet.count.max(1) as usize);
+        // What a thread has taken ahead must not be missing for the VMs of others.
+        let frames = private_frames(&fleet).saturating_add((threads * MAGAZINE) as u32);
+        let arena = Arc::new(HostArena::new(&fleet.base, images, frames)?);
         let part = Part { fleet, settings };
         let started = part.started();
         let slot = |index| VmSlot {
@@ -126,8 +140,6 @@ impl CpuBackend {
             }
         });
         let backend = Self { shared, events };
-        let threads =
-            backend.shared.part.settings.threads.clamp(1, backend.shared.slots.len().max(1));
         for i in 0..threads {
             let (shared, sender) = (Arc::clone(&backend.shared), sender.clone());
             let context = WorkerContext::new()?;
