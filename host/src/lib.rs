@@ -9,6 +9,8 @@
 pub mod api;
 pub mod backend;
 pub mod bare;
+pub mod calibration;
+pub mod choice;
 pub mod cli;
 pub mod client;
 pub mod commands;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::backend::Backend;
+use crate::choice::Choice;
 use crate::control::VmState;
 use crate::engine::RunSummary;
 use crate::net::{Counts, VirtualLink};
@@ -16,6 +17,9 @@ use crate::stdio::print;
 pub struct BootReport {
     /// `cpu`, `cuda` or `lockstep`.
     pub backend: &'static str,
+    /// Why `--backend auto` took that one; absent where the option names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choice>,
     /// Number of VMs.
     pub count: u32,
     /// Value of `--seed` that gives the same randomness again. It is text, because it has more
@@ -121,6 +125,7 @@ impl BootReport {
         });
         Self {
             backend: backend.name(),
+            choice: None,
             count,
             seed: seed.to_string(),
             ready: run.counts[VmState::Ready],

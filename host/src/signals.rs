@@ -37,6 +37,11 @@ pub fn on_interrupt(action: impl FnMut() + Send + 'static) {
     *lock(&ON_INTERRUPT) = Some(Box::new(action));
 }
 
+/// Lets a termination signal end the program, as before the first [`on_interrupt`].
+pub fn end_on_interrupt() {
+    *lock(&ON_INTERRUPT) = None;
+}
+
 fn handle(signal: i32) {
     match signal {
         SIGXFSZ => {}

@@ -22,7 +22,7 @@ mod tests {
         assert!(stdout.contains("buildroot/build"), "{stdout}");
         let (code, json, _) = run(&mut pxvm(["doctor", "--json"]));
         let report: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!((code, report["checks"].as_array().map(Vec::len)), (0, Some(5)));
+        assert_eq!((code, report["checks"].as_array().map(Vec::len)), (0, Some(6)));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 #   disks       a disk of 20 GB, mounted, read on demand (needs mke2fs)
 #   refusals    what cannot work is refused with a reason
 #   cache       the program compiled for the card: made once, kept, good when damaged
+#   auto        --backend auto chooses by a calibration, as both backends then turn out
 #   neighbours  hostile guests beside good ones
 #   cards       two processes on one card
 #   lost        the context is lost, and the card hangs, while a fleet runs (needs cc)
@@ -24,7 +25,7 @@
 #
 # Prints a table and `N passed, N failed`; without a GPU it says so and ends with 0.
 set -uo pipefail
-all=(fleets same lockstep conform disks refusals cache neighbours cards lost bench busy apart sanitizer)
+all=(fleets same lockstep conform disks refusals cache auto neighbours cards lost bench busy apart sanitizer)
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 4 ] || usage
 for path in "${@:1:4}"; do
@@ -253,6 +254,75 @@ cache() {
         esac
         verdict "8448 machines, program $how" $? "$(of_report wall_seconds) s, $(of_report mips_per_vm) MIPS a VM"
     done
+}
+
+# The calibration in a cache of its own, as on a new machine; what was compiled stays where it is.
+auto() {
+    local -x PXVM_CACHE=$work/auto
+    [ -n "${CUDA_CACHE_PATH:-}" ] || local -x CUDA_CACHE_PATH=${XDG_CACHE_HOME:-$HOME/.cache}/pxvm/gpu
+    local folder=$PXVM_CACHE/calibration boots=(boot "${rom[@]}" --clock instret --until ready --timeout 100 --json)
+    local count backend chosen rc file start cpu cuda how i
+    choice() { grep -oE '"choice":\{"backend":"[a-z]+"' "$work/out" | cut -d'"' -f6; }
+    estimate() { head -c 4096 "$work/out" | grep -oE "\"$1_gips\":[0-9.]+" | cut -d: -f2; }
+    files() { find "$folder" -name '*.json' 2> /dev/null | wc -l; }
+    line() { grep -E '^(cpu|gpu): ' "$work/err"; }
+
+    run 110 "${boots[@]}" --backend auto --count 1
+    [ $? = 0 ] && [ "$(choice)" = cpu ] && [ "$(files)" = 0 ]
+    verdict "one machine needs no calibration" $? "$(line)"
+    start=$EPOCHREALTIME
+    run 110 doctor --calibrate
+    rc=$?
+    [ $rc = 0 ] && grep -q '^ok  calibration ' "$work/out" && [ "$(files)" = 1 ]
+    verdict "doctor --calibrate" $? "$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }') s in all"
+    grep '  calibration' "$work/out"
+    file=$(find "$folder" -name '*.json')
+    run 60 doctor --json
+    grep -oE '"calibration":.*' "$work/out"
+
+    # Both backends, and what was expected of them: the choice is wrong when the other one is twice as fast.
+    for count in ${COUNTS:-1 64 256 1024 8448}; do
+        for backend in cpu cuda; do
+            boot "${rom[@]}" --backend $backend --clock instret --until ready --count "$count"
+            declare $backend="$(of_report wall_seconds) $(of_report total_gips)"
+        done
+        run 110 "${boots[@]}" --backend auto --count "$count"
+        rc=$?
+        chosen=$(choice)
+        [ "$(of_report ready)" = "$count" ] || rc=1
+        awk -v chosen="$chosen" -v cpu="${cpu% *}" -v cuda="${cuda% *}" \
+            'BEGIN { exit !(cpu > 0 && cuda > 0 && (chosen == "cpu" ? cpu < 2 * cuda : chosen == "cuda" && cuda < 2 * cpu)) }' || rc=1
+        verdict "auto, $count machines" $rc "$(line)"
+        awk -v cpu="$cpu" -v cuda="$cuda" -v e="$(estimate cpu)" -v f="$(estimate cuda)" 'BEGIN {
+            split(cpu, c); split(cuda, g)
+            printf "        cpu %s s, %s GIPS (estimate %.2f); cuda %s s, %s GIPS (estimate %.2f); ratio %.2f, estimate %.2f\n",
+                c[1], c[2], e, g[1], g[2], f, c[1] / g[1], e > 0 ? f / e : 0 }'
+    done
+
+    # What is damaged, cut short, or of another version is measured again.
+    for how in flipped cut empty old; do
+        cp "$file" "$work/whole"
+        case $how in
+        flipped) sed -i 's/"alone": /"alone": 1/' "$file" ;;
+        cut) truncate -s 300 "$file" ;;
+        empty) truncate -s 0 "$file" ;;
+        old) sed -i 's/"format": 1/"format": 0/' "$file" ;;
+        esac
+        cmp -s "$file" "$work/whole" && rc=1 || rc=0
+        run 110 "${boots[@]}" --backend auto --count 256
+        [ $? = 0 ] && [ $rc = 0 ] && says '^pxvm: calibrating ' && [ "$(files)" = 1 ]
+        verdict "a calibration that is damaged ($how)" $? "$(line)"
+    done
+    rm -f "$file"
+    "$pxvm" "${boots[@]}" --backend auto --count 8448 > "$work/out" 2> "$work/err" < /dev/null &
+    holder=$!
+    started+=("$holder")
+    for ((i = 0; i < 300; i++)); do says '^pxvm: calibrating ' && break; sleep 0.1; done
+    leave && says 'interrupted while this host was calibrated; nothing was kept' && [ "$(files)" = 0 ]
+    verdict "a calibration that is interrupted" $? "$(tail -n 1 "$work/err")"
+    run 110 "${boots[@]}" --backend auto --count 1000000
+    [ $? = 2 ] && says "more than (the GPU|this host) has memory for"
+    verdict "a fleet that fits nowhere" $? "$(tail -n 1 "$work/err")"
 }
 
 # Good guests at odd places, and the others between them, so that they share warps.

@@ -7,7 +7,7 @@ use crate::backend::ClockSource;
 /// `--backend`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum BackendChoice {
-    /// The best that is there
+    /// Whichever suits best
     Auto,
     /// The host's processors
     Cpu,

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use self::report::{HEAD, Report, Row};
 use self::watch::{BenchError, Watch};
 use super::boot::{self, PreparedBackend};
+use super::choose::Found;
 use super::{on_cpu, printing, say};
 use crate::backend::cpu::check_count;
 use crate::backend::cuda::bare_fleet::BareFleet;
@@ -45,7 +46,7 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
         return compare::compare(&args, ready);
     }
     let number = args.device.unwrap_or_default();
-    let cuda = boot::wants_gpu(args.backend, number)?;
+    let cuda = Found::look(args.backend, number)?.is_card();
     if !cuda {
         on_cpu(args.device, None)?;
     }

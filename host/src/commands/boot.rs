@@ -8,15 +8,17 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use crossbeam_channel::{Sender, bounded};
 
+use super::choose::{Found, Selected};
 use super::network::NetArgs;
 use super::server::{ApiArgs, ApiServer};
 use super::{network, on_cpu, printing};
 use crate::api::About;
-use crate::backend::cpu::{CpuBackend, check_count};
-use crate::backend::cuda::gpu::Gpu;
+use crate::backend::cpu::{self, CpuBackend};
 use crate::backend::cuda::{self, CudaBackend, DeviceFleet};
 use crate::backend::lockstep::LockstepBackend;
-use crate::backend::{Backend, BackendError, ClockSource, Settings};
+use crate::backend::{Backend, ClockSource, Settings};
+use crate::calibration::Runs;
+use crate::choice::Wanted;
 use crate::cli::{
     BackendChoice, COUNT_MAX, Clock, Codes, GuestArgs, INTERRUPTED, long_help, seconds,
 };
@@ -109,7 +111,7 @@ const LOG_MIN: Size = Size(64 << 10);
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Running")]
 pub struct RunArgs {
-    /// What executes the machines; auto takes the best that is there
+    /// What executes the machines; auto takes what is faster for so many, and says why
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
     /// Number of the GPU, as in nvidia-smi [default: 0]
@@ -177,6 +179,14 @@ impl From<UntilChoice> for Until {
     }
 }
 
+impl RunArgs {
+    /// Returns an option that was given and is for a GPU.
+    fn gpu_option(&self) -> Option<&'static str> {
+        let given = [("--device", self.device.is_some()), ("--lanes", self.lanes.is_some())];
+        given.into_iter().find_map(|(name, given)| given.then_some(name))
+    }
+}
+
 /// Number of signals after which the program does not wait any longer for the fleet to end.
 const INSISTING: u32 = 3;
 
@@ -208,12 +218,11 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     // A GPU that cannot be used is reported before images are searched; loading the program into
     // one that can takes seconds the first time, and comes later.
     let writes_back = guest.disk.as_ref().is_some_and(|disk| disk.access == Access::WriteBack);
-    let wanted = match run_args.backend {
-        // A GPU cannot write disks back.
-        BackendChoice::Auto if writes_back => false,
-        choice => wants_gpu(choice, run_args.device.unwrap_or_default())?,
+    let found = match run_args.backend {
+        BackendChoice::Auto if writes_back => Found::Unwanted,
+        backend => Found::look(backend, run_args.device.unwrap_or_default())?,
     };
-    if !wanted {
+    if !found.is_card() {
         on_cpu(run_args.device, run_args.lanes)?;
     }
     let macs = net_args.net_mac.into();
@@ -221,10 +230,22 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let guest = guest.options(capacity, settings.clock)?;
     let append = guest.append.clone();
     let fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
-    let (prepared, device) = prepare(&run_args, wanted, &fleet, count)?;
+    let wanted = Wanted {
+        count: capacity,
+        cores: host::cores() as u32,
+        threads: settings.threads as u32,
+        runs: if settings.until_ready { Runs::Alike } else { Runs::Apart },
+        writes_back,
+        gpu_option: run_args.gpu_option(),
+        host_room: cpu::room(fleet.plan.memory),
+    };
+    let (prepared, selected) = prepare(&run_args, &found, wanted, &fleet, count)?;
 
     let capture = network::capture(&net_args, capacity, &settings.link)?;
     let mut ui = TerminalUi::new(&run_args, capacity)?;
+    if let Some(choice) = &selected.choice {
+        ui.progress.say(&choice.to_string());
+    }
     if let Some(seed) = drawn {
         ui.progress.say(&format!("seed: {seed}"));
     }
@@ -236,7 +257,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let network = uplink.map(|uplink| Network::start(Arc::clone(&link), uplink)).transpose()?;
     let about = About {
         name: api.name.clone(),
-        device,
+        device: selected.device().and_then(|number| cuda::available(number).ok()).map(|it| it.name),
         clock: settings.clock,
         reach: network::reach(&net_args, network.as_ref()),
         addresses: network::addresses(&net_args, capacity),
@@ -262,23 +283,22 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     if run_args.json {
         let report =
             BootReport::new(handle.backend(), &run, seed, network, &link, ui.logs.as_deref());
+        let report = BootReport { choice: selected.choice, ..report };
         print_json(&report).map_err(printing)?;
     }
     Ok(run.outcome.code())
 }
 
-/// Reserves the memory of the backend that the options choose, for a fleet of which `count` VMs
-/// start. Returns the name of its device, too, if it has one.
+/// Chooses the backend, as far as the options leave it open, and reserves its memory, for a fleet of
+/// which `count` VMs start.
 fn prepare(
     args: &RunArgs,
-    wants_gpu: bool,
+    found: &Found,
+    wanted: Wanted,
     fleet: &Fleet,
     count: u32,
-) -> Result<(PreparedBackend, Option<String>), Error> {
-    let options =
-        cuda::Options { device: args.device.unwrap_or_default(), vms_per_warp: args.lanes };
-    let gpu = if wants_gpu { open(args.backend, options.device)? } else { None };
-    let device = gpu.as_ref().and_then(|_| cuda::available(options.device).ok());
+) -> Result<(PreparedBackend, Selected), Error> {
+    let device = args.device.unwrap_or_default();
     let lockstep = args.backend == BackendChoice::Lockstep;
     if lockstep && ClockSource::from(args.clock) != ClockSource::Instret {
         return Err(Error::Usage("--backend lockstep needs --clock instret".into()));
@@ -287,21 +307,13 @@ fn prepare(
         let why = "--backend lockstep compares the machines that it starts with: no --capacity";
         return Err(Error::Usage(why.into()));
     }
-    let prepared = match gpu {
-        Some(gpu) => {
-            let device = DeviceFleet::new(gpu, fleet)?;
-            if lockstep {
-                PreparedBackend::Lockstep(device)
-            } else {
-                PreparedBackend::Cuda(device, options)
-            }
-        }
-        None => {
-            check_count(fleet.count, fleet.plan.memory)?;
-            PreparedBackend::Cpu
-        }
+    let mut selected = match args.backend {
+        BackendChoice::Auto => Selected::choose(wanted, found, device),
+        _ => Selected::given(found.is_card().then_some(device)),
     };
-    Ok((prepared, device.map(|info| info.name)))
+    let options = cuda::Options { device, vms_per_warp: args.lanes };
+    let prepared = selected.prepare(fleet, options, lockstep)?;
+    Ok((prepared, selected))
 }
 
 /// Whether input waits until the guest is ready. Linux throws away what came before it opens its
@@ -336,33 +348,6 @@ pub(super) enum PreparedBackend {
     Cpu,
     Cuda(DeviceFleet, cuda::Options),
     Lockstep(DeviceFleet),
-}
-
-/// Whether a GPU is to be used, and there is one.
-pub(super) fn wants_gpu(choice: BackendChoice, device: u32) -> Result<bool, Error> {
-    if choice == BackendChoice::Cpu {
-        return Ok(false);
-    }
-    match (choice, cuda::available(device)) {
-        (_, Ok(_)) => Ok(true),
-        (BackendChoice::Auto, Err(error)) => {
-            tracing::info!("no GPU: {error}");
-            Ok(false)
-        }
-        (_, Err(error)) => Err(BackendError::from(error).into()),
-    }
-}
-
-/// Opens the GPU; `None` when it does not work and is not required.
-pub(super) fn open(choice: BackendChoice, device: u32) -> Result<Option<Box<dyn Gpu>>, Error> {
-    match cuda::open(device, &super::say) {
-        Ok(gpu) => Ok(Some(gpu)),
-        Err(error) if choice == BackendChoice::Auto => {
-            tracing::warn!("no GPU, so the CPU: {error}");
-            Ok(None)
-        }
-        Err(error) => Err(BackendError::from(error).into()),
-    }
 }
 
 pub(super) fn start(
@@ -528,6 +513,9 @@ mod tests {
             &["--timeout", "-1"],
             &["--timeout", "nan"],
             &["--threads", "0"],
+            &["--lanes", "0"],
+            &["--lanes", "33"],
+            &["--lanes", "x"],
             &["--machine", "pdp11"],
             &["--net", "wifi"],
             &["--net", "user=x"],

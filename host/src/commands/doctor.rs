@@ -9,12 +9,16 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 use serde::Serialize;
 
+use super::calibrate::{self, Calibrated};
 use super::{printing, say};
 use crate::backend::cuda::compiled::{self, CacheLocation};
+use crate::backend::cuda::driver::Info;
 use crate::backend::cuda::{self, CudaError};
+use crate::calibration::hardware::Hardware;
+use crate::calibration::{Calibration, CpuSpeed, Runs, store};
 use crate::cli::PLAIN_CODES;
 use crate::error::Error;
-use crate::exit::{self, Code};
+use crate::exit::{self, Code, sentence};
 use crate::host;
 use crate::image::cache;
 use crate::net::tap::TapError;
@@ -25,6 +29,9 @@ use crate::stdio::print;
 #[derive(Debug, Args)]
 #[command(after_long_help = exit::help(PLAIN_CODES))]
 pub struct Doctor {
+    /// Measure this host and its GPU again, for `--backend auto`
+    #[arg(long)]
+    pub calibrate: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -48,17 +55,43 @@ struct Check {
 struct Report {
     version: &'static str,
     checks: Vec<Check>,
+    /// The calibration of this host, if there is one.
+    calibration: Option<CalibrationReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct CalibrationReport {
+    age_seconds: u64,
+    /// The file that it is kept in, if it is.
+    file: Option<String>,
+    /// Numbers of VMs from which on the GPU is faster than all cores.
+    gpu_wins_from: WinsFrom,
+    #[serde(flatten)]
+    calibration: Calibration,
+}
+
+#[derive(Debug, Serialize)]
+struct WinsFrom {
+    alike: Option<u32>,
+    apart: Option<u32>,
 }
 
 /// Prints what this host has and what is missing.
 pub fn doctor(args: Doctor) -> Result<Code, Error> {
-    let mut checks = vec![cores(), memory(), guest_image(), cuda()];
+    let card = cuda::available(0);
+    let mut checks = vec![cores(), memory(), guest_image(), cuda(&card)];
     checks.extend(programs());
+    let state = calibration(card.as_ref().ok(), args.calibrate);
+    let failed = matches!(state, CalibrationState::Failed(_));
+    checks.push(state.check(card.is_ok()));
     checks.push(tap());
+    // That of the rest always is.
+    let code = if failed { Code::Failure } else { Code::Success };
     if args.json {
-        let report = Report { version: env!("CARGO_PKG_VERSION"), checks };
+        let version = env!("CARGO_PKG_VERSION");
+        let report = Report { version, checks, calibration: state.report() };
         print_json(&report).map_err(printing)?;
-        return Ok(Code::Success);
+        return Ok(code);
     }
     let mut text = String::new();
     for Check { name, ok, found, advice } in checks {
@@ -69,7 +102,7 @@ pub fn doctor(args: Doctor) -> Result<Code, Error> {
         }
     }
     print(text.as_bytes()).map_err(printing)?;
-    Ok(Code::Success)
+    Ok(code)
 }
 
 fn cores() -> Check {
@@ -102,9 +135,9 @@ fn guest_image() -> Check {
     Check { name, ok: false, found, advice: Some(advice.to_owned()) }
 }
 
-fn cuda() -> Check {
+fn cuda(card: &Result<Info, CudaError>) -> Check {
     let name = "CUDA";
-    match cuda::available(0) {
+    match card {
         Ok(info) => Check { name, ok: true, found: info.to_string(), advice: None },
         Err(error) => Check {
             name,
@@ -165,6 +198,100 @@ fn program(card: &str, loaded: Result<Duration, CudaError>, location: CacheLocat
     Check { name, ok, found, advice }
 }
 
+/// The calibration of this host.
+#[derive(Debug)]
+enum CalibrationState {
+    /// Measured, now or before, and not kept if there is a reason.
+    Measured(Box<Calibration>, Option<String>),
+    /// Not measured.
+    Missing,
+    /// It was to be measured, which failed.
+    Failed(String),
+}
+
+fn calibration(card: Option<&Info>, anew: bool) -> CalibrationState {
+    let hardware = Hardware::of_host(card);
+    if !anew {
+        return match calibrate::kept(&hardware) {
+            Some(kept) => CalibrationState::Measured(Box::new(kept), None),
+            None => CalibrationState::Missing,
+        };
+    }
+    match calibrate::calibrate(hardware, card.map(|info| (0, info)), true) {
+        Ok(Calibrated { calibration, not_kept, .. }) => {
+            CalibrationState::Measured(Box::new(calibration), not_kept)
+        }
+        Err(error) => CalibrationState::Failed(sentence(&error)),
+    }
+}
+
+impl CalibrationState {
+    fn check(&self, has_gpu: bool) -> Check {
+        let name = "calibration";
+        match self {
+            Self::Measured(calibration, not_kept) => {
+                let found = match not_kept {
+                    None => described(calibration, calibrate::age(calibration)),
+                    Some(why) => format!("{}; not kept: {why}", described(calibration, 0)),
+                };
+                Check { name, ok: not_kept.is_none(), found, advice: None }
+            }
+            Self::Missing if has_gpu => {
+                let found = "none yet of this host and version".to_owned();
+                let advice =
+                    "`pxvm doctor --calibrate` makes it; so does the first fleet that needs it";
+                Check { name, ok: false, found, advice: Some(advice.to_owned()) }
+            }
+            Self::Missing => {
+                let found = "none, and none needed without a GPU".to_owned();
+                Check { name, ok: true, found, advice: None }
+            }
+            Self::Failed(why) => {
+                let found = format!("failed: {why}");
+                let advice = "fleets are told what is taken instead; --backend overrides it";
+                Check { name, ok: false, found, advice: Some(advice.to_owned()) }
+            }
+        }
+    }
+
+    fn report(self) -> Option<CalibrationReport> {
+        let Self::Measured(calibration, not_kept) = self else { return None };
+        let file = store::path(&cache::calibrations(), &calibration.hardware);
+        Some(CalibrationReport {
+            age_seconds: calibrate::age(&calibration),
+            file: not_kept.is_none().then(|| file.display().to_string()),
+            gpu_wins_from: WinsFrom {
+                alike: calibration.gpu_wins_from(Runs::Alike),
+                apart: calibration.gpu_wins_from(Runs::Apart),
+            },
+            calibration: *calibration,
+        })
+    }
+}
+
+/// Describes a calibration that is `age` seconds old.
+fn described(calibration: &Calibration, age: u64) -> String {
+    let age = match age {
+        ..60 => "new".to_owned(),
+        60..7200 => format!("{} minutes old", age / 60),
+        7200..172_800 => format!("{} hours old", age / 3600),
+        _ => format!("{} days old", age / 86_400),
+    };
+    let CpuSpeed { threads, alone, .. } = calibration.cpu;
+    let all = calibration.cpu.estimate(threads, threads) / 1e9;
+    let mut text =
+        format!("{age}: {} MIPS on one core, {all:.2} GIPS on {threads}", alone / 1_000_000);
+    if calibration.gpu.is_some() {
+        let from = |runs| match calibration.gpu_wins_from(runs) {
+            Some(count) => format!("from {count} VMs on"),
+            None => "never".to_owned(),
+        };
+        let (alike, apart) = (from(Runs::Alike), from(Runs::Apart));
+        text += &format!("; the GPU is faster {alike} that run alike, {apart} that run apart");
+    }
+    text
+}
+
 fn tap() -> Check {
     let device = OpenOptions::new().read(true).write(true).open(TUN);
     let admin = capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::NET_ADMIN));
@@ -196,6 +323,7 @@ fn tap_check(device: io::Result<()>, admin: bool) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibration::tests::large;
 
     #[test]
     fn what_keeps_a_tap_device_from_being_made_is_told_with_what_helps() {
@@ -213,6 +341,32 @@ mod tests {
         assert!(tap_check(Ok(()), true).ok);
         let advice = tap_check(Ok(()), false).advice;
         assert!(advice.is_some_and(|advice| advice.contains("--net tap")));
+    }
+
+    #[test]
+    fn a_calibration_is_told_with_its_age_or_what_to_do_about_it() {
+        let line = |age| described(&large(), age);
+        assert!(
+            line(59).starts_with("new: 200 MIPS on one core, 4.16 GIPS on 32; "),
+            "{}",
+            line(59)
+        );
+        for (age, words) in [(119, "1 minutes"), (7200, "2 hours"), (172_800, "2 days")] {
+            assert!(line(age).starts_with(words), "{}", line(age));
+        }
+        assert!(line(0).contains("; the GPU is faster from ") && line(0).contains("run apart"));
+        let kept = CalibrationState::Measured(Box::new(large()), None);
+        assert!(kept.check(true).ok && kept.report().is_some_and(|it| it.file.is_some()));
+        let why = Some("others use the card".to_owned());
+        let busy = CalibrationState::Measured(Box::new(large()), why);
+        assert!(busy.check(true).found.ends_with("; not kept: others use the card"));
+        assert!(busy.report().is_some_and(|it| it.file.is_none()));
+        assert!(CalibrationState::Missing.check(false).ok);
+        for bad in [CalibrationState::Missing, CalibrationState::Failed("a reason".to_owned())] {
+            let check = bad.check(true);
+            assert!(!check.ok && check.advice.is_some(), "{check:?}");
+            assert!(bad.report().is_none());
+        }
     }
 
     #[test]

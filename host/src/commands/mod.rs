@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod boot;
+mod calibrate;
+mod choose;
 pub mod client;
 pub mod conform;
 pub mod doctor;

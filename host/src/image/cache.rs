@@ -110,6 +110,11 @@ pub fn gpu() -> PathBuf {
     root().join("gpu")
 }
 
+/// Returns the folder of calibrations: how fast hosts and their GPUs run VMs.
+pub fn calibrations() -> PathBuf {
+    root().join("calibration")
+}
+
 /// Returns the default image, after checking that its files are undamaged.
 pub fn default_image() -> Result<DefaultImage, CacheError> {
     let folder = default_folder();

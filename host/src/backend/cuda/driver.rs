@@ -18,7 +18,7 @@ use super::compiled;
 use super::error::{CudaError, oldest_driver};
 use super::gpu::{Address, Gpu, Kernel, Mapped, wait_for};
 use super::module::Module;
-use crate::units::Size;
+use crate::units::{Size, hex};
 
 /// Device memory left free for the driver's own tables and for other programs, besides what the
 /// kernels need.
@@ -102,11 +102,13 @@ pub struct Info {
     pub memory: Size,
     /// Newest version of CUDA that the driver supports.
     pub cuda: (i32, i32),
+    /// UUID of the device, as nvidia-smi writes it.
+    pub uuid: String,
 }
 
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, capability: (major, minor), memory, cuda: (x, y) } = self;
+        let Self { name, capability: (major, minor), memory, cuda: (x, y), .. } = self;
         write!(f, "{name}, {memory}, compute capability {major}.{minor}, driver for CUDA {x}.{y}")
     }
 }
@@ -151,6 +153,9 @@ pub fn info(index: u32) -> Result<Info, CudaError> {
     cuda!(cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, device))?;
     cuda!(cuDeviceTotalMem_v2(&mut bytes, device))?;
     cuda!(cuDriverGetVersion(&mut version))?;
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
+    // Without one, cards of a name are taken for the same.
+    let _ = cuda!(cuDeviceGetUuid_v2(&mut uuid, device));
     let name: Vec<u8> = name.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
     let major = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
@@ -159,7 +164,14 @@ pub fn info(index: u32) -> Result<Info, CudaError> {
         capability: (major, minor),
         memory: Size(bytes as u64),
         cuda: (version / 1000, version % 1000 / 10),
+        uuid: uuid_text(uuid.bytes.map(|byte| byte as u8)),
     })
+}
+
+/// Writes a UUID as nvidia-smi does.
+fn uuid_text(bytes: [u8; 16]) -> String {
+    let parts = [0..4, 4..6, 6..8, 8..10, 10..16].map(|part| hex(&bytes[part]));
+    format!("GPU-{}", parts.join("-"))
 }
 
 fn attribute(device: sys::CUdevice, which: Attribute) -> Result<i32, CudaError> {
@@ -213,6 +225,9 @@ impl Device {
             CudaError::Call { code: OUT_OF_MEMORY, .. }
             | CudaError::Refused { code: OUT_OF_MEMORY, .. } => {
                 CudaError::Full { name: name.clone() }
+            }
+            CudaError::Call { code: UNAVAILABLE, .. } => {
+                CudaError::Exclusive { name: name.clone() }
             }
             other => other,
         })
@@ -438,6 +453,8 @@ pub fn leave_if_hung(code: u8) {
     }
 }
 
+/// The result for a device that another process has for itself, or that nobody may use.
+const UNAVAILABLE: u32 = CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE as u32;
 const OUT_OF_MEMORY: u32 = CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32;
 
 fn no_memory(error: CudaError, bytes: u64) -> CudaError {

@@ -90,6 +90,15 @@ pub enum CudaError {
         /// Name of the device.
         name: String,
     },
+    /// The device's compute mode keeps this process out.
+    #[error(
+        "CUDA device {name} cannot be shared: its compute mode is exclusive and another process has \
+         it, or prohibits all (see nvidia-smi, or --device for another one)"
+    )]
+    Exclusive {
+        /// Name of the device.
+        name: String,
+    },
     /// The device does not respond.
     #[error(
         "{call} failed: the GPU did not answer for {seconds} seconds; see dmesg for messages of \
@@ -110,11 +119,9 @@ impl CudaError {
     /// Whether the user requested a GPU that cannot be used, or more memory than it has. Nothing
     /// was started in that case.
     pub fn is_usage(&self) -> bool {
-        use CudaError::{Full, NoDevice, NoDriver, NoMemory, NoPtx, TooOld};
-        matches!(
-            self,
-            NoDriver | NoPtx(_) | NoDevice { .. } | TooOld { .. } | Full { .. } | NoMemory { .. }
-        )
+        use CudaError::{Exclusive, Full, NoDevice, NoDriver, NoMemory, NoPtx, TooOld};
+        let no_gpu = matches!(self, NoDriver | NoPtx(_) | NoDevice { .. } | TooOld { .. });
+        no_gpu || matches!(self, Full { .. } | Exclusive { .. } | NoMemory { .. })
     }
 }
 

@@ -70,6 +70,11 @@ pub fn has_ptx() -> Result<(), CudaError> {
     Ok(())
 }
 
+/// Returns the PTX of this build, which is empty where it has none.
+pub fn ptx() -> &'static str {
+    PTX
+}
+
 /// Returns what is known of the device, or an error where it cannot be used.
 pub fn available(index: u32) -> Result<driver::Info, CudaError> {
     has_ptx()?;

@@ -161,7 +161,7 @@ pub struct Bench {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = packing)]
     #[arg(default_value = "auto")]
     pub packing: Vec<Packing>,
-    /// What executes the machines; auto takes the best that is there
+    /// What executes the machines; auto takes a GPU if there is one
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
     /// Number of the GPU, as in nvidia-smi [default: 0]
