@@ -194,8 +194,8 @@ impl Step {
                 *a ^= table[index(*a)].wrapping_add(c);
                 *b = b.wrapping_add(*a >> 3);
             }
-            Self::Multiply(c) => *a ^= (u64::from(*a) * u64::from(*b | c) >> 32) as u32,
-            Self::Divide(c) => *b = b.wrapping_add(*a / (*a % (c | 1) | 1)),
+            Self::Multiply(c) => *a ^= ((u64::from(*a) * u64::from(*b | c)) >> 32) as u32,
+            Self::Divide(c) => *b = b.wrapping_add(*a / ((*a % (c | 1)) | 1)),
         }
     }
 }

@@ -70,6 +70,10 @@ pub struct Images {
     pub kernel: PathBuf,
     /// The root file system.
     pub initrd: PathBuf,
+    /// RAM in MiB: OpenSBI, which QEMU starts first, takes 4.
+    memory: u64,
+    /// Words for the kernel's command line.
+    append: String,
 }
 
 impl Images {
@@ -79,15 +83,18 @@ impl Images {
         if guest.firmware.is_some() || guest.dtb.is_some() || guest.machine != Machine::Virt {
             return refused("QEMU is compared on its own machine: no --firmware, --dtb, --machine");
         }
+        let (memory, append) = ((guest.memory.0 >> 20) + 4, guest.append.clone());
         if let Some(kernel) = guest.kernel.as_ref().filter(|path| path.as_os_str() != "default") {
             return match &guest.initrd {
-                Some(initrd) => Ok(Self { kernel: kernel.clone(), initrd: initrd.clone() }),
+                Some(initrd) => {
+                    Ok(Self { kernel: kernel.clone(), initrd: initrd.clone(), memory, append })
+                }
                 None => refused("QEMU needs the root file system as --initrd"),
             };
         }
         let image = cache::default_image().map_err(|e| QemuError::Images(e.to_string()))?;
         let initrd = guest.initrd.clone().unwrap_or(image.initrd);
-        Ok(Self { kernel: image.kernel, initrd })
+        Ok(Self { kernel: image.kernel, initrd, memory, append })
     }
 }
 
@@ -224,11 +231,13 @@ fn command(images: &Images, vm: usize, timeout: Duration) -> Command {
     let seconds = (timeout.as_secs().saturating_mul(3)).saturating_add(60).min(1 << 30);
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", &seconds.to_string(), PROGRAM]);
-    command.args(["-M", "virt", "-cpu", "rv32", "-m", "28M", "-display", "none"]);
+    command.args(["-M", "virt", "-cpu", "rv32", "-m", &format!("{}M", images.memory)]);
+    command.args(["-display", "none"]);
     command.args(["-monitor", "none", "-serial", "stdio", "-no-user-config", "-no-reboot"]);
     command.args(["-nic", "none"]).arg("-kernel").arg(&images.kernel);
     command.arg("-initrd").arg(&images.initrd);
-    command.arg("-append").arg(format!("console=ttyS0 quiet panic=1 pxvm.host=vm{vm}"));
+    let words = &images.append;
+    command.arg("-append").arg(format!("console=ttyS0 quiet panic=1 pxvm.host=vm{vm} {words}"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     command
 }
