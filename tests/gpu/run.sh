@@ -296,7 +296,7 @@ auto() {
         awk -v cpu="$cpu" -v cuda="$cuda" -v e="$(estimate cpu)" -v f="$(estimate cuda)" 'BEGIN {
             split(cpu, c); split(cuda, g)
             printf "        cpu %s s, %s GIPS (estimate %.2f); cuda %s s, %s GIPS (estimate %.2f); ratio %.2f, estimate %.2f\n",
-                c[1], c[2], e, g[1], g[2], f, c[1] / g[1], e > 0 ? f / e : 0 }'
+                c[1], c[2], e, g[1], g[2], f, c[1] / g[1], (e > 0 ? f / e : 0) }'
     done
 
     # What is damaged, cut short, or of another version is measured again.
