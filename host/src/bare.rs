@@ -273,7 +273,7 @@ impl Bare {
     /// Returns VMs on the CPU with these programs.
     pub fn new(programs: Vec<Program>, hardware: Hardware) -> Result<Self, Error> {
         let (fleet, programs) = fleet(programs, hardware)?;
-        check_count(fleet.count, fleet.plan.memory)?;
+        check_count(&fleet)?;
         let base = &fleet.base;
         let context = WorkerContext::new()?;
         let images = Images::new(fleet.disks.as_ref());

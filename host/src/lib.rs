@@ -1,7 +1,8 @@
 //! pxvm as a library: from images to a running fleet.
 //!
 //! [`image`] reads files, [`machine`] assembles a fleet from them, a [`backend`] executes it,
-//! [`engine`] runs it until the user's condition, [`control`] is what users can do to its VMs;
+//! [`engine`] runs it until the user's condition, [`control`] is what users can do to its VMs,
+//! [`usage`] keeps what they used of memory;
 //! [`console`], [`progress`] and [`report`] show
 //! what happens. [`api`] is the HTTP API of a running fleet, and [`client`] uses it. [`commands`]
 //! are the subcommands of the program `pxvm`.
@@ -31,4 +32,5 @@ pub mod stdio;
 mod sync;
 pub mod trace;
 pub mod units;
+pub mod usage;
 pub mod virtio;

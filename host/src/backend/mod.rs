@@ -33,6 +33,7 @@ pub use self::life::BOOTS_MAX;
 use self::trap_loop::TrapLoop;
 use crate::console::ready::ReadyPattern;
 use crate::control::{Call, Command, CommandError, Reply};
+use crate::machine::{Expected, Source};
 use crate::net::VirtualLink;
 use crate::units::Size;
 
@@ -243,7 +244,7 @@ pub enum BackendError {
     /// There is not enough memory for that many VMs.
     #[error(
         "{count} machines are more than {place} has memory for: it has {available} available, \
-         about {fits} machines at {each} each"
+         about {fits} machines at {each} each{}", basis(.expected.as_ref())
     )]
     TooMany {
         /// Which memory: the host's or the device's.
@@ -256,6 +257,8 @@ pub enum BackendError {
         each: Size,
         /// Number of VMs that would fit.
         fits: u64,
+        /// What they are expected to use, if that was counted.
+        expected: Option<Expected>,
     },
     /// The host refused to reserve address space for guest memory.
     #[error("cannot reserve {0} of address space for guest memory")]
@@ -272,6 +275,17 @@ pub enum BackendError {
     /// A thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+}
+
+/// Says what an estimate is based on, and what helps.
+fn basis(expected: Option<&Expected>) -> String {
+    let Some(expected) = expected else { return String::new() };
+    let (size, source) = (expected.size(), expected.source);
+    let other = match source {
+        Source::Given => "",
+        Source::EarlierRuns | Source::Typical => ", or say with --memory-per-vm what each writes",
+    };
+    format!(" ({size} that it writes itself, {source}); start fewer{other}")
 }
 
 impl BackendError {

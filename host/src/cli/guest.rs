@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use emu_core::layout::MachineKind;
+use emu_core::mem::FRAME_SIZE;
 
 use super::VirtioArgs;
 use crate::backend::ClockSource;
@@ -49,6 +50,10 @@ pub struct GuestArgs {
     /// RAM of each machine
     #[arg(long, value_name = "SIZE", default_value = "24M")]
     pub memory: Size,
+    /// Memory that each machine is expected to write, which decides how many of them a GPU has room
+    /// for [default: what the same machine wrote in earlier runs until it was ready]
+    #[arg(long, value_name = "SIZE", value_parser = memory_per_vm)]
+    pub memory_per_vm: Option<Size>,
     /// Memory map: that of QEMU's virt, or that of semu
     #[arg(long, value_enum, default_value_t = Machine::Virt)]
     pub machine: Machine,
@@ -92,6 +97,7 @@ impl GuestArgs {
             count,
             kind: self.machine.into(),
             memory: self.memory,
+            memory_per_vm: self.memory_per_vm,
             kernel,
             initrd: self.initrd,
             rom: self.rom,
@@ -108,6 +114,14 @@ impl GuestArgs {
             semihosting: self.semihosting,
         })
     }
+}
+
+fn memory_per_vm(text: &str) -> Result<Size, String> {
+    let size: Size = text.parse()?;
+    if size.0 < u64::from(FRAME_SIZE) {
+        return Err(format!("it must be {} or more", Size(FRAME_SIZE.into())));
+    }
+    Ok(size)
 }
 
 /// `--machine`.

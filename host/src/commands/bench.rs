@@ -28,9 +28,11 @@ use crate::console::ready::ReadyPattern;
 use crate::error::Error;
 use crate::exit::{Code, sentence};
 use crate::host;
-use crate::machine::{Fleet, assemble};
+use crate::image::cache;
+use crate::machine::{Expected, Fleet, assemble};
 use crate::report::print_json;
 use crate::stdio;
+use crate::usage::{self, UsageFile};
 
 const COUNTS_CPU: [u32; 3] = [1, 16, 64];
 const COUNTS_CUDA: [u32; 3] = [1, 256, 8448];
@@ -127,12 +129,20 @@ struct Bencher<'a> {
 impl Bencher<'_> {
     fn fleet(&self, task: Task, count: u32) -> Result<Fleet, Error> {
         let guest = |clock| self.args.guest.clone().options(count, clock);
-        match task.workload {
-            Workload::Boot => Ok(assemble(&guest(ClockSource::Instret)?)?),
-            Workload::Busy | Workload::Idle => Ok(assemble(&guest(ClockSource::Host)?)?),
+        let linux = |clock| {
+            let mut fleet = assemble(&guest(clock)?)?;
+            let file = UsageFile::of(&cache::usage(), &fleet);
+            usage::expect(&mut fleet, &file);
+            Ok(fleet)
+        };
+        let fleet = match task.workload {
+            Workload::Boot => linux(ClockSource::Instret),
+            Workload::Busy | Workload::Idle => linux(ClockSource::Host),
             Workload::Apart => apart::fleet(task.apart.unwrap_or(CodeSize::Small), count),
             Workload::Compute => program::fleet(count),
-        }
+        }?;
+        let expected = self.args.guest.memory_per_vm.map_or(fleet.expected, Expected::given);
+        Ok(Fleet { expected, ..fleet })
     }
 
     /// Measures one combination. An error of this one alone is part of the row.
@@ -194,7 +204,7 @@ impl Bencher<'_> {
     /// Allocates a fleet, and runs something on a GPU, so that its driver has finished its set-up.
     fn prepare(&self, fleet: &Fleet, packing: Packing) -> Result<PreparedBackend, Error> {
         if !self.cuda {
-            check_count(fleet.count, fleet.plan.memory)?;
+            check_count(fleet)?;
             return Ok(PreparedBackend::Cpu);
         }
         let number = self.args.device.unwrap_or_default();

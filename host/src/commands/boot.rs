@@ -44,6 +44,7 @@ use crate::report::{BootReport, NetReport, print_json};
 use crate::signals;
 use crate::stdio::say;
 use crate::units::Size;
+use crate::usage::{self, UsageFile};
 use crate::virtio::Guest;
 
 const EXAMPLES: &str = "Examples:\n  \
@@ -229,7 +230,9 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let carrier = if uplink.is_some() { Link::Up } else { Link::Down };
     let guest = guest.options(capacity, settings.clock)?;
     let append = guest.append.clone();
-    let fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
+    let mut fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
+    let usage_file = UsageFile::of(&cache::usage(), &fleet);
+    usage::expect(&mut fleet, &usage_file);
     let wanted = Wanted {
         count: capacity,
         cores: host::cores() as u32,
@@ -237,7 +240,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         runs: if settings.until_ready { Runs::Alike } else { Runs::Apart },
         writes_back,
         gpu_option: run_args.gpu_option(),
-        host_room: cpu::room(fleet.plan.memory),
+        host_room: cpu::room(&fleet),
     };
     let (prepared, selected) = prepare(&run_args, &found, wanted, &fleet, count)?;
 
@@ -245,6 +248,9 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let mut ui = TerminalUi::new(&run_args, capacity)?;
     if let Some(choice) = &selected.choice {
         ui.progress.say(&choice.to_string());
+    }
+    if let Some(shortage) = prepared.shortage() {
+        ui.progress.say(shortage);
     }
     if let Some(seed) = drawn {
         ui.progress.say(&format!("seed: {seed}"));
@@ -273,6 +279,9 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let server = api.serve(&handle, &link, about)?;
     let options = engine::Options { timeout: run_args.timeout, hold_input };
     let run = engine::run(&handle, &options, &inputs, ui.sink.as_mut(), &mut ui.progress)?;
+    if let Some(Err(error)) = run.usage.map(|usage| usage_file.note(usage)) {
+        tracing::info!("what the machines used of memory cannot be kept: {error}");
+    }
     drop(server);
     drop(ui.raw.take());
     let network = network.map(|network| NetReport::new(&link, network.stop()));
@@ -348,6 +357,16 @@ pub(super) enum PreparedBackend {
     Cpu,
     Cuda(DeviceFleet, cuda::Options),
     Lockstep(DeviceFleet),
+}
+
+impl PreparedBackend {
+    /// Says so where machines might not all find memory.
+    fn shortage(&self) -> Option<&str> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(device, _) | Self::Lockstep(device) => device.shortage(),
+        }
+    }
 }
 
 pub(super) fn start(

@@ -99,7 +99,7 @@ impl Selected {
         lockstep: bool,
     ) -> Result<PreparedBackend, Error> {
         let Some(device) = self.device else {
-            check_count(fleet.count, fleet.plan.memory)?;
+            check_count(fleet)?;
             return Ok(PreparedBackend::Cpu);
         };
         let open = match self.gpu.take() {
@@ -112,7 +112,7 @@ impl Selected {
             Err(error) => error,
         };
         let Some(wanted) = self.fallback.take() else { return Err(error.into()) };
-        if let Err(other) = check_count(fleet.count, fleet.plan.memory) {
+        if let Err(other) = check_count(fleet) {
             return Err(roomier(error, other).into());
         }
         self.device = None;

@@ -27,9 +27,10 @@ use crate::console::escape;
 use crate::console::keyboard::Typed;
 use crate::console::log::{Closed, Sink};
 use crate::console::warning::warnings;
-use crate::control::{Call, Reply, StateCounts};
+use crate::control::{Call, Reply, StateCounts, VmState};
 use crate::exit::Code;
 use crate::progress::Progress;
+use crate::usage::Usage;
 use crate::virtio;
 
 /// Interval at which progress is shown and logs are flushed.
@@ -138,6 +139,8 @@ pub struct RunSummary {
     pub wall: Duration,
     /// Sums over the fleet at the end of the run.
     pub totals: Totals,
+    /// What VMs used of memory, if all were ready at some time.
+    pub usage: Option<Usage>,
 }
 
 /// Options of a run.
@@ -166,7 +169,8 @@ pub fn run(
     let ticker = tick(TICK);
     let typing = Typing::new(&inputs.typed, options.hold_input);
     let commands = CommandQueues::default();
-    let mut run = Run { fleet, sink, progress, typing, commands, warned: 0 };
+    let memory = MemoryWatch::default();
+    let mut run = Run { fleet, sink, progress, typing, commands, warned: 0, memory };
 
     let result = loop {
         if let Some(outcome) = fleet.state().outcome() {
@@ -196,6 +200,7 @@ pub fn run(
             recv(ticker) -> _ => {
                 let instructions = backend.totals().instructions;
                 run.progress.show(fleet.counts(), instructions, start.elapsed());
+                run.memory.look(fleet);
                 run.sink.flush();
                 Ok(())
             }
@@ -208,6 +213,7 @@ pub fn run(
     if let Ok(RunOutcome::Timeout) = result {
         run.tell_wrong_version();
     }
+    run.memory.look(fleet);
     fleet.ends();
     let (wall, totals) = (start.elapsed(), backend.totals());
     backend.stop();
@@ -222,7 +228,7 @@ pub fn run(
     let (counts, vms) = (fleet.counts(), fleet.state().records().to_vec());
     run.progress.finish(counts, totals.instructions, wall);
     let outcome = result?;
-    Ok(RunSummary { outcome, vms, counts, wall, totals })
+    Ok(RunSummary { outcome, vms, counts, wall, totals, usage: run.memory.usage() })
 }
 
 /// What the thread that runs a fleet works on.
@@ -234,6 +240,33 @@ struct Run<'a> {
     commands: CommandQueues,
     /// Number of guests' warnings so far.
     warned: u32,
+    memory: MemoryWatch,
+}
+
+/// What a fleet's VMs have used of memory so far.
+#[derive(Debug, Default)]
+struct MemoryWatch {
+    /// Private frames of a VM, on average, when all were ready first.
+    ready: Option<u32>,
+    /// The same at the most.
+    most: u32,
+}
+
+impl MemoryWatch {
+    /// Looks at what they use now.
+    fn look(&mut self, fleet: &FleetHandle) {
+        let counts = fleet.counts();
+        let count = counts.iter().map(|(_, count)| count).sum::<u32>().max(1);
+        let each = fleet.backend().totals().private_frames.div_ceil(count);
+        self.most = self.most.max(each);
+        if counts[VmState::Ready] == count {
+            self.ready.get_or_insert(each);
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.ready.map(|ready| Usage { ready, most: self.most })
+    }
 }
 
 impl Run<'_> {
@@ -243,6 +276,7 @@ impl Run<'_> {
             EventKind::Console(bytes) => return self.write(event.vm, bytes),
             EventKind::Ready => {
                 self.typing.release();
+                self.memory.look(self.fleet);
                 self.pass_warnings_on(event.vm);
             }
             EventKind::Completed(command, result) => {

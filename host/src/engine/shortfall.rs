@@ -123,6 +123,7 @@ mod tests {
             counts: fleet.counts(),
             wall: Duration::ZERO,
             totals: Totals::default(),
+            usage: None,
         };
         run.shortfall(Until::Ready).unwrap()
     }
@@ -170,6 +171,7 @@ mod tests {
             counts: fleet.counts(),
             wall: Duration::ZERO,
             totals: Totals::default(),
+            usage: None,
         };
         let message = run.shortfall(Until::Never).unwrap().message(&Consoles::new(2), false, "");
         assert_eq!(message, "ended by --timeout");

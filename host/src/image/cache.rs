@@ -105,6 +105,11 @@ pub fn default_folder() -> PathBuf {
     images().join("default")
 }
 
+/// Returns the folder of what guests used of memory.
+pub fn usage() -> PathBuf {
+    root().join("usage")
+}
+
 /// Returns the folder of programs compiled for GPUs.
 pub fn gpu() -> PathBuf {
     root().join("gpu")

@@ -7,7 +7,7 @@ use emu_core::layout::MachineKind;
 use super::cmdline::{self, bootargs};
 use super::fleet::{Link, Root};
 use super::plan::{Inputs, PlanError, Span, plan, ram};
-use super::{BaseImage, Fleet, Macs};
+use super::{BaseImage, Expected, Fleet, Macs};
 use crate::dtb::{self, Shape, TreeError};
 use crate::image::cache::{self, CacheError};
 use crate::image::disk::{DiskSpec, Disks};
@@ -33,6 +33,8 @@ pub struct GuestOptions {
     pub kind: MachineKind,
     /// RAM of each VM.
     pub memory: Size,
+    /// What each VM is expected to use of it, where the user says that.
+    pub memory_per_vm: Option<Size>,
     /// The kernel. When absent, the default image's; none when there is firmware.
     pub kernel: Option<Kernel>,
     /// The initrd.
@@ -83,6 +85,7 @@ impl Default for GuestOptions {
             count: 1,
             kind: MachineKind::Virt,
             memory: Size::mib(24),
+            memory_per_vm: None,
             kernel: None,
             initrd: None,
             rom: None,
@@ -196,6 +199,7 @@ pub fn assemble(options: &GuestOptions) -> Result<Fleet, AssembleError> {
         count: options.count,
         plan,
         base,
+        expected: options.memory_per_vm.map_or_else(Expected::default, Expected::given),
         disks,
         tree: Some(tree),
         root,

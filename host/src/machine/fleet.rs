@@ -14,7 +14,7 @@ use emu_device::memory::OwnPages;
 
 use super::cmdline::bootargs;
 use super::plan::{self, Mode};
-use super::{BaseImage, Plan, PlanError};
+use super::{BaseImage, Expected, Plan, PlanError};
 use crate::dtb::{Chosen, SEED_WORDS, Template};
 use crate::image::Payload;
 use crate::image::disk::{Access, Disks, SECTOR};
@@ -35,6 +35,8 @@ pub struct Fleet {
     pub plan: Plan,
     /// Frames that the VMs share.
     pub base: BaseImage,
+    /// Memory of its own that each VM is expected to use.
+    pub expected: Expected,
     /// Disks of the VMs, if they have any.
     pub disks: Option<Disks>,
     /// The device tree; `None` for bare-metal programs.
@@ -179,6 +181,7 @@ impl Fleet {
             count,
             plan,
             base,
+            expected: Expected::default(),
             disks: None,
             tree: None,
             root: Root::Initrd,
@@ -323,6 +326,7 @@ mod tests {
             count: 1000,
             plan,
             base,
+            expected: Expected::default(),
             disks: None,
             tree: Some(tree),
             root,

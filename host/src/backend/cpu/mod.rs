@@ -27,15 +27,17 @@ use super::part::Part;
 use super::{Backend, BackendError, Event, Inspector, Settings, Totals, Unsupported};
 use crate::control::Call;
 use crate::host;
-use crate::machine::Fleet;
+use crate::machine::{Fleet, Source};
 use crate::sync::lock;
 use crate::units::Size;
 
 /// Events that may wait for the listener before workers block.
 const EVENTS_MAX: usize = 1024;
-/// Memory that a VM is expected to need: a Linux guest with a busy server has 2.1 MiB of private
-/// frames, and 100 KiB of tables and state come on top.
+/// Memory that a VM needs where nothing is known of it: a Linux guest with a busy server has 2.1 MiB
+/// of private frames.
 const VM_MEMORY: Size = Size::mib(3);
+/// Memory that a VM needs beside its frames, for tables and state.
+const VM_FIXED: u64 = 100 << 10;
 
 /// A request to a VM from outside its worker.
 enum Request {
@@ -75,23 +77,29 @@ pub struct CpuBackend {
     events: Receiver<Event>,
 }
 
-/// Returns for how many VMs of this memory size this host has memory.
-pub fn room(memory: u32) -> u64 {
-    host::memory_available().0 / each(memory).0.max(1)
+/// Returns for how many VMs of a fleet this host has memory.
+pub fn room(fleet: &Fleet) -> u64 {
+    host::memory_available().0 / each(fleet).0.max(1)
 }
 
-/// Returns the memory that a VM of this memory size is expected to need.
-fn each(memory: u32) -> Size {
-    VM_MEMORY.min(Size(memory.into()))
+/// Returns the memory that a VM is expected to need.
+fn each(fleet: &Fleet) -> Size {
+    let memory = Size(fleet.plan.memory.into());
+    match fleet.expected.source {
+        Source::Typical => VM_MEMORY.min(memory),
+        Source::Given | Source::EarlierRuns => Size(fleet.expected.size().min(memory).0 + VM_FIXED),
+    }
 }
 
-/// Checks that `count` VMs of this memory size have a chance to fit on this host.
-pub fn check_count(count: u32, memory: u32) -> Result<(), BackendError> {
-    let each = each(memory);
+/// Checks that the VMs of a fleet have a chance to fit on this host.
+pub fn check_count(fleet: &Fleet) -> Result<(), BackendError> {
+    let (count, each) = (fleet.count, each(fleet));
     let available = host::memory_available();
     let fits = available.0 / each.0.max(1);
     if u64::from(count) > fits {
-        return Err(BackendError::TooMany { place: "this host", count, available, each, fits });
+        let place = "this host";
+        let expected = Some(fleet.expected).filter(|known| known.source != Source::Typical);
+        return Err(BackendError::TooMany { place, count, available, each, fits, expected });
     }
     Ok(())
 }
@@ -106,7 +114,7 @@ pub fn private_frames(fleet: &Fleet) -> u32 {
 impl CpuBackend {
     /// Starts a fleet. Its VMs are staged by the workers, one by one.
     pub fn start(fleet: Fleet, settings: Settings) -> Result<Self, BackendError> {
-        check_count(fleet.count, fleet.plan.memory)?;
+        check_count(&fleet)?;
         let images = Images::new(fleet.disks.as_ref());
         let threads = settings.threads.clamp(1, fleet.count.max(1) as usize);
         // What a thread has taken ahead must not be missing for the VMs of others.

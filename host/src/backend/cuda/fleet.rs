@@ -118,6 +118,7 @@ const ENTRIES_AT: usize = OUTBOX_AT + RESET;
 /// A fleet in device memory.
 pub struct DeviceFleet {
     shape: Shape,
+    shortage: Option<String>,
     launch: Launch,
     control: Address,
     buffers: [LaunchBuffers; 2],
@@ -151,7 +152,8 @@ impl DeviceFleet {
         }
         let Fleet { base, count, .. } = fleet;
         let (count, shared) = (*count, base.shared());
-        let shape = Shape { count, shared, pages: base.pages(), private: fleet.private_frames() };
+        let (private, expected) = (fleet.private_frames(), fleet.expected);
+        let shape = Shape { count, shared, pages: base.pages(), private, expected };
         let device = gpu.as_mut();
         // The arena is sized last, from the memory that is left after the small allocations.
         let buffers = [LaunchBuffers::new(device, count)?, LaunchBuffers::new(device, count)?];
@@ -160,6 +162,7 @@ impl DeviceFleet {
         let tables = BaseTables::new(device, base)?;
         let cache = DiskCache::new(device, images, lines)?;
         let sizes = sizing::sizes(&shape, device.available()?)?;
+        let shortage = sizing::shortage(&shape, sizes);
         let memory = VmMemory::new(device, &shape, sizes)?;
         device.upload(memory.arena, &layout::arranged(&base.frames))?;
         device.upload(control, layout::control(&shape, sizes, &memory).as_mut_bytes())?;
@@ -169,7 +172,18 @@ impl DeviceFleet {
         let Sizes { frames, code } = sizes;
         tracing::debug!(frames, shared, code, count, lines, "device memory allocated");
         let images = vec![0; count as usize];
-        Ok(Self { shape, launch, control, buffers, next: 0, auxiliary, cache, images, gpu })
+        Ok(Self {
+            shape,
+            shortage,
+            launch,
+            control,
+            buffers,
+            next: 0,
+            auxiliary,
+            cache,
+            images,
+            gpu,
+        })
     }
 
     /// Makes the arena's frames from `end` on unavailable. To be called before the first VM is
@@ -196,6 +210,11 @@ impl DeviceFleet {
     /// Returns the number of multiprocessors (SMs) of the device.
     pub fn multiprocessors(&self) -> u32 {
         self.gpu.multiprocessors()
+    }
+
+    /// Says so where VMs might not all find memory.
+    pub fn shortage(&self) -> Option<&str> {
+        self.shortage.as_deref()
     }
 
     /// Returns the number of frames of the base image.

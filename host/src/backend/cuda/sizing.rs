@@ -10,11 +10,9 @@ use emu_device::protocol::launch::CODE_SLOTS;
 use emu_device::protocol::port::PortState;
 
 use crate::backend::BackendError;
+use crate::machine::Expected;
+use crate::machine::expected::size_of_frames;
 use crate::units::Size;
-
-/// Private frames that a VM is expected to need. This project's guest has 436 when it is ready, and
-/// 477 with a network (measured with `pxvm boot --until ready --json`; the same on all backends).
-const TYPICAL_FRAMES: u64 = 480;
 
 /// The part of the memory beyond what VMs are expected to need that the pool of decoded pages may
 /// take. With that, fleets of up to half the VMs that fit have a page for every slot. A guest that
@@ -33,6 +31,8 @@ pub struct Shape {
     pub pages: u32,
     /// The most private frames that all VMs together can have.
     pub private: u64,
+    /// What a VM is expected to use.
+    pub expected: Expected,
 }
 
 /// Returns the bytes that a VM needs besides its frames: state, port, page table of frames, an
@@ -91,13 +91,16 @@ pub fn sizes(shape: &Shape, available: u64) -> Result<Sizes, BackendError> {
     let code = size_of::<CodePage>() as u64 + 4;
     let count = u64::from(shape.count);
     let base = arena(shape.shared) + u64::from(shape.shared) * size_of::<CodePage>() as u64;
-    let each = fixed(shape.pages) + TYPICAL_FRAMES.min(u64::from(shape.pages)) * frame;
+    // A VM's disk can take frames, too.
+    let most = shape.private.div_ceil(count.max(1));
+    let each = fixed(shape.pages) + u64::from(shape.expected.frames).min(most) * frame;
     let left = available.saturating_sub(base);
     let fits = left / each;
     if count > fits {
         let available = Size(available);
-        let (count, each) = (shape.count, Size(each));
-        return Err(BackendError::TooMany { place: "the GPU", count, available, each, fits });
+        let (place, count, each) = ("the GPU", shape.count, Size(each));
+        let expected = Some(shape.expected);
+        return Err(BackendError::TooMany { place, count, available, each, fits, expected });
     }
     let slots = count * (CODE_SLOTS as u64 - 1);
     let pool = slots.min((left - count * each) / CODE_SHARE / code);
@@ -111,14 +114,32 @@ pub fn sizes(shape: &Shape, available: u64) -> Result<Sizes, BackendError> {
     })
 }
 
+/// Says so where VMs would not all find memory if they used as much as in earlier runs.
+pub fn shortage(shape: &Shape, sizes: Sizes) -> Option<String> {
+    let most = shape.expected.most?;
+    let private = sizes.frames.saturating_sub(shape.shared);
+    let fits = private / most.max(1);
+    (shape.count > fits).then(|| {
+        format!(
+            "machines wrote up to {} each in earlier runs; if all do so again there is room for \
+             {fits} of {}, and those that find none left end",
+            size_of_frames(most),
+            shape.count
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Source;
 
     const SHAPE: Shape = shape_of(1);
+    const FRAMES: u32 = 480;
 
     const fn shape_of(count: u32) -> Shape {
-        Shape { count, shared: 1100, pages: 6144, private: 6144 * count as u64 }
+        let expected = Expected { frames: FRAMES, most: None, source: Source::EarlierRuns };
+        Shape { count, shared: 1100, pages: 6144, private: 6144 * count as u64, expected }
     }
 
     #[test]
@@ -134,7 +155,7 @@ mod tests {
         for (count, slots) in [(32_768, CODE_SLOTS as u64), (65_536, 4)] {
             let Sizes { frames, code } = sizes(&shape_of(count), available).unwrap();
             let (count, frames, code) = (u64::from(count), u64::from(frames), u64::from(code));
-            assert!(frames > count * TYPICAL_FRAMES);
+            assert!(frames > count * u64::from(FRAMES));
             assert!(code >= 1100 + count * slots && code <= 1100 + count * CODE_SLOTS as u64);
             let pages = (code - count) * size_of::<CodePage>() as u64;
             let lists = (frames - 1100 + code - count - 1100) * 4;
@@ -148,9 +169,48 @@ mod tests {
         let error = sizes(&shape_of(40_000), 1 << 30).unwrap_err();
         let BackendError::TooMany { fits, .. } = error else { panic!("{error}") };
         let most = sizes(&shape_of(fits as u32), 1 << 30).unwrap();
-        assert!(u64::from(most.frames) >= 1100 + fits * TYPICAL_FRAMES);
+        assert!(u64::from(most.frames) >= 1100 + fits * u64::from(FRAMES));
         assert!(u64::from(most.code) >= 1100 + fits);
         assert!(sizes(&shape_of(fits as u32 + 1), 1 << 30).is_err());
+    }
+
+    #[test]
+    fn what_a_vm_is_expected_to_use_decides_how_many_fit_and_the_refusal_says_so() {
+        let fits = |expected| {
+            let error = sizes(&Shape { expected, ..shape_of(200_000) }, 139 << 30).unwrap_err();
+            let BackendError::TooMany { fits, .. } = error else { panic!("{error}") };
+            (fits, error.to_string())
+        };
+        let (typical, guessed) = fits(Expected::default());
+        assert!(typical > 65_536, "{typical}");
+        let (each, basis) = guessed.split_once(" (").unwrap();
+        assert!(each.ends_with(" at 1.9 MiB each"), "{guessed}");
+        assert!(basis.starts_with("1.9 MiB that it writes itself, as is typical of "), "{guessed}");
+        assert!(basis.ends_with("say with --memory-per-vm what each writes"), "{guessed}");
+        let (more, given) = fits(Expected::given(Size::mib(1)));
+        assert!(more > 130_000, "{more}");
+        assert!(
+            given.ends_with("(1 MiB that it writes itself, by --memory-per-vm); start fewer"),
+            "{given}"
+        );
+        let (fewer, _) = fits(Expected { frames: 960, ..shape_of(1).expected });
+        assert!(fewer < typical / 2 + 1000, "{fewer}");
+        // No VM can write more than it has.
+        let (least, _) = fits(Expected::given(Size(u64::MAX)));
+        assert_eq!(least, fits(Expected::given(Size::mib(24))).0);
+    }
+
+    #[test]
+    fn vms_that_may_find_no_memory_are_told_of_before() {
+        let told = |most| {
+            let expected = Expected { most, ..shape_of(1).expected };
+            let shape = Shape { expected, ..shape_of(65_536) };
+            shortage(&shape, sizes(&shape, 139 << 30).unwrap())
+        };
+        assert_eq!(told(None).or(told(Some(500))), None);
+        let text = told(Some(702)).unwrap();
+        assert!(text.starts_with("machines wrote up to 2.7 MiB each in earlier runs; "), "{text}");
+        assert!(text.contains(" of 65536, "), "{text}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl LockstepBackend {
         fleet: Fleet,
         settings: Settings,
     ) -> Result<Self, BackendError> {
-        super::cpu::check_count(fleet.count, fleet.plan.memory)?;
+        super::cpu::check_count(&fleet)?;
         let images = Images::new(fleet.disks.as_ref());
         let arena = HostArena::new(&fleet.base, images, private_frames(&fleet))?;
         let (sender, events) = bounded(EVENTS_MAX);
