@@ -163,8 +163,7 @@ mod tests {
         if !has_image() || !needs::program("qemu-system-riscv32") {
             return;
         }
-        let line =
-            "bench --compare --workload busy --busy gzip --count 1 --busy-seconds 0.5 --json";
+        let line = "bench --compare --workload busy --busy gzip --count 1 --busy-seconds 2 --json";
         let (code, stdout, stderr) = run(&mut pxvm(line.split_ascii_whitespace()));
         let report: serde_json::Value = serde_json::from_str(&stdout).expect(&stderr);
         let rows = report["rows"].as_array().unwrap();

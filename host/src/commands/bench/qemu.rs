@@ -45,7 +45,7 @@ pub enum QemuError {
     Ended {
         /// Number of the VM.
         vm: usize,
-        /// The end of what it wrote.
+        /// The last line that it wrote.
         said: String,
     },
     /// A guest came to a wrong result.
@@ -155,21 +155,24 @@ impl Fleet {
         let children = Arc::new(Mutex::new(Vec::new()));
         let ended = Arc::clone(&children);
         signals::on_interrupt(move || {
-            end(&ended);
+            terminate(&lock(&ended));
             signals::end();
         });
         let mut fleet = Self { guests: Vec::new(), children, output, busy, timeout, limit };
         for vm in 0..count {
-            let mut child = command(images, vm, timeout).spawn().map_err(QemuError::Run)?;
-            let (input, output) = (child.stdin.take(), child.stdout.take());
+            // What it says of itself comes with the console.
+            let (output, writer) = io::pipe().map_err(QemuError::Run)?;
+            let errors = writer.try_clone().map_err(QemuError::Run)?;
+            let mut command = command(images, vm, timeout);
+            command.stdin(Stdio::piped()).stdout(writer).stderr(errors);
+            let mut child = command.spawn().map_err(QemuError::Run)?;
+            let input = child.stdin.take();
             lock(&fleet.children).push(child);
             let matcher = ReadyMatcher::new(ready.clone());
             let progress = Progress::default();
             fleet.guests.push(Guest { input, matcher, progress, said: Vec::new() });
-            if let Some(output) = output {
-                let sender = sender.clone();
-                thread::spawn(move || pass_on(vm, output, &sender));
-            }
+            let sender = sender.clone();
+            thread::spawn(move || pass_on(vm, output, &sender));
         }
         Ok(fleet)
     }
@@ -184,7 +187,8 @@ impl Fleet {
             };
             let guest = &mut self.guests[vm];
             if bytes.is_empty() {
-                let said = String::from_utf8_lossy(&guest.said).trim().to_owned();
+                let said = String::from_utf8_lossy(&guest.said);
+                let said = said.trim().lines().last().unwrap_or_default().to_owned();
                 return Err(QemuError::Ended { vm, said });
             }
             guest.said.extend(&bytes);
@@ -208,21 +212,21 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        end(&self.children);
+        let mut children = lock(&self.children);
+        terminate(&children);
+        for mut child in children.drain(..) {
+            let _ = child.wait();
+        }
     }
 }
 
-/// Ends the processes.
-fn end(children: &Mutex<Vec<Child>>) {
-    let mut children = std::mem::take(&mut *lock(children));
-    for child in &children {
+/// Asks the processes to end.
+fn terminate(children: &[Child]) {
+    for child in children {
         if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
             // `timeout` passes it on. It may have ended by itself.
             let _ = kill_process(pid, Signal::TERM);
         }
-    }
-    for child in &mut children {
-        let _ = child.wait();
     }
 }
 
@@ -238,7 +242,6 @@ fn command(images: &Images, vm: usize, timeout: Duration) -> Command {
     command.arg("-initrd").arg(&images.initrd);
     let words = &images.append;
     command.arg("-append").arg(format!("console=ttyS0 quiet panic=1 pxvm.host=vm{vm} {words}"));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     command
 }
 

@@ -335,6 +335,7 @@ fn cpu_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use emu_core::mem::FRAME_SIZE;
+    use pxvm_tests::needs;
 
     use super::super::args::CodeSize;
     use super::super::asm::jalr;
@@ -438,10 +439,17 @@ mod tests {
     }
 
     fn booted(append: &str, count: u32) -> Option<Watch> {
-        pxvm_tests::needs::found("image", cache::default_image())?;
+        needs::found("image", cache::default_image())?;
         let append = append.to_owned();
         let fleet = assemble(&GuestOptions { count, append, ..GuestOptions::default() });
         Some(cpu(fleet.unwrap()))
+    }
+
+    #[test]
+    fn the_least_is_a_share_of_the_median() {
+        assert_eq!(least_share(vec![30, 10, 20]), Some(0.5));
+        assert_eq!(least_share(vec![0, 0]), None);
+        assert_eq!(least_share(Vec::new()), None);
     }
 
     #[test]
@@ -451,11 +459,25 @@ mod tests {
         match watch.busy(count, Busy::Mix, Duration::from_millis(500)) {
             Ok(Seen { work: Some(work), .. }) => {
                 assert_eq!(work.unchecked, 0);
-                assert!(work.least_share.is_some_and(|share| share > 0.0 && share <= 1.0));
+                assert!(work.least_share.is_none_or(|share| share <= 1.0), "{work:?}");
             }
             Ok(_) => panic!("nothing was seen of the work"),
             Err(error) => panic!("{error:?}"),
         }
+    }
+
+    #[test]
+    fn busy_guests_on_an_emulated_gpu_come_to_what_the_host_comes_to() {
+        let Some(()) = needs::found("image", cache::default_image().map(drop)) else { return };
+        let fleet = assemble(&GuestOptions { count: 2, ..GuestOptions::default() }).unwrap();
+        let gpu = Box::new(Emulated::new(Size::mib(512)));
+        let device = DeviceFleet::new(gpu, &fleet).unwrap();
+        let options = cuda::Options::default();
+        let mut watch =
+            start(|| Arc::new(CudaBackend::start(device, fleet, settings(), options).unwrap()));
+        let seen = watch.busy(2, Busy::Awk, Duration::from_millis(500));
+        let Ok(Seen { work: Some(work), .. }) = seen else { panic!("it does not work") };
+        assert_eq!(work.unchecked, 0);
     }
 
     #[test]
