@@ -45,6 +45,47 @@ define i32 @pxvm_half(i32 %value) alwaysinline {
   ret i32 %r
 }
 
+define i32 @pxvm_select(i1 zeroext %condition, i32 %a, i32 %b) alwaysinline {
+  %r = call i32 asm "selp.b32 $0, $1, $2, $3;", "=r,r,r,b"(i32 %a, i32 %b, i1 %condition)
+  ret i32 %r
+}
+
+define void @pxvm_prefetch(ptr %at) alwaysinline {
+  call void asm sideeffect "prefetch.global.L1 [$0];", "l"(ptr %at)
+  ret void
+}
+
+define i32 @pxvm_load32_if(i1 zeroext %condition, ptr %from) alwaysinline {
+  %at = addrspacecast ptr %from to ptr addrspace(1)
+  %r = call i32 asm sideeffect "mov.b32 $0, 0; @$2 ld.global.b32 $0, [$1];", "=&r,l,b,~{memory}"(ptr addrspace(1) %at, i1 %condition)
+  ret i32 %r
+}
+
+define i64 @pxvm_load64_if(i1 zeroext %condition, ptr %from) alwaysinline {
+  %at = addrspacecast ptr %from to ptr addrspace(1)
+  %r = call i64 asm sideeffect "mov.b64 $0, 0; @$2 ld.global.b64 $0, [$1];", "=&l,l,b,~{memory}"(ptr addrspace(1) %at, i1 %condition)
+  ret i64 %r
+}
+
+define void @pxvm_store8_if(i1 zeroext %condition, ptr %to, i32 %value) alwaysinline {
+  %at = addrspacecast ptr %to to ptr addrspace(1)
+  call void asm sideeffect "@$2 st.global.b8 [$0], $1;", "l,r,b,~{memory}"(ptr addrspace(1) %at, i32 %value, i1 %condition)
+  ret void
+}
+
+define void @pxvm_store16_if(i1 zeroext %condition, ptr %to, i32 %value) alwaysinline {
+  %at = addrspacecast ptr %to to ptr addrspace(1)
+  %half = trunc i32 %value to i16
+  call void asm sideeffect "@$2 st.global.b16 [$0], $1;", "l,h,b,~{memory}"(ptr addrspace(1) %at, i16 %half, i1 %condition)
+  ret void
+}
+
+define void @pxvm_store32_if(i1 zeroext %condition, ptr %to, i32 %value) alwaysinline {
+  %at = addrspacecast ptr %to to ptr addrspace(1)
+  call void asm sideeffect "@$2 st.global.b32 [$0], $1;", "l,r,b,~{memory}"(ptr addrspace(1) %at, i32 %value, i1 %condition)
+  ret void
+}
+
 define i32 @pxvm_activemask() alwaysinline convergent {
   %r = call i32 @llvm.nvvm.activemask()
   ret i32 %r

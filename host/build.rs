@@ -15,7 +15,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=PXVM_PTX");
     println!("cargo::rerun-if-env-changed=RUSTC_WORKSPACE_WRAPPER");
 
-    let features = ablations();
+    let features = device_features();
     let (ptx, why_not) = match skipped() {
         Some(why) => (String::new(), why),
         None => match ptx_builder::build(&workspace, &features, &target(&out, &features)) {
@@ -34,11 +34,12 @@ fn main() {
 }
 
 /// Features of this package that `emu-device` has, too, in a fixed order.
-fn ablations() -> Vec<String> {
+fn device_features() -> Vec<String> {
     let features = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let names = features.filter_map(|name| {
-        let name = name.strip_prefix("CARGO_FEATURE_ABLATE_")?.to_lowercase().replace('_', "-");
-        (name != "all").then(|| format!("ablate-{name}"))
+        let name = name.strip_prefix("CARGO_FEATURE_")?.to_lowercase().replace('_', "-");
+        let ablates = name.starts_with("ablate-") && name != "ablate-all";
+        (ablates || name == "uniform-loop").then_some(name)
     });
     names.collect::<BTreeSet<_>>().into_iter().collect()
 }

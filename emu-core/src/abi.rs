@@ -8,6 +8,7 @@
 use crate::clock::Clock;
 use crate::csr::Csrs;
 use crate::dev::Devices;
+use crate::lane::Lane;
 use crate::layout::MachineKind;
 use crate::mem::Frame;
 use crate::mmu::Context;
@@ -17,7 +18,7 @@ use crate::tlb::{InsnTlb, L1Tlb, L2Tlb};
 use crate::trap::TrapChain;
 
 /// Layout version; host and device refuse to work together when it differs.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// The state of one VM, without its RAM and disk. Fields are ordered by how often they are used:
 /// hot (every instruction), warm (traps and CSRs), cold (devices).
@@ -49,6 +50,10 @@ pub struct Platform {
     /// The value of `clock.steps()` before which no device and no timer needs attention. An
     /// instruction that may change that sets it to zero. Not part of the machine's state.
     pub(crate) next_event_at: u64,
+    /// Which entries of the TLBs have changed since the uniform loop last asked: bit `n` for those
+    /// whose index is `n`, modulo 64; all bits also for pages of instructions. Not part of the
+    /// machine's state.
+    pub(crate) touched: u64,
     /// Control and status registers.
     pub csr: Csrs,
     /// Devices on the bus.
@@ -78,7 +83,19 @@ pub struct Platform {
 
 state!(Platform {
     clock, csr, dev, kind, sbi, waiting, semihosting, trap_chain, reserved_word,
-} except { next_event_at, replaced, itlb, dtlb });
+} except { next_event_at, replaced, touched, itlb, dtlb });
+
+impl Platform {
+    /// Begins to bring near what traps, CSRs and the clock take.
+    #[inline(always)]
+    pub(crate) fn prefetch_state<L: Lane>(&self) {
+        L::prefetch(&self.clock);
+        L::prefetch(&self.csr);
+        L::prefetch(&self.waiting);
+        L::prefetch(&self.trap_chain);
+        L::prefetch(&self.reserved_word);
+    }
+}
 
 /// The bytes that an LR has reserved. Only valid while [`Hart::reservation`] is.
 #[derive(Clone, Copy, Debug)]
@@ -237,6 +254,7 @@ impl Vm {
             platform: Platform {
                 clock: Clock::new(kind.map().timebase),
                 next_event_at: 0,
+                touched: 0,
                 csr: Csrs::RESET,
                 dev: Devices::new(kind),
                 kind,

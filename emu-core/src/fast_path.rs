@@ -3,6 +3,7 @@
 use crate::abi::Hart;
 use crate::disk::Disk;
 use crate::hart::Count;
+use crate::insn::compute::{AluOp, Condition, UpperOp};
 use crate::insn::table::{if_op, match_op};
 use crate::insn::{Class, Decoded, Extend, INSN_SIZE, Op};
 use crate::lane::Lane;
@@ -141,18 +142,15 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
         // What an instruction of each class does here.
         macro_rules! meaning {
-            (Upper(|$pc:pat_param, $imm:pat_param| $value:expr)) => {{
-                let ($pc, $imm) = (pc!(), imm);
-                set!($value)
-            }};
-            (Alu(|$a:pat_param, $b:pat_param| $value:expr)) => {{
-                let ($a, $b) = (a!(), b!());
-                set!($value)
-            }};
-            (AluImm(|$a:pat_param, $imm:pat_param| $value:expr)) => {{
-                let ($a, $imm) = (a!(), imm);
-                set!($value)
-            }};
+            (Upper($op:ident)) => {
+                set!(UpperOp::$op.compute(pc!(), imm))
+            };
+            (Alu($op:ident)) => {
+                set!(AluOp::$op.compute(a!(), b!()))
+            };
+            (AluImm($op:ident)) => {
+                set!(AluOp::$op.compute(a!(), imm))
+            };
             (Jump()) => {{
                 set!(pc!().wrapping_add(INSN_SIZE));
                 jump!(at.wrapping_add(imm));
@@ -162,10 +160,9 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 set!(pc!().wrapping_add(INSN_SIZE));
                 jump!(target.wrapping_sub(page) / INSN_SIZE);
             }};
-            (Branch(|$a:pat_param, $b:pat_param| $taken:expr)) => {{
-                let ($a, $b) = (a!(), b!());
-                branch!($taken)
-            }};
+            (Branch($condition:ident)) => {
+                branch!(Condition::$condition.holds(a!(), b!()))
+            };
             (Load(1, $extend:ident)) => {
                 load!(1, load8, $extend)
             };

@@ -57,6 +57,43 @@ pub(crate) struct Count {
 }
 
 impl Count {
+    /// Makes the count of `n` instructions.
+    #[inline(always)]
+    pub(crate) const fn new(n: u32) -> Self {
+        Self { left: n, dropped: 0, synced: n }
+    }
+
+    /// Returns how many instructions are left.
+    #[inline(always)]
+    pub(crate) const fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// Sets how many instructions are left: no more than there were.
+    #[inline(always)]
+    pub(crate) fn set_left(&mut self, left: u32) {
+        self.left = left;
+    }
+
+    /// Counts an instruction that has retired.
+    #[inline(always)]
+    pub(crate) fn retire(&mut self) {
+        self.left -= 1;
+    }
+
+    /// Ends at once. The instruction retires (1) or does not (0).
+    #[inline(always)]
+    pub(crate) fn stop(&mut self, retires: u32) {
+        self.end(retires);
+        self.left = 0;
+    }
+
+    /// Returns how many of the `n` instructions have retired.
+    #[inline(always)]
+    pub(crate) const fn spent(&self, n: u32) -> u32 {
+        n - self.dropped - self.left
+    }
+
     /// Makes the loop end with this instruction, which retires (1) or does not (0).
     #[inline(always)]
     pub(crate) fn end(&mut self, retires: u32) {
@@ -67,7 +104,7 @@ impl Count {
 
     /// Updates the count of retired instructions.
     #[inline(always)]
-    fn sync(&mut self, clock: &mut Clock) {
+    pub(crate) fn sync(&mut self, clock: &mut Clock) {
         clock.retired = clock.retired.wrapping_add(u64::from(self.synced - self.left));
         self.synced = self.left;
     }
@@ -95,7 +132,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             frame: Frame::ZERO,
             code: self.ram.no_code(),
         };
-        let mut count = Count { left: n, dropped: 0, synced: n };
+        let mut count = Count::new(n);
         let (ram, shared) = (self.ram.raw_frames(), self.ram.shared_code());
         // An instruction that changes these ends the loop, so they can be kept in registers.
         let Context { load, store, .. } = hart.ctx;
@@ -198,7 +235,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         }
         hart.pc = cursor.address(cursor.at);
         count.sync(&mut self.platform.clock);
-        (n - count.dropped - count.left, result)
+        (count.spent(n), result)
     }
 
     /// Fetches the page of the cursor's address, and returns its first instruction if that was
@@ -211,7 +248,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
         cursor: &mut Cursor<M::Code>,
     ) -> Result<Decoded, Trap> {
         let pc = cursor.address(cursor.at);
-        (cursor.frame, cursor.code) = self.platform.fetch_page(hart, self.ram, shared, pc)?;
+        (cursor.frame, cursor.code, _) = self.platform.fetch_page(hart, self.ram, shared, pc)?;
         cursor.page = pc & PAGE_MASK;
         cursor.at = (pc & !PAGE_MASK) / INSN_SIZE;
         Ok(self.prefetch(cursor.code, cursor.at))
@@ -220,7 +257,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     /// Decodes instruction number `at` of a frame, and keeps the result for later executions.
     #[cold]
     #[inline(never)]
-    fn decode(&mut self, frame: Frame, code: M::Code, at: u32) -> Decoded {
+    pub(crate) fn decode(&mut self, frame: Frame, code: M::Code, at: u32) -> Decoded {
         let decoded = Decoded::new(self.ram.load32(frame, at * INSN_SIZE));
         self.ram.set_decoded(code, at, decoded.0);
         decoded

@@ -4,6 +4,7 @@
 //! what it means; the rest is generated from the rows. The table covers RV32IMA, Zicsr, Zifencei and
 //! the privileged instructions.
 
+pub(crate) mod compute;
 mod decoded;
 mod disasm;
 pub(crate) mod muldiv;
@@ -11,6 +12,7 @@ pub(crate) mod muldiv;
 pub(crate) mod table;
 
 pub use decoded::Decoded;
+pub(crate) use decoded::Unit;
 
 /// How an instruction's operands are encoded and written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,18 +51,18 @@ pub enum Format {
 /// the values of `rs1` and `rs2`, and `imm` is the immediate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
-    /// `Upper(|pc, imm| value)`: `rd` becomes the value, made of an upper immediate and the address
-    /// of the instruction.
+    /// `Upper(UpperOp)`: `rd` becomes what is made of an upper immediate and the address of the
+    /// instruction.
     Upper,
-    /// `Alu(|a, b| value)`: `rd` becomes the value.
+    /// `Alu(AluOp)`: `rd` becomes what the ALU computes of `a` and `b`.
     Alu,
-    /// `AluImm(|a, imm| value)`: `rd` becomes the value.
+    /// `AluImm(AluOp)`: `rd` becomes what the ALU computes of `a` and `imm`.
     AluImm,
     /// `Jump()`: jumps by the immediate and links in `rd`.
     Jump,
     /// `JumpRegister()`: jumps to `rs1` plus the immediate and links in `rd`.
     JumpRegister,
-    /// `Branch(|a, b| condition)`: jumps by the immediate if the condition is true.
+    /// `Branch(Condition)`: jumps by the immediate if the condition holds for `a` and `b`.
     Branch,
     /// `Load(size, Extend)`: loads that many bytes into `rd`.
     Load,
@@ -161,12 +163,12 @@ pub struct Row {
 
 // Accepts the meanings of each class, and none that has another form.
 macro_rules! check_meaning {
-    (Upper(|$pc:pat_param, $imm:pat_param| $value:expr)) => {};
-    (Alu(|$a:pat_param, $b:pat_param| $value:expr)) => {};
-    (AluImm(|$a:pat_param, $imm:pat_param| $value:expr)) => {};
+    (Upper($op:ident)) => {};
+    (Alu($op:ident)) => {};
+    (AluImm($op:ident)) => {};
     (Jump()) => {};
     (JumpRegister()) => {};
-    (Branch(|$a:pat_param, $b:pat_param| $condition:expr)) => {};
+    (Branch($condition:ident)) => {};
     (Load($size:literal, $extend:ident)) => {};
     (Store($size:literal)) => {};
     (Fence()) => {};
@@ -373,6 +375,19 @@ impl Op {
 
     /// Returns the operation's slot: its number, except that all numbers past the jump table's end
     /// share the last slot.
+    /// Returns the number of an operation among those that share slot [`Op::OTHER`], if it is one of
+    /// them: it is below 16.
+    fn as_other(self) -> Option<u32> {
+        (self as u32).checked_sub(Self::OTHER as u32)
+    }
+
+    /// Returns the operation with that number.
+    fn other(number: u32) -> Self {
+        const { assert!(TABLE.len() as u32 + FIRST - Op::OTHER as u32 <= 16) };
+        let at = Self::OTHER as usize - FIRST as usize + number as usize;
+        OPS.get(at).copied().unwrap_or(Self::Illegal)
+    }
+
     const fn slot(self) -> u32 {
         if (self as u32) < Self::OTHER as u32 { self as u32 } else { Self::OTHER as u32 }
     }

@@ -37,6 +37,42 @@ pub trait Lane {
         value
     }
 
+    /// Returns `a` if the condition is true, else `b`. On a GPU this never becomes a branch, which
+    /// lanes would take one group after the other.
+    #[inline(always)]
+    fn select(condition: bool, a: u32, b: u32) -> u32 {
+        if condition { a } else { b }
+    }
+
+    /// Returns the mask of the lanes that run together by the uniform loop.
+    #[inline(always)]
+    fn lanes(&self) -> u32 {
+        1
+    }
+
+    /// Waits until all lanes of `mask` call this, and returns the mask of those whose predicate
+    /// holds.
+    #[inline(always)]
+    fn ballot(_mask: u32, predicate: bool) -> u32 {
+        predicate.into()
+    }
+
+    /// Waits until all lanes of `mask` call this.
+    #[inline(always)]
+    fn sync(_mask: u32) {}
+
+    /// Returns true, and hides from the compiler that it does. Used as the condition of a branch, it
+    /// makes a convergence region: lanes that diverge inside the branch, and wait for each other at
+    /// its end, reconverge there.
+    #[inline(always)]
+    fn region_begin(_value: u32) -> bool {
+        true
+    }
+
+    /// Begins to bring a value near that will be used some steps later.
+    #[inline(always)]
+    fn prefetch<T>(_value: &T) {}
+
     /// Marks the end of a convergence region. All control-flow paths through an instruction join
     /// there, and diverged lanes reconverge.
     #[inline(always)]

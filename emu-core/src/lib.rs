@@ -34,6 +34,7 @@ mod slow_path;
 pub mod tlb;
 pub mod trace;
 pub mod trap;
+pub mod uniform;
 
 #[cfg(test)]
 extern crate std;

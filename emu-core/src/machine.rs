@@ -14,6 +14,7 @@ use crate::port::Port;
 use crate::semihosting::WAITS_FOR_INPUT;
 use crate::trace::{NoTrace, Trace};
 use crate::trap::{Trap, cause};
+use crate::uniform::HotState;
 
 /// A VM together with everything that its instructions can access, RAM, disk and port, and with
 /// what its hart executes on.
@@ -69,6 +70,20 @@ impl<'a, M: Ram, D: Disk, P: Port, L: Lane> Machine<'a, M, D, P, L> {
         self.core.run(self.hart, budget, now, &mut NoTrace)
     }
 
+    /// Executes runs as [`Machine::run`] does, by the uniform loop ([`crate::uniform`]) on a hart whose
+    /// hot state is in `hot` meanwhile. When a run has ended, `next` is told how many instructions the
+    /// hart has retired, and the exit, and returns the budget of another run.
+    #[inline(always)]
+    pub fn run_uniform<H: HotState<M::Code>>(
+        &mut self,
+        hot: H,
+        budget: u32,
+        now: Now,
+        next: impl FnMut(&mut P, &mut L, u64, Exit) -> Option<u32>,
+    ) -> Exit {
+        self.core.uniform(self.hart, hot, budget, now, next)
+    }
+
     /// Executes as [`Machine::run`] does, and reports every instruction to `trace`.
     pub fn run_traced<T: Trace>(&mut self, budget: u32, now: Now, trace: &mut T) -> Exit {
         self.core.run(self.hart, budget, now, trace)
@@ -78,20 +93,56 @@ impl<'a, M: Ram, D: Disk, P: Port, L: Lane> Machine<'a, M, D, P, L> {
 impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
     #[inline]
     fn run<T: Trace>(&mut self, hart: &mut Hart, budget: u32, now: Now, trace: &mut T) -> Exit {
+        if let Some(exit) = self.begin(hart, now) {
+            return exit;
+        }
+        let mut left = budget;
+        loop {
+            let n = match self.handle_due(hart, left, now, trace) {
+                Ok(n) => n,
+                Err(exit) => return exit,
+            };
+            let (spent, result) = if self.lane.is_alone() {
+                self.execute::<T, true>(hart, n, trace)
+            } else {
+                self.execute::<T, false>(hart, n, trace)
+            };
+            if let Some(exit) = self.account(hart, &mut left, spent, result, trace) {
+                return exit;
+            }
+        }
+    }
+
+    /// Begins a run: polls input and time, if it is to. Returns the exit if that ends it.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, hart: &mut Hart, now: Now) -> Option<Exit> {
         if self.lane.polls() {
             self.platform.next_event_at = 0;
             self.platform.clock.begin(now);
             if let Err(trap) = self.poll_devices(hart) {
-                return self.stopped(trap);
+                return Some(self.stopped(trap));
             }
         }
-        let mut left = budget;
+        None
+    }
+
+    /// Does what is due between two runs of the instruction loop: events, interrupts, waiting.
+    /// Returns how many instructions the loop may execute, `left` at most, or the exit that ends the
+    /// run.
+    #[inline(always)]
+    pub(crate) fn handle_due<T: Trace>(
+        &mut self,
+        hart: &mut Hart,
+        left: u32,
+        now: Now,
+        trace: &mut T,
+    ) -> Result<u32, Exit> {
         loop {
             // Before `next_event_at` no device and no timer needs attention. Most runs of the
             // instruction loop end before it, so skipping the checks pays.
             let uneventful = self.platform.clock.steps() < self.platform.next_event_at;
             if !uneventful && let Some(exit) = self.handle_event() {
-                return exit;
+                return Err(exit);
             }
             if let Some(number) = self.platform.pending_interrupt(hart) {
                 self.platform.waiting = 0;
@@ -100,12 +151,12 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 continue;
             }
             if left == 0 {
-                return Exit::new(ExitCode::Budget);
+                return Err(Exit::new(ExitCode::Budget));
             }
             if !uneventful {
                 if self.platform.waiting != 0 {
                     if !self.end_wait(now) {
-                        return Exit::new(ExitCode::Idle);
+                        return Err(Exit::new(ExitCode::Idle));
                     }
                     continue;
                 }
@@ -113,39 +164,49 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
                     self.platform.clock.steps().saturating_add(self.until_event());
             }
             let until = self.platform.next_event_at - self.platform.clock.steps();
-            let n = until.min(u64::from(left)) as u32;
-            let (spent, result) = if self.lane.is_alone() {
-                self.execute::<T, true>(hart, n, trace)
-            } else {
-                self.execute::<T, false>(hart, n, trace)
-            };
-            left -= spent;
-            // Lanes reconverge only where an instruction ended the loop. Where `n` was used up will
-            // not do: each VM is at a different place then.
-            let ended = self.exit_loop || result.is_err();
-            let point = SyncPoint {
-                retired: self.platform.clock.retired,
-                syscall: matches!(result, Err(Trap::Exception { cause: cause::ECALL_U, .. })),
-                waiting: self.platform.waiting != 0,
-                user: hart.ctx.privilege == Privilege::User && result.is_ok(),
-                sp: hart.x[2],
-                pc: hart.pc,
-            };
-            let stop = ended && self.lane.sync_point(point);
-            match result {
-                Ok(()) => {}
-                Err(Trap::Exception { cause, tval }) => {
-                    left -= 1;
-                    if !self.exception(hart, cause, tval, trace) {
-                        return fault(FaultCode::TrapLoop);
-                    }
-                }
-                Err(trap) => return self.stopped(trap),
-            }
-            if stop {
-                left = 0;
-            }
+            return Ok(until.min(u64::from(left)) as u32);
         }
+    }
+
+    /// Accounts for a run of the instruction loop: it has executed `spent` of the `left`
+    /// instructions, and the next one raised a trap if `result` has one. Returns the exit that ends
+    /// the run, if it must end.
+    #[inline(always)]
+    pub(crate) fn account<T: Trace>(
+        &mut self,
+        hart: &mut Hart,
+        left: &mut u32,
+        spent: u32,
+        result: Result<(), Trap>,
+        trace: &mut T,
+    ) -> Option<Exit> {
+        *left -= spent;
+        // Lanes reconverge only where an instruction ended the loop. Where `n` was used up will
+        // not do: each VM is at a different place then.
+        let ended = self.exit_loop || result.is_err();
+        let point = SyncPoint {
+            retired: self.platform.clock.retired,
+            syscall: matches!(result, Err(Trap::Exception { cause: cause::ECALL_U, .. })),
+            waiting: self.platform.waiting != 0,
+            user: hart.ctx.privilege == Privilege::User && result.is_ok(),
+            sp: hart.x[2],
+            pc: hart.pc,
+        };
+        let stop = ended && self.lane.sync_point(point);
+        match result {
+            Ok(()) => {}
+            Err(Trap::Exception { cause, tval }) => {
+                *left -= 1;
+                if !self.exception(hart, cause, tval, trace) {
+                    return Some(fault(FaultCode::TrapLoop));
+                }
+            }
+            Err(trap) => return Some(self.stopped(trap)),
+        }
+        if stop {
+            *left = 0;
+        }
+        None
     }
 
     /// Brings the interrupt lines up to date with devices and time. Returns the exit that a device

@@ -112,6 +112,8 @@ pub trait Ram: Memory {
     ///
     /// Which page is evicted depends on `page` alone, so that equal VMs stay in step on a GPU.
     fn code(&mut self, page: u32, frame: Frame) -> Self::Code;
+    /// Returns the frame that a handle's decoded instructions belong to.
+    fn frame_of(&self, code: Self::Code) -> Frame;
     /// Returns whether `frame`, to which page `page` maps, is private and has decoded instructions.
     fn is_code(&self, page: u32, frame: Frame) -> bool;
     /// Drops the decoded instructions of a private frame, if it has any.
@@ -122,6 +124,12 @@ pub trait Ram: Memory {
     fn drop_code_at(&mut self, frame: Frame, offset: u32) -> bool;
     /// Returns the decoded instruction at `index`; zero if it is not decoded yet or past the end.
     fn decoded(&self, code: Self::Code, index: u32) -> u64;
+    /// Returns the decoded instruction at `index`, which is below [`FRAME_INSNS`], if the condition
+    /// is true; otherwise zero.
+    #[inline(always)]
+    fn decoded_if(&self, condition: bool, code: Self::Code, index: u32) -> u64 {
+        if condition { self.decoded(code, index) } else { 0 }
+    }
     /// Stores the decoded instruction at `index`.
     fn set_decoded(&mut self, code: Self::Code, index: u32, decoded: u64);
 }
@@ -138,6 +146,23 @@ pub trait RawFrames: Copy {
     fn store8(self, frame: Frame, offset: u32, value: u32);
     fn store16(self, frame: Frame, offset: u32, value: u32);
     fn store32(self, frame: Frame, offset: u32, value: u32);
+
+    /// Reads an aligned word if the condition is true. Otherwise returns any value.
+    #[inline(always)]
+    fn load32_if(self, condition: bool, frame: Frame, offset: u32) -> u32 {
+        if condition { self.load32(frame, offset) } else { 0 }
+    }
+
+    /// Writes a byte, half word or word if the condition is true: `1 << size_shift` bytes.
+    #[inline(always)]
+    fn store_if(self, condition: bool, size_shift: u32, frame: Frame, offset: u32, value: u32) {
+        match size_shift {
+            _ if !condition => {}
+            0 => self.store8(frame, offset, value),
+            1 => self.store16(frame, offset, value),
+            _ => self.store32(frame, offset, value),
+        }
+    }
 }
 
 /// Why an access by guest-physical address did not happen.

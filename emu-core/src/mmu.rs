@@ -5,8 +5,9 @@ use crate::csr::{SATP_MODE, StoredCsr, mstatus};
 use crate::mem::{FRAME_SHIFT, Frame, Memory, Ram};
 use crate::pmp;
 use crate::state::{State, Visitor};
-use crate::tlb::deny;
+use crate::tlb::{L2Tlb, deny};
 use crate::trap::{TakenTrap, Trap, cause};
+use crate::uniform::{ALL_TOUCHED, TRANSLATIONS_MAX};
 
 /// Privilege modes, with the specification's encoding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
@@ -230,6 +231,7 @@ impl Platform {
                 if ram.is_code(page, frame) {
                     ram.drop_code(frame);
                     self.replaced = 1;
+                    self.touched = ALL_TOUCHED;
                 }
                 ram.store32(frame, index * 4, updated);
             }
@@ -280,6 +282,7 @@ impl Platform {
         hart.tlb.forget(old);
         self.dtlb.forget(old);
         self.itlb.forget(old);
+        self.touched = ALL_TOUCHED;
         self.replaced = 1;
         Ok(new)
     }
@@ -303,6 +306,7 @@ impl Platform {
         if ram.drop_code_at(frame, va) {
             hart.tlb.unprotect_code(frame);
             self.dtlb.unprotect_code(frame);
+            self.touched = ALL_TOUCHED;
             self.replaced = 1;
         }
         Some(frame)
@@ -346,12 +350,14 @@ impl Platform {
         if ram.is_code(page, frame) {
             if access == AccessType::Store && ram.drop_code_at(frame, va) {
                 self.replaced = 1;
+                self.touched = ALL_TOUCHED;
             } else {
                 denied |= deny::CODE;
             }
         }
         hart.tlb.insert(va, denied, frame);
         self.dtlb.insert(va, denied, frame);
+        self.touched |= 1 << (L2Tlb::index(va) as u32 % TRANSLATIONS_MAX);
         Ok(Target::Ram(frame))
     }
 
@@ -374,7 +380,8 @@ impl Platform {
         deny::ALL & !allowed | superpage
     }
 
-    /// Returns the frame that instructions at `va` are fetched from, and its decoded instructions.
+    /// Returns the frame that instructions at `va` are fetched from, its decoded instructions, and
+    /// whether these were empty, and so may have taken the place of another page's.
     #[inline]
     pub(crate) fn fetch_page<M: Ram>(
         &mut self,
@@ -382,20 +389,22 @@ impl Platform {
         ram: &mut M,
         shared: M::SharedCode,
         va: u32,
-    ) -> Result<(Frame, M::Code), Trap> {
+    ) -> Result<(Frame, M::Code, bool), Trap> {
         let fetch = hart.ctx.fetch;
         let (page, frame) = match self.itlb.get(va, fetch) {
             Some(hit) => hit,
             None => self.fetch_miss(hart, ram, va)?,
         };
         if let Some(code) = M::code_in(shared, frame) {
-            return Ok((frame, code));
+            return Ok((frame, code, false));
         }
-        if ram.is_private(frame) && !ram.is_code(page, frame) {
+        let fresh = !ram.is_code(page, frame);
+        if ram.is_private(frame) && fresh {
             hart.tlb.protect_code(frame);
             self.dtlb.protect_code(frame);
+            self.touched = ALL_TOUCHED;
         }
-        Ok((frame, ram.code(page, frame)))
+        Ok((frame, ram.code(page, frame), fresh))
     }
 
     /// Returns the page of RAM that a load at `va` reads, if its frame is `frame`.
@@ -471,6 +480,7 @@ impl Platform {
         hart.tlb.flush();
         self.dtlb.flush();
         self.itlb.flush();
+        self.touched = ALL_TOUCHED;
     }
 
     /// Executes SFENCE.VMA for the address `va`, or for all addresses if it is `None`.
@@ -481,6 +491,7 @@ impl Platform {
                 hart.tlb.flush_page(va);
                 self.dtlb.flush_page(va);
                 self.itlb.flush_page(va);
+                self.touched = ALL_TOUCHED;
             }
             None => self.flush_tlbs(hart),
         }

@@ -145,7 +145,7 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
             return Ok(false);
         }
         let shared = self.ram.shared_code();
-        let (frame, _) = self.platform.fetch_page(hart, self.ram, shared, hart.pc)?;
+        let (frame, ..) = self.platform.fetch_page(hart, self.ram, shared, hart.pc)?;
         Ok(self.ram.load32(frame, at - 4) == BEFORE && self.ram.load32(frame, at + 4) == AFTER)
     }
 

@@ -4,6 +4,7 @@
 use crate::abi::{Hart, NO_RESERVATION, ReservedWord};
 use crate::csr::{Change, CsrOp, MSTATUS, MSTATUSH, StoredCsr, mstatus};
 use crate::disk::Disk;
+use crate::insn::compute::Condition;
 use crate::insn::table::{if_op, match_op};
 use crate::insn::{Class, Decoded, Format, INSN_SIZE, Insn, Op, Row, decode};
 use crate::lane::Lane;
@@ -439,9 +440,9 @@ fn misaligned_jump(hart: &Hart, insn: Insn) -> Result<(), Trap> {
             (Jump()) => {
                 break 'jump (true, insn.imm_j())
             };
-            (Branch(|$a:pat_param, $b:pat_param| $taken:expr)) => {{
-                let ($a, $b) = (hart.x[insn.rs1()], hart.x[insn.rs2()]);
-                break 'jump ($taken, insn.imm_b());
+            (Branch($condition:ident)) => {{
+                let (a, b) = (hart.x[insn.rs1()], hart.x[insn.rs2()]);
+                break 'jump (Condition::$condition.holds(a, b), insn.imm_b());
             }};
             ($class:ident $meaning:tt) => {{}};
         }

@@ -42,20 +42,37 @@ pub(crate) mod deny {
     derive(zerocopy::TryFromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
 )]
 #[repr(C, align(8))]
-struct Entry {
+pub(crate) struct Entry {
     frame: Frame,
     tag: u32,
 }
 
 impl Entry {
-    const EMPTY: Self = Self::new(0, deny::ALL, Frame::ZERO);
+    pub(crate) const EMPTY: Self = Self::new(0, deny::ALL, Frame::ZERO);
+
+    /// Packs the entry into a word.
+    #[inline(always)]
+    pub(crate) const fn to_bits(self) -> u64 {
+        (self.tag as u64) << 32 | self.frame.raw() as u64
+    }
+
+    /// Unpacks an entry from a word.
+    #[inline(always)]
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self { frame: Frame::from_raw(bits as u32), tag: (bits >> 32) as u32 }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn frame(self) -> Frame {
+        self.frame
+    }
 
     const fn new(va: u32, low: u32, frame: Frame) -> Self {
         Self { frame, tag: va & PAGE_MASK | low }
     }
 
     #[inline(always)]
-    fn hit(self, va: u32, align: u32, denied: u32) -> bool {
+    pub(crate) fn hit(self, va: u32, align: u32, denied: u32) -> bool {
         (self.tag ^ va) & (PAGE_MASK | align) | self.tag & denied == 0
     }
 
@@ -94,9 +111,15 @@ impl<const ENTRIES: usize> DataTlb<ENTRIES> {
     /// stacks, page tables and buffers are often equal distances apart and would collide. That
     /// halves the misses of a Linux boot.
     #[inline(always)]
-    const fn index(va: u32) -> usize {
+    pub(crate) const fn index(va: u32) -> usize {
         const { assert!(ENTRIES.is_power_of_two()) };
         (va >> FRAME_SHIFT ^ va >> (FRAME_SHIFT + 6)) as usize % ENTRIES
+    }
+
+    /// Returns the entry that a lookup of `va` compares with.
+    #[inline(always)]
+    pub(crate) fn entry(&self, va: u32) -> Entry {
+        self.entries[Self::index(va)]
     }
 
     /// Looks up the frame of `va`. `align` is the access size minus one, and `denied` holds the

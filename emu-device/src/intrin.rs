@@ -7,6 +7,13 @@ unsafe extern "C" {
     safe fn pxvm_now_ns() -> u64;
     safe fn pxvm_half(value: u32) -> u32;
     safe fn pxvm_opaque(value: u64) -> u64;
+    safe fn pxvm_select(condition: bool, a: u32, b: u32) -> u32;
+    fn pxvm_load32_if(condition: bool, from: *const u32) -> u32;
+    fn pxvm_load64_if(condition: bool, from: *const u64) -> u64;
+    fn pxvm_store8_if(condition: bool, to: *mut u8, value: u32);
+    fn pxvm_store16_if(condition: bool, to: *mut u16, value: u32);
+    fn pxvm_store32_if(condition: bool, to: *mut u32, value: u32);
+    safe fn pxvm_prefetch(at: *const u8);
     safe fn pxvm_sync_warp(mask: u32);
     safe fn pxvm_activemask() -> u32;
     safe fn pxvm_ballot_sync(mask: u32, predicate: bool) -> u32;
@@ -77,6 +84,75 @@ pub fn opaque(value: u64) -> u64 {
 #[inline(always)]
 pub fn half(value: u32) -> u32 {
     pxvm_half(value)
+}
+
+/// Returns `a` if the condition is true, else `b`, without a branch.
+#[inline(always)]
+pub fn select(condition: bool, a: u32, b: u32) -> u32 {
+    pxvm_select(condition, a, b)
+}
+
+/// Accesses of global memory that a thread does if a condition is true, without a branch. A load that
+/// is not done gives zero.
+///
+/// # Safety
+/// If the condition is true, the pointer is aligned, and valid for the access in global memory.
+pub mod conditional {
+    /// Loads a word.
+    ///
+    /// # Safety
+    /// See above.
+    #[inline(always)]
+    pub unsafe fn load32(condition: bool, from: *const u32) -> u32 {
+        // SAFETY: the caller's.
+        unsafe { super::pxvm_load32_if(condition, from) }
+    }
+
+    /// Loads a double word.
+    ///
+    /// # Safety
+    /// See above.
+    #[inline(always)]
+    pub unsafe fn load64(condition: bool, from: *const u64) -> u64 {
+        // SAFETY: the caller's.
+        unsafe { super::pxvm_load64_if(condition, from) }
+    }
+
+    /// Stores the low byte of a word.
+    ///
+    /// # Safety
+    /// See above.
+    #[inline(always)]
+    pub unsafe fn store8(condition: bool, to: *mut u8, value: u32) {
+        // SAFETY: the caller's.
+        unsafe { super::pxvm_store8_if(condition, to, value) }
+    }
+
+    /// Stores the low half of a word.
+    ///
+    /// # Safety
+    /// See above.
+    #[inline(always)]
+    pub unsafe fn store16(condition: bool, to: *mut u16, value: u32) {
+        // SAFETY: the caller's.
+        unsafe { super::pxvm_store16_if(condition, to, value) }
+    }
+
+    /// Stores a word.
+    ///
+    /// # Safety
+    /// See above.
+    #[inline(always)]
+    pub unsafe fn store32(condition: bool, to: *mut u32, value: u32) {
+        // SAFETY: the caller's.
+        unsafe { super::pxvm_store32_if(condition, to, value) }
+    }
+}
+
+/// Begins to load a line of memory into the cache. Any address will do.
+#[inline(always)]
+pub fn prefetch(at: *const u8) {
+    pxvm_prefetch(at);
 }
 
 /// Returns the device's clock, in nanoseconds.

@@ -45,6 +45,17 @@ pub trait Simt {
         value
     }
 
+    /// Returns `a` if the condition is true, else `b`: see
+    /// [`Lane::select`](emu_core::lane::Lane::select).
+    #[inline(always)]
+    fn select(condition: bool, a: u32, b: u32) -> u32 {
+        if condition { a } else { b }
+    }
+
+    /// Begins to bring near the `bytes` bytes at `at`.
+    #[inline(always)]
+    fn prefetch(_at: *const u8, _bytes: usize) {}
+
     /// Returns true, and hides from the compiler that it does. Used as the condition of a branch, it
     /// makes a convergence region: lanes that diverge inside the branch reconverge at its end.
     #[inline(always)]
@@ -168,6 +179,20 @@ mod gpu {
         #[inline(always)]
         fn opaque(value: u64) -> u64 {
             intrin::opaque(value)
+        }
+
+        #[inline(always)]
+        fn select(condition: bool, a: u32, b: u32) -> u32 {
+            intrin::select(condition, a, b)
+        }
+
+        #[inline(always)]
+        fn prefetch(at: *const u8, bytes: usize) {
+            // A line of the cache has 128 bytes.
+            for offset in (0..bytes).step_by(128) {
+                intrin::prefetch(at.wrapping_add(offset));
+            }
+            intrin::prefetch(at.wrapping_add(bytes - 1));
         }
 
         #[inline(always)]

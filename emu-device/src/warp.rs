@@ -134,6 +134,11 @@ impl<S: Simt> Warp<S> {
         (self.expected, self.running) = (self.live, self.live);
     }
 
+    /// Makes the lanes that execute this call together take each step of the uniform loop together.
+    pub fn join(&mut self) {
+        self.live = S::active_mask();
+    }
+
     /// Handles a sync point. Returns whether this lane's run must end, either to wait for other
     /// lanes or because the launch has ended.
     fn arrive(&mut self, hart: &SyncPoint) -> bool {
@@ -250,6 +255,36 @@ impl<S: Simt> Lane for &mut Warp<S> {
     #[inline(always)]
     fn opaque(value: u64) -> u64 {
         S::opaque(value)
+    }
+
+    #[inline(always)]
+    fn select(condition: bool, a: u32, b: u32) -> u32 {
+        S::select(condition, a, b)
+    }
+
+    #[inline(always)]
+    fn lanes(&self) -> u32 {
+        self.live
+    }
+
+    #[inline(always)]
+    fn ballot(mask: u32, predicate: bool) -> u32 {
+        S::ballot(mask, predicate)
+    }
+
+    #[inline(always)]
+    fn sync(mask: u32) {
+        S::sync(mask);
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(value: &T) {
+        S::prefetch((&raw const *value).cast(), size_of::<T>());
+    }
+
+    #[inline(always)]
+    fn region_begin(value: u32) -> bool {
+        S::region_begin(value)
     }
 
     #[inline(always)]

@@ -10,9 +10,9 @@ use emu_core::layout::MachineKind;
 use emu_core::trace::{NoTrace, Trace};
 
 use crate::backend::cpu::{CpuPort, Guest, HostArena, WorkerContext, check_count, private_frames};
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::gpu::Gpu;
+use crate::backend::cuda::{Choice, CudaError};
 use crate::backend::fingerprint::fingerprint;
 use crate::backend::images::Images;
 use crate::backend::trap_loop::TrapLoop;
@@ -286,16 +286,16 @@ impl Bare {
         Ok(Self { executor: Executor::Cpu { guests, context }, programs })
     }
 
-    /// Returns VMs on a GPU with these programs, `lanes` VMs per warp; the best number when absent.
+    /// Returns VMs on a GPU with these programs, packed as `packing` says.
     /// [`Bare::into_gpu`] returns the GPU.
     pub fn new_on(
         gpu: Box<dyn Gpu>,
-        lanes: Option<u32>,
+        packing: Choice,
         programs: Vec<Program>,
         hardware: Hardware,
     ) -> Result<Self, Error> {
         let (fleet, programs) = fleet(programs, hardware)?;
-        let fleet = BareFleet::start(gpu, &fleet, lanes)?;
+        let fleet = BareFleet::start(gpu, &fleet, packing)?;
         Ok(Self { executor: Executor::Cuda(Box::new(fleet)), programs })
     }
 
@@ -584,7 +584,7 @@ mod tests {
     fn on_emulated_gpu(code: &[&[u32]]) -> Bare {
         let gpu = Box::new(Emulated::new(Size::mib(64)));
         let programs = code.iter().map(|code| program(code)).collect();
-        Bare::new_on(gpu, None, programs, Hardware::virt(Size::mib(1))).unwrap()
+        Bare::new_on(gpu, Choice::default(), programs, Hardware::virt(Size::mib(1))).unwrap()
     }
 
     fn run(bare: &mut Bare, max: u64) -> Vec<End> {
@@ -621,7 +621,8 @@ mod tests {
     fn a_lost_gpu_is_no_fault_of_the_program() {
         let gpu = Box::new(Emulated::new(Size::mib(64)).failing_after(2));
         let programs = vec![program(&[LOOP])];
-        let mut bare = Bare::new_on(gpu, None, programs, Hardware::virt(Size::mib(1))).unwrap();
+        let mut bare =
+            Bare::new_on(gpu, Choice::default(), programs, Hardware::virt(Size::mib(1))).unwrap();
         let error = bare.run(100_000, &mut NoTrace, &mut Vec::new()).unwrap_err();
         assert_eq!(Error::from(error).code(), Code::Failure);
     }
@@ -704,7 +705,7 @@ mod tests {
         let gpu = Box::new(Emulated::new(Size::mib(64)));
         [
             Bare::new(program(), hardware.clone()).unwrap(),
-            Bare::new_on(gpu, None, program(), hardware).unwrap(),
+            Bare::new_on(gpu, Choice::default(), program(), hardware).unwrap(),
         ]
     }
 
@@ -717,7 +718,7 @@ mod tests {
         let hardware = || Hardware { disks: Some(image()), ..Hardware::virt(memory) };
         let gpu = Box::new(Emulated::new(Size::mib(64)));
         let mut cpu = Bare::new(program(), hardware()).unwrap();
-        let mut gpu = Bare::new_on(gpu, None, program(), hardware()).unwrap();
+        let mut gpu = Bare::new_on(gpu, Choice::default(), program(), hardware()).unwrap();
         for bare in [&mut cpu, &mut gpu] {
             let mut printed = Vec::new();
             let ends = bare.run(1_000_000, &mut NoTrace, &mut printed).unwrap();

@@ -7,7 +7,7 @@ pub mod virtio;
 
 use std::time::Duration;
 
-pub use self::backend::{BackendArgs, BackendChoice, Clock};
+pub use self::backend::{BackendArgs, BackendChoice, Clock, LoopArgs, PackingArgs};
 pub use self::fleet::{FLEET_CODES, FleetArgs, VmRange};
 pub use self::guest::{GuestArgs, Machine};
 pub use self::virtio::{VirtioArgs, VirtioVersion};

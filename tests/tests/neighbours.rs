@@ -11,7 +11,7 @@ use emu_core::layout::MachineKind;
 use emu_core::trace::NoTrace;
 use pxvm::backend::cpu::CpuBackend;
 use pxvm::backend::cuda::emulated::Emulated;
-use pxvm::backend::cuda::{CudaBackend, DeviceFleet, Options};
+use pxvm::backend::cuda::{Choice, CudaBackend, DeviceFleet, InsnLoop, Options};
 use pxvm::backend::{Backend, ClockSource, Event, EventKind, Settings};
 use pxvm::bare::{Bare, End, Hardware};
 use pxvm::console::ready::ReadyPattern;
@@ -53,9 +53,10 @@ fn on_cpu_with(guests: &[Guest], hardware: Hardware) -> Bare {
     Bare::new(programs(guests), hardware).expect("room for all")
 }
 
-fn on_gpu(guests: &[Guest]) -> Bare {
+fn on_gpu(guests: &[Guest], insn_loop: InsnLoop) -> Bare {
     let gpu = Box::new(Emulated::new(GPU_MEMORY));
-    Bare::new_on(gpu, Some(32), programs(guests), Hardware::virt(MEMORY)).expect("room for all")
+    let packing = Choice { lanes: Some(32), insn_loop: Some(insn_loop) };
+    Bare::new_on(gpu, packing, programs(guests), Hardware::virt(MEMORY)).expect("room for all")
 }
 
 /// How a guest ended, after how many instructions, with which state, and what it printed.
@@ -91,12 +92,14 @@ fn good_guests_end_the_same_beside_hostile_ones_on_cpu_and_gpu() {
     let expected = run(on_cpu(&quiet), count);
     let on_cpu = run(on_cpu(&hostile), count);
     same_for_the_good(&hostile, &expected, &on_cpu);
-    let on_gpu = run(on_gpu(&hostile), count);
-    same_for_the_good(&hostile, &expected, &on_gpu);
-    // The hostile ones, too, are the same machines on both.
-    for (vm, guest) in hostile.iter().enumerate() {
-        let (cpu, gpu) = (&on_cpu[vm], &on_gpu[vm]);
-        assert_eq!((&cpu.0, cpu.1, cpu.2), (&gpu.0, gpu.1, gpu.2), "vm{vm}, {}", guest.name);
+    for insn_loop in [InsnLoop::Dispatch, InsnLoop::Uniform] {
+        let on_gpu = run(on_gpu(&hostile, insn_loop), count);
+        same_for_the_good(&hostile, &expected, &on_gpu);
+        // The hostile ones, too, are the same machines on both.
+        for (vm, guest) in hostile.iter().enumerate() {
+            let (cpu, gpu) = (&on_cpu[vm], &on_gpu[vm]);
+            assert_eq!((&cpu.0, cpu.1, cpu.2), (&gpu.0, gpu.1, gpu.2), "vm{vm}, {}", guest.name);
+        }
     }
 }
 
@@ -181,7 +184,8 @@ fn good_guests_are_served_the_same_beside_hostile_ones_by_both_backends() {
     let count = fleet.count;
     let gpu = Box::new(Emulated::new(GPU_MEMORY));
     let device = DeviceFleet::new(gpu, &fleet).expect("room for all");
-    let options = Options { device: 0, vms_per_warp: Some(32) };
+    let packing = Choice { lanes: Some(32), insn_loop: None };
+    let options = Options { device: 0, packing };
     let backend = CudaBackend::start(device, fleet, settings.clone(), options).expect("it starts");
     assert_eq!(expected, heard(&backend, count));
 }

@@ -11,9 +11,10 @@ use emu_core::layout::MachineKind;
 use emu_core::trace::NoTrace;
 use emu_device::protocol::launch::{Entry, SLICE};
 use emu_device::protocol::outbox::{Body, messages};
-use pxvm::backend::cuda::DeviceFleet;
 use pxvm::backend::cuda::emulated::Emulated;
 use pxvm::backend::cuda::fleet::{LaunchArgs, Start};
+use pxvm::backend::cuda::packing::Packing;
+use pxvm::backend::cuda::{DeviceFleet, InsnLoop};
 use pxvm::backend::fingerprint::fingerprint;
 use pxvm::bare::{Bare, Hardware};
 use pxvm::image::elf::{Program, parse};
@@ -56,7 +57,12 @@ fn alone(guests: &[Guest]) -> Vec<Fate> {
 
 /// Runs guests 32 to a warp, in launches that end by the clock, until those have ended that `ends`
 /// names. Returns what became of all.
-fn in_warps(guests: &[Guest], simulator: &Simulator, ends: impl Fn(usize) -> bool) -> Vec<Fate> {
+fn in_warps(
+    guests: &[Guest],
+    insn_loop: InsnLoop,
+    simulator: &Simulator,
+    ends: impl Fn(usize) -> bool,
+) -> Vec<Fate> {
     let payloads = programs(guests).into_iter().map(|program| program.payload).collect();
     let fleet = Fleet::several(MachineKind::Virt, MEMORY, payloads).expect("they fit");
     let gpu = Box::new(Emulated::with_warps(GPU_MEMORY, simulator.clone()));
@@ -80,7 +86,7 @@ fn in_warps(guests: &[Guest], simulator: &Simulator, ends: impl Fn(usize) -> boo
             slices: 4,
             slice: SLICE,
             now: Now::Instret,
-            vms_per_warp: 32,
+            packing: Packing { vms_per_warp: 32, insn_loop },
             time: Some(LAUNCH),
         };
         device.submit(&args).expect("the device works");
@@ -121,7 +127,7 @@ const ROUNDS: u32 = 24;
 fn similar_guests_end_as_alone_and_their_lanes_converge_again_in_nearly_each_round() {
     let guests: Vec<Guest> = (0..32).map(|seed| similar(seed, ROUNDS)).collect();
     let simulator = Simulator::new(1);
-    let found = in_warps(&guests, &simulator, |_| true);
+    let found = in_warps(&guests, InsnLoop::Dispatch, &simulator, |_| true);
     assert_same(&guests, &alone(&guests), &found, |_| true);
     let report = simulator.report();
     assert!(report.reconverged >= u64::from(ROUNDS * 3 / 4), "{report:?}");
@@ -133,7 +139,7 @@ fn lanes_that_are_split_up_anywhere_converge_again_and_no_guest_sees_it() {
     let expected = alone(&guests);
     for seed in 1..=2 {
         let simulator = Simulator::new(seed).splitting();
-        let found = in_warps(&guests, &simulator, |_| true);
+        let found = in_warps(&guests, InsnLoop::Dispatch, &simulator, |_| true);
         assert_same(&guests, &expected, &found, |_| true);
         let report = simulator.report();
         assert!(report.reconverged >= u64::from(ROUNDS), "seed {seed}: {report:?}");
@@ -146,7 +152,7 @@ fn lanes_whose_guests_have_ended_are_not_waited_for() {
     let quarters = (0..32).map(|seed| (seed, (1 + seed % 4) * ROUNDS / 4));
     let guests: Vec<Guest> = quarters.map(|(seed, rounds)| similar(seed, rounds)).collect();
     let simulator = Simulator::new(1);
-    let found = in_warps(&guests, &simulator, |_| true);
+    let found = in_warps(&guests, InsnLoop::Dispatch, &simulator, |_| true);
     assert_same(&guests, &alone(&guests), &found, |_| true);
     let report = simulator.report();
     assert!(report.reconverged >= u64::from(ROUNDS * 3 / 4), "{report:?}");
@@ -159,6 +165,17 @@ fn good_guests_end_as_alone_beside_hostile_ones_in_their_warp() {
     let guests: Vec<Guest> = pairs.flat_map(|(hostile, good)| [hostile, good]).collect();
     let is_good = |vm: usize| vm % 2 == 1;
     let simulator = Simulator::new(1).splitting();
-    let found = in_warps(&guests, &simulator, is_good);
+    let found = in_warps(&guests, InsnLoop::Dispatch, &simulator, is_good);
     assert_same(&guests, &alone(&guests), &found, is_good);
+}
+
+#[test]
+fn lanes_that_take_each_step_together_end_as_alone() {
+    // Eight of them end after each quarter of the rounds.
+    let quarters = (0..32).map(|seed| (seed, (1 + seed % 4) * ROUNDS / 8));
+    let guests: Vec<Guest> = quarters.map(|(seed, rounds)| similar(seed, rounds)).collect();
+    let simulator = Simulator::new(1);
+    let found = in_warps(&guests, InsnLoop::Uniform, &simulator, |_| true);
+    assert_same(&guests, &alone(&guests), &found, |_| true);
+    assert!(simulator.report().synced > 1000, "{:?}", simulator.report());
 }

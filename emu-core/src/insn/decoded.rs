@@ -1,6 +1,79 @@
 //! The decoded form of an instruction, which the instruction loop executes.
 
-use super::{Class, Format, INSN_SIZE, Insn, Op, decode};
+use super::compute::{AluOp, Condition, UpperOp};
+use super::table::match_op;
+use super::{Class, Extend, Format, INSN_SIZE, Insn, Op, decode};
+
+/// What executes an instruction in the uniform loop ([`crate::uniform`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum Unit {
+    /// Not a part of the straight path. Also what is not decoded yet.
+    Rare,
+    /// [`AluOp`]: of `rs1` and of the sum of `rs2` and the immediate, one of which is zero.
+    Alu,
+    /// [`UpperOp`].
+    Upper,
+    /// JAL.
+    Jump,
+    /// JALR.
+    JumpRegister,
+    /// A branch on a [`Condition`].
+    Branch,
+    /// A load; [`Decoded::size_shift`] and [`Decoded::is_unsigned`] say which.
+    Load,
+    /// A store of a size.
+    Store,
+}
+
+impl Unit {
+    /// Returns what executes an operation, and what it selects there.
+    fn of(op: Op) -> (Self, u32) {
+        macro_rules! unit {
+            (Upper($op:ident)) => {
+                (Self::Upper, UpperOp::$op as u32)
+            };
+            (Alu($op:ident)) => {
+                Self::alu(AluOp::$op)
+            };
+            (AluImm($op:ident)) => {
+                Self::alu(AluOp::$op)
+            };
+            (Jump()) => {
+                (Self::Jump, 0)
+            };
+            (JumpRegister()) => {
+                (Self::JumpRegister, 0)
+            };
+            (Branch($condition:ident)) => {
+                (Self::Branch, Condition::$condition as u32)
+            };
+            (Load($size:literal, $extend:ident)) => {
+                (Self::Load, u32::ilog2($size) | (Extend::$extend as u32) << 2)
+            };
+            (Store($size:literal)) => {
+                (Self::Store, u32::ilog2($size))
+            };
+            (Fence()) => {
+                (Self::Alu, 0)
+            };
+            ($class:ident $meaning:tt) => {{
+                const _: () = assert!(!Class::$class.in_loop());
+                (Self::Rare, 0)
+            }};
+        }
+        match_op!(op, unit, {
+            Op::Nop => (Self::Alu, 0),
+            Op::J => (Self::Jump, 0),
+            Op::Jr => (Self::JumpRegister, 0),
+            Op::Undecoded | Op::DiscardedLoad | Op::MisalignedJump | Op::Illegal => (Self::Rare, 0),
+        })
+    }
+
+    fn alu(op: AluOp) -> (Self, u32) {
+        if (op as u32) < AluOp::PICKED { (Self::Alu, op as u32) } else { (Self::Rare, 0) }
+    }
+}
 
 /// A decoded instruction, packed into 64 bits: operation, registers, and the immediate (or the
 /// whole instruction word, for operations that use other fields).
@@ -28,8 +101,9 @@ impl Decoded {
             Format::B => insn.imm_b(),
             Format::U => insn.imm_u(),
             Format::J => insn.imm_j(),
-            Format::R
-            | Format::Csr
+            // The ALU adds it to `rs2`.
+            Format::R => 0,
+            Format::Csr
             | Format::CsrImm
             | Format::Amo
             | Format::Lr
@@ -66,10 +140,47 @@ impl Decoded {
     }
 
     fn pack(op: Op, insn: Insn, imm: u32) -> Self {
-        let fields = insn.rs1() << 8 | insn.rd() << 16 | insn.rs2() << 24 | 1 << 29;
-        Self(u64::from(imm) << 32 | fields as u64 | u64::from(op.slot()))
+        let (unit, select) = match op.as_other() {
+            Some(number) => (Unit::Rare, number),
+            None => Unit::of(op),
+        };
+        // Registers that an instruction does not have are `x0`, as far as the uniform loop reads or
+        // writes them. Their bits in the instruction are others'.
+        let format = op.row().map_or(Format::None, |row| row.format);
+        let rd = match (op, format) {
+            (Op::Nop | Op::Fence | Op::FenceI | Op::MisalignedJump, _)
+            | (_, Format::S | Format::B) => 0,
+            _ => insn.rd(),
+        };
+        let rs2 = match format {
+            Format::I | Format::Shift => 0,
+            _ => insn.rs2(),
+        };
+        let registers = insn.rs1() << 8 | rd << 16 | rs2 << 24;
+        let unit = (unit as u32) << 13 | (select & 7) << 21 | (select & 8) << 4;
+        Self(u64::from(imm) << 32 | registers as u64 | u64::from(op.slot() | unit | 1 << 29))
     }
 
+    /// Returns what executes the instruction in the uniform loop.
+    #[inline(always)]
+    pub(crate) const fn is_for(self, unit: Unit) -> bool {
+        self.0 as u32 >> 13 & 7 == unit as u32
+    }
+    /// Returns the number of the result, or the condition, that the instruction selects.
+    #[inline(always)]
+    pub(crate) const fn select(self) -> u32 {
+        self.0 as u32 >> 21 & 7 | self.0 as u32 >> 4 & 8
+    }
+    /// Returns log2 of the bytes that a load or store accesses.
+    #[inline(always)]
+    pub(crate) const fn size_shift(self) -> u32 {
+        self.select() & 3
+    }
+    /// Returns whether a load fills the bits above those it loads with zeros.
+    #[inline(always)]
+    pub(crate) const fn is_unsigned(self) -> bool {
+        self.select() & 4 != 0
+    }
     /// Returns the operation that the instruction loop dispatches on: [`Op::OTHER`] for all that
     /// have no slot of their own.
     #[inline(always)]
@@ -79,7 +190,8 @@ impl Decoded {
     /// Returns the operation.
     pub fn op(self) -> Op {
         match self.slot() {
-            Op::OTHER => decode(self.insn().0),
+            // The loop tells these apart by the instruction word.
+            Op::OTHER => Op::other(self.select()),
             op => op,
         }
     }

@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 
-use crate::ENTRIES;
-
-/// Returns everything that is wrong with a PTX text, as sentences for people.
-pub fn problems(text: &str) -> Vec<String> {
+/// Returns everything that is wrong with a PTX text that has these entry points, as sentences for
+/// people.
+pub fn problems(text: &str, entries: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     if !text.lines().any(|l| l.starts_with(".target") && !l.contains("debug")) {
         found.push("no `.target` without `debug`: it would be compiled unoptimised".to_owned());
@@ -24,10 +23,10 @@ pub fn problems(text: &str) -> Vec<String> {
         twins(text)
             .map(|line| format!("two votes or shuffles made of one, on two paths: `{line}`")),
     );
-    if text.matches(".entry ").count() != ENTRIES.len() {
+    if text.matches(".entry ").count() != entries.len() {
         found.push("another number of entry points than there should be".to_owned());
     }
-    for entry in ENTRIES {
+    for entry in entries {
         if !text.contains(&format!(".visible .entry {entry}(")) {
             found.push(format!("no entry point {entry}"));
         }
@@ -59,6 +58,7 @@ pub fn traps(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ENTRIES;
 
     fn good() -> String {
         let entries = ENTRIES.map(|e| format!(".visible .entry {e}(\n)\n{{ ret; }}\n"));
@@ -67,12 +67,13 @@ mod tests {
 
     #[test]
     fn what_the_builder_makes_is_accepted() {
-        assert_eq!(problems(&good()), Vec::<String>::new());
+        assert_eq!(problems(&good(), &ENTRIES), Vec::<String>::new());
     }
 
     #[test]
     fn every_fault_is_named() {
-        let bad = |from: &str, to: &str| problems(&good().replacen(from, to, 1)).join("\n");
+        let bad =
+            |from: &str, to: &str| problems(&good().replacen(from, to, 1), &ENTRIES).join("\n");
         assert!(bad("sm_75", "sm_75, debug").contains("unoptimised"));
         assert!(bad("ret;", ".extern .func memcpy").contains("memcpy"));
         assert!(bad("ret;", "atom.local.add.u32 r, [a], 1;").contains("atomic"));

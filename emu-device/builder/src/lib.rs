@@ -21,8 +21,19 @@ use std::path::{Path, PathBuf};
 pub const CPU: &str = "sm_75";
 /// The PTX version, which drivers since CUDA 11.8 can load.
 pub const FEATURES: &str = "+ptx78";
+/// Warps of each entry point that must fit on a multiprocessor at once, where the compiler is told
+/// so. It then uses no more registers than that allows: a block is one warp.
+const RESIDENT_WARPS: [(&str, u32); 1] = [(UNIFORM, 16)];
 /// Entry points, the only symbols that the PTX exports.
-pub const ENTRIES: [&str; 4] = ["pxvm_step", "pxvm_start", "pxvm_release", "pxvm_digest"];
+const ENTRIES: [&str; 4] = ["pxvm_step", "pxvm_start", "pxvm_release", "pxvm_digest"];
+/// The entry point that is there with feature `uniform-loop` alone.
+const UNIFORM: &str = "pxvm_step_uniform";
+
+/// Returns the entry points of a build with these features.
+pub fn entries<S: AsRef<str>>(features: &[S]) -> Vec<&'static str> {
+    let uniform = features.iter().any(|feature| feature.as_ref() == "uniform-loop");
+    ENTRIES.into_iter().chain(uniform.then_some(UNIFORM)).collect()
+}
 
 /// Builds package `emu-device` of the workspace at `workspace` to PTX, with more cargo features
 /// than `device`, in target directory `out`.
@@ -33,15 +44,17 @@ pub fn build(workspace: &Path, features: &[String], out: &Path) -> Result<String
     let path = workspace.join("emu-device/intrinsics.ll");
     let intrinsics =
         std::fs::read_to_string(&path).map_err(|source| Error::File { path, source })?;
+    let entries = entries(features);
     let options = Options {
         cpu: CPU,
         features: FEATURES,
         intrinsics: &intrinsics,
-        entries: &ENTRIES,
+        entries: &entries,
+        resident_warps: &RESIDENT_WARPS,
         keep_ir: None,
     };
     let text = peephole::drop_dead_branches(&ptx(&bitcode, &options)?);
-    match check::problems(&text).into_iter().next() {
+    match check::problems(&text, &entries).into_iter().next() {
         None => Ok(text),
         Some(problem) => Err(Error::Refused(problem)),
     }

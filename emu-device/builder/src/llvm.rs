@@ -70,6 +70,7 @@ api! {
     LLVMSetLinkage(Value, c_int);
     LLVMSetVisibility(Value, c_int);
     LLVMSetFunctionCallConv(Value, c_uint);
+    LLVMAddTargetDependentFunctionAttr(Value, Str, Str);
     LLVMSetPersonalityFn(Value, Value);
     LLVMRemoveStringAttributeAtIndex(Value, c_uint, Str, c_uint);
     LLVMGetFirstUse(Value) -> Use;

@@ -26,6 +26,8 @@ pub struct Options<'a> {
     pub intrinsics: &'a str,
     /// Names of the entry points.
     pub entries: &'a [&'a str],
+    /// Warps of some entry points that must fit on a multiprocessor at once.
+    pub resident_warps: &'a [(&'a str, u32)],
     /// The file to write the optimised module to as text, for inspection.
     pub keep_ir: Option<&'a Path>,
 }
@@ -152,6 +154,15 @@ unsafe fn retarget(llvm: &Llvm, module: Module, options: &Options<'_>) {
                 (llvm.LLVMSetPersonalityFn)(function, Value(null_mut()));
                 if options.entries.contains(&name(llvm, function).as_str()) {
                     (llvm.LLVMSetFunctionCallConv)(function, CALL_PTX_KERNEL);
+                    let mut resident = options.resident_warps.iter();
+                    if let Some((_, warps)) =
+                        resident.find(|(entry, _)| *entry == name(llvm, function))
+                    {
+                        let warps = c(&warps.to_string());
+                        let set = llvm.LLVMAddTargetDependentFunctionAttr;
+                        set(function, c"nvvm.maxntid".as_ptr(), c"32".as_ptr());
+                        set(function, c"nvvm.minctasm".as_ptr(), warps.as_ptr());
+                    }
                 } else {
                     (llvm.LLVMSetVisibility)(function, VISIBILITY_DEFAULT);
                     (llvm.LLVMSetLinkage)(function, LINKAGE_INTERNAL);

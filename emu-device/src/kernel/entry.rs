@@ -28,6 +28,21 @@ pub unsafe extern "C" fn pxvm_step(launch: &Launch) {
 }
 
 /// # Safety
+/// As [`super::step_uniform`]; the block has 32 threads and `vms_per_warp * hot.bytes()` bytes of
+/// shared memory.
+#[cfg(feature = "uniform-loop")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pxvm_step_uniform(launch: &Launch) {
+    if let Some(index) = index(launch) {
+        // SAFETY: each lane has its part of shared memory.
+        unsafe {
+            let hot = super::HotLane::new(launch, shared_mem(), thread::thread_idx_x());
+            super::step_uniform::<Gpu>(launch, index, hot);
+        }
+    }
+}
+
+/// # Safety
 /// As [`super::release`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pxvm_release(launch: &Launch) {

@@ -5,10 +5,12 @@
 mod digest;
 #[cfg(feature = "device")]
 mod entry;
+mod hot;
 mod start;
 mod step;
 mod tables;
 
 pub use digest::{digest, private_pages};
+pub use hot::HotLane;
 pub use start::{release, start};
-pub use step::{SLICE_PARTS, step};
+pub use step::{SLICE_PARTS, step, step_uniform};

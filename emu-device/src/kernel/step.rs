@@ -1,8 +1,10 @@
 //! A launch's main part: runs one VM until the launch ends.
 
-use super::tables::{DeviceFrames, code, disk, row};
-use crate::memory::{Arena, FrameMemory, FrameRam, OnGpu, copy};
+use super::hot::HotLane;
+use super::tables::{DeviceDisk, DeviceFrames, DevicePages, code, disk, row};
+use crate::memory::{Arena, CodeRef, FrameMemory, FrameRam, OnGpu, copy};
 use crate::protocol::inbox::Inbox;
+use crate::protocol::launch::CODE_SLOTS;
 use crate::protocol::launch::{Control, Entry, Launch, SLICE, WAKE};
 use crate::protocol::outbox::{CardDrops, Taken};
 use crate::protocol::port::{LogPort, Parked};
@@ -19,6 +21,12 @@ use emu_core::trap::TrapChain;
 /// How many runs a slice may take to reach its end. A run can retire fewer instructions than asked.
 pub const SLICE_PARTS: u64 = 8;
 
+/// The most instructions of a run by the uniform loop, after which lanes look at the time.
+const UNIFORM_QUANTUM: u64 = 1 << 11;
+
+/// The RAM of a VM on a device.
+type DeviceRam<'a> = FrameRam<'a, DeviceFrames<'a>, OnGpu, DevicePages<'static>, CODE_SLOTS>;
+
 /// Instructions that a VM may run past its budget so that its warp can reconverge.
 const GRACE: u64 = SLICE as u64 / 2;
 
@@ -31,6 +39,49 @@ const GRACE: u64 = SLICE as u64 / 2;
 // Inlined, with what it calls, so that the compiler sees that `hart` is in shared memory.
 #[inline(always)]
 pub unsafe fn step<S: Simt>(launch: &Launch, index: u32, hart: *mut Hart) {
+    const WORDS: usize = size_of::<Hart>() / 4;
+    // SAFETY: the caller's; a `Hart` is made of words.
+    unsafe {
+        run_entry::<S>(launch, index, |vm, mut guest, bounds, entry, before| {
+            copy((&raw const vm.hart).cast::<u32>(), hart.cast::<u32>(), WORDS);
+            let hart = &mut *hart;
+            let warp = &mut guest.warp;
+            if !bounds.exact {
+                warp.begin(before, hart.x[2], bounds.goal, launch.time_limit_ns);
+            }
+            let exit = guest.run_to(hart, &mut vm.platform, bounds, entry);
+            copy((&raw const *hart).cast::<u32>(), (&raw mut vm.hart).cast::<u32>(), WORDS);
+            exit
+        });
+    }
+}
+
+/// Does what [`step`] does, by the uniform loop, with the hart's hot state in `hot`.
+///
+/// # Safety
+/// As [`step`].
+#[inline(always)]
+pub unsafe fn step_uniform<S: Simt>(launch: &Launch, index: u32, hot: HotLane) {
+    // SAFETY: the caller's.
+    unsafe {
+        run_entry::<S>(launch, index, |vm, mut guest, bounds, entry, _| {
+            let end = S::now_ns().saturating_add(launch.time_limit_ns.into());
+            guest.run_uniform_to(vm, hot, bounds, entry, end)
+        });
+    }
+}
+
+/// Prepares an entry of a launch, lets `run` run it, and reports what has come of it. `run` gets the
+/// number of instructions that the VM has retired before, last.
+///
+/// # Safety
+/// As [`step`].
+#[inline(always)]
+unsafe fn run_entry<S: Simt>(
+    launch: &Launch,
+    index: u32,
+    run: impl FnOnce(&mut Vm, Guest<'_, '_, DeviceRam<'_>, DeviceDisk, S>, &Bounds, &Entry, u64) -> Exit,
+) {
     // SAFETY: the pointers and counts are the launch's; `index` and what it leads to are in range.
     unsafe {
         let entry = *launch.active.ptr().add(index as usize);
@@ -44,7 +95,7 @@ pub unsafe fn step<S: Simt>(launch: &Launch, index: u32, hart: *mut Hart) {
         let vm = &mut *launch.vms.ptr().add(id as usize);
         let (parked, exit) = (state.parked, state.exit);
         let (offered, inbox) = (inbox.is_some(), inbox.unwrap_or(Inbox::NONE));
-        let mut warp = Warp::<S>::alone(state.syscalls);
+        let warp = Warp::<S>::alone(state.syscalls);
         let mut port = LogPort::new(id, state, &control.outbox, inbox);
         if launch.version != VERSION {
             let code = FaultCode::BadState as u32;
@@ -59,10 +110,6 @@ pub unsafe fn step<S: Simt>(launch: &Launch, index: u32, hart: *mut Hart) {
         }
         port.unpark();
         port.limit(launch.count);
-        const WORDS: usize = size_of::<Hart>() / 4;
-        copy((&raw const vm.hart).cast::<u32>(), hart.cast::<u32>(), WORDS);
-        let hart = &mut *hart;
-
         let arena = Arena::<OnGpu>::new(launch.arena.ptr(), launch.frames, launch.shared);
         let memory = FrameMemory::new(arena, row(launch, id), DeviceFrames(&control.free));
         let shared = core::slice::from_raw_parts(launch.code.ptr(), launch.shared_code as usize);
@@ -75,15 +122,9 @@ pub unsafe fn step<S: Simt>(launch: &Launch, index: u32, hart: *mut Hart) {
         };
         let before = vm.platform.clock.retired;
         let bounds = Bounds::new::<S>(launch, before, offered);
-        if !bounds.exact {
-            warp.begin(before, hart.x[2], bounds.goal, launch.time_limit_ns);
-        }
-        let platform = &mut vm.platform;
-        let mut guest =
-            Guest { hart, platform, ram: &mut ram, disk: &mut disk, port: &mut port, now };
-        let exit = guest.run_to(&bounds, &mut warp, &entry);
+        let guest = Guest { ram: &mut ram, disk: &mut disk, port: &mut port, warp, now };
+        let exit = run(vm, guest, &bounds, &entry, before);
         finish(control, vm, &mut port, offered, before, exit);
-        copy((&raw const *hart).cast::<u32>(), (&raw mut vm.hart).cast::<u32>(), WORDS);
     }
 }
 
@@ -145,6 +186,15 @@ impl Bounds {
         Self { exact: false, slice, cut, run, goal, limit, runs: u64::MAX }
     }
 
+    /// Returns the most instructions of the next run of a VM that has retired `retired`; `uncut` if it
+    /// is not cut at the end of a slice.
+    #[inline(always)]
+    fn most(&self, retired: u64, uncut: u64) -> u32 {
+        let left = self.limit.saturating_sub(retired);
+        let most = if self.cut { u64::from(self.slice - self.in_slice(retired)) } else { uncut };
+        most.min(left) as u32
+    }
+
     /// Returns how far a VM that has retired `retired` instructions is in its slice.
     #[inline(always)]
     fn in_slice(&self, retired: u64) -> u32 {
@@ -152,52 +202,47 @@ impl Bounds {
     }
 }
 
-/// A VM that is being run.
-struct Guest<'a, 'p, M, D> {
-    hart: &'a mut Hart,
-    platform: &'a mut Platform,
+/// What a VM is run with.
+struct Guest<'a, 'p, M, D, S> {
     ram: &'a mut M,
     disk: &'a mut D,
     port: &'a mut LogPort<'p>,
+    warp: Warp<S>,
     now: Now,
 }
 
-impl<M: Ram, D: Disk> Guest<'_, '_, M, D> {
+impl<S: Simt, M: Ram<Code = CodeRef>, D: Disk> Guest<'_, '_, M, D, S> {
     /// Runs the VM until it reaches its bounds, the launch ends, or the VM exits. Returns how the
     /// last run ended.
     #[inline(always)]
-    fn run_to<S: Simt>(&mut self, bounds: &Bounds, warp: &mut Warp<S>, entry: &Entry) -> Exit {
+    fn run_to(
+        &mut self,
+        hart: &mut Hart,
+        platform: &mut Platform,
+        bounds: &Bounds,
+        entry: &Entry,
+    ) -> Exit {
         let mut exit = Exit { code: ExitCode::Budget, arg: 0 };
-        let (mut first, mut goes, mut done, mut stuck) = (true, true, 0, 0);
+        let (mut goes, mut progress) = (true, Progress::NONE);
         loop {
             if S::region_begin(entry.inbox) {
                 if goes {
-                    let retired = self.platform.clock.retired;
-                    let left = bounds.limit.saturating_sub(retired);
+                    let retired = platform.clock.retired;
                     let over = bounds.in_slice(retired);
-                    let most = if bounds.cut {
-                        u64::from(bounds.slice - over)
-                    } else {
-                        warp.quantum(bounds.run)
-                    };
-                    warp.polls = first | bounds.exact | (over == 0);
-                    exit = self.run(warp, most.min(left) as u32);
-                    stuck = if self.platform.clock.retired == retired { stuck + 1 } else { 0 };
-                    (first, done) = (false, done + 1);
+                    let most = bounds.most(retired, self.warp.quantum(bounds.run));
+                    self.warp.polls = progress.is_none() | bounds.exact | (over == 0);
+                    exit = self.run(hart, platform, most);
+                    progress.add(retired, platform.clock.retired);
                 }
-                warp.wait();
+                self.warp.wait();
             }
             S::region_end();
-            // An exception counts against the budget but retires no instruction, so a run may end
-            // before its slice does, and another run follows at once. A VM that does nothing but
-            // take exceptions (`stuck`) continues in the next launch. Without `||`: see `warp`.
-            let retired = self.platform.clock.retired;
-            let over = (retired >= bounds.limit) | (done >= bounds.runs) | (stuck >= SLICE_PARTS);
-            if warp.retire(over | (exit.code != ExitCode::Budget)) {
+            let over = progress.is_over(bounds, platform.clock.retired);
+            if self.warp.retire(over | (exit.code != ExitCode::Budget)) {
                 return exit;
             }
-            goes = warp.pick_leader(retired);
-            if warp.ended {
+            goes = self.warp.pick_leader(platform.clock.retired);
+            if self.warp.ended {
                 return exit;
             }
         }
@@ -205,13 +250,84 @@ impl<M: Ram, D: Disk> Guest<'_, '_, M, D> {
 
     /// Runs the VM for at most `budget` instructions.
     #[inline(always)]
-    fn run<S: Simt>(&mut self, warp: &mut Warp<S>, budget: u32) -> Exit {
-        self.port.begin(self.platform.clock.retired);
-        let (hart, platform) = (&mut *self.hart, &mut *self.platform);
-        let exit = Machine::on(&mut *warp, hart, platform, self.ram, self.disk, self.port)
+    fn run(&mut self, hart: &mut Hart, platform: &mut Platform, budget: u32) -> Exit {
+        self.port.begin(platform.clock.retired);
+        let (hart, platform) = (&mut *hart, &mut *platform);
+        let exit = Machine::on(&mut self.warp, hart, platform, self.ram, self.disk, self.port)
             .run(budget, self.now);
-        self.port.end(self.platform.clock.retired, exit, warp.syscalls);
+        self.port.end(platform.clock.retired, exit, self.warp.syscalls);
         exit
+    }
+
+    /// Does what [`Guest::run_to`] does, by the uniform loop. A launch that is not exact ends at `end`
+    /// on the lanes' clock.
+    #[inline(always)]
+    fn run_uniform_to(
+        &mut self,
+        vm: &mut Vm,
+        hot: HotLane,
+        bounds: &Bounds,
+        entry: &Entry,
+        end: u64,
+    ) -> Exit {
+        let _ = entry;
+        self.warp.join();
+        let Vm { hart, platform } = vm;
+        let mut progress = Progress::NONE;
+        let mut before = platform.clock.retired;
+        self.port.begin(before);
+        let first = bounds.most(before, UNIFORM_QUANTUM);
+        Machine::on(&mut self.warp, hart, platform, self.ram, self.disk, self.port).run_uniform(
+            hot,
+            first,
+            self.now,
+            |port, warp, retired, exit| {
+                port.end(retired, exit, warp.syscalls);
+                progress.add(before, retired);
+                let late = !bounds.exact && S::now_ns() >= end;
+                let over = progress.is_over(bounds, retired) | late;
+                if over | (exit.code != ExitCode::Budget) {
+                    return None;
+                }
+                before = retired;
+                port.begin(retired);
+                warp.polls = bounds.exact | (bounds.in_slice(retired) == 0);
+                Some(bounds.most(retired, UNIFORM_QUANTUM))
+            },
+        )
+    }
+}
+
+/// What the runs of a VM's part of a launch have come to.
+struct Progress {
+    /// Runs.
+    done: u64,
+    /// The last runs that retired nothing.
+    stuck: u64,
+}
+
+impl Progress {
+    const NONE: Self = Self { done: 0, stuck: 0 };
+
+    fn is_none(&self) -> bool {
+        self.done == 0
+    }
+
+    /// Counts a run before which the VM had retired `before` instructions, and after it `after`.
+    #[inline(always)]
+    fn add(&mut self, before: u64, after: u64) {
+        self.stuck = if after == before { self.stuck + 1 } else { 0 };
+        self.done += 1;
+    }
+
+    /// Returns whether the VM's part of the launch is over, after `retired` instructions.
+    ///
+    /// An exception counts against the budget but retires no instruction, so a run may end before its
+    /// slice does, and another run follows at once. A VM that does nothing but take exceptions
+    /// (`stuck`) continues in the next launch. Without `||`: see `warp`.
+    #[inline(always)]
+    fn is_over(&self, bounds: &Bounds, retired: u64) -> bool {
+        (retired >= bounds.limit) | (self.done >= bounds.runs) | (self.stuck >= SLICE_PARTS)
     }
 }
 

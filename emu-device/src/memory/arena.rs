@@ -3,6 +3,8 @@
 
 use super::layout::{Contiguous, FrameLayout};
 use super::words::{BATCH, fill_zero};
+#[cfg(feature = "device")]
+use crate::intrin::conditional;
 use core::marker::PhantomData;
 use emu_core::mem::{FRAME_SIZE, Frame, RawFrames, chunks};
 
@@ -173,5 +175,25 @@ impl<L: FrameLayout> RawFrames for Arena<L> {
         debug_assert!(self.is_private(frame));
         // SAFETY: as `store8`, aligned as `load32`.
         unsafe { self.at(frame, offset & !3).cast::<u32>().write(value) }
+    }
+
+    #[cfg(feature = "device")]
+    #[inline(always)]
+    fn load32_if(self, condition: bool, frame: Frame, offset: u32) -> u32 {
+        // SAFETY: as `load32`; the arena is global memory.
+        unsafe { conditional::load32(condition, self.at(frame, offset & !3).cast()) }
+    }
+
+    #[cfg(feature = "device")]
+    #[inline(always)]
+    fn store_if(self, condition: bool, size_shift: u32, frame: Frame, offset: u32, value: u32) {
+        let (at, is) = (self.at(frame, offset), |shift| condition & (size_shift == shift));
+        // SAFETY: as `store32`; the arena is global memory. The caller's offset is aligned where the
+        // condition is true.
+        unsafe {
+            conditional::store8(is(0), at, value);
+            conditional::store16(is(1), at.cast(), value);
+            conditional::store32(is(2), at.cast(), value);
+        }
     }
 }

@@ -216,6 +216,14 @@ impl<'a, P: CodePool, const SLOTS: usize> CodeCache<'a, P, SLOTS> {
         self.slots.frames[slot] = 0;
     }
 
+    /// Returns the frame that a page belongs to: [`Frame::ZERO`] if it is in no slot.
+    pub(super) fn frame_of(&self, code: CodeRef) -> Frame {
+        let page = code.index_in(self.pages).map_or(0, |page| page as u32);
+        let slot = self.slots.pages.iter().position(|&p| p == page && page != 0);
+        slot.and_then(|slot| self.slots.frames.get(slot))
+            .map_or(Frame::ZERO, |&f| Frame::from_raw(f))
+    }
+
     /// Returns some page, as a placeholder that is never read.
     #[inline]
     pub(super) fn any(&self) -> CodeRef {
@@ -243,6 +251,25 @@ impl<'a, P: CodePool, const SLOTS: usize> CodeCache<'a, P, SLOTS> {
 pub struct CodeRef(*const AtomicU64);
 
 impl CodeRef {
+    /// Returns the page's index among `pages`, if it is one of them.
+    pub(super) fn index_in(self, pages: &[CodePage]) -> Option<usize> {
+        let distance = self.0.addr().wrapping_sub(pages.as_ptr().addr());
+        let index = distance / size_of::<CodePage>();
+        (index < pages.len()).then_some(index)
+    }
+
+    /// Returns how far the page is from `start`, in words; both are in one allocation.
+    #[inline(always)]
+    pub(crate) fn distance_from(self, start: *const AtomicU64) -> u32 {
+        (self.0.addr().wrapping_sub(start.addr()) / size_of::<AtomicU64>()) as u32
+    }
+
+    /// Returns the page at a distance that [`CodeRef::distance_from`] has given.
+    #[inline(always)]
+    pub(crate) fn at_distance(start: *const AtomicU64, words: u32) -> Self {
+        Self(start.wrapping_add(words as usize))
+    }
+
     pub(super) fn new(page: &CodePage) -> Self {
         Self(page.as_ptr())
     }
@@ -264,6 +291,21 @@ impl CodeRef {
             unsafe { (*self.0.add(index as usize)).load(Ordering::Relaxed) }
         } else {
             past_the_end()
+        }
+    }
+
+    /// Returns the decoded instruction at `index`, which is below [`FRAME_INSNS`], if the condition
+    /// is true; otherwise zero.
+    ///
+    /// # Safety
+    /// If the condition is true, as [`CodeRef::get`].
+    #[cfg(feature = "device")]
+    #[inline(always)]
+    pub(super) unsafe fn get_if(self, condition: bool, index: u32) -> u64 {
+        // SAFETY: as `get`.
+        unsafe {
+            let word = self.0.cast::<u64>().add(index as usize % INSNS);
+            crate::intrin::conditional::load64(condition, word)
         }
     }
 

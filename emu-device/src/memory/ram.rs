@@ -126,6 +126,13 @@ impl<'a, S: FrameSource, L: FrameLayout, P: CodePool, const SLOTS: usize> Ram
         self.memory.arena
     }
 
+    fn frame_of(&self, code: CodeRef) -> Frame {
+        match code.index_in(self.shared) {
+            Some(index) => L::handle(index as u32),
+            None => self.private.frame_of(code),
+        }
+    }
+
     fn no_code(&self) -> CodeRef {
         self.private.any()
     }
@@ -159,6 +166,12 @@ impl<'a, S: FrameSource, L: FrameLayout, P: CodePool, const SLOTS: usize> Ram
         unsafe { code.get(index) }
     }
 
+    #[cfg(feature = "device")]
+    #[inline(always)]
+    fn decoded_if(&self, condition: bool, code: CodeRef, index: u32) -> u64 {
+        // SAFETY: as `decoded`.
+        unsafe { code.get_if(condition, index) }
+    }
     #[inline(always)]
     fn set_decoded(&mut self, code: CodeRef, index: u32, decoded: u64) {
         // SAFETY: as `decoded`.

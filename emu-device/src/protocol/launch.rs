@@ -112,6 +112,8 @@ pub struct Launch {
     /// Zero for an exact launch, which ends after its slices. Otherwise the nanoseconds after which
     /// the launch ends, at the next point where the VMs that share a warp have reconverged.
     pub time_limit_ns: u32,
+    /// What the uniform loop keeps at hand.
+    pub hot: HotSizes,
     /// The arena of frames, in the layout [`crate::memory::OnGpu`].
     pub arena: At<u8>,
     /// Decoded instructions: the pages of the shared frames, then a page for each VM, then those
@@ -147,6 +149,24 @@ pub struct Launch {
     pub staged_pages: At<StagedPage>,
     /// Where the digests of VMs are written, in the order of `active`.
     pub digests: At<AtomicU64>,
+}
+
+/// How much of a VM's state the uniform loop keeps at hand. Both are powers of two.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)
+)]
+#[repr(C)]
+pub struct HotSizes {
+    /// Translations of data, at most [`emu_core::uniform::TRANSLATIONS_MAX`].
+    pub translations: u32,
+    /// Pages of instructions.
+    pub pages: u32,
+    /// Steps that a lane waits for others to leave the straight path with it.
+    pub wait_steps: u32,
+    /// How many lanes, in 32nds of them all, end that waiting.
+    pub crowd: u32,
 }
 
 /// Flag in [`Entry::vm`]: the VM runs even if it is parked.

@@ -109,7 +109,13 @@ fn a_fleet_reads_and_writes_a_large_disk_alike_on_all_backends() {
         assert_eq!(on_gpu(fleet(), lines), expected, "{lines} lines");
     }
     let fleet = fleet();
-    let lockstep = LockstepBackend::start(device(&fleet, WAYS), fleet, settings()).unwrap();
+    let lockstep = LockstepBackend::start(
+        device(&fleet, WAYS),
+        super::cuda::Choice::default(),
+        fleet,
+        settings(),
+    )
+    .unwrap();
     assert_eq!(run(&lockstep, 6), expected);
 }
 

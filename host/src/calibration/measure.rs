@@ -13,6 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::program::{self, Runs};
 use super::{CpuSpeed, GpuSpeed, Point};
 use crate::backend::cpu::CpuBackend;
+use crate::backend::cuda::Choice;
 use crate::backend::cuda::bare_fleet::BareFleet;
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::{CudaError, sizing};
@@ -158,7 +159,8 @@ pub fn gpu(mut gpu: Box<dyn Gpu>, times: &Times) -> Result<OnGpu, MeasureError> 
     let counts = counts(gpu.multiprocessors(), room(gpu.available()?));
     let mut unsteady = false;
     let mut of = |mut gpu, runs| -> Result<(Vec<Point>, Box<dyn Gpu>), MeasureError> {
-        let mut fleet = BareFleet::start(gpu, &program::fleet(counts.iter().sum(), runs)?, None)?;
+        let mut fleet =
+            BareFleet::start(gpu, &program::fleet(counts.iter().sum(), runs)?, Choice::default())?;
         let mut points = Vec::new();
         let mut first = 0;
         // The largest number comes first: then all begin at whole warps.
@@ -284,7 +286,7 @@ mod tests {
         }
         // It can run something else.
         let fleet = program::fleet(2, Runs::Apart).unwrap();
-        let mut bare = BareFleet::start(gpu, &fleet, None).unwrap();
+        let mut bare = BareFleet::start(gpu, &fleet, Choice::default()).unwrap();
         assert_eq!(bare.run_slice(&[0, 1], 1024).unwrap().len(), 2);
     }
 

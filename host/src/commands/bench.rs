@@ -209,11 +209,14 @@ impl Bencher<'_> {
         }
         let number = self.args.device.unwrap_or_default();
         let gpu = cuda::open(number, &say).map_err(BackendError::from)?;
-        let mut first = BareFleet::start(gpu, &program::fleet(1)?, None)?;
+        let mut first = BareFleet::start(gpu, &program::fleet(1)?, cuda::Choice::default())?;
         first.run_slice(&[0], 1024).map_err(BackendError::from)?;
         let gpu = first.into_gpu().map_err(BackendError::from)?;
         let device = DeviceFleet::new(gpu, fleet)?;
-        let options = cuda::Options { device: number, vms_per_warp: packing.0 };
+        let options = cuda::Options {
+            device: number,
+            packing: cuda::Choice { lanes: packing.0, insn_loop: self.args.insn_loop.get() },
+        };
         Ok(PreparedBackend::Cuda(device, options))
     }
 }

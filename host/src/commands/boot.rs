@@ -20,7 +20,7 @@ use crate::backend::{Backend, ClockSource, Settings};
 use crate::calibration::Runs;
 use crate::choice::Wanted;
 use crate::cli::{
-    BackendChoice, COUNT_MAX, Clock, Codes, GuestArgs, INTERRUPTED, long_help, seconds,
+    BackendChoice, COUNT_MAX, Clock, Codes, GuestArgs, INTERRUPTED, PackingArgs, long_help, seconds,
 };
 use crate::console::escape::Action;
 use crate::console::keyboard::{self, Typed};
@@ -118,9 +118,9 @@ pub struct RunArgs {
     /// Number of the GPU, as in nvidia-smi [default: 0]
     #[arg(long, value_name = "N")]
     pub device: Option<u32>,
-    /// Machines that share a warp of the GPU [default: chosen for each launch]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
-    pub lanes: Option<u32>,
+    /// How they are packed on a GPU.
+    #[command(flatten)]
+    pub packing: PackingArgs,
     /// Guest time: the host's (idle guests sleep), or retired instructions (the same in every
     /// run; idle guests skip to their next timer)
     #[arg(long, value_enum, default_value_t = Clock::Host)]
@@ -183,7 +183,11 @@ impl From<UntilChoice> for Until {
 impl RunArgs {
     /// Returns an option that was given and is for a GPU.
     fn gpu_option(&self) -> Option<&'static str> {
-        let given = [("--device", self.device.is_some()), ("--lanes", self.lanes.is_some())];
+        let given = [
+            ("--device", self.device.is_some()),
+            ("--lanes", self.packing.lanes.is_some()),
+            ("--loop", self.packing.insn_loop.get().is_some()),
+        ];
         given.into_iter().find_map(|(name, given)| given.then_some(name))
     }
 }
@@ -224,7 +228,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
         backend => Found::look(backend, run_args.device.unwrap_or_default())?,
     };
     if !found.is_card() {
-        on_cpu(run_args.device, run_args.lanes)?;
+        on_cpu(run_args.device, Some(&run_args.packing))?;
     }
     let macs = net_args.net_mac.into();
     let carrier = if uplink.is_some() { Link::Up } else { Link::Down };
@@ -320,7 +324,7 @@ fn prepare(
         BackendChoice::Auto => Selected::choose(wanted, found, device),
         _ => Selected::given(found.is_card().then_some(device)),
     };
-    let options = cuda::Options { device, vms_per_warp: args.lanes };
+    let options = cuda::Options { device, packing: args.packing.choice() };
     let prepared = selected.prepare(fleet, options, lockstep)?;
     Ok((prepared, selected))
 }
@@ -356,7 +360,7 @@ pub(super) fn ready_pattern(text: &str) -> Result<ReadyPattern, Error> {
 pub(super) enum PreparedBackend {
     Cpu,
     Cuda(DeviceFleet, cuda::Options),
-    Lockstep(DeviceFleet),
+    Lockstep(DeviceFleet, cuda::Choice),
 }
 
 impl PreparedBackend {
@@ -364,7 +368,7 @@ impl PreparedBackend {
     fn shortage(&self) -> Option<&str> {
         match self {
             Self::Cpu => None,
-            Self::Cuda(device, _) | Self::Lockstep(device) => device.shortage(),
+            Self::Cuda(device, _) | Self::Lockstep(device, _) => device.shortage(),
         }
     }
 }
@@ -379,8 +383,8 @@ pub(super) fn start(
         PreparedBackend::Cuda(device, options) => {
             Arc::new(CudaBackend::start(device, fleet, settings, options)?)
         }
-        PreparedBackend::Lockstep(device) => {
-            Arc::new(LockstepBackend::start(device, fleet, settings)?)
+        PreparedBackend::Lockstep(device, packing) => {
+            Arc::new(LockstepBackend::start(device, packing, fleet, settings)?)
         }
     })
 }

@@ -107,7 +107,9 @@ impl Selected {
             None => cuda::open(device, &super::say).map_err(BackendError::from),
         };
         let error = match open.and_then(|gpu| DeviceFleet::new(gpu, fleet)) {
-            Ok(device) if lockstep => return Ok(PreparedBackend::Lockstep(device)),
+            Ok(device) if lockstep => {
+                return Ok(PreparedBackend::Lockstep(device, options.packing));
+            }
             Ok(device) => return Ok(PreparedBackend::Cuda(device, options)),
             Err(error) => error,
         };

@@ -11,10 +11,11 @@ use emu_core::layout::MachineKind;
 use emu_core::trace::NoTrace;
 use serde::Serialize;
 
-use super::{gpu_for, printing};
+use super::{gpu_for, on_cpu, printing};
+use crate::backend::cuda::Choice;
 use crate::backend::cuda::gpu::Gpu;
 use crate::bare::{Bare, End, Hardware};
-use crate::cli::{BackendArgs, Codes, INTERRUPTED, long_help};
+use crate::cli::{BackendArgs, Codes, INTERRUPTED, PackingArgs, long_help};
 use crate::error::Error;
 use crate::exit::{Code, sentence};
 use crate::host;
@@ -56,6 +57,9 @@ pub struct Conform {
     /// Where they run.
     #[command(flatten)]
     pub backend: BackendArgs,
+    /// How they are packed on a GPU.
+    #[command(flatten)]
+    pub packing: PackingArgs,
     /// Largest number of instructions of a test
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     pub max_instructions: u64,
@@ -117,8 +121,11 @@ pub fn conform(args: Conform) -> Result<Code, Error> {
     let threads = args.threads.map_or_else(host::cores, usize::from);
     let max = args.max_instructions;
     let lines = match gpu_for(args.backend)? {
-        None => run_all(&tests, threads, max),
-        Some(gpu) => run_all_on(gpu, &tests, max)?,
+        None => {
+            on_cpu(None, Some(&args.packing))?;
+            run_all(&tests, threads, max)
+        }
+        Some(gpu) => run_all_on(gpu, args.packing.choice(), &tests, max)?,
     };
     let count = |result| lines.iter().filter(|l| l.result == result).count();
     let (passed, failed) = (count(TestResult::Passed), count(TestResult::Failed));
@@ -212,7 +219,12 @@ fn run_all(tests: &[Test], threads: usize, max: u64) -> Vec<Line> {
 }
 
 /// Runs every test on a GPU, one after the other.
-fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Line>, Error> {
+fn run_all_on(
+    mut gpu: Box<dyn Gpu>,
+    packing: Choice,
+    tests: &[Test],
+    max: u64,
+) -> Result<Vec<Line>, Error> {
     let mut lines = Vec::with_capacity(tests.len());
     for test in tests {
         if let Some(line) = skipped(test) {
@@ -232,7 +244,7 @@ fn run_all_on(mut gpu: Box<dyn Gpu>, tests: &[Test], max: u64) -> Result<Vec<Lin
             lines.push(Line::new(name(&test.path), Some(sentence(&error)), 0));
             continue;
         }
-        let mut bare = Bare::new_on(gpu, None, vec![program], Hardware::virt(MEMORY))?;
+        let mut bare = Bare::new_on(gpu, packing, vec![program], Hardware::virt(MEMORY))?;
         lines.push(judge(name(&test.path), &mut bare, max)?);
         gpu = match bare.into_gpu() {
             Some(gpu) => gpu?,

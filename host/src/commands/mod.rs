@@ -27,7 +27,7 @@ use self::images::Images;
 use self::run::Run;
 use crate::backend::BackendError;
 use crate::backend::cuda::{self, gpu::Gpu};
-use crate::cli::{BackendArgs, BackendChoice, Codes, INTERRUPTED, long_help};
+use crate::cli::{BackendArgs, BackendChoice, Codes, INTERRUPTED, PackingArgs, long_help};
 use crate::error::Error;
 use crate::exit::Code;
 
@@ -136,8 +136,12 @@ fn say(text: &str) {
 }
 
 /// Refuses options of a GPU for VMs that run on the CPU.
-fn on_cpu(device: Option<u32>, lanes: Option<u32>) -> Result<(), Error> {
-    let given = [("--device", device.is_some()), ("--lanes", lanes.is_some())];
+fn on_cpu(device: Option<u32>, packing: Option<&PackingArgs>) -> Result<(), Error> {
+    let given = [
+        ("--device", device.is_some()),
+        ("--lanes", packing.is_some_and(|packing| packing.lanes.is_some())),
+        ("--loop", packing.is_some_and(|packing| packing.insn_loop.get().is_some())),
+    ];
     match given.into_iter().find(|(_, given)| *given) {
         Some((flag, _)) => {
             let why = format!("{flag} is for a GPU, and this runs on the CPU: see --backend");

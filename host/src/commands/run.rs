@@ -13,7 +13,7 @@ use serde::Serialize;
 use self::input::ProgramInput;
 use super::{gpu_for, on_cpu, printing};
 use crate::bare::{Bare, Console, End, Hardware, Input};
-use crate::cli::{BackendArgs, Codes, INTERRUPTED, Machine, VirtioArgs, long_help};
+use crate::cli::{BackendArgs, Codes, INTERRUPTED, Machine, PackingArgs, VirtioArgs, long_help};
 use crate::console::plain;
 use crate::error::Error;
 use crate::exit::Code;
@@ -83,9 +83,9 @@ pub struct Run {
     /// Where they run.
     #[command(flatten)]
     pub backend: BackendArgs,
-    /// Machines that share a warp of the GPU [default: by their number]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
-    pub lanes: Option<u32>,
+    /// How they are packed on a GPU.
+    #[command(flatten)]
+    pub packing: PackingArgs,
     /// RAM of each machine
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     pub memory: Size,
@@ -143,13 +143,13 @@ pub fn run(args: Run) -> Result<Code, Error> {
     let programs = args.programs.iter().map(|path| Bare::load(path)).collect::<Result<_, _>>()?;
     let (backend, mut bare) = match gpu_for(args.backend)? {
         None => {
-            on_cpu(None, args.lanes)?;
+            on_cpu(None, Some(&args.packing))?;
             ("cpu", Bare::new(programs, hardware)?)
         }
         Some(_) if args.trace.is_some() => {
             return Err(Error::Usage("--trace needs --backend cpu".into()));
         }
-        Some(gpu) => ("cuda", Bare::new_on(gpu, args.lanes, programs, hardware)?),
+        Some(gpu) => ("cuda", Bare::new_on(gpu, args.packing.choice(), programs, hardware)?),
     };
     let input = if alone { Some(ProgramInput::new(args.json)?) } else { None };
     let max = match args.max_instructions {

@@ -10,7 +10,7 @@ use emu_device::protocol::outbox::{Body, messages};
 use super::error::CudaError;
 use super::fleet::{DeviceFleet, INBOX, LaunchArgs, Start};
 use super::gpu::Gpu;
-use super::packing;
+use super::packing::{Choice, InsnLoop};
 use super::slot::InputQueue;
 use crate::backend::BackendError;
 use crate::machine::Fleet;
@@ -20,25 +20,21 @@ use crate::net::Packet;
 pub struct BareFleet {
     device: DeviceFleet,
     ram_base: u64,
-    vms_per_warp: Option<u32>,
+    packing: Choice,
     /// Console input of each VM that has not been read.
     input: Vec<InputQueue<u8>>,
 }
 
 impl BareFleet {
-    /// Starts the VMs of a fleet. Without `vms_per_warp`, each launch takes the best number.
-    pub fn start(
-        gpu: Box<dyn Gpu>,
-        fleet: &Fleet,
-        vms_per_warp: Option<u32>,
-    ) -> Result<Self, BackendError> {
+    /// Starts the VMs of a fleet, packed as `packing` says.
+    pub fn start(gpu: Box<dyn Gpu>, fleet: &Fleet, packing: Choice) -> Result<Self, BackendError> {
         let mut device = DeviceFleet::new(gpu, fleet)?;
         let starts: Vec<Start> = (0..fleet.count)
             .map(|vm| Start { vm, origin: 0, staged: fleet.stage(vm, 0) })
             .collect();
         device.start(&starts)?;
         let input = (0..fleet.count).map(|_| InputQueue::default()).collect();
-        Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), vms_per_warp, input })
+        Ok(Self { device, ram_base: fleet.plan.kind.map().ram_base.into(), packing, input })
     }
 
     /// Runs each of `vms`, which are in order, to its next multiple of `slice` instructions, under
@@ -54,9 +50,8 @@ impl BareFleet {
             .iter()
             .map(|&vm| Entry { vm: vm | WAKE, inbox: self.offer(vm, &mut inbox) })
             .collect();
-        let vms_per_warp = self.vms_per_warp.unwrap_or_else(|| {
-            packing::vms_per_warp(vms.len() as u32, self.device.multiprocessors())
-        });
+        let (runnable, multiprocessors) = (vms.len() as u32, self.device.multiprocessors());
+        let packing = self.packing.packing(runnable, multiprocessors, InsnLoop::Dispatch);
         let now = Now::Instret;
         let slice = slice.min(SLICE);
         let args = LaunchArgs {
@@ -65,7 +60,7 @@ impl BareFleet {
             slices: 1,
             slice,
             now,
-            vms_per_warp,
+            packing,
             time: None,
         };
         self.device.submit(&args)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use emu_core::abi::Hart;
 use emu_core::layout::MachineKind;
-use emu_device::kernel;
+use emu_device::kernel::{self, HotLane};
 use emu_device::protocol::launch::Launch;
 use emu_device::simt::{OneByOne, WarpRunner};
 use memmap2::MmapMut;
@@ -146,13 +146,14 @@ impl<W: WarpRunner + Send> Gpu for Emulated<W> {
             let launch = &*(at as *const Launch);
             match kernel {
                 Kernel::Step => step_all(&self.warps, launch),
+                Kernel::StepUniform => step_all_uniform(&self.warps, launch),
                 Kernel::Start => (0..launch.count).for_each(|vm| kernel::start(launch, vm)),
                 Kernel::Release => (0..launch.count).for_each(|vm| kernel::release(launch, vm)),
                 Kernel::Digest => {
                     (0..launch.count).for_each(|vm| kernel::digest(launch, vm, 0, 1));
                 }
             }
-            if let (Kernel::Step, Some(from)) = (kernel, self.wrong_from) {
+            if let (Kernel::Step | Kernel::StepUniform, Some(from)) = (kernel, self.wrong_from) {
                 let vm = &mut *launch.vms.ptr();
                 if vm.platform.clock.retired >= from {
                     vm.hart.x[10] = 0xdead_beef;
@@ -203,6 +204,25 @@ unsafe fn step_all<W: WarpRunner>(warps: &W, launch: &Launch) {
             let mut hart: Hart = emu_core::abi::Vm::new(MachineKind::Virt).hart;
             // SAFETY: the caller's; each lane has another VM and its own `hart`.
             unsafe { kernel::step::<W::Lanes>(launch, first + lane, &mut hart) }
+        });
+    }
+}
+
+/// Does what [`step_all`] does, by the uniform loop.
+///
+/// # Safety
+/// As [`step_all`].
+unsafe fn step_all_uniform<W: WarpRunner>(warps: &W, launch: &Launch) {
+    let width = launch.vms_per_warp;
+    for first in (0..launch.count).step_by(width as usize) {
+        let mut shared = vec![0u128; (launch.hot.bytes() * width) as usize / size_of::<u128>()];
+        let start = shared.as_mut_ptr() as usize;
+        warps.run(width.min(launch.count - first), &|lane| {
+            // SAFETY: the caller's; each lane has another VM and its own part of `shared`.
+            unsafe {
+                let hot = HotLane::new(launch, start as *mut u8, lane);
+                kernel::step_uniform::<W::Lanes>(launch, first + lane, hot);
+            }
         });
     }
 }

@@ -19,7 +19,8 @@ pub use self::auxiliary::Start;
 use self::layout::{BaseTables, VmMemory};
 use super::disk::DiskCache;
 use super::error::CudaError;
-use super::gpu::{Address, Gpu, Kernel, Mapped};
+use super::gpu::{Address, Gpu, Mapped};
+use super::packing::{InsnLoop, Packing};
 use super::sizing::{self, Shape, Sizes};
 use crate::backend::BackendError;
 use crate::backend::images::Images;
@@ -44,15 +45,15 @@ pub struct LaunchArgs<'a> {
     pub slice: u32,
     /// Guest time of the launch.
     pub now: Now,
-    /// VMs per warp.
-    pub vms_per_warp: u32,
+    /// How the VMs are packed into warps.
+    pub packing: Packing,
     /// How long the launch is to take. VMs that share a warp then end it where they converge. With
     /// `None` it ends exactly with its slices.
     pub time: Option<Duration>,
 }
 
 /// Results of a launch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LaunchResult {
     /// Output log of the VMs: see [`emu_device::protocol::outbox`].
     pub log: Vec<u8>,
@@ -64,6 +65,8 @@ pub struct LaunchResult {
     pub ran: u32,
     /// Number of VMs that were launched.
     pub listed: u32,
+    /// The loop that executed them.
+    pub insn_loop: InsnLoop,
     /// Instructions retired since the fleet began.
     pub instructions: u64,
     /// Private frames in use.
@@ -90,6 +93,8 @@ struct LaunchBuffers {
     control: Box<dyn Mapped>,
     /// Number of VMs in the launch.
     listed: u32,
+    /// The loop that executes them.
+    insn_loop: InsnLoop,
 }
 
 impl LaunchBuffers {
@@ -106,6 +111,7 @@ impl LaunchBuffers {
             device: gpu.alloc(params_len as u64)?,
             control: gpu.map(size_of::<Control>())?,
             listed: 0,
+            insn_loop: InsnLoop::Dispatch,
         })
     }
 }
@@ -256,7 +262,7 @@ impl DeviceFleet {
         let buffers = &mut self.buffers[self.next];
         let launch = Launch {
             count: args.active.len() as u32,
-            vms_per_warp: args.vms_per_warp,
+            vms_per_warp: args.packing.vms_per_warp,
             slices: args.slices,
             time_limit_ns: args.time.map_or(0, |t| t.as_nanos() as u32),
             slice: args.slice,
@@ -273,6 +279,7 @@ impl DeviceFleet {
             data: At::new(buffers.outbox.address()),
         };
         buffers.listed = args.active.len() as u32;
+        buffers.insn_loop = args.packing.insn_loop;
         buffers.inbox.write(0, args.inbox);
         buffers.params.write(0, launch.as_bytes());
         buffers.params.write(OUTBOX_AT, outbox.as_mut_bytes());
@@ -286,8 +293,9 @@ impl DeviceFleet {
         self.gpu.begin()?;
         if launch.count > 0 {
             let warps = launch.count.div_ceil(launch.vms_per_warp);
-            let shared = launch.vms_per_warp * size_of::<emu_core::abi::Hart>() as u32;
-            self.gpu.launch(Kernel::Step, warps, shared, buffers.device)?;
+            let insn_loop = args.packing.insn_loop;
+            let shared = launch.vms_per_warp * insn_loop.shared();
+            self.gpu.launch(insn_loop.kernel(), warps, shared, buffers.device)?;
         }
         self.gpu.copy(buffers.control.address(), self.control, size_of::<Control>())?;
         self.gpu.mark()?;
@@ -331,6 +339,7 @@ impl DeviceFleet {
             busy,
             ran: (ran.load(Relaxed) / u64::from(busy.max(1))) as u32,
             listed: buffers.listed,
+            insn_loop: buffers.insn_loop,
             instructions: instructions.load(Relaxed),
             private_frames: self.private_frames_in(free),
             code_pages: used(free_code, layout::pool_from(&self.shape)),

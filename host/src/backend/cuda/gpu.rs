@@ -14,8 +14,10 @@ pub type Address = u64;
 /// Entry points (kernels) of `emu-device`. All take the address of a `Launch`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kernel {
-    /// Runs VMs.
+    /// Runs VMs by the dispatching loop.
     Step,
+    /// Runs VMs by the uniform loop.
+    StepUniform,
     /// Resets VMs to their first instruction.
     Start,
     /// Takes VMs' private frames back.

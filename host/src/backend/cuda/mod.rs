@@ -5,6 +5,7 @@
 //! decides, on a thread of its own, what to launch, and handles what VMs wrote.
 
 pub mod bare_fleet;
+mod chooser;
 pub mod compiled;
 #[cfg(test)]
 mod control_tests;
@@ -38,6 +39,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use self::driver::{Device, Say};
 pub use self::fleet::DeviceFleet;
 use self::gpu::Gpu;
+pub use self::packing::{Choice, InsnLoop};
 use self::runner::Runner;
 use super::part::Part;
 use super::{Backend, BackendError, Event, Inspector, Launches, Settings, Totals, Unsupported};
@@ -58,8 +60,8 @@ const EVENTS_MAX: usize = 1 << 16;
 pub struct Options {
     /// Index of the CUDA device.
     pub device: u32,
-    /// VMs per warp; chosen for each launch when absent.
-    pub vms_per_warp: Option<u32>,
+    /// How VMs are packed into warps.
+    pub packing: packing::Choice,
 }
 
 /// Returns an error where this build has no code for GPUs.
@@ -281,7 +283,9 @@ mod text {
     #[test]
     fn the_ptx_is_what_it_must_be() {
         let Some(()) = pxvm_tests::needs::found("ptx", super::has_ptx()) else { return };
-        assert_eq!(ptx_builder::check::problems(super::PTX), Vec::<String>::new());
+        let features: &[&str] = if super::InsnLoop::HAS_UNIFORM { &["uniform-loop"] } else { &[] };
+        let entries = ptx_builder::entries(features);
+        assert_eq!(ptx_builder::check::problems(super::PTX, &entries), Vec::<String>::new());
         assert_eq!(ptx_builder::check::traps(super::PTX), 0);
     }
 }

@@ -4,11 +4,11 @@ use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 
 use cudarc::driver::sys::{self, CUfunction_attribute as Attribute, CUjit_option, CUresult};
-use emu_core::abi::Hart;
 
 use super::driver::cuda;
 use super::error::CudaError;
 use super::gpu::Kernel;
+use super::packing::InsnLoop;
 
 /// Bytes of the compiler's log that are kept.
 const LOG: usize = 16 << 10;
@@ -18,7 +18,8 @@ const STACK_MIN: c_int = 1 << 10;
 /// The loaded module.
 pub struct Module {
     module: sys::CUmodule,
-    functions: [sys::CUfunction; 4],
+    /// The entry points; null if this build does not have it.
+    functions: [sys::CUfunction; 5],
 }
 
 impl Module {
@@ -49,31 +50,36 @@ impl Module {
             let log = if log.is_empty() { "nothing".to_owned() } else { log };
             return Err(CudaError::Refused { code: result as u32, log });
         }
-        let mut this = Self { module, functions: [ptr::null_mut(); 4] };
+        let mut this = Self { module, functions: [ptr::null_mut(); 5] };
         let names = [c"pxvm_step", c"pxvm_start", c"pxvm_release", c"pxvm_digest"];
-        for (function, name) in this.functions.iter_mut().zip(names) {
+        let uniform = InsnLoop::HAS_UNIFORM.then_some(c"pxvm_step_uniform");
+        for (function, name) in this.functions.iter_mut().zip(names.into_iter().chain(uniform)) {
             cuda!(cuModuleGetFunction(function, module, name.as_ptr()))?;
         }
-        let shared = 32 * size_of::<Hart>() as c_int;
-        let step = this.function(Kernel::Step);
-        cuda!(cuFuncSetAttribute(
-            step,
-            Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-            shared
-        ))?;
-        tracing::debug!(
-            registers = this.attribute(Kernel::Step, Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
-            stack = this.stack()?,
-            "program loaded"
-        );
+        for &insn_loop in InsnLoop::ON_GPU {
+            let kernel = insn_loop.kernel();
+            let shared = 32 * insn_loop.shared() as c_int;
+            cuda!(cuFuncSetAttribute(
+                this.function(kernel),
+                Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                shared
+            ))?;
+            tracing::debug!(
+                ?insn_loop,
+                registers = this.attribute(kernel, Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+                stack = this.stack()?,
+                "program loaded"
+            );
+        }
         Ok(this)
     }
 
     /// Returns the handle of an entry point.
     pub fn function(&self, kernel: Kernel) -> sys::CUfunction {
-        let [step, start, release, digest] = self.functions;
+        let [step, start, release, digest, step_uniform] = self.functions;
         match kernel {
             Kernel::Step => step,
+            Kernel::StepUniform => step_uniform,
             Kernel::Start => start,
             Kernel::Release => release,
             Kernel::Digest => digest,
@@ -83,7 +89,9 @@ impl Module {
     /// Returns the bytes of stack that a thread needs.
     pub fn stack(&self) -> Result<u32, CudaError> {
         let mut most = STACK_MIN;
-        for kernel in [Kernel::Step, Kernel::Start, Kernel::Release, Kernel::Digest] {
+        for kernel in
+            [Kernel::Step, Kernel::StepUniform, Kernel::Start, Kernel::Release, Kernel::Digest]
+        {
             let local = Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES;
             most = most.max(self.attribute(kernel, local)?);
         }

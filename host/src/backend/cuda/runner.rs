@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender};
 use emu_device::protocol::inbox::Writer;
 use emu_device::protocol::launch::Entry;
 
+use super::chooser::LoopChooser;
 use super::error::CudaError;
 use super::fleet::{Completed, DeviceFleet, INBOX};
 use super::pacer::LaunchPacer;
@@ -68,6 +69,7 @@ pub struct Runner {
     timers: Timers,
     clock: GuestClock,
     pacer: LaunchPacer,
+    chooser: LoopChooser,
     inbox: Writer,
     /// The last launch, until its results have been handled.
     unread: Option<Completed>,
@@ -107,6 +109,7 @@ impl Runner {
             timers: Timers::new(count),
             clock: GuestClock::new(shared.part.settings.clock, timebase, FIRST_IPS),
             pacer: LaunchPacer::new(),
+            chooser: LoopChooser::new(),
             inbox: Writer::new(INBOX),
             unread: None,
             io_at: None,
@@ -160,7 +163,8 @@ impl Runner {
             let result = self.fleet.result(completed)?;
             self.handle_result(&result);
             if result.full && !self.update_list().is_empty() {
-                self.submit(0, self.vms_per_warp())?;
+                let packing = self.packing();
+                self.submit(0, packing)?;
                 self.unread = Some(self.fleet.wait()?);
             }
         }

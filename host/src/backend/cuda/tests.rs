@@ -449,7 +449,10 @@ fn a_launch_tells_how_far_vms_came_that_would_go_on() {
         slices: 2,
         slice: 1024,
         now,
-        vms_per_warp: 1,
+        packing: super::packing::Packing {
+            vms_per_warp: 1,
+            insn_loop: super::packing::InsnLoop::Dispatch,
+        },
         time: None,
     };
     device.submit(&args).unwrap();
@@ -494,7 +497,10 @@ fn calls_with_pool(pool: u32) -> ([u32; 2], Vec<u64>) {
             slices: 2,
             slice: 1024,
             now: Now::Instret,
-            vms_per_warp: 1,
+            packing: super::packing::Packing {
+                vms_per_warp: 1,
+                insn_loop: super::packing::InsnLoop::Dispatch,
+            },
             time: None,
         };
         device.submit(&args).unwrap();

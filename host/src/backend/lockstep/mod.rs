@@ -23,7 +23,7 @@ use emu_device::protocol::outbox::{Body, messages};
 use self::compare::difference;
 use super::cpu::{CpuPort, Guest, HostArena, WorkerContext, private_frames};
 use super::cuda::fleet::{LaunchArgs, Start};
-use super::cuda::{CudaError, DeviceFleet, packing, sizing};
+use super::cuda::{Choice, CudaError, DeviceFleet, InsnLoop, sizing};
 use super::images::Images;
 use super::life::{Action, Life, State, Trigger};
 use super::part::Part;
@@ -58,6 +58,7 @@ impl LockstepBackend {
     /// Starts a fleet that was laid out on a device.
     pub fn start(
         device: DeviceFleet,
+        packing: Choice,
         fleet: Fleet,
         settings: Settings,
     ) -> Result<Self, BackendError> {
@@ -75,6 +76,7 @@ impl LockstepBackend {
         let mut pair = Pair {
             shared: Arc::clone(&shared),
             device,
+            packing,
             arena: Arc::new(arena),
             context: WorkerContext::new()?,
             events: sender,
@@ -220,6 +222,7 @@ const GOES_ON: Exit = Exit { code: ExitCode::Budget, arg: 0 };
 struct Pair {
     shared: Arc<Shared>,
     device: DeviceFleet,
+    packing: Choice,
     arena: Arc<HostArena>,
     context: WorkerContext,
     events: Sender<Event>,
@@ -330,6 +333,8 @@ impl Pair {
     ) -> Result<(), CudaError> {
         let entries: Vec<Entry> =
             vms.iter().map(|&index| Entry { vm: index | WAKE, inbox: 0 }).collect();
+        let (runnable, multiprocessors) = (vms.len() as u32, self.device.multiprocessors());
+        let packing = self.packing.packing(runnable, multiprocessors, InsnLoop::Dispatch);
         self.device.submit(&LaunchArgs {
             active: &entries,
             inbox: &[],
@@ -337,7 +342,7 @@ impl Pair {
             time: None,
             slice,
             now: Now::Instret,
-            vms_per_warp: packing::vms_per_warp(vms.len() as u32, self.device.multiprocessors()),
+            packing,
         })?;
         let completed = self.device.wait()?;
         let result = self.device.result(completed)?;
@@ -440,7 +445,7 @@ mod tests {
             Settings { started: count, threads: 1, clock, ready, until_ready: true, link };
         let mut device = DeviceFleet::new(Box::new(gpu), &fleet).unwrap();
         device.limit_code(code);
-        LockstepBackend::start(device, fleet, settings).unwrap()
+        LockstepBackend::start(device, Choice::default(), fleet, settings).unwrap()
     }
 
     /// Waits until all of a number of VMs were ready.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::cli::{BackendChoice, COUNT_MAX, Codes, GuestArgs, INTERRUPTED, long_help, seconds};
+use crate::cli::{
+    BackendChoice, COUNT_MAX, Codes, GuestArgs, INTERRUPTED, LoopArgs, long_help, seconds,
+};
 use crate::console::ready::ReadyPattern;
 use crate::exit::Code;
 
@@ -161,6 +163,9 @@ pub struct Bench {
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = packing)]
     #[arg(default_value = "auto")]
     pub packing: Vec<Packing>,
+    /// What executes their instructions on a GPU.
+    #[command(flatten)]
+    pub insn_loop: LoopArgs,
     /// What executes the machines; auto takes a GPU if there is one
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,

@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::gpu::{Address, Gpu};
+use crate::backend::cuda::packing::HOT;
 use crate::backend::cuda::sizing::{self, Shape, Sizes};
 use crate::machine::BaseImage;
 
@@ -138,6 +139,7 @@ pub(super) fn launch(
         reserved: 0,
         inbox_len: 0,
         time_limit_ns: 0,
+        hot: HOT,
         arena: At::new(memory.arena),
         code: At::new(memory.code),
         code_slots: At::new(memory.code_slots),

@@ -10,9 +10,10 @@ use std::time::Instant;
 use emu_device::protocol::launch::{Entry, WAKE};
 
 use super::{Runner, SHORT_AFTER_IO};
+use crate::backend::cuda::InsnLoop;
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::fleet::LaunchArgs;
-use crate::backend::cuda::packing;
+use crate::backend::cuda::packing::Packing;
 
 impl Runner {
     /// Launches the runnable VMs. Returns `false` when there are none.
@@ -21,9 +22,9 @@ impl Runner {
             return Ok(false);
         }
         let io = self.io_at.is_some_and(|at| at.elapsed() < SHORT_AFTER_IO);
-        let vms_per_warp = self.vms_per_warp();
-        self.pacer.set_load(io, vms_per_warp);
-        self.submit(self.pacer.slices(), vms_per_warp)?;
+        let packing = self.packing();
+        self.pacer.set_load(io, packing.vms_per_warp);
+        self.submit(self.pacer.slices(), packing)?;
         Ok(true)
     }
 
@@ -45,15 +46,21 @@ impl Runner {
         &self.list
     }
 
-    /// Returns the number of VMs that share a warp.
-    pub(super) fn vms_per_warp(&self) -> u32 {
-        let count = self.list.len() as u32;
-        let chosen = self.shared.options.vms_per_warp;
-        chosen.unwrap_or_else(|| packing::vms_per_warp(count, self.fleet.multiprocessors()))
+    /// Returns how the next launch packs VMs into warps.
+    pub(super) fn packing(&mut self) -> Packing {
+        let (count, multiprocessors) = (self.list.len() as u32, self.fleet.multiprocessors());
+        let choice = &self.shared.options.packing;
+        let packing = choice.packing(count, multiprocessors, InsnLoop::Dispatch);
+        match choice.insn_loop {
+            None if InsnLoop::HAS_UNIFORM => {
+                Packing { insn_loop: self.chooser.next(packing.vms_per_warp), ..packing }
+            }
+            _ => packing,
+        }
     }
 
     /// Submits a launch with the input that waits for VMs.
-    pub(super) fn submit(&mut self, slices: u32, vms_per_warp: u32) -> Result<(), CudaError> {
+    pub(super) fn submit(&mut self, slices: u32, packing: Packing) -> Result<(), CudaError> {
         let marked = self.mark_list();
         let args = LaunchArgs {
             active: &self.list,
@@ -61,7 +68,7 @@ impl Runner {
             slices,
             slice: self.pacer.slice(),
             now: self.clock.now(Instant::now()),
-            vms_per_warp,
+            packing,
             time: Some(self.pacer.target()),
         };
         self.fleet.submit(&args)?;

@@ -28,6 +28,7 @@ impl Runner {
         if result.busy > 0 {
             self.clock.measured(result.ran.into(), result.took);
             self.pacer.measured(result.ran, result.took);
+            self.chooser.measured(result.insn_loop, result.ran.into(), result.took);
         }
         tracing::trace!(
             busy = result.busy,
@@ -36,6 +37,7 @@ impl Runner {
             us = result.took.as_micros() as u64,
             ran = result.ran,
             listed = result.listed,
+            insn_loop = ?result.insn_loop,
             code = result.code_pages,
             "launch"
         );
