@@ -1,12 +1,12 @@
 //! The uniform loop: an instruction loop for lanes of a warp that execute different instructions.
 //!
-//! The dispatching loop ([`crate::hart`]) jumps to code of its own for each operation. Lanes that are
+//! The dispatching loop (`hart.rs`) jumps to code of its own for each operation. Lanes that are
 //! at different instructions then wait for each other at every step. Here all operations take the
 //! same straight path: their results are computed side by side, and selects pick the one that the
-//! decoded instruction names ([`Unit`]). One step costs more than there, but takes the same time for
+//! decoded instruction names (`Unit`). One step costs more than there, but takes the same time for
 //! 32 different instructions as for one.
 //!
-//! What is rare leaves the straight path ([`Core::attend`]): translations and pages that are not at
+//! What is rare leaves the straight path (`Core::attend`): translations and pages that are not at
 //! hand, divisions, the slow path, and whatever happens between two runs of the loop. It never leaves
 //! the loop before the VM's part of the launch is over: lanes that leave a loop at different times do
 //! not come together in it again.

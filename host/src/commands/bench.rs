@@ -45,6 +45,14 @@ pub fn bench(args: Bench) -> Result<Code, Error> {
     }
     let ready = boot::ready_pattern(&args.ready_pattern)?;
     if args.compare {
+        let given = [
+            ("--backend", args.backend != BackendChoice::Auto),
+            ("--packing", args.packing.iter().any(|packing| packing.0.is_some())),
+        ];
+        if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+            let why = format!("--compare runs all backends as each does best: no {option}");
+            return Err(Error::Usage(why));
+        }
         return compare::compare(&args, ready);
     }
     let number = args.device.unwrap_or_default();

@@ -157,7 +157,7 @@ pub struct Bench {
     pub count: Vec<u32>,
     /// Run each fleet on the CPU and on the GPU, and busy machines under QEMU as well, if it is in
     /// PATH, and tell from how many machines on the GPU is faster
-    #[arg(long, conflicts_with_all = ["backend", "packing"])]
+    #[arg(long)]
     pub compare: bool,
     /// Machines that share a warp of the GPU, 1 to 32; on a CPU, host threads
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = packing)]
