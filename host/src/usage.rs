@@ -47,16 +47,18 @@ struct Content {
 pub struct UsageFile(PathBuf);
 
 impl UsageFile {
-    /// Returns the file, in `folder`, of what `fleet` runs: its images, memory and command line. How
-    /// many VMs there are does not count.
-    pub fn of(folder: &Path, fleet: &Fleet) -> Self {
+    /// Returns the file, in `folder`, of what `fleet` runs: its images, memory and command line, and
+    /// `ready`, the pattern that shows that it is ready. How many VMs there are does not count.
+    pub fn of(folder: &Path, fleet: &Fleet, ready: &str) -> Self {
         let mut digest = Sha256::new();
         digest.update(&fleet.base.frames);
         digest.update(fleet.base.pages().to_le_bytes());
         digest.update((fleet.base.rom.len() as u64).to_le_bytes());
         let disk = fleet.disks.is_some();
         digest.update([u8::from(fleet.link == Link::Up), u8::from(disk)]);
+        digest.update((fleet.append.len() as u64).to_le_bytes());
         digest.update(&fleet.append);
+        digest.update(ready);
         Self(folder.join(format!("{}.json", &hex(&digest.finalize())[..16])))
     }
 
@@ -142,7 +144,7 @@ mod tests {
     }
 
     fn file(folder: &tempfile::TempDir) -> UsageFile {
-        UsageFile::of(&folder.path().join("usage"), &fleet(1))
+        UsageFile::of(&folder.path().join("usage"), &fleet(1), "READY")
     }
 
     #[test]
@@ -175,7 +177,8 @@ mod tests {
 
     #[test]
     fn guests_that_differ_have_files_of_their_own() {
-        let (folder, one) = (Path::new("/nowhere"), fleet(1));
+        let one = fleet(1);
+        let of = |fleet: &Fleet, ready| UsageFile::of(Path::new("/nowhere"), fleet, ready);
         let changes: [fn(&mut Fleet); 5] = [
             |it| it.base.frames[4096] ^= 1,
             |it| it.base.rows[0].push(0),
@@ -186,9 +189,10 @@ mod tests {
         for (index, change) in changes.iter().enumerate() {
             let mut other = one.clone();
             change(&mut other);
-            assert_ne!(UsageFile::of(folder, &other), UsageFile::of(folder, &one), "{index}");
+            assert_ne!(of(&other, "READY"), of(&one, "READY"), "{index}");
         }
-        assert_eq!(UsageFile::of(folder, &fleet(7)), UsageFile::of(folder, &one));
+        assert_ne!(of(&one, "login:"), of(&one, "READY"));
+        assert_eq!(of(&fleet(7), "READY"), of(&one, "READY"));
     }
 
     #[test]

@@ -359,16 +359,28 @@ mod tests {
             ("conform state-of-nothing", &["No such file"]),
             ("bench --kernel text --backend cpu", &["not a kernel"]),
             ("bench --backend lockstep", &["lockstep"]),
+            ("bench --workload busy --kernel text --backend cpu", &["not a kernel"]),
+        ] {
+            refused(files.0.path(), args, words);
+        }
+    }
+
+    /// What the parser of the command line refuses, in several lines.
+    #[test]
+    fn options() {
+        for (args, words) in [
+            ("boot --count 0", &["--count"][..]),
+            ("boot --memory-per-vm 1K", &["--memory-per-vm", "4 KiB or more"]),
+            ("boot --memory-per-vm most", &["--memory-per-vm", "write it like 24M"]),
             ("bench --compare --backend cpu", &["--backend", "--compare"]),
             ("bench --compare --packing 8", &["--packing", "--compare"]),
             ("bench --workload busy --busy doom", &["doom", "gzip"]),
             ("bench --workload busy --busy-seconds 0", &["more than zero"]),
             ("bench --workload apart --apart huge", &["huge", "large"]),
-            ("bench --workload busy --kernel text --backend cpu", &["not a kernel"]),
         ] {
-            refused(files.0.path(), args, words);
+            let (code, stdout, stderr) = run(&mut pxvm(args.split(' ')));
+            assert!(code == 2 && stdout.is_empty(), "{args}: {code} {stdout}{stderr}");
+            assert!(words.iter().all(|word| stderr.contains(word)), "{args}: {stderr}");
         }
-        let mut usage = pxvm(["boot", "--count", "0"]);
-        assert_eq!(run(&mut usage).0, 2);
     }
 }

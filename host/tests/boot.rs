@@ -54,6 +54,44 @@ mod tests {
     }
 
     #[test]
+    fn what_machines_used_of_memory_is_expected_of_them_the_next_time() {
+        if !has_image() {
+            return;
+        }
+        let cache = tempfile::tempdir().unwrap();
+        symlink(pxvm::image::cache::images(), cache.path().join("images")).unwrap();
+        let run = |args: &str| {
+            let args = format!("--backend cpu --until ready {args}");
+            run(boot(&args).env("PXVM_CACHE", cache.path()))
+        };
+        let files = || {
+            let files = cache.path().join("usage").read_dir().unwrap();
+            files.map(|file| file.unwrap().path()).collect::<Vec<_>>()
+        };
+        let (code, stdout, stderr) = run("--count 2 --json");
+        assert_eq!(code, 0, "{stderr}");
+        let frames = json(&stdout)["private_frames"].as_u64().unwrap() / 2;
+        let [file] = &files()[..] else { panic!("{:?}", files()) };
+        let kept = std::fs::read_to_string(file).unwrap();
+        let expected = format!(r#"{{"format":1,"usage":{{"ready":{frames},"most":{frames}}}}}"#);
+        assert_eq!(kept, expected);
+
+        // Far more of these than any host has memory for.
+        let of_all = |args: &str| run(&format!("--count 1000000 {args}"));
+        std::fs::write(file, kept.replace(&frames.to_string(), "6000")).unwrap();
+        let (code, _, stderr) = of_all("");
+        assert!(
+            code == 2 && stderr.contains("(23.4 MiB that it writes itself, as in "),
+            "{stderr}"
+        );
+        let (code, _, stderr) = of_all("--memory-per-vm 20M");
+        assert!(code == 2 && stderr.contains("(20 MiB that it writes itself, by "), "{stderr}");
+        // Another condition is met at another time.
+        let (code, _, stderr) = run("--ready-pattern READY");
+        assert_eq!((code, files().len()), (0, 2), "{stderr}");
+    }
+
+    #[test]
     fn a_kernel_as_tutorials_have_it_finds_its_disk() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, bytes: &[u8]| {

@@ -139,7 +139,7 @@ impl Bencher<'_> {
         let guest = |clock| self.args.guest.clone().options(count, clock);
         let linux = |clock| {
             let mut fleet = assemble(&guest(clock)?)?;
-            let file = UsageFile::of(&cache::usage(), &fleet);
+            let file = UsageFile::of(&cache::usage(), &fleet, &self.args.ready_pattern);
             usage::expect(&mut fleet, &file);
             Ok(fleet)
         };

@@ -235,7 +235,7 @@ pub fn boot(args: Boot) -> Result<Code, Error> {
     let guest = guest.options(capacity, settings.clock)?;
     let append = guest.append.clone();
     let mut fleet = assemble(&GuestOptions { macs, link: carrier, ..guest })?;
-    let usage_file = UsageFile::of(&cache::usage(), &fleet);
+    let usage_file = UsageFile::of(&cache::usage(), &fleet, &run_args.ready_pattern);
     usage::expect(&mut fleet, &usage_file);
     let wanted = Wanted {
         count: capacity,

@@ -247,6 +247,21 @@ fn when_frames_run_out_for_good_some_vms_end_and_one_goes_on() {
     assert!((1..4).contains(&ended), "{found:?}");
 }
 
+#[test]
+fn of_many_vms_that_find_no_frames_as_many_go_on_as_there_is_room_for() {
+    const WFI: u32 = 0x1050_0073;
+    // Each takes 200 frames, so that one of them goes on; the 39 others hold 300 between them, and
+    // end in fewer rounds than there are of them.
+    let code = [&PAGES[..], &print("ok"), &[WFI, LOOP]].concat();
+    let cuda = cuda_with_300_frames(fleet(40, &code));
+    let ended = |h: &History| h.events.iter().any(|e| e.1 == EventKind::Faulted(Reason::NoMemory));
+    let over = |all: &BTreeMap<u32, History>| {
+        all.values().filter(|h| ended(h) || h.console == "ok").count() == 40
+    };
+    let found = listen(&cuda, over);
+    assert_eq!(found.values().filter(|h| h.console == "ok").count(), 1, "{found:?}");
+}
+
 /// Runs a VM that prints for ever until the device is gone. Returns how much it printed, and the
 /// error.
 fn until_gone(gpu: Emulated) -> (usize, BackendError) {

@@ -14,8 +14,11 @@ use crate::backend::cuda::fleet::{DeviceFleet, Start};
 use crate::backend::life::{State, Trigger};
 use crate::backend::{EventKind, Reason};
 
-/// How long VMs may be out of memory before one of them is stopped to make room.
+/// How long VMs may be out of memory before some of them are stopped to make room.
 const OUT_OF_MEMORY_MAX: Duration = Duration::from_secs(2);
+/// One in this many of those VMs is stopped at a time. The frames of one are many times what each of
+/// so few others lacks; and where thousands wait, they do not wait for hours.
+const ENDED_SHARE: usize = 8;
 
 impl Runner {
     /// Stages and starts all VMs. Staging uses all the host's threads, and overlaps with starting.
@@ -49,7 +52,7 @@ impl Runner {
         })
     }
 
-    /// Frees memory of VMs, starts VMs, and stops one where all are out of memory. Only while no
+    /// Frees memory of VMs, starts VMs, and stops some where all are out of memory. Only while no
     /// launch is under way.
     pub(super) fn recycle(&mut self) -> Result<(), CudaError> {
         if self.to_free.is_empty() && self.to_start.is_empty() {
@@ -91,12 +94,14 @@ impl Runner {
         !self.out_of_memory.is_empty() && (!is_patient || self.update_list().is_empty())
     }
 
-    /// Ends the VM that ran out of memory last, so that the others can continue.
+    /// Ends those VMs that ran out of memory last, so that the others can continue.
     fn make_room(&mut self) {
-        let Some(index) = self.out_of_memory.pop() else { return };
-        let instret = self.shared.instret[index as usize].load(Ordering::Relaxed);
-        self.trigger(index, Trigger::NoMemory);
-        self.report(index, instret, EventKind::Faulted(Reason::NoMemory));
+        let stay = self.out_of_memory.len() - self.out_of_memory.len().div_ceil(ENDED_SHARE);
+        for index in self.out_of_memory.split_off(stay) {
+            let instret = self.shared.instret[index as usize].load(Ordering::Relaxed);
+            self.trigger(index, Trigger::NoMemory);
+            self.report(index, instret, EventKind::Faulted(Reason::NoMemory));
+        }
     }
 }
 
