@@ -284,6 +284,8 @@ impl<M: Ram, D: Disk, P: Port, L: Lane> Core<'_, M, D, P, L> {
                 // The page table has changed, and the TLB has not seen it. SC may always fail.
                 None => hart.reservation = NO_RESERVATION,
             }
+            // The walk may have set A in the page that is being executed.
+            self.exit_loop |= self.platform.take_replaced();
         }
         self.platform.reserved_word = reserved;
         Ok(value)
