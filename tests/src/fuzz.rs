@@ -4,16 +4,21 @@
 //! The smoke tests feed them random bytes from fixed seeds; a coverage-guided fuzzer calls the same
 //! functions with its own.
 
-use emu_core::abi::ExitCode;
+use emu_core::abi::{ExitCode, Vm};
 use emu_core::chacha::ChaCha;
 use emu_core::csr::mstatus;
 use emu_core::dev::virtio::driver::{self, Guest, QUEUE_SIZE, legacy_queue_addresses, reg};
 use emu_core::dev::virtio::{feature, mmio::Version, rng::Rng};
+use emu_core::mem::FRAME_SIZE;
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
 use emu_core::trace::Trace;
 
 use crate::asm::{Asm, csr::*, reg::*};
-use crate::machine::{DATA, M_HANDLER, RAM, RAM_SIZE, Sv32, TABLES, TestMachine, pte};
+use crate::careless;
+use crate::loops::{InsnLoop, Uniform};
+use crate::machine::{
+    DATA, M_HANDLER, MachineBy, RAM, RAM_SIZE, Sv32, TABLES, TestMachine, UniformMachine, pte,
+};
 
 /// Bytes as a source of decisions. It has no end that a target must care for: zeros follow.
 #[derive(Clone, Debug)]
@@ -288,24 +293,78 @@ fn access(m: &mut TestMachine, bytes: &mut Bytes<'_>, mode: Mode, hidden: u32) {
 }
 
 /// Arbitrary code in an arbitrary state: the core does not panic, and keeps its invariants. Both
-/// forms of the instruction loop come to the same, by the same way, watched or not.
+/// instruction loops come to the same, the dispatching one in both of its forms and watched or not,
+/// which go the same way.
 pub fn machine(data: &[u8]) {
     let [mut m, mut watched, mut sharing] = [false, false, true].map(|shares| {
-        let mut m = arbitrary(data);
+        let mut m: TestMachine = arbitrary(data);
         m.lane.shares_warp = shares;
         m
     });
+    let mut uniform: UniformMachine = arbitrary(data);
     let (mut one, mut other) = (Retired::default(), Retired::default());
     for _ in 0..8 {
         let exit = m.run(997);
         assert_eq!((m.x(ZERO), m.vm.hart.pc & 3), (0, 0));
         assert_eq!((watched.run_traced(997, &mut one), watched.hash()), (exit, m.hash()));
         assert_eq!((sharing.run_traced(997, &mut other), sharing.hash()), (exit, m.hash()));
+        assert_eq!((uniform.run(997), uniform.hash()), (exit, m.hash()));
         assert_eq!(one, other);
         if !matches!(exit.code, ExitCode::Budget | ExitCode::Idle) {
             break;
         }
     }
+}
+
+/// A careless program by the instruction loops: all of them come to the same, however it is divided into
+/// runs.
+pub fn loops(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let program = careless::program(bytes.word().into(), bytes.word().into(), 6);
+    let mut m: TestMachine = loaded(&program);
+    let mut sharing: TestMachine = loaded(&program);
+    sharing.lane.shares_warp = true;
+    // With little at hand, and with much.
+    let mut little: MachineBy<Uniform<2, 1>> = loaded(&program);
+    let mut much: MachineBy<Uniform<64, 8>> = loaded(&program);
+    // What a loop has at hand it drops between runs, so some programs have few of them.
+    let few = bytes.below(2) == 0;
+    for run in 0.. {
+        let budget = match bytes.below(4) {
+            _ if few || bytes.is_empty() => 10_000,
+            0 => 1,
+            1 => 1 + bytes.below(8),
+            2 => 1 + bytes.below(100),
+            _ => 500,
+        };
+        let exit = m.run(budget);
+        let ended = exit.code != ExitCode::Budget;
+        let exits = [sharing.run(budget), little.run(budget), much.run(budget)];
+        assert_eq!(exits, [exit; 3], "run {run}");
+        let state = |vm: &Vm| (vm.hart.x, vm.hart.pc, vm.platform.clock.retired);
+        for other in [&sharing.vm, &little.vm, &much.vm] {
+            assert_eq!(state(other), state(&m.vm), "run {run}");
+        }
+        if ended || run % 16 == 0 {
+            let hashes = [sharing.hash(), little.hash(), much.hash()];
+            assert_eq!(hashes, [m.hash(); 3], "run {run}");
+        }
+        if ended {
+            assert_eq!(exit.code, ExitCode::PowerOff);
+            break;
+        }
+    }
+}
+
+fn loaded<I: InsnLoop>(program: &[u8]) -> MachineBy<I> {
+    let mut m = MachineBy::new();
+    for (at, page) in (RAM..).step_by(FRAME_SIZE as usize).zip(program.chunks(FRAME_SIZE as usize))
+    {
+        if page.iter().any(|&byte| byte != 0) {
+            m.write(at, page);
+        }
+    }
+    m
 }
 
 /// The instructions that retired.
@@ -391,9 +450,9 @@ fn arbitrary_ring_store(bytes: &mut Bytes<'_>, [desc, avail, _]: [u64; 3]) -> (u
     }
 }
 
-fn arbitrary(data: &[u8]) -> TestMachine {
+fn arbitrary<I: InsnLoop>(data: &[u8]) -> MachineBy<I> {
     let mut bytes = Bytes::new(data);
-    let mut m = TestMachine::new();
+    let mut m = MachineBy::new();
     let privilege = [User, Supervisor, Machine][bytes.below(3) as usize];
     if bytes.below(2) == 0 {
         m.vm.boot_supervisor(RAM, 0, 0);

@@ -4,11 +4,13 @@
 //! The tests themselves are in `tests/`, the benchmarks in `benches/`.
 
 pub mod asm;
+pub mod careless;
 pub mod disk;
 pub mod elf;
 pub mod fuzz;
 pub mod guests;
 pub mod hash;
+pub mod loops;
 pub mod machine;
 pub mod memory;
 pub mod needs;

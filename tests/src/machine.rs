@@ -1,5 +1,6 @@
 //! A machine for tests: a VM with RAM, a console, trap handlers that loop for ever, and helpers.
 
+use std::marker::PhantomData;
 use std::rc::Rc;
 
 use emu_core::abi::{Exit, Vm};
@@ -12,10 +13,11 @@ use emu_core::machine::Machine;
 use emu_core::mem::{Dma, FRAME_SIZE, Memory};
 use emu_core::mmu::Privilege;
 use emu_core::pmp::Pmp;
-use emu_core::trace::{NoTrace, Trace};
+use emu_core::trace::Trace;
 
 use crate::asm::{Asm, Reg, csr};
 use crate::hash::{StateHash, state_hash};
+use crate::loops::{Dispatch, InsnLoop, Uniform};
 use crate::memory::{Frames, Space};
 
 /// First address of RAM, and of the program under test.
@@ -85,8 +87,13 @@ impl Lane for TestLane {
     }
 }
 
-/// A VM with its memory, port and clock.
-pub struct TestMachine {
+/// A machine with the dispatching loop.
+pub type TestMachine = MachineBy<Dispatch>;
+/// A machine with the uniform loop.
+pub type UniformMachine = MachineBy<Uniform>;
+
+/// A VM with its memory, port and clock, executed by the loop `I`.
+pub struct MachineBy<I> {
     /// The VM's state. It caches frames of this machine's memory, so it must not be moved to
     /// another machine.
     pub vm: Vm,
@@ -97,15 +104,16 @@ pub struct TestMachine {
     /// The clock.
     pub now: Now,
     space: Space,
+    insn_loop: PhantomData<I>,
 }
 
-impl Default for TestMachine {
+impl<I: InsnLoop> Default for MachineBy<I> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl TestMachine {
+impl<I: InsnLoop> MachineBy<I> {
     /// Makes a `virt` machine in M-mode at [`RAM`], with both trap vectors set, memory zero and PMP
     /// open.
     pub fn new() -> Self {
@@ -125,7 +133,7 @@ impl TestMachine {
         Self::with_space(Space::with_rom(frames, pages, rom))
     }
 
-    /// Makes a machine as [`TestMachine::new`] does, with the given memory.
+    /// Makes a machine as [`MachineBy::new`] does, with the given memory.
     pub fn with_space(space: Space) -> Self {
         let mut vm = Vm::new(MachineKind::Virt);
         vm.boot_machine(RAM, 0, 0);
@@ -137,6 +145,7 @@ impl TestMachine {
             lane: TestLane::default(),
             now: Now::Instret,
             space,
+            insn_loop: PhantomData,
         };
         m.set_csr(csr::MTVEC, M_HANDLER);
         m.set_csr(csr::STVEC, S_HANDLER);
@@ -188,7 +197,11 @@ impl TestMachine {
 
     /// Executes at most `budget` instructions.
     pub fn run(&mut self, budget: u32) -> Exit {
-        self.run_traced(budget, &mut NoTrace)
+        let Self { vm, port, lane, now, space, .. } = self;
+        space.with(|ram, disk| {
+            let (hart, platform) = (&mut vm.hart, &mut vm.platform);
+            I::run(&mut Machine::on(*lane, hart, platform, ram, disk, port), budget, *now)
+        })
     }
 
     /// Executes enough instructions for any test's program to reach the loop at its end.
@@ -196,9 +209,10 @@ impl TestMachine {
         self.run(RUN)
     }
 
-    /// Executes as [`TestMachine::run`] does, and reports every instruction to a trace.
+    /// Executes as [`MachineBy::run`] does, and reports every instruction to a trace. Only the
+    /// dispatching loop can.
     pub fn run_traced(&mut self, budget: u32, trace: &mut impl Trace) -> Exit {
-        let Self { vm, port, lane, now, space } = self;
+        let Self { vm, port, lane, now, space, .. } = self;
         space.with(|ram, disk| {
             Machine::on(*lane, &mut vm.hart, &mut vm.platform, ram, disk, port)
                 .run_traced(budget, *now, trace)
@@ -346,7 +360,7 @@ impl Sv32 {
     }
 
     /// Address of the leaf entry for `va`. Makes its table if there is none.
-    pub fn entry(&mut self, m: &mut TestMachine, va: u32) -> u32 {
+    pub fn entry<I: InsnLoop>(&mut self, m: &mut MachineBy<I>, va: u32) -> u32 {
         let root = Self::root_entry(va);
         if m.word(root) == 0 {
             m.write_words(root, &[pte::leaf(u64::from(self.next), pte::V)]);
@@ -356,14 +370,26 @@ impl Sv32 {
     }
 
     /// Maps a page.
-    pub fn map(&mut self, m: &mut TestMachine, va: u32, pa: u32, bits: u32) -> &mut Self {
+    pub fn map<I: InsnLoop>(
+        &mut self,
+        m: &mut MachineBy<I>,
+        va: u32,
+        pa: u32,
+        bits: u32,
+    ) -> &mut Self {
         let entry = self.entry(m, va);
         m.write_words(entry, &[pte::leaf(u64::from(pa), bits)]);
         self
     }
 
     /// Maps a superpage of 4 MiB.
-    pub fn map_super(&mut self, m: &mut TestMachine, va: u32, pa: u32, bits: u32) -> &mut Self {
+    pub fn map_super<I: InsnLoop>(
+        &mut self,
+        m: &mut MachineBy<I>,
+        va: u32,
+        pa: u32,
+        bits: u32,
+    ) -> &mut Self {
         m.write_words(Self::root_entry(va), &[pte::leaf(u64::from(pa), bits)]);
         self
     }
@@ -374,7 +400,7 @@ impl Sv32 {
     }
 
     /// Turns translation on, in `privilege`.
-    pub fn enable(&mut self, m: &mut TestMachine, privilege: Privilege) {
+    pub fn enable<I: InsnLoop>(&mut self, m: &mut MachineBy<I>, privilege: Privilege) {
         m.set_csr(csr::SATP, Self::satp()).enter(privilege);
     }
 }

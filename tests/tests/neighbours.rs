@@ -180,12 +180,15 @@ fn good_guests_are_served_the_same_beside_hostile_ones_by_both_backends() {
     assert!(expected.values().all(|(_, events)| matches!(events[..], [(_, EventKind::Halted(0))])));
     assert_eq!(expected, cpu(&beside_hostile()));
 
-    let fleet = fleet(&beside_hostile());
-    let count = fleet.count;
-    let gpu = Box::new(Emulated::new(GPU_MEMORY));
-    let device = DeviceFleet::new(gpu, &fleet).expect("room for all");
-    let packing = Choice { lanes: Some(32), insn_loop: None };
-    let options = Options { device: 0, packing };
-    let backend = CudaBackend::start(device, fleet, settings.clone(), options).expect("it starts");
-    assert_eq!(expected, heard(&backend, count));
+    for insn_loop in [InsnLoop::Dispatch, InsnLoop::Uniform] {
+        let fleet = fleet(&beside_hostile());
+        let count = fleet.count;
+        let gpu = Box::new(Emulated::new(GPU_MEMORY));
+        let device = DeviceFleet::new(gpu, &fleet).expect("room for all");
+        let packing = Choice { lanes: Some(32), insn_loop: Some(insn_loop) };
+        let options = Options { device: 0, packing };
+        let backend =
+            CudaBackend::start(device, fleet, settings.clone(), options).expect("it starts");
+        assert_eq!(expected, heard(&backend, count), "{insn_loop:?}");
+    }
 }

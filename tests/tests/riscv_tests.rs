@@ -5,18 +5,19 @@ use std::path::Path;
 
 use emu_core::abi::ExitCode;
 use goblin::elf::{Elf, program_header::PT_LOAD};
-use pxvm_tests::machine::TestMachine;
+use pxvm_tests::loops::{Dispatch, InsnLoop, Uniform};
+use pxvm_tests::machine::MachineBy;
 use pxvm_tests::needs;
 
 /// More than the longest test needs.
 const INSTRUCTIONS_MAX: u32 = 2_000_000;
 const SLICE: u32 = 5000;
 
-/// Runs one test. `Err` says what went wrong.
-fn run(path: &Path) -> Result<(), String> {
+/// Runs one test by an instruction loop. `Err` says what went wrong.
+fn run<I: InsnLoop>(path: &Path) -> Result<(), String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     let elf = Elf::parse(&bytes).map_err(|e| e.to_string())?;
-    let mut m = TestMachine::new();
+    let mut m = MachineBy::<I>::new();
     for segment in elf.program_headers.iter().filter(|h| h.p_type == PT_LOAD) {
         m.write(segment.p_paddr as u32, &bytes[segment.file_range()]);
     }
@@ -57,7 +58,8 @@ fn riscv_tests_pass() {
     paths.retain(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(applies));
     paths.sort();
     assert!(!paths.is_empty(), "PXVM_RISCV_TESTS has no riscv-tests");
-    let results: Vec<_> = paths.iter().map(|p| (p, run(p))).collect();
+    let results = paths.iter().map(|p| (p, run::<Dispatch>(p).and_then(|()| run::<Uniform>(p))));
+    let results: Vec<_> = results.collect();
     let failed: Vec<_> = results.iter().filter(|(_, r)| r.is_err()).collect();
     println!("{} passed, {} failed", results.len() - failed.len(), failed.len());
     assert!(failed.is_empty(), "{failed:#?}");

@@ -1,10 +1,12 @@
 //! RV32A.
 
 use pxvm_tests::asm::{Asm, Reg, reg::*};
-use pxvm_tests::machine::{DATA, RAM, Sv32, TestMachine, pte, to_m};
+use pxvm_tests::machine::{DATA, RAM, Sv32, pte, to_m};
 
 use emu_core::mmu::Privilege;
 use emu_core::sbi::eid;
+
+use crate::TestMachine;
 
 type Amo = fn(&mut Asm, Reg, Reg, Reg) -> &mut Asm;
 

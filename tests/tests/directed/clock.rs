@@ -1,12 +1,14 @@
 //! Counters, time, the timer and WFI.
 
 use pxvm_tests::asm::{csr::*, reg::*};
-use pxvm_tests::machine::{RAM, TestMachine, to_m};
+use pxvm_tests::machine::{RAM, to_m};
 
 use emu_core::abi::ExitCode;
 use emu_core::clock::{INSTRET_CLOCK_IPS, Now};
 use emu_core::csr::{irq, mstatus};
 use emu_core::mmu::Privilege::Supervisor;
+
+use crate::TestMachine;
 
 const INTERRUPT: u32 = 1 << 31;
 const MTI: u32 = 7;

@@ -1,7 +1,7 @@
 //! Code that changes: decoded instructions never show.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, M_HANDLER, RAM, Sv32, TestMachine, pte};
+use pxvm_tests::machine::{DATA, M_HANDLER, RAM, Sv32, pte};
 use pxvm_tests::memory::{Frames, Space};
 
 use emu_core::chacha::ChaCha;
@@ -11,6 +11,11 @@ use emu_core::mmu::Privilege::Supervisor;
 use emu_core::sbi::eid;
 
 use super::devices::ask_for_entropy;
+
+use crate::TestMachine;
+
+/// `ret`.
+const RET: u32 = 0x0000_8067;
 
 /// One instruction.
 fn insn(f: impl FnOnce(&mut Asm)) -> u32 {
@@ -200,15 +205,68 @@ fn setting_d_in_a_page_table_entry_that_is_also_code_is_seen() {
     let mut tables = Sv32::new();
     tables.map_super(&mut m, RAM, RAM, pte::S_ALL);
     let entry = tables.entry(&mut m, va);
-    let ret = insn(|a| {
-        a.ret();
-    });
-    assert_eq!(ret & 0xff, pte::V | pte::R | pte::W | pte::G | pte::A);
-    m.write_words(entry, &[ret]).set_x(S0, entry).set_x(S1, va);
+    assert_eq!(RET & 0xff, pte::V | pte::R | pte::W | pte::G | pte::A);
+    m.write_words(entry, &[RET]).set_x(S0, entry).set_x(S1, va);
     tables.enable(&mut m, Supervisor);
     m.run_out();
-    assert_eq!(m.word(entry), ret | pte::D);
+    assert_eq!(m.word(entry), RET | pte::D);
     assert_eq!(results(&m), (RAM + 4, entry + 4));
+}
+
+// The walk of a fetch sets A in a page table that is executed before and after it.
+#[test]
+fn code_beside_a_page_table_entry_whose_a_is_set_can_be_written() {
+    let va = 0x4000_0000;
+    // A page that has been executed before, at its physical address.
+    let page = DATA + 0x5000;
+    let mut m = TestMachine::program(|a| {
+        a.jalr(RA, 0, S5)
+            .jalr(RA, 0, S0)
+            .jalr(RA, 0, S0)
+            .jalr(RA, 0, S4)
+            .jalr(RA, 0, S0)
+            .mv(S2, A0);
+        a.sw(S1, 0, S0).jalr(RA, 0, S0).mv(S3, A0);
+    });
+    let mut tables = Sv32::new();
+    tables.map_super(&mut m, RAM, RAM, pte::S_ALL);
+    tables.map(&mut m, va, page, pte::V | pte::R | pte::X);
+    let entry = tables.entry(&mut m, va);
+    let function = entry + 0x800;
+    m.write_words(function, &[li_a0(1), RET]).write_words(page, &[RET]);
+    m.set_x(S0, function).set_x(S1, li_a0(2)).set_x(S4, va).set_x(S5, page);
+    tables.enable(&mut m, Supervisor);
+    m.run_out();
+    assert_eq!(m.word(entry), pte::leaf(page.into(), pte::V | pte::R | pte::X | pte::A));
+    assert_eq!(results(&m), (1, 2));
+}
+
+// An LR walks, too, where other pages may have the frame that it loads from.
+#[test]
+fn code_beside_a_page_table_entry_whose_a_an_lr_sets_can_be_written() {
+    let va = 0x4000_0000;
+    let mut m = TestMachine::program(|a| {
+        a.jalr(ZERO, 0, S7);
+    });
+    let mut tables = Sv32::new();
+    tables.map_super(&mut m, RAM, RAM, pte::S_ALL);
+    // Nothing was written to the page, so its frame is that of all zeros.
+    tables.map(&mut m, va, DATA, pte::V | pte::R);
+    let entry = tables.entry(&mut m, va);
+    let (code, function) = (entry + 0x800, entry + 0x900);
+    m.load_at(code, |a| {
+        // A is set, cleared without a fence, and set again.
+        a.lw(T0, 0, S4).sw(S6, 0, S0).lr_w(T0, S4);
+        a.jalr(RA, 0, S5).mv(S2, A0).sw(S1, 0, S5).jalr(RA, 0, S5).mv(S3, A0).stop();
+    });
+    m.write_words(function, &[li_a0(1), RET]);
+    m.set_x(S0, entry).set_x(S1, li_a0(2)).set_x(S4, va).set_x(S5, function).set_x(S7, code);
+    let before = m.word(entry);
+    m.set_x(S6, before);
+    tables.enable(&mut m, Supervisor);
+    m.run_out();
+    assert_eq!(m.word(entry), before | pte::A);
+    assert_eq!(results(&m), (1, 2));
 }
 
 #[test]
@@ -273,15 +331,7 @@ fn many_pages_of_code_that_change_are_told_apart() {
         a.addi(S2, S2, -1).bne(S2, ZERO, page).addi(S4, S4, -1).bne(S4, ZERO, round);
     });
     for page in 0..PAGES {
-        m.write_words(
-            DATA + page * 0x1000,
-            &[
-                li_a0(page as i32),
-                insn(|a| {
-                    a.ret();
-                }),
-            ],
-        );
+        m.write_words(DATA + page * 0x1000, &[li_a0(page as i32), RET]);
     }
     m.set_x(S1, 1 << 20).set_x(S5, 0x1000).run_out();
     let expected: u32 = (0..3).map(|round| (0..PAGES).map(|p| p + round).sum::<u32>()).sum();

@@ -1,7 +1,9 @@
 //! Jumps and branches.
 
 use pxvm_tests::asm::{Asm, Label, Reg, raw_branch, raw_jal, reg::*};
-use pxvm_tests::machine::{RAM, TestMachine, to_m};
+use pxvm_tests::machine::{RAM, to_m};
+
+use crate::TestMachine;
 
 type Branch = fn(&mut Asm, Reg, Reg, Label) -> &mut Asm;
 

@@ -1,11 +1,13 @@
 //! Control and status registers, through instructions.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{M_HANDLER, RAM, TestMachine, to_m};
+use pxvm_tests::machine::{M_HANDLER, RAM, to_m};
 
 use emu_core::csr::{irq, mstatus};
 use emu_core::mmu::Privilege::{self, Machine, Supervisor};
 use emu_core::trace::Trace;
+
+use crate::TestMachine;
 
 const ILLEGAL: u32 = 2;
 

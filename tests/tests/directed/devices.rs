@@ -1,7 +1,7 @@
 //! Devices end to end: from their registers through PLIC and CLINT to the trap handler.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, TestMachine, to_m};
+use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, to_m};
 use pxvm_tests::memory::{Frames, Space};
 use pxvm_tests::tutorial;
 
@@ -13,6 +13,8 @@ use emu_core::dev::virtio::mmio::Version;
 use emu_core::dev::virtio::{DeviceKind, blk::Blk, net::Net, rng::Rng};
 use emu_core::layout::MachineKind;
 use emu_core::mmu::Privilege::User;
+
+use crate::TestMachine;
 
 const INTERRUPT: u32 = 1 << 31;
 const SEI: u32 = 9;

@@ -2,13 +2,15 @@
 
 use pxvm_tests::asm::{csr::*, reg::*};
 use pxvm_tests::hash::StateHash;
-use pxvm_tests::machine::{DATA, RAM, Sv32, TestMachine, pte};
+use pxvm_tests::machine::{DATA, RAM, Sv32, pte};
 use pxvm_tests::memory::Frames;
 
 use emu_core::abi::ExitCode;
 use emu_core::csr::mstatus;
 use emu_core::mmu::Privilege::Supervisor;
 use emu_core::sbi::eid;
+
+use crate::TestMachine;
 
 const UART: u32 = 0x1000_0000;
 

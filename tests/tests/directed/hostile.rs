@@ -2,7 +2,7 @@
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
 use pxvm_tests::hash::StateHash;
-use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, ROM, Sv32, TestMachine, pte};
+use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, ROM, Sv32, pte};
 use pxvm_tests::memory::Frames;
 
 use emu_core::abi::ExitCode;
@@ -10,6 +10,8 @@ use emu_core::chacha::ChaCha;
 use emu_core::dev::virtio::driver::{Prng, for_seeds};
 use emu_core::dev::virtio::{blk::Blk, net::Net, rng::Rng};
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
+
+use crate::TestMachine;
 
 /// A machine with an image of its own text, a neighbour that has run, and what neither may touch.
 struct Neighbours {

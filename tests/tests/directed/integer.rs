@@ -1,7 +1,9 @@
 //! RV32I computation.
 
 use pxvm_tests::asm::{Asm, Reg, reg::*};
-use pxvm_tests::machine::{RAM, TestMachine};
+use pxvm_tests::machine::RAM;
+
+use crate::TestMachine;
 
 type Binary = fn(&mut Asm, Reg, Reg, Reg) -> &mut Asm;
 type Immediate = fn(&mut Asm, Reg, Reg, i32) -> &mut Asm;

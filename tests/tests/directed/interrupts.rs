@@ -1,10 +1,12 @@
 //! Interrupts: who takes which, in what order, and when.
 
 use pxvm_tests::asm::{csr::*, reg::*};
-use pxvm_tests::machine::{M_HANDLER, RAM, S_HANDLER, TestMachine, to_m, to_s};
+use pxvm_tests::machine::{M_HANDLER, RAM, S_HANDLER, to_m, to_s};
 
 use emu_core::csr::{irq, mstatus};
 use emu_core::mmu::Privilege::{Machine, Supervisor, User};
+
+use crate::TestMachine;
 
 const INTERRUPT: u32 = 1 << 31;
 const SSI: u32 = 1;

@@ -1,9 +1,11 @@
 //! Loads and stores, aligned and not.
 
 use pxvm_tests::asm::reg::*;
-use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, Sv32, TestMachine, pte, to_m};
+use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, Sv32, pte, to_m};
 
 use emu_core::mmu::Privilege;
+
+use crate::TestMachine;
 
 const LOAD_ACCESS: u32 = 5;
 const STORE_ACCESS: u32 = 7;

@@ -4,6 +4,8 @@
 //! Supervisor Binary Interface specification 2.0.
 #![expect(clippy::tests_outside_test_module, reason = "the whole crate is a test")]
 
+use pxvm_tests::machine::TestMachine;
+
 mod atomics;
 mod clock;
 mod code;

@@ -1,7 +1,8 @@
 //! RV32M.
 
 use pxvm_tests::asm::{Asm, Reg, reg::*};
-use pxvm_tests::machine::TestMachine;
+
+use crate::TestMachine;
 
 type Binary = fn(&mut Asm, Reg, Reg, Reg) -> &mut Asm;
 

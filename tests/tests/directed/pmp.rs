@@ -1,10 +1,12 @@
 //! Physical memory protection (privileged 3.7). The granularity is one page.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, RAM, Sv32, TABLES, TestMachine, pte, to_m};
+use pxvm_tests::machine::{DATA, RAM, Sv32, TABLES, pte, to_m};
 
 use emu_core::csr::mstatus;
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
+
+use crate::TestMachine;
 
 const INSN_ACCESS: u32 = 1;
 const LOAD_ACCESS: u32 = 5;

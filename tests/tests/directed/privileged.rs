@@ -1,10 +1,12 @@
 //! What is forbidden to whom: TVM, TW, TSR and the privileged instructions.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{RAM, TestMachine, to_m};
+use pxvm_tests::machine::{RAM, to_m};
 
 use emu_core::csr::mstatus;
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
+
+use crate::TestMachine;
 
 const ILLEGAL: u32 = 2;
 

@@ -5,12 +5,14 @@
 use std::rc::Rc;
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, RAM, ROM, Sv32, TestMachine, pte, to_m};
+use pxvm_tests::machine::{DATA, RAM, ROM, Sv32, pte, to_m};
 use pxvm_tests::memory::Frames;
 
 use emu_core::mem::FRAME_SIZE;
 use emu_core::mmu::Privilege::{self, Supervisor, User};
 use emu_core::sbi::eid;
+
+use crate::TestMachine;
 
 const INSN_ACCESS: u32 = 1;
 const LOAD_ACCESS: u32 = 5;

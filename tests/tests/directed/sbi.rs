@@ -1,12 +1,14 @@
 //! The built-in SBI, through `ecall` from S-mode.
 
 use pxvm_tests::asm::{csr::*, reg::*};
-use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, TestMachine, to_s};
+use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, to_s};
 
 use emu_core::abi::{ExitCode, FaultCode};
 use emu_core::csr::{irq, mstatus};
 use emu_core::mmu::Privilege::User;
 use emu_core::sbi::eid;
+
+use crate::TestMachine;
 
 const INTERRUPT: u32 = 1 << 31;
 const SUCCESS: u32 = 0;

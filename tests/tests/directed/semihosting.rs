@@ -2,12 +2,14 @@
 //! 1.0, and the operations that it takes from Arm's Semihosting for AArch32 and AArch64).
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, Sv32, TestMachine, pte, to_m, to_s};
+use pxvm_tests::machine::{DATA, RAM, RAM_SIZE, Sv32, pte, to_m, to_s};
 
 use emu_core::abi::{Exit, ExitCode};
 use emu_core::csr::{irq, mstatus};
 use emu_core::mmu::Privilege::{Supervisor, User};
 use emu_core::semihosting::Semihosting;
+
+use crate::TestMachine;
 
 /// Where a request's block of words is.
 const BLOCK: u32 = DATA;

@@ -3,13 +3,14 @@
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
 use pxvm_tests::hash::StateHash;
-use pxvm_tests::machine::TestMachine;
 use pxvm_tests::memory::{Frames, Space};
 use pxvm_tests::program::Image;
 
 use emu_core::abi::ExitCode;
 use emu_core::csr::{irq, mstatus};
 use emu_core::dev::virtio::driver::Prng;
+
+use crate::TestMachine;
 
 /// Runs a machine until `budget` is used up or it has powered off.
 fn in_slices(m: &mut TestMachine, budget: u32, mut next: impl FnMut() -> u32) -> StateHash {

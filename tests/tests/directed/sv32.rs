@@ -1,10 +1,12 @@
 //! Sv32 translation (privileged 10.3).
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, RAM, Sv32, TABLES, TestMachine, pte, to_m};
+use pxvm_tests::machine::{DATA, RAM, Sv32, TABLES, pte, to_m};
 
 use emu_core::csr::mstatus;
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
+
+use crate::TestMachine;
 
 const LOAD_ACCESS: u32 = 5;
 const STORE_ACCESS: u32 = 7;

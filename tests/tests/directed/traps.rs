@@ -1,7 +1,7 @@
 //! Exceptions: causes, values, delegation, and the stacks of privilege and interrupt enable.
 
 use pxvm_tests::asm::{Asm, csr::*, reg::*};
-use pxvm_tests::machine::{DATA, M_HANDLER, RAM, S_HANDLER, Sv32, TestMachine, pte, to_m, to_s};
+use pxvm_tests::machine::{DATA, M_HANDLER, RAM, S_HANDLER, Sv32, pte, to_m, to_s};
 
 use emu_core::abi::{Exit, ExitCode, FaultCode};
 use emu_core::clock::Now;
@@ -9,6 +9,8 @@ use emu_core::csr::{irq, mstatus};
 use emu_core::insn::{Format, ROWS};
 use emu_core::mmu::Privilege::{self, Machine, Supervisor, User};
 use emu_core::trap::TakenTrap;
+
+use crate::TestMachine;
 
 const ILLEGAL: u32 = 2;
 const BREAKPOINT: u32 = 3;
