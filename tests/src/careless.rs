@@ -344,9 +344,19 @@ impl Writer<'_> {
     fn remap(&mut self) {
         let pages = self.rng.pick(&[4, WINDOW_PAGES]);
         let (page, entry) = (self.rng.below(pages), entry(self.rng, self.mode));
+        let va = WINDOW + 0x1000 * page;
+        // What is cached of the page before, and whether that still counts.
+        let uses = self.rng.below(3);
+        for _ in 0..uses {
+            self.asm.li(ADDRESS, va + UPPER).lw(T3, 0, ADDRESS);
+        }
         self.asm.li(ADDRESS, TABLE + 4 * page).li(T3, entry).sw(T3, 0, ADDRESS);
-        if self.rng.one_in(4) {
-            self.asm.li(ADDRESS, WINDOW + 0x1000 * page).sfence_vma(ADDRESS, ZERO);
+        if self.rng.one_in(3) {
+            self.asm.li(ADDRESS, va).sfence_vma(ADDRESS, ZERO);
+        }
+        if uses > 0 {
+            let (d, b) = (self.dest(), self.any());
+            self.asm.li(ADDRESS, va + UPPER).lw(d, 4, ADDRESS).sw(b, 8, ADDRESS);
         }
     }
 

@@ -380,7 +380,8 @@ fn an_address_whose_first_page_became_private_through_another_is_seen() {
 fn remapped(fence: fn(&mut Asm)) -> (u32, u32) {
     let mut tables = Sv32::new();
     let mut m = machine(Supervisor, &mut tables, |a| {
-        a.lw(A0, 8, S0).sw(S2, 0, S1);
+        // The first load walks, and the second finds what that has cached.
+        a.lw(A0, 8, S0).lw(A0, 8, S0).sw(S2, 0, S1);
         fence(a);
         a.lw(A2, 8, S0);
     });
@@ -476,7 +477,7 @@ fn sfence_vma_of_one_address_covers_the_whole_superpage() {
     let mut tables = Sv32::new();
     let mut m = machine(Supervisor, &mut tables, |a| {
         // A piece of the superpage is cached, the fence names another.
-        a.lw(A0, 0, S0).sw(ZERO, 0, S1).sfence_vma(S2, ZERO).lw(A2, 0, S0);
+        a.lw(A0, 0, S0).lw(A0, 0, S0).sw(ZERO, 0, S1).sfence_vma(S2, ZERO).lw(A2, 0, S0);
     });
     tables.map_super(&mut m, 0x4000_0000, RAM, pte::S_ALL);
     m.set_x(S0, 0x4010_0000).set_x(S1, Sv32::root_entry(0x4000_0000)).set_x(S2, 0x4020_0000);
