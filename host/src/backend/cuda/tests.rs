@@ -13,6 +13,7 @@ use pxvm_tests::needs;
 
 use super::emulated::Emulated;
 use super::fleet::{LaunchArgs, Start};
+use super::packing::{InsnLoop, Packing};
 use super::{CudaBackend, DeviceFleet, Options};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::fingerprint::fingerprint;
@@ -464,10 +465,7 @@ fn a_launch_tells_how_far_vms_came_that_would_go_on() {
         slices: 2,
         slice: 1024,
         now,
-        packing: super::packing::Packing {
-            vms_per_warp: 1,
-            insn_loop: super::packing::InsnLoop::Dispatch,
-        },
+        packing: Packing { vms_per_warp: 1, insn_loop: InsnLoop::Dispatch },
         time: None,
     };
     device.submit(&args).unwrap();
@@ -497,7 +495,7 @@ const CALLS: [u32; 11] = [
 /// Runs VMs that execute more private pages than they have slots for decoded ones, twice from their
 /// start, with a pool of `pool` decoded pages. Returns how many were taken out of it each time, and
 /// the VMs' states at the end.
-fn calls_with_pool(pool: u32) -> ([u32; 2], Vec<u64>) {
+fn calls_with_pool(insn_loop: InsnLoop, pool: u32) -> ([u32; 2], Vec<u64>) {
     let fleet = fleet(3, &CALLS);
     let vms = [0, 1, 2];
     let mut device = DeviceFleet::new(Box::new(Emulated::new(Size::mib(64))), &fleet).unwrap();
@@ -512,10 +510,7 @@ fn calls_with_pool(pool: u32) -> ([u32; 2], Vec<u64>) {
             slices: 2,
             slice: 1024,
             now: Now::Instret,
-            packing: super::packing::Packing {
-                vms_per_warp: 1,
-                insn_loop: super::packing::InsnLoop::Dispatch,
-            },
+            packing: Packing { vms_per_warp: 1, insn_loop },
             time: None,
         };
         device.submit(&args).unwrap();
@@ -535,9 +530,11 @@ fn calls_with_pool(pool: u32) -> ([u32; 2], Vec<u64>) {
 #[test]
 fn a_pool_of_decoded_pages_that_runs_out_changes_no_state() {
     let most = CODE_SLOTS as u32 - 1;
-    let (taken, expected) = calls_with_pool(u32::MAX);
+    let (taken, expected) = calls_with_pool(InsnLoop::Dispatch, u32::MAX);
     assert_eq!(taken, [3 * most; 2]);
-    for pool in [0, 1, most + 2] {
-        assert_eq!(calls_with_pool(pool), ([pool; 2], expected.clone()));
+    for insn_loop in [InsnLoop::Dispatch, InsnLoop::Uniform] {
+        for pool in [0, 1, most + 2, 3 * most] {
+            assert_eq!(calls_with_pool(insn_loop, pool), ([pool; 2], expected.clone()));
+        }
     }
 }

@@ -432,11 +432,11 @@ mod tests {
 
     fn start(gpu: Emulated) -> Option<LockstepBackend> {
         pxvm_tests::needs::found("image", cache::default_image())?;
-        Some(lockstep(gpu, GuestOptions::default(), u32::MAX))
+        Some(lockstep(gpu, Choice::default(), GuestOptions::default(), u32::MAX))
     }
 
     /// Starts a fleet that has so many pages of decoded instructions in its pool, at most.
-    fn lockstep(gpu: Emulated, guest: GuestOptions, code: u32) -> LockstepBackend {
+    fn lockstep(gpu: Emulated, packing: Choice, guest: GuestOptions, code: u32) -> LockstepBackend {
         let (count, fleet) = (guest.count, assemble(&guest).unwrap());
         let ready = ReadyPattern::new(ReadyPattern::DEFAULT).unwrap();
         let link = Arc::default();
@@ -445,7 +445,7 @@ mod tests {
             Settings { started: count, threads: 1, clock, ready, until_ready: true, link };
         let mut device = DeviceFleet::new(Box::new(gpu), &fleet).unwrap();
         device.limit_code(code);
-        LockstepBackend::start(device, Choice::default(), fleet, settings).unwrap()
+        LockstepBackend::start(device, packing, fleet, settings).unwrap()
     }
 
     /// Waits until all of a number of VMs were ready.
@@ -472,7 +472,11 @@ mod tests {
         // page and the only one of the pool, the other its own.
         let initrd = Some(image.initrd);
         let guest = GuestOptions { count: 2, initrd, ..GuestOptions::default() };
-        wait_for(&lockstep(Emulated::new(Size::mib(256)), guest, 1), 2);
+        for insn_loop in [InsnLoop::Dispatch, InsnLoop::Uniform] {
+            let packing = Choice { insn_loop: Some(insn_loop), ..Choice::default() };
+            let gpu = Emulated::new(Size::mib(256));
+            wait_for(&lockstep(gpu, packing, guest.clone(), 1), 2);
+        }
     }
 
     #[test]
