@@ -116,6 +116,7 @@ mod tests {
                 "platform.itlb",
                 "platform.next_event_at",
                 "platform.replaced",
+                "platform.touched",
                 "pmp.active",
                 "progress.reserved",
                 "reserved_word.frame",
