@@ -20,7 +20,7 @@ use pxvm::bare::{Bare, Hardware};
 use pxvm::image::elf::{Program, parse};
 use pxvm::machine::Fleet;
 use pxvm::units::Size;
-use pxvm_tests::guests::{self, Guest, careless, good, hostile, similar};
+use pxvm_tests::guests::{self, Guest, good, hostile, similar};
 use pxvm_tests::simt::Simulator;
 
 const MEMORY: Size = Size(guests::MEMORY as u64);
@@ -178,29 +178,4 @@ fn lanes_that_take_each_step_together_end_as_alone() {
     let found = in_warps(&guests, InsnLoop::Uniform, &simulator, |_| true);
     assert_same(&guests, &alone(&guests), &found, |_| true);
     assert!(simulator.report().synced > 1000, "{:?}", simulator.report());
-}
-
-/// Four careless programs, each with eight kinds of data.
-fn careless_ones(seed: u64) -> Vec<Guest> {
-    (0..32).map(|n| careless(seed + n / 8, n)).collect()
-}
-
-#[test]
-fn careless_guests_end_as_alone_by_both_loops() {
-    let guests = careless_ones(1);
-    let expected = alone(&guests);
-    for insn_loop in [InsnLoop::Dispatch, InsnLoop::Uniform] {
-        let found = in_warps(&guests, insn_loop, &Simulator::new(1).splitting(), |_| true);
-        assert_same(&guests, &expected, &found, |_| true);
-    }
-}
-
-#[test]
-fn careless_guests_end_as_alone_beside_hostile_ones_by_the_uniform_loop() {
-    let careless = careless_ones(5);
-    let pairs = hostile().into_iter().zip(careless.into_iter().step_by(5).cycle());
-    let guests: Vec<Guest> = pairs.flat_map(|(hostile, good)| [hostile, good]).collect();
-    let is_good = |vm: usize| vm % 2 == 1;
-    let found = in_warps(&guests, InsnLoop::Uniform, &Simulator::new(1), is_good);
-    assert_same(&guests, &alone(&guests), &found, is_good);
 }
