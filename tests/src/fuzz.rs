@@ -19,7 +19,6 @@ use crate::loops::{InsnLoop, Uniform};
 use crate::machine::{
     DATA, M_HANDLER, MachineBy, RAM, RAM_SIZE, Sv32, TABLES, TestMachine, UniformMachine, pte,
 };
-use crate::memory::Frames;
 
 /// Bytes as a source of decisions. It has no end that a target must care for: zeros follow.
 #[derive(Clone, Debug)]
@@ -357,20 +356,15 @@ pub fn loops(data: &[u8]) {
     }
 }
 
-/// A machine with a program whose pages are shared until they are written.
 fn loaded<I: InsnLoop>(program: &[u8]) -> MachineBy<I> {
-    let (mut pages, mut table) = (Vec::new(), Vec::new());
-    for bytes in program.chunks(FRAME_SIZE as usize) {
-        let mut page = [0; FRAME_SIZE as usize];
-        page[..bytes.len()].copy_from_slice(bytes);
-        if page == [0; FRAME_SIZE as usize] {
-            table.push(0);
-        } else {
-            pages.push(page);
-            table.push(pages.len() as u32);
+    let mut m = MachineBy::new();
+    for (at, page) in (RAM..).step_by(FRAME_SIZE as usize).zip(program.chunks(FRAME_SIZE as usize))
+    {
+        if page.iter().any(|&byte| byte != 0) {
+            m.write(at, page);
         }
     }
-    MachineBy::on(&Frames::new(&pages, 64), table)
+    m
 }
 
 /// The instructions that retired.

@@ -36,24 +36,6 @@ fn a_store_leaves_the_shared_frame_alone() {
 }
 
 #[test]
-fn a_copy_is_seen_by_all_addresses_of_its_page() {
-    let frames = Frames::new(&[[0x11; 4096]], 64);
-    let mut m = TestMachine::on(&frames, vec![0, 1]);
-    m.load(|a| {
-        // Each is used twice, so that it is cached wherever it can be.
-        a.lw(A0, 0, S0).lw(A0, 0, S0).lw(A1, 0, S1).lw(A1, 0, S1).sw(A2, 0, S0).lw(A3, 0, S1);
-    });
-    let (one, other) = (0x4000_0000, 0x4000_1000);
-    let mut tables = Sv32::new();
-    tables.map_super(&mut m, RAM, RAM, pte::S_ALL);
-    tables.map(&mut m, one, RAM + 0x1000, pte::S_ALL).map(&mut m, other, RAM + 0x1000, pte::S_ALL);
-    m.set_x(S0, one).set_x(S1, other).set_x(A2, 7);
-    tables.enable(&mut m, Supervisor);
-    m.run_out();
-    assert_eq!((m.x(A0), m.x(A1), m.x(A3)), (0x1111_1111, 0x1111_1111, 7));
-}
-
-#[test]
 fn loads_copy_nothing() {
     let frames = Frames::new(&[[0x11; 4096]], 16);
     let mut m = TestMachine::on(&frames, vec![0, 1]);

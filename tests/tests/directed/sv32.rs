@@ -463,27 +463,6 @@ fn sfence_vma_makes_a_new_mapping_seen() {
 }
 
 #[test]
-fn code_that_supervisor_mode_has_executed_is_not_user_modes() {
-    let user = VA ^ 0x1000;
-    let mut tables = Sv32::new();
-    let mut m = machine(Supervisor, &mut tables, |a| {
-        // Both pages are executed some times before, U-mode's at its physical address.
-        a.jalr(RA, 0, S2).jalr(RA, 0, S2).jalr(RA, 0, S2).csrrw(ZERO, SEPC, S1).sret();
-    });
-    tables.map(&mut m, VA, PA, pte::S_ALL).map(&mut m, user, PA + 0x1000, pte::U_ALL);
-    m.load_at(PA, |a| {
-        a.ret();
-    });
-    m.load_at(PA + 0x1000, |a| {
-        a.jalr(ZERO, 0, S0);
-    });
-    m.set_x(S1, user).set_x(S2, PA + 0x1000);
-    tables.enable(&mut m, Supervisor);
-    m.run_out();
-    assert_eq!(m.taken(), to_m(INSN_PAGE, VA, VA));
-}
-
-#[test]
 fn writing_satp_makes_a_new_mapping_seen() {
     assert_eq!(
         remapped(|a| {
