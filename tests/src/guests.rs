@@ -6,7 +6,6 @@ use emu_core::dev::virtio::driver::{Prng, reg};
 use emu_core::layout::VIRT;
 
 use crate::asm::{Asm, Label, Reg, csr::*, reg::*};
-use crate::careless;
 use crate::elf;
 use crate::machine::RAM;
 use crate::program::{IMAGE_SIZE, Image};
@@ -61,12 +60,6 @@ pub fn good(count: u64) -> Vec<Guest> {
         guest("legacy-entropy", &tutorial::legacy_entropy()),
     ];
     random.chain(others).collect()
-}
-
-/// A short [careless program](careless::program), which ends well.
-pub fn careless(seed: u64, data: u64) -> Guest {
-    let bytes = careless::program(seed, data, 2);
-    Guest { name: format!("careless-{seed}-{data}"), elf: elf::executable(RAM, &bytes, RAM) }
 }
 
 /// One that never ends unless its virtio devices are modern.

@@ -64,9 +64,9 @@ pub unsafe fn step<S: Simt>(launch: &Launch, index: u32, hart: *mut Hart) {
 pub unsafe fn step_uniform<S: Simt>(launch: &Launch, index: u32, hot: HotLane) {
     // SAFETY: the caller's.
     unsafe {
-        run_entry::<S>(launch, index, |vm, mut guest, bounds, entry, _| {
+        run_entry::<S>(launch, index, |vm, mut guest, bounds, _, _| {
             let end = S::now_ns().saturating_add(launch.time_limit_ns.into());
-            guest.run_uniform_to(vm, hot, bounds, entry, end)
+            guest.run_uniform_to(vm, hot, bounds, end)
         });
     }
 }
@@ -262,15 +262,7 @@ impl<S: Simt, M: Ram<Code = CodeRef>, D: Disk> Guest<'_, '_, M, D, S> {
     /// Does what [`Guest::run_to`] does, by the uniform loop. A launch that is not exact ends at `end`
     /// on the lanes' clock.
     #[inline(always)]
-    fn run_uniform_to(
-        &mut self,
-        vm: &mut Vm,
-        hot: HotLane,
-        bounds: &Bounds,
-        entry: &Entry,
-        end: u64,
-    ) -> Exit {
-        let _ = entry;
+    fn run_uniform_to(&mut self, vm: &mut Vm, hot: HotLane, bounds: &Bounds, end: u64) -> Exit {
         self.warp.join();
         let Vm { hart, platform } = vm;
         let mut progress = Progress::NONE;
